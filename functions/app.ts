@@ -1,0 +1,158 @@
+/**
+ * The HTTP application: Request → lib → Response, the same on Node, Lambda and Workers.
+ *
+ * Nothing here knows where it runs: no environment, no console, no Node API, no state between requests. A door
+ * (node.ts, …) makes a {@link Lockstep}, says which keys there are, and serves `createApp(…).fetch`.
+ *
+ * The way of a request: headers and request id → key (401) → size of the body (413) → the router: scope and name
+ * prefix (403), path and query (400), then the handler, body (400) and library. Whatever is thrown becomes a problem
+ * (problem.ts). `/healthz` says that the process answers, without a key and without the database; `/readyz` that
+ * requests would succeed, with any key, since each costs a round trip; `/openapi.json` is made from the schemas
+ * that validate, also for any key.
+ *
+ * Routing is by the path as it was sent. A name keeps its `%2F` until its segment has been cut out, and `%25` is
+ * decoded once; hono's default decodes before it routes.
+ */
+import { createRoute, OpenAPIHono, z } from '@hono/zod-openapi'
+import type { HonoRequest } from 'hono'
+import { bodyLimit } from 'hono/body-limit'
+import { requestId } from 'hono/request-id'
+import { secureHeaders } from 'hono/secure-headers'
+import type { Lockstep } from '../lib/index.ts'
+import { checked } from './field.ts'
+import { authenticate, type Env, parseKeys } from './keys.ts'
+import { lockRouter } from './lock.ts'
+import { answer, Problem, problem, problems } from './problem.ts'
+
+export interface AppOptions {
+  /** The text of LOCKSTEP_API_KEYS (see keys.ts). Absent or blank: everybody may do everything. */
+  keys?: string | undefined
+  /** Shown in openapi.json. */
+  version?: string
+  /** Hears of every 500, and of every 503 that is the database's doing. */
+  onError?: (error: unknown, requestId: string) => void
+  /** Aborts when the server is stopping: waits end with a 503. */
+  signal?: AbortSignal
+}
+
+const MAX_BODY = 64 * 1024
+
+/**
+ * Makes the application. `createApp(…).fetch` answers requests.
+ *
+ * @throws {Error} the keys cannot be read.
+ */
+export function createApp(lockstep: Lockstep, options: AppOptions = {}): OpenAPIHono<Env> {
+  const app = new OpenAPIHono<Env>({ getPath: (request) => new URL(request.url).pathname, defaultHook: checked })
+  const keyed = authenticate(parseKeys(options.keys))
+
+  app.use(secureHeaders(FOR_AN_API), requestId(), async (c, next) => {
+    c.header('Cache-Control', 'no-store')
+    await next()
+  })
+  for (const path of ['/v1/*', '/readyz', '/openapi.json']) app.use(path, keyed)
+  app.use('/v1/*', (c, next) => (mayBeLarge(c.req) ? limited(c, next) : next()))
+
+  app.openapi(healthz, (c) => c.json({ status: 'ok' as const }, 200))
+  app.openapi(readyz, async (c) => {
+    await lockstep.ready()
+    return c.json({ status: 'ready' as const }, 200)
+  })
+  let document: object | undefined
+  app.openapi(openapi, (c) => {
+    document ??= app.getOpenAPI31Document(about(options.version))
+    return c.json(document, 200)
+  })
+  app.route('/v1/locks', lockRouter(lockstep.locks, options.signal))
+
+  app.openAPIRegistry.registerComponent('securitySchemes', 'key', {
+    type: 'http',
+    scheme: 'bearer',
+    bearerFormat: 'id.secret',
+  })
+  refuseOtherMethods(app)
+  app.notFound((c) => problem(c, new Problem(404, 'NOT_FOUND', 'There is nothing at this path')))
+  app.onError((error, c) => answer(c, error, options.onError))
+  return app
+}
+
+// Headers for documents (COOP, frames, DNS prefetch, …) mean nothing on JSON.
+const FOR_AN_API = {
+  contentSecurityPolicy: { defaultSrc: ["'none'"], frameAncestors: ["'none'"] },
+  crossOriginOpenerPolicy: false,
+  originAgentCluster: false,
+  xDnsPrefetchControl: false,
+  xDownloadOptions: false,
+  xFrameOptions: false,
+  xPermittedCrossDomainPolicies: false,
+  xXssProtection: false,
+}
+
+const status = <S extends string>(word: S, description: string) => ({
+  description,
+  content: { 'application/json': { schema: z.object({ status: z.literal(word) }) } },
+})
+const health = { method: 'get' as const, tags: ['health'] }
+
+const healthz = createRoute({
+  ...health,
+  path: '/healthz',
+  summary: 'The process answers. Needs no key',
+  responses: { 200: status('ok', 'It does') },
+})
+
+const readyz = createRoute({
+  ...health,
+  path: '/readyz',
+  summary: 'The database answers and has the schema this version needs',
+  security: [{ key: [] }],
+  responses: { 200: status('ready', 'It does'), ...problems(401, 500, 503) },
+})
+
+const openapi = createRoute({
+  ...health,
+  path: '/openapi.json',
+  summary: 'This document',
+  security: [{ key: [] }],
+  responses: {
+    200: { description: 'OpenAPI 3.1', content: { 'application/json': { schema: z.looseObject({}) } } },
+    ...problems(401, 500),
+  },
+})
+
+function about(version = '0.0.0') {
+  return {
+    openapi: '3.1.0',
+    info: {
+      title: 'Lockstep',
+      version,
+      description: 'Distributed coordination on Postgres. Instants are RFC 3339 in UTC, tokens decimal strings.',
+      license: { name: 'MIT', identifier: 'MIT' },
+    },
+  }
+}
+
+/** A path that exists answers 405 and says what it can; hono alone would answer 404. */
+function refuseOtherMethods(app: OpenAPIHono<Env>): void {
+  const routes = app.routes.filter(({ method }) => method !== 'ALL')
+  for (const [path, those] of Map.groupBy(routes, (route) => route.path)) {
+    const methods = new Set(those.flatMap(({ method }) => (method === 'GET' ? ['GET', 'HEAD'] : [method])))
+    const Allow = [...methods].join(', ')
+    app.all(path, () => {
+      throw new Problem(405, 'METHOD_NOT_ALLOWED', `This path takes ${Allow}`, { headers: { Allow } })
+    })
+  }
+}
+
+const limited = bodyLimit({
+  maxSize: MAX_BODY,
+  onError: (c) => problem(c, new Problem(413, 'TOO_LARGE', `The body is over ${MAX_BODY} bytes`)),
+})
+
+// The first thing bodyLimit does is look at `request.body`, and on Node that look makes a stream: a third of the time
+// of the whole request. Bodies that nobody reads, or whose length was announced (the platform enforces it), need not.
+function mayBeLarge(request: HonoRequest): boolean {
+  if (!['POST', 'PUT', 'PATCH'].includes(request.method)) return false
+  const announced = Number(request.header('Content-Length') ?? Number.NaN)
+  return !(announced <= MAX_BODY) || request.header('Transfer-Encoding') !== undefined
+}

@@ -1,0 +1,175 @@
+#!/usr/bin/env node
+/**
+ * The command `lockstep`: environment → database → server. The only file that reads the environment and prints.
+ *
+ * `start` needs nothing: without DATABASE_URL it brings its own PostgreSQL (lib/postgres.ts) with the data in
+ * `.lockstep/`. It migrates before it listens, so whoever gets an answer gets it from the right schema. The first
+ * SIGINT or SIGTERM stops gracefully, at any moment of the start as well; the second ends the process at once (the
+ * embedded server then stops by itself, leases run out). What cannot go on ends in one sentence and exit code 1;
+ * a command that is not understood, in 2.
+ */
+import { once } from 'node:events'
+import { readFile } from 'node:fs/promises'
+import { parseArgs } from 'node:util'
+import { createLockstep } from '../lib/index.ts'
+import { migrate } from '../lib/migrate.ts'
+import { startPostgres } from '../lib/postgres.ts'
+import { parseKeys } from './keys.ts'
+import { listenAddress, serve } from './node.ts'
+
+const HELP = `lockstep: distributed coordination on Postgres
+
+  lockstep [start]     migrate the database, then serve HTTP
+  lockstep migrate     migrate the database of DATABASE_URL
+  lockstep --version   lockstep --help
+
+Environment
+  PORT                 0–65535, 0 for a free one (3000)
+  HOST                 address to listen on (127.0.0.1); any but loopback needs keys
+  DATABASE_URL         postgres://user:password@host:port/database
+                       (an embedded PostgreSQL, its data in .lockstep/)
+  LOCKSTEP_API_KEYS    id:sha256-of-secret:scope+scope[:name-prefix],…
+                       scopes: locks, leaders, tasks, streams, time, each with :read or :write; admin
+                       a secret: openssl rand -hex 32    its hash: printf %s "$secret" | sha256sum
+`
+
+const FOLDER = '.lockstep'
+
+async function main(args: string[], env: NodeJS.ProcessEnv): Promise<void> {
+  const { values, positionals } = parseArgs({
+    args,
+    allowPositionals: true,
+    options: { help: { type: 'boolean', short: 'h' }, version: { type: 'boolean', short: 'v' } },
+  })
+  if (values.help) return console.log(HELP)
+  if (values.version) return console.log(await version())
+  const [command = 'start', ...more] = positionals
+  if (more.length > 0 || !['start', 'migrate'].includes(command)) {
+    throw Object.assign(new Error(`There is no command "${positionals.join(' ')}": try --help`), { exitCode: 2 })
+  }
+  const settings = readSettings(env)
+  if (command === 'start') return start(settings)
+  if (!settings.url) throw new Error('migrate needs DATABASE_URL (the embedded PostgreSQL is migrated by start)')
+  await migrated(settings.url)
+}
+
+interface Settings {
+  port: number
+  host: string
+  url: string | undefined
+  keys: string | undefined
+}
+
+/** Everything that can be wrong with the environment is found before anything is started. */
+function readSettings(env: NodeJS.ProcessEnv): Settings {
+  const port = env.PORT || '3000'
+  if (!/^\d{1,5}$/.test(port) || Number(port) > 65_535) {
+    throw new Error(`PORT must be a whole number, 0–65535, not ${JSON.stringify(port)}`)
+  }
+  const host = env.HOST || '127.0.0.1'
+  if (!/^[\w.:%-]+$/.test(host)) throw new Error(`HOST must be an address or a name, not ${JSON.stringify(host)}`)
+  const url = env.DATABASE_URL || undefined
+  if (url && !/^postgres(ql)?:/.test(URL.parse(url)?.protocol ?? '')) {
+    throw new Error(
+      'DATABASE_URL must be like postgres://user:password@host:port/database, special characters percent-encoded',
+    )
+  }
+  parseKeys(env.LOCKSTEP_API_KEYS)
+  return { port: Number(port), host, url, keys: env.LOCKSTEP_API_KEYS }
+}
+
+async function start({ port, host, url: given, keys }: Settings): Promise<void> {
+  await listenAddress(host, keys)
+  const stop = stopSignal()
+  const undo: (() => Promise<void>)[] = []
+  try {
+    let url = given
+    if (!url) {
+      console.log(`starting PostgreSQL, data in ${FOLDER}/ …`)
+      const postgres = await startPostgres({ dir: FOLDER, signal: stop })
+      undo.push(() => postgres.stop())
+      url = postgres.url
+    }
+    stop.throwIfAborted()
+    await migrated(url)
+    stop.throwIfAborted()
+
+    const lockstep = createLockstep({ connectionString: url })
+    undo.push(() => lockstep.close())
+    const server = await serve({ lockstep, host, port, keys, version: await version(), onError: report })
+    undo.splice(-1, 1, () => server.close())
+    console.log(greeting(server.url, keys))
+    if (!stop.aborted) await once(stop, 'abort')
+    console.log('stopping …')
+  } catch (error) {
+    if (error !== stop.reason) throw error
+  } finally {
+    for (const step of undo.reverse()) await step()
+  }
+  console.log('stopped')
+}
+
+/** Aborts at the first SIGINT or SIGTERM; the second ends the process. */
+function stopSignal(): AbortSignal {
+  const stop = new AbortController()
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    process.on(signal, () => (stop.signal.aborted ? process.exit(1) : stop.abort()))
+  }
+  return stop.signal
+}
+
+async function migrated(url: string): Promise<void> {
+  const { applied, latest } = await migrate(url)
+  console.log(applied.length > 0 ? `migrations applied: ${applied.join(', ')}` : `schema is up to date (${latest})`)
+}
+
+function greeting(url: string, keys: string | undefined): string {
+  const open = parseKeys(keys).length === 0
+  const header = open ? '' : " \\\n    -H 'Authorization: Bearer id.secret'"
+  return `listening on ${url}${open ? ', without keys: every program on this machine may do everything' : ''}
+
+  curl -i -X POST ${url}/v1/locks/hello${header} \\
+    -H 'Content-Type: application/json' -d '{ "ttlMs": 30000 }'
+`
+}
+
+let lastOutage = Number.NEGATIVE_INFINITY
+
+/** A 500 is a bug and comes with its stack; an outage of the database is one line every ten seconds. */
+function report(error: unknown, requestId: string): void {
+  if ((error as { code?: unknown }).code !== 'UNAVAILABLE') {
+    console.error(`request ${requestId}:`, error)
+  } else if (performance.now() - lastOutage > 10_000) {
+    lastOutage = performance.now()
+    console.error(sentence(error))
+  }
+}
+
+/** One line, with the cause if it tells more, and never a connection string. */
+function sentence(error: unknown): string {
+  const words: string[] = []
+  for (let e: unknown = error; e instanceof Error; e = e instanceof AggregateError ? e.errors[0] : e.cause) {
+    const [line = ''] = e.message.split('\n')
+    if (line !== '' && !words.some((word) => word.includes(line))) words.push(line)
+  }
+  const [first = String(error), ...causes] = words
+  const text = `${first}${causes.length > 0 ? ` (${causes.join('; ')})` : ''}`
+  return process.env.DATABASE_URL ? text.replaceAll(process.env.DATABASE_URL, 'DATABASE_URL') : text
+}
+
+async function version(): Promise<string> {
+  for (const place of ['../package.json', '../../package.json']) {
+    const text = await readFile(new URL(place, import.meta.url), 'utf8').catch(() => '{}')
+    const { name, version } = JSON.parse(text)
+    if (name === 'lockstep') return version
+  }
+  return 'unknown'
+}
+
+try {
+  await main(process.argv.slice(2), process.env)
+} catch (error) {
+  console.error(sentence(error))
+  const { code, exitCode = 1 } = error as { code?: unknown; exitCode?: number }
+  process.exit(/^ERR_PARSE_ARGS/.test(String(code)) ? 2 : exitCode)
+}

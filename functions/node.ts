@@ -1,0 +1,153 @@
+/**
+ * The Node door: the application on node:http, and a stop that breaks no promise.
+ *
+ * To stop is: accept nobody new; end every wait at once (503, the caller asks another server); let the other
+ * requests finish, ten seconds at most; close the library, which gives back its connections. Answers given
+ * meanwhile say `Connection: close`, so that no client sends its next request into a closing socket.
+ *
+ * A client gets ten seconds for its headers and thirty for its whole request, then 408: slow senders cannot collect
+ * connections. That bounds the sending, not the answer: a wait of twenty seconds is not touched by it. What node
+ * itself refuses before there is a request (431, 408, broken HTTP) is a problem+json too.
+ *
+ * Without keys it serves the loopback interface only. That is decided by the address that HOST resolves to.
+ */
+import { lookup } from 'node:dns/promises'
+import { once } from 'node:events'
+import { createServer, type ServerResponse } from 'node:http'
+import { type AddressInfo, BlockList, isIP, isIPv6, type Socket } from 'node:net'
+import { getRequestListener, RequestError } from '@hono/node-server'
+import type { Lockstep } from '../lib/index.ts'
+import { type AppOptions, createApp } from './app.ts'
+import { parseKeys } from './keys.ts'
+import { problemBody } from './problem.ts'
+
+export interface ServeOptions extends Omit<AppOptions, 'signal'> {
+  /** Closed by `close`. */
+  lockstep: Lockstep
+  /** Address or name to listen on. Anything but loopback needs keys. @default '127.0.0.1' */
+  host?: string
+  /** 0–65_535, 0 for a free one. @default 3000 */
+  port?: number
+  /** How long requests in flight may take once `close` is called. @default 10_000 */
+  drainMs?: number
+}
+
+export interface Server {
+  /** `http://host:port` */
+  readonly url: string
+  /** Stops gracefully, then closes the library; idempotent. Resolves when no connection is left. */
+  close(): Promise<void>
+}
+
+/**
+ * Listens for requests.
+ *
+ * @throws {Error} in one sentence: the port is taken, the host is not ours, a public address without keys, keys that
+ *   cannot be read. `lockstep` is then still open.
+ */
+export async function serve(options: ServeOptions): Promise<Server> {
+  const { lockstep, host = '127.0.0.1', port = 3000, drainMs = 10_000 } = options
+  const address = await listenAddress(host, options.keys)
+  const stopping = new AbortController()
+  const app = createApp(lockstep, { ...options, signal: stopping.signal })
+  const listener = getRequestListener(app.fetch, { hostname: 'localhost', errorHandler: malformed })
+  const open = new Set<ServerResponse>()
+  const server = createServer(LIMITS, (incoming, outgoing) => {
+    open.add(outgoing)
+    outgoing.once('close', () => open.delete(outgoing))
+    if (stopping.signal.aborted) outgoing.setHeader('Connection', 'close')
+    return listener(incoming, outgoing)
+  })
+  server.on('checkExpectation', (incoming, outgoing) => server.emit('request', incoming, outgoing)) // not a bare 417
+  server.on('clientError', (error: NodeJS.ErrnoException, socket: Socket) => {
+    // Never into an answer that has begun, nor in place of one that is due for an earlier request.
+    const busy = [...open].some((to) => to.socket === socket && (to.headersSent || to.req.complete))
+    if (socket.writable && !busy && error.code !== 'ECONNRESET') socket.write(refusal(error.code))
+    socket.destroySoon()
+  })
+  await listen(server.listen(port, address), host, port)
+
+  async function stop(): Promise<void> {
+    const closed = once(server, 'close')
+    server.close() // idle connections close with it
+    for (const outgoing of open) if (!outgoing.headersSent) outgoing.setHeader('Connection', 'close')
+    stopping.abort(new Error('The server is stopping'))
+    const late = setTimeout(() => server.closeAllConnections(), drainMs)
+    await closed
+    clearTimeout(late)
+    await lockstep.close()
+  }
+  let stopped: Promise<void> | undefined
+  return {
+    url: `http://${isIPv6(host) ? `[${host}]` : host}:${(server.address() as AddressInfo).port}`,
+    close: () => (stopped ??= stop()),
+  }
+}
+
+const LIMITS = {
+  headersTimeout: 10_000,
+  requestTimeout: 30_000,
+  connectionsCheckingInterval: 2_000,
+  // Longer than the minute for which load balancers keep a connection: it should be they who close an idle one.
+  keepAliveTimeout: 65_000,
+  requireHostHeader: false, // node-server refuses it too, and lets us say so
+}
+
+/**
+ * The address that a host name means, if it may be served with these keys.
+ *
+ * @throws {Error} in one sentence: there is no such name, or it is public and there are no keys.
+ */
+export async function listenAddress(host: string, keys: string | undefined): Promise<string> {
+  const address = isIP(host) ? host : (await lookup(host).catch(() => undefined))?.address
+  if (!address) throw new Error(`HOST is ${host}, which is no address and no known name`)
+  if (parseKeys(keys).length > 0 || loopback.check(address, isIPv6(address) ? 'ipv6' : 'ipv4')) return address
+  throw new Error(
+    `Without keys it listens on loopback only, and HOST is ${host}: set LOCKSTEP_API_KEYS, or HOST=127.0.0.1`,
+  )
+}
+
+const loopback = new BlockList()
+loopback.addSubnet('127.0.0.0', 8, 'ipv4')
+loopback.addAddress('::1', 'ipv6')
+
+async function listen(server: ReturnType<typeof createServer>, host: string, port: number): Promise<void> {
+  try {
+    await once(server, 'listening')
+  } catch (error) {
+    const sentences: Record<string, string> = {
+      EADDRINUSE: `Port ${port} on ${host} is taken by another program: stop it, or choose another PORT`,
+      EACCES: `Port ${port} may not be opened by this user: choose a PORT above 1023`,
+      EADDRNOTAVAIL: `HOST is ${host}, which is not an address of this machine`,
+    }
+    const { code = '', message } = error as NodeJS.ErrnoException
+    throw new Error(sentences[code] ?? `Cannot listen on ${host}, port ${port}: ${message}`)
+  }
+}
+
+function malformed(error: unknown): Response {
+  const known = error instanceof RequestError
+  const body = known
+    ? problemBody(400, 'INVALID_ARGUMENT', `The request cannot be read: ${error.message}`)
+    : problemBody(500, 'INTERNAL', 'An error of ours')
+  return new Response(JSON.stringify(body), {
+    status: body.status,
+    headers: { 'Content-Type': 'application/problem+json' },
+  })
+}
+
+function refusal(code: string | undefined): string {
+  const body =
+    code === 'HPE_HEADER_OVERFLOW'
+      ? problemBody(431, 'TOO_LARGE', 'Path and headers are over 16 KiB', 'Request Header Fields Too Large')
+      : code === 'ERR_HTTP_REQUEST_TIMEOUT'
+        ? problemBody(408, 'TIMEOUT', 'The request did not arrive in time', 'Request Timeout')
+        : problemBody(
+            400,
+            'INVALID_ARGUMENT',
+            'This is not valid HTTP (in its target, everything but ASCII must be percent-encoded)',
+          )
+  const text = JSON.stringify(body)
+  const headers = ['Connection: close', 'Content-Type: application/problem+json', `Content-Length: ${text.length}`]
+  return `HTTP/1.1 ${body.status} ${body.title}\r\n${headers.join('\r\n')}\r\n\r\n${text}`
+}

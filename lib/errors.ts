@@ -1,0 +1,116 @@
+/**
+ * The errors, all of them.
+ *
+ * A caller decides by `code`, never by message or `instanceof` alone: two copies of this package in one
+ * process (a bundler's work) have two classes of each name but the same codes. An expected refusal is not
+ * here at all: `tryAcquire` answers `null`. An aborted call rejects with the caller's own `signal.reason`.
+ */
+
+/** What every error of ours carries. */
+export type ErrorCode = 'LEASE_HELD' | 'LEASE_LOST' | 'UNAVAILABLE' | 'INVALID_ARGUMENT'
+
+/** Somebody else still held it when the wait ran out. Try later. */
+export class LeaseHeldError extends Error {
+  override readonly name = 'LeaseHeldError'
+  readonly code = 'LEASE_HELD'
+  readonly leaseName: string
+  /** Milliseconds until the present hold ends by itself unless renewed; undefined when it has no expiry. */
+  readonly retryAfterMs: number | undefined
+
+  constructor(leaseName: string, waitMs: number, retryAfterMs?: number) {
+    super(`${JSON.stringify(leaseName)} is still held by another holder after waiting ${waitMs} ms`)
+    this.leaseName = leaseName
+    this.retryAfterMs = retryAfterMs
+  }
+}
+
+/** The hold was taken from us, or ran out, or was never ours: stop the work it guarded. */
+export class LeaseLostError extends Error {
+  override readonly name = 'LeaseLostError'
+  readonly code = 'LEASE_LOST'
+  readonly leaseName: string
+  readonly token: bigint
+
+  constructor(leaseName: string, token: bigint, why: string, options?: ErrorOptions) {
+    super(`${JSON.stringify(leaseName)} is not held under token ${token}: ${why}`, options)
+    this.leaseName = leaseName
+    this.token = token
+  }
+}
+
+/** The database cannot be asked now. Nothing is known about the outcome of the call; back off and retry. */
+export class UnavailableError extends Error {
+  override readonly name = 'UnavailableError'
+  readonly code = 'UNAVAILABLE'
+}
+
+/** Marks a `TypeError` or `RangeError` as a mistake in a call: `code` INVALID_ARGUMENT and the `field`. */
+export type InvalidArgument = (TypeError | RangeError) & { code: 'INVALID_ARGUMENT'; field: string }
+
+/** A value of the wrong type. */
+export function wrongType(field: string, expected: string, got: unknown): InvalidArgument {
+  return Object.assign(new TypeError(`Expected \`${field}\` to be ${expected}, got ${shown(got)}`), {
+    code: 'INVALID_ARGUMENT' as const,
+    field,
+  })
+}
+
+/** A value of the right type outside its range. */
+export function outOfRange(field: string, expected: string, got: unknown): InvalidArgument {
+  return Object.assign(new RangeError(`Expected \`${field}\` to be ${expected}, got ${shown(got)}`), {
+    code: 'INVALID_ARGUMENT' as const,
+    field,
+  })
+}
+
+function shown(value: unknown): string {
+  if (typeof value === 'string') {
+    return value.length > 80 ? `a string of ${value.length} characters` : JSON.stringify(value)
+  }
+  if (typeof value === 'object' && value !== null) return Array.isArray(value) ? 'an array' : 'an object'
+  return String(value)
+}
+
+/**
+ * A failure below the protocol, told apart: what the database or the network did to us becomes an
+ * {@link UnavailableError}; anything else (a bug, a missing migration) is returned as it came.
+ *
+ * @see https://www.postgresql.org/docs/current/errcodes-appendix.html
+ */
+export function fromDatabase(error: unknown): unknown {
+  if (!(error instanceof Error)) return error
+  const { code, severity } = error as { code?: string; severity?: string }
+  const sqlState = severity === undefined ? undefined : code // an answer of the server; EPIPE has five letters too
+  if (sqlState === '53200' && /shared memory/.test(error.message)) {
+    return new UnavailableError(
+      'The database has no room for another advisory lock: raise max_locks_per_transaction (it holds about ' +
+        'max_locks_per_transaction × max_connections of them)',
+      { cause: error },
+    )
+  }
+  if (sqlState === '3F000' || sqlState === '42P01' || sqlState === '42883') {
+    return /lockstep/.test(error.message)
+      ? new UnavailableError('The database lacks the lockstep schema, or has an older one: run the migrations', {
+          cause: error,
+        })
+      : error
+  }
+  // 08 connection, 28 login, 3D000 no such database, 53 resources, 57P0x shutdown, 57014 cancelled, 25006 a standby
+  if (sqlState !== undefined) {
+    return /^(08|28|3D000|53|57P|57014|25006)/.test(sqlState)
+      ? new UnavailableError('The database is not available', { cause: error })
+      : error
+  }
+  return isTransport(error) ? new UnavailableError('The database cannot be reached', { cause: error }) : error
+}
+
+// pg has no error class of its own for a lost connection: node's codes, and these sentences of pg and pg-pool.
+function isTransport(error: Error & { code?: unknown }): boolean {
+  return (
+    (typeof error.code === 'string' && /^E[A-Z_]+$/.test(error.code)) ||
+    /^(Connection terminated|Client has encountered a connection error|Client was closed|Query read timeout|timeout expired|timeout exceeded when trying to connect|Cannot use a pool after calling end|The server does not support SSL)/.test(
+      error.message,
+    ) ||
+    (error instanceof AggregateError && error.errors.every((e) => e instanceof Error && isTransport(e)))
+  )
+}

@@ -1,0 +1,275 @@
+/**
+ * What a holder has in its hands: the part that both kinds share, and the lease that is kept by renewals.
+ *
+ * All leases of a process are kept by one {@link Keeper}: one timer, and one statement for all that are due. A lease
+ * is renewed a third of its ttl after the last attempt; when one is due, every other that has half of that behind it
+ * goes along, so that leases granted at different times soon share their statements for good.
+ */
+import { sql, type Transaction } from 'kysely'
+import { type AnyTransaction, type Database, within } from './db.ts'
+import { LeaseLostError } from './errors.ts'
+import type { Grant, Held, Leases } from './lease.ts'
+import { Moment, trusted } from './trust.ts'
+
+export abstract class Hold implements Held {
+  readonly name: string
+  readonly holder: string
+  readonly token: bigint
+  abstract readonly kind: Held['kind']
+  readonly #database: Database
+  readonly #leases: Leases
+  #controller: AbortController | undefined
+  #lost: LeaseLostError | undefined
+  #release: Promise<void> | undefined
+  #released = false
+  #releasedInside = false // release({ trx }) was called; that transaction may still roll back
+
+  constructor(database: Database, leases: Leases, name: string, holder: string, token: bigint) {
+    this.#database = database
+    this.#leases = leases
+    this.name = name
+    this.holder = holder
+    this.token = token
+  }
+
+  /** Whether clocks say that it may be believed. */
+  protected abstract believed(): boolean
+  /** Makes the row visible to fences. */
+  protected abstract fence(): Promise<void>
+  /** Gives it up in the database. @throws {LeaseLostError} */
+  protected abstract giveUp(): Promise<void>
+  /** It is over, one way or the other: stop whatever kept it. */
+  protected abstract ended(): void
+
+  // Made when asked for: most holds end before anybody looks.
+  get signal(): AbortSignal {
+    if (!this.#controller) {
+      this.#controller = new AbortController()
+      if (this.#lost) this.#controller.abort(this.#lost)
+    }
+    return this.#controller.signal
+  }
+
+  isTrusted(): boolean {
+    return !this.#lost && !this.#released && !this.#release && this.believed()
+  }
+
+  async assertHeld(trx: AnyTransaction): Promise<void> {
+    await this.#inside(trx, 'assert_held')
+  }
+
+  // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
+  async transaction<T>(work: (trx: Transaction<any>) => Promise<T>): Promise<T> {
+    const over = this.#whyOver()
+    if (over) throw over
+    try {
+      return await this.#database.kysely.transaction().execute(async (trx) => {
+        await this.#inside(trx, 'assert_held')
+        return work(trx)
+      })
+    } catch (error) {
+      throw this.#explained(error) // a fenced table answers at COMMIT
+    }
+  }
+
+  async release({ trx }: { trx?: AnyTransaction } = {}): Promise<void> {
+    if (trx) {
+      await this.#inside(trx, 'release_held')
+      if (!this.#releasedInside) void this.#watch()
+      this.#releasedInside = true
+      return
+    }
+    this.#release ??= this.#releaseNow()
+    return this.#release
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      await this.release()
+    } catch (error) {
+      if (!(error instanceof LeaseLostError)) throw error
+    }
+  }
+
+  /** The row says another token, or none: lost, unless a transaction of our own released it. */
+  gone(): void {
+    if (this.#releasedInside) void this.release().catch(() => {})
+    else this.lose('it expired or passed on')
+  }
+
+  /** Whether it was lost or given up. */
+  protected get over(): boolean {
+    return this.#lost !== undefined || this.#released
+  }
+
+  /** Loses the hold: once, and not after it was given up. */
+  lose(why: string, cause?: unknown): void {
+    if (this.over) return
+    this.#lost = new LeaseLostError(this.name, this.token, why, cause === undefined ? undefined : { cause })
+    this.ended()
+    this.#controller?.abort(this.#lost)
+  }
+
+  async #releaseNow(): Promise<void> {
+    if (this.#released) return
+    if (this.#lost) throw this.#lost
+    try {
+      await this.giveUp()
+      this.#released = true
+      this.ended()
+    } catch (error) {
+      if (error instanceof LeaseLostError && this.#releasedInside) {
+        this.#released = true
+        this.ended()
+        return
+      }
+      if (error instanceof LeaseLostError) this.lose('it expired or passed on before it was released', error)
+      else this.#release = undefined // the database could not be asked: it may be asked again
+      throw error
+    }
+  }
+
+  // release({ trx }) is done when that transaction commits, which is seen from outside.
+  async #watch(): Promise<void> {
+    for (let pause = 10; !this.#released && !this.#lost && !this.#release; pause = Math.min(pause * 2, 1_000)) {
+      try {
+        if (!(await this.#leases.stands(this.name, this.token))) return this.gone()
+      } catch {} // the database is away: asked again
+      await new Promise((resolve) => setTimeout(resolve, pause))
+    }
+  }
+
+  async #inside(trx: AnyTransaction, verb: 'assert_held' | 'release_held'): Promise<void> {
+    const over = this.#whyOver()
+    if (!over) await this.fence()
+    try {
+      // Of a hold that is over, a token that nobody has: who catches the error shall still not be able to commit.
+      await within(trx, sql`select lockstep.${sql.raw(verb)}(${this.name}, ${over ? 0n : this.token})`)
+    } catch (error) {
+      throw over ?? this.#explained(error)
+    }
+  }
+
+  #explained(error: unknown): unknown {
+    if ((error as { code?: unknown })?.code !== 'LS001') return error
+    this.lose('the database says so', error)
+    return this.#lost ?? new LeaseLostError(this.name, this.token, 'the database says so', { cause: error })
+  }
+
+  #whyOver(): LeaseLostError | undefined {
+    if (this.#lost) return this.#lost
+    if (this.#released || this.#release) return new LeaseLostError(this.name, this.token, 'it was released')
+    return undefined
+  }
+}
+
+/** A lease, kept by renewals until it is released or lost. */
+export class LeaseHold extends Hold {
+  readonly kind = 'lease'
+  readonly ttlMs: number
+  readonly #leases: Leases
+  readonly #keeper: Keeper
+  /** When the last successful grant or renewal was attempted. */
+  #kept: Moment
+  /** When the last renewal was attempted. */
+  #attempted: Moment
+  #pauseMs: number
+  #renewing = false
+
+  constructor(database: Database, leases: Leases, keeper: Keeper, grant: Grant, ttlMs: number, attempted: Moment) {
+    super(database, leases, grant.name, grant.holder, grant.token)
+    this.#leases = leases
+    this.#keeper = keeper
+    this.ttlMs = ttlMs
+    this.#kept = attempted
+    this.#attempted = attempted
+    this.#pauseMs = ttlMs / 3
+    keeper.keep(this)
+  }
+
+  protected believed(): boolean {
+    return this.#kept.elapsed() < trusted(this.ttlMs)
+  }
+
+  protected async fence(): Promise<void> {}
+
+  protected async giveUp(): Promise<void> {
+    this.#keeper.forget(this)
+    await this.#leases.revoke(this.name, this.token)
+  }
+
+  protected ended(): void {
+    this.#keeper.forget(this)
+  }
+
+  /** How due a renewal is: 1 is due. */
+  get due(): number {
+    return this.#renewing ? 0 : this.#attempted.elapsed() / this.#pauseMs
+  }
+
+  /** Ends the hold when trust has run out. */
+  endIfUntrusted(): void {
+    if (!this.believed()) this.lose(`not renewed for ${Math.round(this.#kept.elapsed())} of its ${this.ttlMs} ms`)
+  }
+
+  async renew(): Promise<void> {
+    const attempted = new Moment()
+    this.#attempted = attempted
+    this.#renewing = true
+    // Anything but success is tried again soon, while trust lasts.
+    this.#pauseMs = Math.min(this.ttlMs / 10, 1_000)
+    try {
+      const { outcome } = await this.#leases.tryRenew(this.name, this.token, this.ttlMs)
+      if (outcome === 'renewed') {
+        this.#kept = attempted
+        this.#pauseMs = this.ttlMs / 3
+      } else if (outcome === 'lost') this.gone()
+    } catch {
+      // The database is away. Trust ends by the clock.
+    } finally {
+      this.#renewing = false
+    }
+  }
+}
+
+/** Keeps all leases of a process. */
+export class Keeper {
+  readonly #held = new Set<LeaseHold>()
+  #timer: NodeJS.Timeout | undefined
+  #everyMs = Infinity
+
+  keep(hold: LeaseHold): void {
+    this.#held.add(hold)
+    this.#tickEvery(hold.ttlMs / 20)
+  }
+
+  forget(hold: LeaseHold): void {
+    this.#held.delete(hold)
+  }
+
+  /** Every lease of this process: released when Lockstep is closed. */
+  get all(): LeaseHold[] {
+    return [...this.#held]
+  }
+
+  #tickEvery(ms: number) {
+    if (ms >= this.#everyMs) return
+    clearInterval(this.#timer)
+    this.#everyMs = ms
+    this.#timer = setInterval(() => this.#tick(), ms)
+    this.#timer.unref()
+  }
+
+  #tick() {
+    for (const hold of this.#held) hold.endIfUntrusted()
+    if (this.#held.size === 0) {
+      clearInterval(this.#timer)
+      this.#everyMs = Infinity
+      return
+    }
+    const holds = this.all
+    if (holds.some((hold) => hold.due >= 1)) {
+      for (const hold of holds) if (hold.due >= 0.5) void hold.renew()
+    }
+  }
+}

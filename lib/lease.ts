@@ -1,0 +1,322 @@
+/**
+ * The heart: what it means to hold.
+ *
+ * PROMISE. A hold is a name, a token, and a way to learn that it is lost. At any moment at most one holder of a name
+ * is in the database's eyes the holder. Every later grant of a name has a larger token than every earlier one. A
+ * write made in a transaction that asserted its hold commits only if no other grant of that name came before the
+ * commit; the next grant waits for it.
+ *
+ *           ┌───────────── expired, or its connection is dead ◄────────────┐
+ *           ▼                                                              │ no renewal for ttlMs
+ *         free ── grant: K gained, new token ──────────────► held ─────────┤
+ *           ▲                                               │   ▲          │
+ *           │                                               │   └─ renew ──┘ (same token, in time)
+ *           └── revoke: waits for fenced transactions ◄─────┘
+ *
+ * HOW. One sentence: the advisory lock K(name) is the queue and the gate; the row is what a transaction can be fenced
+ * against. Whoever grants has K at that moment, for the statement (a lease), for the connection, or for the
+ * transaction: so the three exclude each other. Whoever takes or frees a row locks it FOR UPDATE; a fenced
+ * transaction holds it FOR KEY SHARE; a renewal takes it FOR NO KEY UPDATE, which passes the fence but not the taker.
+ * The SQL is db/migrations/0001_lease.sql, a function for each verb.
+ *
+ * Against the first design, two things are simpler. The design gave the row a unique (name, token), so that changing
+ * the token would be a key update; taking the row lock explicitly does the same and leaves the token unindexed, so
+ * that grants, renewals and releases are HOT updates and no index grows. And idle rows can be deleted (`sweep`),
+ * because tokens come from a sequence, not from the row.
+ *
+ * TRUST. A holder believes in its lease from the moment the grant or renewal was *attempted*, for nine tenths of the
+ * ttl (trust.ts). Renewing and trusting have deadlines of their own: trust ends on time while a renewal hangs.
+ * `isTrusted()` compares clocks when called, so that a timer that comes late cannot lie. When trust ends `signal`
+ * aborts with a LeaseLostError, once; it never aborts on release.
+ *
+ * FAILURES. The process dies: a lease ends by its ttl, a connection hold with its connection. The answer to a grant is
+ * lost: the lease runs out, or the same holder asks again and gets the same token. The answer to a renewal is lost:
+ * it is tried again until trust ends. The answer to a release is lost: asked again it says "lost", which is true. A
+ * revoke commits asynchronously; if the server crashes then, the old lease is there until its ttl: late, never wrong.
+ *
+ * NOT PROMISED. A signal cannot fire in a paused process: only the token, or the fence in the transaction, protects
+ * what is written. A database clock that steps forward ends leases early, for those who trust their own clock; the
+ * fence asks the database's clock and stays right. A fail-over to a standby that had not received the last commits
+ * forgets them: use synchronous replication where a token must never be granted twice. And after a crash of the
+ * server a connection hold's token, if it was handed out within the instant before the sequence's log reached the
+ * disk, may be handed out again; leases' tokens are on disk before the grant is answered.
+ */
+import { type RawBuilder, sql, type Transaction } from 'kysely'
+import { type AnyTransaction, batched, type Database, list } from './db.ts'
+import { LeaseLostError, outOfRange, UnavailableError, wrongType } from './errors.ts'
+import { Moment } from './trust.ts'
+
+/** Ranges of every option, in its own unit. */
+export const LIMITS = {
+  /** Characters (Unicode code points), no control characters. */
+  name: { min: 1, max: 255 },
+  /** Characters (Unicode code points), no control characters. */
+  holder: { min: 1, max: 255 },
+  ttlMs: { min: 1_000, max: 3_600_000, default: 15_000 },
+  /** Over HTTP; in code a wait may be endless. */
+  waitMs: { min: 0, max: 20_000 },
+  /** Bytes of JSON. */
+  metaBytes: 4_096,
+} as const
+
+/** A lease as it was granted or renewed. */
+export interface Grant {
+  name: string
+  holder: string
+  /** The fencing token: ≥ 1, larger than that of any earlier grant of this name. */
+  token: bigint
+  grantedAt: Date
+  /** On the database's clock. */
+  expiresAt: Date
+  /** Whether this holder had it already: the same grant, renewed. */
+  renewed: boolean
+}
+
+/** What the caller has. */
+export interface Held extends AsyncDisposable {
+  readonly name: string
+  readonly holder: string
+  /** The fencing token: ≥ 1, larger than that of any earlier grant of this name. Give it to what you write to. */
+  readonly token: bigint
+  /** `lease`: ends by itself without renewal. `connection`: ends with this process's connection. */
+  readonly kind: 'lease' | 'connection'
+  /** Aborts with a {@link LeaseLostError} when the hold is lost; never on release. */
+  readonly signal: AbortSignal
+  /** Whether the hold may be believed now: compares clocks when called, so a late timer cannot lie. */
+  isTrusted(): boolean
+  /**
+   * Fences an open transaction: from here to its end nobody else can be granted the name. Also lets it write to
+   * fenced tables. In a REPEATABLE READ transaction call it first, or expect 40001 when a renewal came between.
+   * @throws {LeaseLostError} not held any more; the transaction is then aborted and cannot commit.
+   */
+  assertHeld(trx: AnyTransaction): Promise<void>
+  /** Runs `work` in a transaction of Lockstep's pool, fenced by this hold. @throws {LeaseLostError} */
+  // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
+  transaction<T>(work: (trx: Transaction<any>) => Promise<T>): Promise<T>
+  /**
+   * Gives the hold up; others can have it when this resolves. Waits for the hold's own fenced transactions.
+   * With `trx`: the release commits with that transaction, or not at all.
+   * Calling it again answers as the first call did.
+   * @throws {LeaseLostError} it had been lost before.
+   * @throws {UnavailableError} the database could not be told, or a fenced transaction stayed open for 10 s; a lease
+   * then ends by its ttl.
+   */
+  release(options?: { trx?: AnyTransaction }): Promise<void>
+  /** Releases, and is silent if the hold was lost: `signal` has said so. */
+  [Symbol.asyncDispose](): Promise<void>
+}
+
+/** @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
+export function checkText(field: 'name' | 'holder' | 'prefix' | 'after', value: unknown): asserts value is string {
+  const { min, max } = { ...LIMITS.name, ...(field === 'prefix' && { min: 0 }) }
+  const expected = `a string of ${min}–${max} characters without control characters`
+  if (typeof value !== 'string') throw wrongType(field, expected, value)
+  if (value.length < min || value.length > 2 * max || [...value].length > max || /\p{Cc}|\p{Cs}/u.test(value)) {
+    throw outOfRange(field, expected, value)
+  }
+}
+
+/** @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
+export function checkMs(
+  field: string,
+  value: unknown,
+  { min, max }: { min: number; max: number },
+): asserts value is number {
+  const expected = max === Infinity ? `a number of milliseconds ≥ ${min}` : `an integer of milliseconds, ${min}–${max}`
+  if (typeof value !== 'number' || Number.isNaN(value)) throw wrongType(field, expected, value)
+  if (value < min || value > max || (max !== Infinity && !Number.isInteger(value))) {
+    throw outOfRange(field, expected, value)
+  }
+}
+
+/** JSON text of `meta`, or null. @throws {TypeError | RangeError} */
+export function metaText(meta: unknown): string | null {
+  if (meta === undefined) return null
+  const expected = `JSON of at most ${LIMITS.metaBytes} bytes`
+  let text: string | undefined
+  try {
+    text = JSON.stringify(meta)
+  } catch {}
+  // what JSON can write and jsonb cannot keep: U+0000 and half a surrogate pair
+  if (text === undefined || /(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/.test(text))
+    throw wrongType('meta', `${expected}, of whole characters`, meta)
+  if (new TextEncoder().encode(text).length > LIMITS.metaBytes) throw outOfRange('meta', expected, meta)
+  return text
+}
+
+export interface GrantRequest {
+  name: string
+  holder: string
+  ttlMs: number
+  meta: string | null
+}
+/** Somebody else has it; `waitMs`: for at most so long, if that is known and it is not renewed. */
+export type Refusal = { waitMs: number | undefined }
+type Outcome<K extends string> = { outcome: K | 'lost' | 'busy' }
+type Renewal = Outcome<'renewed'> & { holder: string; granted_at: Date; expires_at: Date }
+
+/** The verbs, without memory: what an HTTP function needs. Calls of one tick, and all that meet, share a statement. */
+export class Leases {
+  readonly #database: Database
+  readonly #grant: (ask: GrantRequest) => Promise<Grant | Refusal>
+  readonly #renew: (ask: { name: string; token: bigint; ttlMs: number | null }) => Promise<Renewal>
+  readonly #revoke: (ask: { name: string; token: bigint }) => Promise<Outcome<'revoked'>>
+
+  constructor(database: Database) {
+    this.#database = database
+    this.#grant = batched(
+      (asks) => grantAll(asks, (statement) => database.control(statement)),
+      (ask) => ask.name,
+    )
+    this.#renew = batched(
+      (asks) =>
+        database.control<Renewal>(
+          sql`select * from lockstep.renew_leases(${list(
+            asks.map((a) => a.name),
+            'text',
+          )},
+            ${list(
+              asks.map((a) => a.token),
+              'bigint',
+            )}, ${list(
+              asks.map((a) => a.ttlMs),
+              'integer',
+            )})`,
+        ),
+      (ask) => ask.name,
+    )
+    this.#revoke = batched(
+      (asks) => revokeAll(asks, database),
+      (ask) => ask.name,
+    )
+  }
+
+  /** One try. A refusal says until when, if that is known. */
+  grant(ask: GrantRequest): Promise<Grant | Refusal> {
+    return this.#grant(ask)
+  }
+
+  /**
+   * Makes a lease last `ttlMs` from now (default: as granted).
+   * @throws {LeaseLostError} not held under this token.
+   */
+  async renew(name: string, token: bigint, ttlMs: number | null): Promise<Grant> {
+    const answer = await this.#untilFree(() => this.#renew({ name, token, ttlMs }))
+    if (answer.outcome !== 'renewed') throw new LeaseLostError(name, token, 'it expired or passed on')
+    return {
+      name,
+      holder: answer.holder,
+      token,
+      grantedAt: answer.granted_at,
+      expiresAt: answer.expires_at,
+      renewed: true,
+    }
+  }
+
+  /** One attempt of a renewal: `busy` means that somebody has the row locked, and it is still ours. */
+  tryRenew(name: string, token: bigint, ttlMs: number): Promise<Renewal> {
+    return this.#renew({ name, token, ttlMs })
+  }
+
+  /**
+   * Frees a name held under this token; waits for transactions fenced by it.
+   * @throws {LeaseLostError} not held under this token, or no longer when asked.
+   */
+  async revoke(name: string, token: bigint): Promise<void> {
+    const answer = await this.#untilFree(() => this.#revoke({ name, token }))
+    if (answer.outcome === 'lost') throw new LeaseLostError(name, token, 'it expired or passed on')
+  }
+
+  /** Whether the row still says (name, token), whatever the time. */
+  async stands(name: string, token: bigint): Promise<boolean> {
+    const rows = await this.#database.control(
+      sql`select from lockstep.lease where name = ${name} and token = ${token} and holder is not null`,
+    )
+    return rows.length > 0
+  }
+
+  // A busy row has an open transaction on it, ours or a taker's, which ends soon or is at fault.
+  async #untilFree<R extends { outcome: string }>(attempt: () => Promise<R>): Promise<R> {
+    const since = new Moment()
+    for (let pause = 2; ; pause = Math.min(pause * 2, 100)) {
+      const answer = await attempt()
+      if (answer.outcome !== 'busy') return answer
+      if (since.elapsed() > 10_000) {
+        throw new UnavailableError(
+          'A transaction fenced by this hold has been open for 10000 ms: end it first, or release inside it with release({ trx })',
+        )
+      }
+      await new Promise((resolve) => setTimeout(resolve, pause))
+    }
+  }
+}
+
+/** Grants what is free of `asks`, over the connection that `run` stands for. */
+export async function grantAll(
+  asks: GrantRequest[],
+  run: (statement: RawBuilder<Granted>) => Promise<Granted[]>,
+): Promise<(Grant | Refusal)[]> {
+  const [row] = await run(
+    sql<Granted>`select * from lockstep.grant_leases(${list(
+      asks.map((a) => a.name),
+      'text',
+    )},
+      ${list(
+        asks.map((a) => a.holder),
+        'text',
+      )}, ${list(
+        asks.map((a) => a.ttlMs),
+        'integer',
+      )},
+      ${list(
+        asks.map((a) => a.meta),
+        'text',
+      )}::jsonb[])`,
+  )
+  const answers: (Grant | Refusal)[] = asks.map(() => ({ waitMs: undefined }))
+  const grant = (i: string, token: bigint, grantedAt: Date, expiresAt: Date | undefined, renewed: boolean) => {
+    const { name, holder, ttlMs } = asks[Number(i) - 1] as GrantRequest
+    expiresAt ??= new Date(grantedAt.getTime() + ttlMs)
+    answers[Number(i) - 1] = { name, holder, token, grantedAt, expiresAt, renewed }
+  }
+  if (!row) throw new Error('grant_leases did not answer')
+  for (const i of row.granted ?? []) {
+    grant(i, BigInt(row.base) + 64n * (BigInt(i) - 1n), row.granted_at, undefined, false)
+  }
+  row.kept?.forEach((i, k) => {
+    grant(i, BigInt(row.kept_tokens[k] ?? 0), row.kept_granted_at[k] as Date, row.kept_expires_at[k], true)
+  })
+  row.refused?.forEach((i, k) => {
+    answers[Number(i) - 1] = { waitMs: row.refused_for[k] ?? undefined }
+  })
+  return answers
+}
+interface Granted {
+  base: string
+  granted_at: Date
+  granted: string[] | null
+  kept: string[] | null
+  kept_tokens: string[]
+  kept_granted_at: Date[]
+  kept_expires_at: Date[]
+  refused: string[] | null
+  refused_for: (number | null)[]
+}
+
+async function revokeAll(asks: { name: string; token: bigint }[], database: Database): Promise<Outcome<'revoked'>[]> {
+  const [row] = await database.control<Record<'revoked' | 'busy', string[] | null>>(
+    sql`select revoked, busy from lockstep.revoke_leases(${list(
+      asks.map((a) => a.name),
+      'text',
+    )},
+      ${list(
+        asks.map((a) => a.token),
+        'bigint',
+      )})`,
+  )
+  const [revoked, busy] = [new Set(row?.revoked), new Set(row?.busy)]
+  return asks.map((_, k) => {
+    const i = String(k + 1)
+    return { outcome: revoked.has(i) ? 'revoked' : busy.has(i) ? 'busy' : 'lost' }
+  })
+}

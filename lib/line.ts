@@ -1,0 +1,407 @@
+/**
+ * One name in this process: who has it here, and who stands in line for it.
+ *
+ * Only one of a process stands in the database's queue for a name; the others wait here, first come first served.
+ * So 1,000 waiters cost one waiting connection, and the queue of the database is a queue of processes.
+ *
+ *   contenders ─► line (FIFO) ─► one session in the queue of K(name) ─► at its front: wait for the row ─► granted
+ *
+ * COHORTS. A connection hold passes from one contender of a process to the next without the database, at most 32
+ * times or for 20 ms, whichever ends first; then K goes back to the database's queue, so that processes are served
+ * in turn. Each of them gets its own token from the 64 that belong to the grant. A hold that was registered for
+ * fences is freed in the database first, so that its token is dead before the next one works.
+ *
+ * At the front of the database's queue K is ours, but a lease may still live: we listen for its release (the one who
+ * frees a row notifies if K is taken) and look again when it expires, and once a second in case nobody notified.
+ *
+ * Without a session to wait on (all taken, or a transaction pooler) the first in line asks again and again, 25 to
+ * 250 ms apart: still first come first served within the process, but not between processes.
+ */
+import type { Database } from './db.ts'
+import { fromDatabase, LeaseLostError, UnavailableError } from './errors.ts'
+import { Hold } from './hold.ts'
+import { type Grant, type GrantRequest, grantAll, type Leases } from './lease.ts'
+import type { Place, Session, Sessions } from './session.ts'
+import { Moment } from './trust.ts'
+
+const COHORT_PASSES = 32
+const COHORT_MS = 20
+const LOOK_AGAIN_MS = 1_000
+const POLL_MS = { first: 25, most: 250 }
+
+/** What all lines of a process share. */
+export interface Desk {
+  readonly database: Database
+  readonly leases: Leases
+  readonly sessions: Sessions
+  readonly lines: Map<string, Line>
+}
+
+/** One who wants the name. One of its functions is called, once, unless it leaves before. */
+export type Contender =
+  | {
+      kind: 'connection'
+      holder: string
+      meta: unknown
+      /** Whether it waits; if not, `failed(undefined)` says that somebody else has the name. */
+      patient: boolean
+      granted(hold: ConnectionHold): void
+      failed(error: unknown): void
+    }
+  | { kind: 'lease'; ask: GrantRequest; granted(grant: Grant, attempted: Moment): void; failed(error: unknown): void }
+  | { kind: 'transaction'; enter(): Promise<void>; failed(error: unknown): void }
+
+type Applicant = Extract<Contender, { kind: 'connection' }>
+
+export class Line {
+  readonly name: string
+  readonly #desk: Desk
+  readonly #contenders: Contender[] = []
+  /** `held`: a connection hold is out, and its release goes on with the line. */
+  #state: 'opening' | 'held' | 'serving' | 'closed' = 'serving'
+  #opened: Promise<void> = done
+
+  // The session that has K for us, or stands in the queue for it.
+  #gate: Session | undefined
+  #spent = false // K has served its turn: to the back of the database's queue before the next grant
+  #inQueue = false
+  #cancelled: Promise<void> | undefined
+
+  // The cohort under way.
+  #token = 0n
+  #passes = 0
+  #since = new Moment()
+
+  // At the front of the queue, waiting for the row.
+  #listening = false
+  #rang = false
+  #wake: (() => void) | undefined
+  #pollMs = POLL_MS.first
+
+  private constructor(desk: Desk, name: string) {
+    this.#desk = desk
+    this.name = name
+    desk.lines.set(name, this)
+  }
+
+  /** A new line, of one who tries first on the session that all share. */
+  static open(desk: Desk, name: string, session: Session, applicant: Applicant): Line {
+    const line = new Line(desk, name)
+    line.#state = 'opening'
+    line.#contenders.push(applicant)
+    line.#opened = line.#try(session, applicant)
+    return line
+  }
+
+  /** A new line of one who has tried already, or need not. */
+  static form(desk: Desk, name: string, contender: Contender): Line {
+    const line = new Line(desk, name)
+    line.#contenders.push(contender)
+    void line.#serve()
+    return line
+  }
+
+  /** Settles when it is known whether the first try had success. */
+  get opened(): Promise<void> | undefined {
+    return this.#state === 'opening' ? this.#opened : undefined
+  }
+
+  /** How many stand in line here. */
+  get length(): number {
+    return this.#contenders.length
+  }
+
+  join(contender: Contender): void {
+    this.#contenders.push(contender)
+  }
+
+  /** Goes away without having been served. */
+  leave(contender: Contender): void {
+    const at = this.#contenders.indexOf(contender)
+    if (at < 0) return
+    this.#contenders.splice(at, 1)
+    this.#ring()
+    // Nobody of ours waits any more: leave the database's queue too, so that we are not served there.
+    if (this.#contenders.length === 0 && this.#inQueue && this.#gate) {
+      this.#cancelled ??= this.#desk.database.cancel(this.#gate.pid, () => !this.#inQueue)
+    }
+  }
+
+  /** A connection hold of this line is over: K passes on. */
+  passOn(): Promise<void> {
+    const next = this.#contenders[0]
+    const gate = this.#gate
+    if (!gate || gate.lost) return this.#goOn()
+    if (next?.kind === 'connection' && this.#passes < COHORT_PASSES && this.#since.elapsed() < COHORT_MS) {
+      this.#contenders.shift()
+      this.#passes += 1
+      this.#token += 1n
+      next.granted(new ConnectionHold(this, this.#desk, gate, this.#token, next.holder, next.meta))
+      return done
+    }
+    return next ? this.#goOn() : this.#close()
+  }
+
+  // Somebody waits, so K may stay with this process until the queue of the database has been asked.
+  #goOn(): Promise<void> {
+    this.#spent = true
+    this.#state = 'serving'
+    const served = this.#serve()
+    return this.#contenders.length > 0 ? done : served
+  }
+
+  // Whoever comes from now on opens a new line; on the same session its try comes after this release.
+  #close(): Promise<void> {
+    this.#state = 'closed'
+    if (this.#desk.lines.get(this.name) === this) this.#desk.lines.delete(this.name)
+    return this.#giveUp()
+  }
+
+  async #giveUp(): Promise<void> {
+    const gate = this.#gate
+    if (!gate) return
+    this.#gate = undefined
+    this.#spent = false
+    this.#listening = false
+    await gate.giveUp(this.name)
+    if (!gate.shared) await this.#desk.sessions.giveBack(gate)
+  }
+
+  async #try(session: Session, applicant: Applicant): Promise<void> {
+    try {
+      const token = await session.try(this.name)
+      if (token !== null) this.#gate = session
+      if (token !== null && this.#contenders[0] === applicant) return this.#grant(session, token, applicant)
+      if (token === null && !applicant.patient) this.#dismiss(applicant, undefined)
+    } catch (error) {
+      // A lost connection is no answer: who waits stands in the queue anew.
+      if (error !== session.lost || !applicant.patient) this.#dismiss(applicant, error)
+    }
+    this.#spent = true
+    this.#state = 'serving'
+    void this.#serve()
+  }
+
+  #dismiss(contender: Contender, error: unknown): void {
+    const at = this.#contenders.indexOf(contender)
+    if (at < 0) return
+    this.#contenders.splice(at, 1)
+    contender.failed(error)
+  }
+
+  #grant(gate: Session, token: bigint, first: Applicant): void {
+    this.#contenders.shift()
+    this.#state = 'held'
+    this.#token = token
+    this.#passes = 0
+    this.#since = new Moment()
+    first.granted(new ConnectionHold(this, this.#desk, gate, token, first.holder, first.meta))
+  }
+
+  // Serves the first in line until a connection hold is out or nobody is left.
+  async #serve(): Promise<void> {
+    while (this.#contenders.length > 0) {
+      const first = this.#contenders[0] as Contender
+      try {
+        if (this.#gate?.lost) this.#gate = undefined
+        if (first.kind === 'transaction') {
+          await this.#giveUp() // its own connection stands in the queue
+          if (this.#contenders[0] !== first) continue
+          this.#contenders.shift()
+          await first.enter()
+          continue
+        }
+        const place = await this.#reach()
+        const gate = this.#gate
+        const now = this.#contenders[0] // the line may have moved meanwhile
+        if (!place || !gate || !now || now.kind === 'transaction') continue
+        if (place.token === null) await this.#waitForRow(gate, place.waitMs)
+        else if (now.kind === 'connection') return this.#grant(gate, place.token, now)
+        else await this.#serveLease(gate, now)
+      } catch (error) {
+        if (this.#gate?.lost === error) await this.#pause(this.#pollMs)
+        else this.#dismiss(first, fromDatabase(error))
+      }
+    }
+    await this.#close().catch(() => {})
+  }
+
+  // K in hand, and whether the name is free; undefined: not there yet.
+  async #reach(): Promise<Place | undefined> {
+    const gate = this.#gate
+    if (gate && !this.#spent) return gate.take(this.name)
+    this.#spent = false
+    if (gate && !gate.shared) return this.#queueOn(gate, true)
+    const waiting = await this.#desk.sessions.borrow()
+    if (!waiting) {
+      await this.#giveUp()
+      return this.#poll()
+    }
+    // From the shared session K moves to one that may wait. It stands in the queue before K is given up.
+    const [place] = await Promise.all([this.#queueOn(waiting, false), gate?.giveUp(this.name)])
+    return place
+  }
+
+  async #queueOn(gate: Session, again: boolean): Promise<Place | undefined> {
+    this.#gate = gate
+    this.#inQueue = true
+    try {
+      return await gate.queue(this.name, again)
+    } catch (error) {
+      this.#inQueue = false
+      const cancelled = this.#cancelled
+      await cancelled // or it would meet the next statement
+      if (!gate.lost) await this.#giveUp() // the cancel may have come after K was gained
+      this.#gate = undefined
+      if (!cancelled && error !== gate.lost) throw error
+      return undefined
+    } finally {
+      this.#inQueue = false
+      await this.#cancelled
+      this.#cancelled = undefined
+    }
+  }
+
+  // K is ours and a lease lives: until it is released or expires.
+  async #waitForRow(gate: Session, waitMs: number): Promise<void> {
+    if (!this.#listening) {
+      this.#listening = true
+      await gate.listen(this.name, () => this.#ring())
+      return // look once more: it may have been released before we listened
+    }
+    await this.#pause(Math.min(waitMs, LOOK_AGAIN_MS), gate)
+  }
+
+  async #serveLease(gate: Session, contender: Extract<Contender, { kind: 'lease' }>): Promise<void> {
+    const attempted = new Moment()
+    const [answer] = await grantAll([contender.ask], (statement) => gate.run(statement))
+    if (!answer || !('token' in answer)) return this.#pause(20, gate)
+    this.#spent = true
+    this.#handOver(contender, answer, attempted)
+  }
+
+  #handOver(contender: Extract<Contender, { kind: 'lease' }>, grant: Grant, attempted: Moment): void {
+    const at = this.#contenders.indexOf(contender)
+    if (at < 0) {
+      this.#desk.leases.revoke(grant.name, grant.token).catch(() => {}) // it left while we asked; else the ttl frees it
+      return
+    }
+    this.#contenders.splice(at, 1)
+    contender.granted(grant, attempted)
+  }
+
+  async #poll(): Promise<Place | undefined> {
+    const first = this.#contenders[0]
+    if (first?.kind === 'connection') {
+      const session = await this.#desk.sessions.shared()
+      if (!session) throw new UnavailableError('The database is now reached through a pooler: no connection can hold')
+      const token = await session.try(this.name)
+      if (token !== null) {
+        this.#gate = session
+        this.#pollMs = POLL_MS.first
+        return { token, waitMs: null }
+      }
+    } else if (first?.kind === 'lease') {
+      const attempted = new Moment()
+      const answer = await this.#desk.leases.grant(first.ask)
+      if ('token' in answer) {
+        this.#pollMs = POLL_MS.first
+        this.#handOver(first, answer, attempted)
+        return undefined
+      }
+    }
+    await this.#pause(this.#pollMs * (0.75 + Math.random() / 2))
+    this.#pollMs = Math.min(this.#pollMs * 1.5, POLL_MS.most)
+    return undefined
+  }
+
+  // Until a time has passed, somebody rings, or the session is lost.
+  async #pause(ms: number, gate?: Session): Promise<void> {
+    if (!this.#rang) {
+      await new Promise<void>((resolve) => {
+        const timer = setTimeout(resolve, ms)
+        this.#wake = () => {
+          clearTimeout(timer)
+          resolve()
+        }
+        gate?.onLost.add(this.#wake)
+      })
+    }
+    if (this.#wake) gate?.onLost.delete(this.#wake)
+    this.#wake = undefined
+    this.#rang = false
+  }
+
+  #ring(): void {
+    this.#rang = true
+    this.#wake?.()
+  }
+}
+
+/** Held as long as this process's connection lives. */
+export class ConnectionHold extends Hold {
+  readonly kind = 'connection'
+  readonly #line: Line
+  readonly #desk: Desk
+  readonly #gate: Session
+  readonly #meta: unknown
+  readonly #onLost = (error: Error) => this.lose('its connection is lost', error)
+  #registered: Promise<void> | undefined
+  #passed: Promise<void> | undefined
+
+  constructor(line: Line, desk: Desk, gate: Session, token: bigint, holder: string, meta: unknown) {
+    super(desk.database, desk.leases, line.name, holder, token)
+    this.#line = line
+    this.#desk = desk
+    this.#gate = gate
+    this.#meta = meta
+    gate.onLost.add(this.#onLost)
+  }
+
+  protected believed(): boolean {
+    return this.#gate.isTrusted()
+  }
+
+  protected fence(): Promise<void> {
+    this.#registered ??= this.#gate.register(this.name, this.holder, this.token, this.#meta).catch((error) => {
+      this.#registered = undefined // if the row was written all the same, the next grant finds its connection dead
+      throw error
+    })
+    return this.#registered
+  }
+
+  protected giveUp(): Promise<void> {
+    // Not registered: nothing of it is in the database but K.
+    return this.#registered ? this.#giveUpRow() : this.#passOn()
+  }
+
+  // The row first, then K. If the row has gone already, K must go all the same.
+  async #giveUpRow(): Promise<void> {
+    try {
+      await this.#registered?.catch(() => {})
+      if (this.#registered) await this.#desk.leases.revoke(this.name, this.token)
+    } catch (error) {
+      if (error instanceof LeaseLostError) await this.#passOn()
+      throw error
+    }
+    await this.#passOn()
+  }
+
+  #passOn(): Promise<void> {
+    this.#passed ??= this.#line.passOn()
+    return this.#passed
+  }
+
+  protected ended(): void {
+    this.#gate.onLost.delete(this.#onLost)
+  }
+
+  // Lost with its connection, or forced out by its row: either way the line goes on.
+  override lose(why: string, cause?: unknown): void {
+    if (this.over) return
+    super.lose(why, cause)
+    this.#passOn().catch(() => {})
+  }
+}
+
+const done = Promise.resolve()

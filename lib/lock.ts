@@ -1,0 +1,314 @@
+/**
+ * Locks: three ways to hold a name, which all exclude each other.
+ *
+ * | | lives until | cost |
+ * |---|---|---|
+ * | `acquire(name)` | release, or this process or its connection dies | a round trip, nothing written |
+ * | `acquire(name, { ttlMs })` | release, or `ttlMs` without renewal | a row, kept by renewals |
+ * | `transaction(name, work)` | the transaction ends | a round trip in the transaction |
+ *
+ * The first needs a connection of one's own. Where there is none, behind a transaction pooler, it is a lease with the
+ * default ttl; `held.kind` tells. What is promised of a hold is told in lease.ts, who is served when in line.ts.
+ */
+import { sql } from 'kysely'
+import type { Database } from './db.ts'
+import { LeaseHeldError, wrongType } from './errors.ts'
+import { Keeper, LeaseHold } from './hold.ts'
+import { checkMs, checkText, type Grant, type GrantRequest, type Held, Leases, LIMITS, metaText } from './lease.ts'
+import { type Contender, type Desk, Line } from './line.ts'
+import { type LockState, list, look } from './look.ts'
+import { Sessions } from './session.ts'
+import { type TransactionWork, transaction } from './transaction.ts'
+import { Moment } from './trust.ts'
+
+export interface TryOptions {
+  /**
+   * Hold by a lease of so many milliseconds, 1,000–3,600,000, renewed until released. Left out: hold by this process's
+   * connection, or where there can be none by a lease of 15,000.
+   */
+  ttlMs?: number
+  /**
+   * Who holds: 1–255 characters. Two calls with the same holder are one holder: the second is granted the same lease.
+   * @default a fresh one, so that every call is a contender of its own
+   */
+  holder?: string
+  /** JSON of at most 4 KiB that `query` shows. */
+  meta?: unknown
+}
+
+export interface AcquireOptions extends TryOptions {
+  /** Milliseconds to wait while somebody else holds, ≥ 0. @default Infinity */
+  waitMs?: number
+  /** Ends the wait: the call rejects with `signal.reason`. After the grant it means nothing. */
+  signal?: AbortSignal
+}
+
+export interface TransactionOptions {
+  /** Milliseconds to wait while somebody else holds, ≥ 0. @default Infinity */
+  waitMs?: number
+  /** Ends the wait: the call rejects with `signal.reason`. */
+  signal?: AbortSignal
+}
+
+/** For how long a wait may last: 0 – Infinity. */
+const WAIT = { min: 0, max: Infinity }
+
+export class Locks {
+  readonly #database: Database
+  readonly #leases: Leases
+  readonly #keeper = new Keeper()
+  readonly #desk: Desk
+
+  constructor(database: Database) {
+    this.#database = database
+    this.#leases = new Leases(database)
+    this.#desk = { database, leases: this.#leases, sessions: new Sessions(database), lines: new Map() }
+  }
+
+  /**
+   * Acquires the lock, waiting while another holder has it, first come first served.
+   *
+   * @param name  1–255 characters, no control characters; shared by all contenders.
+   * @returns the hold, with a `token` greater than any before it of this name.
+   * @throws {LeaseHeldError} still held after `waitMs`.
+   * @throws {UnavailableError} the database cannot be reached.
+   * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
+   * @see etcd client/v3/concurrency/mutex.go · Kleppmann, "How to do distributed locking", 2016 (fencing)
+   */
+  async acquire(name: string, options: AcquireOptions = {}): Promise<Held> {
+    const { waitMs = Infinity, signal, ttlMs } = options
+    checkText('name', name)
+    checkMs('waitMs', waitMs, WAIT)
+    const ask = request(name, options)
+    signal?.throwIfAborted()
+    const { sessions, lines } = this.#desk
+    const direct = ttlMs === undefined ? (sessions.current ?? (await sessions.shared())) : null
+    if (!direct) {
+      const { grant, attempted } = await this.#lease(ask, options.holder !== undefined, waitMs, signal)
+      return new LeaseHold(this.#database, this.#leases, this.#keeper, grant, ask.ttlMs, attempted)
+    }
+    // Another try of this process is under way: only if it has success does it answer this one too.
+    if (waitMs === 0) for (let line = lines.get(name); line?.opened; line = lines.get(name)) await line.opened
+    const hold = await this.#wait<Held>(name, waitMs, signal, (granted, failed) => {
+      const patient = waitMs > 0
+      const contender: Contender = {
+        kind: 'connection',
+        holder: ask.holder,
+        meta: options.meta,
+        patient,
+        granted,
+        failed,
+      }
+      const line = lines.get(name)
+      if (line && patient) line.join(contender)
+      else if (!line) Line.open(this.#desk, name, direct, contender)
+      else failed(undefined)
+      return contender
+    })
+    if (!hold) throw new LeaseHeldError(name, waitMs)
+    return hold
+  }
+
+  /**
+   * Acquires the lock if nobody has it and nobody waits for it.
+   * @returns the hold, or `null`: an expected refusal is an answer.
+   * @throws {UnavailableError | TypeError | RangeError} as {@link acquire}.
+   */
+  async tryAcquire(name: string, options: TryOptions = {}): Promise<Held | null> {
+    try {
+      return await this.acquire(name, { ...options, waitMs: 0 })
+    } catch (error) {
+      if (error instanceof LeaseHeldError) return null
+      throw error
+    }
+  }
+
+  /**
+   * Runs `work` under the lock and releases it, also when `work` throws.
+   * @returns what `work` returned.
+   * @throws {LeaseLostError} `work` ended well, but the hold had been lost before; and as {@link acquire}.
+   */
+  using<T>(name: string, work: (held: Held) => Promise<T> | T): Promise<T>
+  using<T>(name: string, options: AcquireOptions, work: (held: Held) => Promise<T> | T): Promise<T>
+  async using<T>(name: string, ...rest: unknown[]): Promise<T> {
+    const [options, work] = optionsAndWork<AcquireOptions, (held: Held) => Promise<T> | T>(rest)
+    await using held = await this.acquire(name, options)
+    const result = await work(held)
+    await held.release()
+    return result
+  }
+
+  /**
+   * Runs `work` in a transaction that holds the lock until it ends; committed when `work` returns, rolled back when it
+   * throws. READ COMMITTED. May write to fenced tables. Works everywhere, also behind a pooler.
+   *
+   * @returns what `work` returned.
+   * @throws {LeaseHeldError | UnavailableError | TypeError | RangeError} as {@link acquire}, before `work` is called.
+   */
+  transaction<T>(name: string, work: TransactionWork<T>): Promise<T>
+  transaction<T>(name: string, options: TransactionOptions, work: TransactionWork<T>): Promise<T>
+  async transaction<T>(name: string, ...rest: unknown[]): Promise<T> {
+    const [{ waitMs = Infinity, signal }, work] = optionsAndWork<TransactionOptions, TransactionWork<T>>(rest)
+    checkText('name', name)
+    checkMs('waitMs', waitMs, WAIT)
+    signal?.throwIfAborted()
+    const since = new Moment()
+    // The line tells when it is our turn in this process; from there on the transaction's own connection waits.
+    const turn = await this.#wait<() => void>(name, waitMs, signal, (granted, failed) => {
+      const enter = () => new Promise<void>((over) => granted(over))
+      const contender: Contender = { kind: 'transaction', enter, failed }
+      const line = this.#desk.lines.get(name)
+      if (!line) Line.form(this.#desk, name, contender)
+      else if (waitMs > 0) line.join(contender)
+      else failed(undefined)
+      return contender
+    })
+    if (!turn) throw new LeaseHeldError(name, waitMs)
+    try {
+      return await transaction(this.#desk, name, () => waitMs - since.elapsed(), signal, work)
+    } finally {
+      turn()
+    }
+  }
+
+  /** Who has a name and how many wait. One statement. */
+  async query(name: string): Promise<LockState> {
+    checkText('name', name)
+    return look(this.#database, name, this.#desk.lines.get(name)?.length ?? 0, this.#desk.sessions.waitingPids)
+  }
+
+  /**
+   * Names held by a lease, or by a connection that a fence has asked for, in the order of their code points.
+   * @param options.limit  1–1,000. @default 100
+   * @param options.after  the last name of the page before.
+   */
+  async list(options: { prefix?: string; limit?: number; after?: string } = {}): Promise<Omit<LockState, 'waiting'>[]> {
+    return list(this.#database, options)
+  }
+
+  // ── The verbs without memory: for a holder that lives elsewhere, over HTTP ──
+
+  /**
+   * Grants a lease that nobody renews by itself; waits at most `waitMs` (default 0). The same `holder` again gets the
+   * same grant, renewed: so a call whose answer was lost can be made again.
+   * @throws {LeaseHeldError | UnavailableError | TypeError | RangeError} as {@link acquire}.
+   */
+  async grant(name: string, options: AcquireOptions = {}): Promise<Grant> {
+    const { waitMs = 0, signal, holder } = options
+    checkText('name', name)
+    checkMs('waitMs', waitMs, WAIT)
+    signal?.throwIfAborted()
+    return (await this.#lease(request(name, options), holder !== undefined, waitMs, signal)).grant
+  }
+
+  /** Makes a lease last `ttlMs` (default: as before) from now. @throws {LeaseLostError} not held under this token. */
+  async renew(name: string, token: bigint, { ttlMs }: { ttlMs?: number } = {}): Promise<Grant> {
+    checkText('name', name)
+    if (ttlMs !== undefined) checkMs('ttlMs', ttlMs, LIMITS.ttlMs)
+    return this.#leases.renew(name, token, ttlMs ?? null)
+  }
+
+  /** Frees a name held under this token. @throws {LeaseLostError} not held under it, or no longer. */
+  async revoke(name: string, token: bigint): Promise<void> {
+    checkText('name', name)
+    return this.#leases.revoke(name, token)
+  }
+
+  /**
+   * Takes a name from whoever has it: a lease loses its row, a connection or transaction hold its connection, and with
+   * it all else that this connection held. The one who had it is told as of any loss.
+   * @returns whether somebody had it.
+   */
+  async forceRevoke(name: string): Promise<boolean> {
+    checkText('name', name)
+    const [row] = await this.#database.control<{ forced: boolean }>(sql`select lockstep.force(${name}) as forced`)
+    return row?.forced ?? false
+  }
+
+  /** Deletes rows of names that nobody used for a day, at most 1,000. @returns how many. */
+  async sweep(): Promise<number> {
+    const [row] = await this.#database.control<{ swept: number }>(sql`select lockstep.sweep() as swept`)
+    return row?.swept ?? 0
+  }
+
+  /** Releases the leases of this process and ends its connections; who waits is rejected. */
+  async close(): Promise<void> {
+    const closing = this.#desk.sessions.close()
+    await Promise.allSettled(this.#keeper.all.map((hold) => hold.release()))
+    await closing
+  }
+
+  async #lease(ask: GrantRequest, named: boolean, waitMs: number, signal: AbortSignal | undefined) {
+    let waitable: number | undefined
+    // A holder that has it already is granted at once, whoever waits; everybody else goes to the end of the line.
+    if (named || waitMs === 0 || !this.#desk.lines.has(ask.name)) {
+      const attempted = new Moment()
+      const answer = await this.#leases.grant(ask)
+      if ('token' in answer) {
+        if (!signal?.aborted) return { grant: answer, attempted }
+        if (!answer.renewed) await this.#leases.revoke(ask.name, answer.token).catch(() => {}) // else the ttl frees it
+      }
+      signal?.throwIfAborted()
+      if ('waitMs' in answer) waitable = answer.waitMs
+    }
+    const granted =
+      waitMs === 0
+        ? undefined
+        : await this.#wait<{ grant: Grant; attempted: Moment }>(ask.name, waitMs, signal, (granted, failed) => {
+            const contender: Contender = {
+              kind: 'lease',
+              ask,
+              granted: (grant, attempted) => granted({ grant, attempted }),
+              failed,
+            }
+            const line = this.#desk.lines.get(ask.name)
+            if (line) line.join(contender)
+            else Line.form(this.#desk, ask.name, contender)
+            return contender
+          })
+    if (!granted) throw new LeaseHeldError(ask.name, waitMs, waitMs === 0 ? waitable : undefined)
+    return granted
+  }
+
+  // Puts a contender in line; undefined when the wait ran out.
+  async #wait<T>(
+    name: string,
+    waitMs: number,
+    signal: AbortSignal | undefined,
+    enlist: (granted: (result: T) => void, failed: (error: unknown) => void) => Contender,
+  ): Promise<T | undefined> {
+    signal?.throwIfAborted() // an aborted signal does not call back
+    return new Promise((resolve, reject) => {
+      let timer: NodeJS.Timeout | undefined
+      const leave = (settle: () => void) => {
+        this.#desk.lines.get(name)?.leave(contender)
+        finish(settle)
+      }
+      const finish = (settle: () => void) => {
+        clearTimeout(timer)
+        signal?.removeEventListener('abort', aborted)
+        settle()
+      }
+      const aborted = () => leave(() => reject(signal?.reason))
+      if (waitMs > 0 && waitMs < 2 ** 31) timer = setTimeout(() => leave(() => resolve(undefined)), waitMs)
+      signal?.addEventListener('abort', aborted)
+      const contender = enlist(
+        (result) => finish(() => resolve(result)),
+        (error) => finish(() => (error === undefined ? resolve(undefined) : reject(error))),
+      )
+    })
+  }
+}
+
+function request(name: string, options: TryOptions): GrantRequest {
+  const { ttlMs = LIMITS.ttlMs.default, holder = crypto.randomUUID(), meta } = options
+  checkMs('ttlMs', ttlMs, LIMITS.ttlMs)
+  if (options.holder !== undefined) checkText('holder', holder)
+  return { name, holder, ttlMs, meta: metaText(meta) }
+}
+
+function optionsAndWork<O extends object, W>(rest: unknown[]): [O, W] {
+  const work = rest.at(-1)
+  if (typeof work !== 'function') throw wrongType('work', 'a function', work)
+  return [(rest.length > 1 ? rest[0] : {}) as O, work as W]
+}

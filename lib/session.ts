@@ -1,0 +1,350 @@
+/**
+ * One direct connection of this process, and what it is for: session advisory locks, queueing for one, LISTEN.
+ *
+ * What a session has, it has until its connection ends; so everything turns on knowing the end in time. The end that
+ * announces itself (process killed, server stopped, pid terminated) is known at once. A network that just goes silent
+ * is not: the client gives up after {@link TRUST_MS} without an answer, and the server, told so at the start, no
+ * sooner than {@link SERVER_GIVES_UP_MS}: the client always first, so that nobody can be granted what a client still
+ * believes to hold. Any answer counts; an idle session asks every {@link BEAT_MS}.
+ *
+ * Session locks are re-entrant and belong to the whole connection. Who of this process has a name is therefore told
+ * apart in lock.ts, which never asks for a name twice on one session.
+ *
+ * Tries and releases are gathered into turns: one statement each way for all that came while the last was under way.
+ */
+import type { RawBuilder } from 'kysely'
+import type pg from 'pg'
+import { announcedPid, type Database, within } from './db.ts'
+import { fromDatabase, UnavailableError } from './errors.ts'
+import { Moment } from './trust.ts'
+
+const BEAT_MS = 2_000
+const TRUST_MS = 8_000
+const SERVER_GIVES_UP_MS = 15_000
+
+/** What asking for a name with K in hand answers: the token, or how long until it is worth asking again. */
+export type Place = { token: bigint; waitMs: null } | { token: null; waitMs: number }
+
+type Try = { name: string; resolve: (token: bigint | null) => void; reject: (error: unknown) => void }
+/** What lockstep.turn answers. */
+type Turn = [base: string, refused: number[] | null, taken: number[] | null, tokens: string[], pid: number]
+/** Names in one turn: as many as share a block of tokens. */
+const TURN = 64
+
+type Release = { name: string; resolve: () => void }
+
+export class Session {
+  /** The backend's pid. */
+  readonly pid: number
+  /** Whether everybody's tries go here; if not, it may wait. */
+  readonly shared: boolean
+  /** Told once, when the connection has ended or is no longer trusted. */
+  readonly onLost = new Set<(error: Error) => void>()
+  /** Why this session is over; undefined while it lives. */
+  lost: Error | undefined
+
+  readonly #client: pg.Client
+  readonly #beat: NodeJS.Timeout
+  #answered: Moment
+  #queueing = false // blocked in the server's queue: no answer is due
+  #tries: Try[] = []
+  #releases: Release[] = []
+  #turning = false
+  #beating = false
+  #heard: ((message: pg.Notification) => void) | undefined
+
+  /** Opens a session, or answers `null` where a connection of one's own cannot be had. */
+  static async open(database: Database, shared: boolean): Promise<Session | null> {
+    const opened = new Moment()
+    const client = await database.direct()
+    if (client === null) return null
+    try {
+      // tcp_user_timeout bounds unanswered data and keepalives alike; the check interval ends a queue place whose
+      // process has died.
+      await client.query(
+        `set tcp_user_timeout = ${SERVER_GIVES_UP_MS}; set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5;` +
+          `set client_connection_check_interval = 2000; set idle_session_timeout = 0; set statement_timeout = 0; set lock_timeout = 0`,
+      )
+    } catch (error) {
+      client.end().catch(() => {})
+      throw fromDatabase(error)
+    }
+    return new Session(client, opened, shared)
+  }
+
+  private constructor(client: pg.Client, opened: Moment, shared: boolean) {
+    this.#client = client
+    this.shared = shared
+    this.#answered = opened
+    this.pid = announcedPid(client)
+    client.on('end', () => this.#lose(new UnavailableError('The connection has ended')))
+    client.on('error', (error) => this.#lose(error))
+    this.#beat = setInterval(() => this.#keepUp(), BEAT_MS / 4)
+    this.#beat.unref()
+  }
+
+  /** Whether what this session has may be believed now: compares clocks when called. */
+  isTrusted(): boolean {
+    return this.lost === undefined && (this.#queueing || this.#answered.elapsed() < TRUST_MS)
+  }
+
+  /** Tries to get K of a name and the name free: its token, or null. The caller does not have it yet. */
+  try(name: string): Promise<bigint | null> {
+    return new Promise((resolve, reject) => {
+      this.#tries.push({ name, resolve, reject })
+      this.#turnSoon()
+    })
+  }
+
+  /** Gives up K of a name. A lost session has none: then this is done already. */
+  giveUp(name: string): Promise<void> {
+    return new Promise((resolve) => {
+      this.#releases.push({ name, resolve })
+      this.#turnSoon()
+    })
+  }
+
+  /** Waits in the server's queue for K; `again`: gives it up first, and stands behind those who wait. */
+  async queue(name: string, again: boolean): Promise<Place> {
+    this.#queueing = true
+    try {
+      const [row] = await this.#ask('lockstep_queue', 'select * from lockstep.queue($1, $2)', [name, again])
+      // The answer may be as old as the wait. Ask once more before anything is believed.
+      if (this.#answered.elapsed() > TRUST_MS / 2) await this.#ask('lockstep_beat', 'select 1', [])
+      return placeOf(row)
+    } finally {
+      this.#queueing = false
+    }
+  }
+
+  /** With K in hand: whether the name is free now. */
+  async take(name: string): Promise<Place> {
+    const [row] = await this.#ask('lockstep_take', 'select * from lockstep.take($1)', [name])
+    return placeOf(row)
+  }
+
+  /** Writes the row of a hold of this session, so that it can be fenced. */
+  async register(name: string, holder: string, token: bigint, meta: unknown): Promise<void> {
+    const [row] = await this.#ask('lockstep_register', 'select lockstep.register($1, $2, $3, $4)', [
+      name,
+      holder,
+      token,
+      meta === undefined ? null : JSON.stringify(meta),
+    ])
+    if (row?.[0] !== this.pid) this.#lose(new UnavailableError('A pooler has changed the backend of this connection'))
+    if (this.lost) throw this.lost
+  }
+
+  /** Any statement, on this connection. */
+  run<R>(statement: RawBuilder<R>): Promise<R[]> {
+    return this.#trusting(() => within(this.#client, statement))
+  }
+
+  /** Calls `wake` whenever a lease of this name is released, until {@link unlisten}. */
+  async listen(name: string, wake: () => void): Promise<void> {
+    const [row] = await this.#ask(undefined, 'select lockstep.listen($1)', [name])
+    this.#heard = ({ channel }) => {
+      if (channel === row?.[0]) wake()
+    }
+    this.#client.on('notification', this.#heard)
+  }
+
+  /** Stops listening. Each listening backend makes every NOTIFY of the database dearer. */
+  async unlisten(): Promise<void> {
+    if (!this.#heard) return
+    this.#client.off('notification', this.#heard)
+    this.#heard = undefined
+    await this.#ask(undefined, 'unlisten *', [])
+  }
+
+  /** Ends the connection; whatever it had is free. */
+  async end(): Promise<void> {
+    this.#lose(new UnavailableError('The session was closed'))
+    await this.#client.end().catch(() => {})
+  }
+
+  #turnSoon() {
+    if (this.#turning) return
+    this.#turning = true
+    queueMicrotask(() => this.#turn())
+  }
+
+  async #turn() {
+    const tries = this.#tries.splice(0, TURN)
+    const releases = this.#releases.splice(0, TURN)
+    const names = tries.map((t) => t.name)
+    try {
+      const [row] = await this.#ask('lockstep_turn', 'select * from lockstep.turn($1, $2)', [
+        releases.map((r) => r.name),
+        names,
+      ])
+      const [base, refused, taken, tokens, pid] = row as Turn
+      if (pid !== this.pid)
+        throw this.#lose(new UnavailableError('A pooler has changed the backend of this connection'))
+      for (const release of releases) release.resolve()
+      tries.forEach(({ resolve }, k) => {
+        if (refused?.includes(k + 1)) resolve(null)
+        else
+          resolve(taken?.includes(k + 1) ? BigInt(tokens[taken.indexOf(k + 1)] ?? 0) : BigInt(base) + 64n * BigInt(k))
+      })
+    } catch (error) {
+      // Of a failed turn some tries may have K: session locks outlive the statement. Unlocking too much only warns.
+      if (!this.lost) {
+        const all = [...names, ...releases.map((r) => r.name)]
+        await this.#ask(undefined, 'select lockstep.turn($1, $2)', [all, []]).catch((e) => this.#lose(e))
+      }
+      for (const { reject } of tries) reject(error)
+      for (const release of releases) release.resolve() // a lost session has nothing either
+    }
+    this.#turning = false
+    if (this.#tries.length + this.#releases.length > 0) this.#turnSoon()
+  }
+
+  // Named prepared statements: this connection is direct, and they save a third of the server's time.
+  async #ask(name: string | undefined, text: string, values: unknown[]): Promise<unknown[][]> {
+    const { rows } = await this.#trusting(() =>
+      this.#client.query({ ...(name && { name }), text, values, rowMode: 'array' }),
+    )
+    return rows
+  }
+
+  // An answer proves that the connection lived, and the server with it, when the question was asked.
+  async #trusting<R>(ask: () => Promise<R>): Promise<R> {
+    if (this.lost) throw this.lost
+    const asked = new Moment()
+    try {
+      const answer = await ask()
+      if (this.lost) throw this.lost
+      this.#answered = asked
+      return answer
+    } catch (error) {
+      // What the server did not answer the network did; and a FATAL answer is its last. Either way this connection is
+      // over, whether we have heard of its end yet or not.
+      const { severity } = error as { severity?: string }
+      if (severity === undefined || severity === 'FATAL' || severity === 'PANIC') this.#lose(error)
+      throw this.lost ?? fromDatabase(error)
+    }
+  }
+
+  #keepUp() {
+    if (this.#queueing) return
+    const silent = this.#answered.elapsed()
+    if (silent >= TRUST_MS) {
+      this.#lose(new UnavailableError(`No answer from the database for ${Math.round(silent)} ms`))
+    } else if (silent >= BEAT_MS && !this.#beating) {
+      this.#beating = true
+      this.#ask('lockstep_beat', 'select 1', [])
+        .catch(() => {}) // its connection's end says the same
+        .finally(() => {
+          this.#beating = false
+        })
+    }
+  }
+
+  #lose(why: unknown): Error {
+    if (this.lost) return this.lost
+    const known = fromDatabase(why)
+    const error =
+      known instanceof UnavailableError ? known : new UnavailableError('The connection is lost', { cause: why })
+    this.lost = error
+    clearInterval(this.#beat)
+    for (const told of this.onLost) told(error)
+    this.onLost.clear()
+    // the socket: a connection that no longer answers cannot be ended politely
+    this.#client.connection?.stream?.destroy()
+    return error
+  }
+}
+
+function placeOf(row: unknown[] | undefined): Place {
+  const [token, waitMs] = row as [string | null, number | null]
+  return token === null ? { token, waitMs: waitMs ?? 0 } : { token: BigInt(token), waitMs: null }
+}
+
+/** The sessions of one process: a shared one for tries, and a few that may wait. */
+export class Sessions {
+  readonly #database: Database
+  #shared: Promise<Session | null> | undefined
+  #current: Session | undefined
+  #idle: Session[] = []
+  #waiting = new Set<Session>()
+  #opening = 0
+  #closed = false
+
+  constructor(database: Database) {
+    this.#database = database
+  }
+
+  /** The shared session, if it is open. */
+  get current(): Session | undefined {
+    return this.#current?.lost ? undefined : this.#current
+  }
+
+  /** The session that everybody's tries share; `null` behind a pooler. Opened at first use, and anew after a loss. */
+  async shared(): Promise<Session | null> {
+    if (this.#closed) throw new UnavailableError('Lockstep was closed')
+    this.#shared ??= Session.open(this.#database, true).catch((error) => {
+      this.#shared = undefined
+      throw error
+    })
+    const session = await this.#shared
+    this.#current = session ?? undefined
+    if (session?.lost) {
+      this.#shared = undefined
+      return this.shared()
+    }
+    return session
+  }
+
+  /** A session to wait on, to be given back; `null` when none is left or there can be none. */
+  async borrow(): Promise<Session | null> {
+    if (this.#closed) throw new UnavailableError('Lockstep was closed')
+    let session: Session | null | undefined
+    do {
+      session = this.#idle.pop()
+    } while (session?.lost)
+    if (!session) {
+      if (this.#waiting.size + this.#opening >= this.#database.maxWaiting) return null
+      this.#opening += 1
+      try {
+        session = await Session.open(this.#database, false)
+      } finally {
+        this.#opening -= 1
+      }
+      if (session === null) return null
+    }
+    if (this.#closed) {
+      await session.end()
+      throw new UnavailableError('Lockstep was closed')
+    }
+    this.#waiting.add(session)
+    session.onLost.add(() => this.#waiting.delete(session))
+    return session
+  }
+
+  /** Back from waiting, with nothing held. */
+  async giveBack(session: Session): Promise<void> {
+    try {
+      if (!session.lost) await session.unlisten()
+    } catch {
+      return // lost: nothing to give back
+    } finally {
+      this.#waiting.delete(session)
+    }
+    if (session.lost) return
+    // Two are kept for the next wait; more would be connections that idle.
+    if (this.#closed || this.#idle.length >= 2) await session.end()
+    else this.#idle.push(session)
+  }
+
+  /** The pids of sessions that wait or hold after waiting: this process's own places in queues. */
+  get waitingPids(): number[] {
+    return [...this.#waiting].map((session) => session.pid)
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true
+    const shared = await this.#shared?.catch(() => null)
+    await Promise.all([shared, ...this.#idle, ...this.#waiting].map((session) => session?.end()))
+  }
+}

@@ -1,0 +1,113 @@
+/**
+ * The hold that lasts as long as a transaction.
+ *
+ * K is taken inside the transaction, so nothing has to be released, renewed or lost: when it ends, however it ends, K
+ * is free. On a direct connection the transaction itself stands in the database's queue. Behind a pooler it must not:
+ * whoever waits there has a server connection that the holder may need to come to an end; so there each try is a short
+ * transaction of its own, 25 to 250 ms apart.
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { sql, type Transaction } from 'kysely'
+import { fromDatabase, LeaseHeldError, LeaseLostError } from './errors.ts'
+import type { Desk } from './line.ts'
+
+/** What is done under the lock. `hold.token`: the fencing token, for what is written elsewhere. */
+// biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
+export type TransactionWork<T> = (trx: Transaction<any>, hold: { name: string; token: bigint }) => Promise<T>
+
+type Entry = { gated: boolean; token: string | null; wait_ms: number | null; pid: number }
+const LOOK_AGAIN_MS = 50
+
+class Refused extends Error {}
+
+/** @param left  milliseconds that remain of the wait. */
+export async function transaction<T>(
+  desk: Desk,
+  name: string,
+  left: () => number,
+  signal: AbortSignal | undefined,
+  work: TransactionWork<T>,
+): Promise<T> {
+  for (let pauseMs = 25; ; pauseMs = Math.min(pauseMs * 1.5, 250)) {
+    let entered = false
+    try {
+      return await desk.database.kysely
+        .transaction()
+        .setIsolationLevel('read committed')
+        .execute(async (trx) => {
+          const token = await enter(trx, desk, name, left, signal)
+          entered = true
+          return await work(trx, { name, token })
+        })
+    } catch (error) {
+      if (entered) throw explained(error, name)
+      signal?.throwIfAborted()
+      if (error instanceof LeaseHeldError) throw error
+      if (!(error instanceof Refused)) throw fromDatabase(error)
+    }
+    await sleep(Math.min(pauseMs * (0.75 + Math.random() / 2), Math.max(left(), 0)), undefined, { signal }).catch(
+      () => {},
+    )
+    signal?.throwIfAborted()
+  }
+}
+
+async function enter(
+  // biome-ignore lint/suspicious/noExplicitAny: as above
+  trx: Transaction<any>,
+  desk: Desk,
+  name: string,
+  left: () => number,
+  signal: AbortSignal | undefined,
+): Promise<bigint> {
+  let entry = await ask(sql`select * from lockstep.enter(${name}, null)`)
+  if (!entry.gated) {
+    if (left() <= 0) throw held()
+    if ((await desk.sessions.shared()) === null) throw new Refused()
+    entry = await queue(entry.pid)
+  }
+  // K is ours, and a lease may still live.
+  while (entry.token === null) {
+    if (left() <= 0) throw held()
+    await sleep(Math.min(entry.wait_ms ?? 0, LOOK_AGAIN_MS, Math.max(left(), 0)), undefined, { signal }).catch(() => {})
+    signal?.throwIfAborted()
+    entry = await ask(sql`select * from lockstep.take(${name})`)
+  }
+  return BigInt(entry.token)
+
+  async function ask(statement: ReturnType<typeof sql<Entry>>): Promise<Entry> {
+    return (await statement.execute(trx)).rows[0] as Entry
+  }
+
+  async function queue(pid: number): Promise<Entry> {
+    signal?.throwIfAborted()
+    let waiting = true
+    let cancelled: Promise<void> | undefined
+    const cancel = () => {
+      cancelled = desk.database.cancel(pid, () => !waiting)
+    }
+    signal?.addEventListener('abort', cancel)
+    try {
+      const ms = left()
+      return await ask(
+        sql`select * from lockstep.enter(${name}, ${ms < 2 ** 31 ? Math.max(1, Math.ceil(ms)) : 0}::integer)`,
+      )
+    } catch (error) {
+      throw (error as { code?: unknown }).code === '55P03' ? held() : error
+    } finally {
+      waiting = false
+      signal?.removeEventListener('abort', cancel)
+      await cancelled
+    }
+  }
+
+  function held() {
+    return new LeaseHeldError(name, 0)
+  }
+}
+
+// A fenced table answers at COMMIT.
+function explained(error: unknown, name: string): unknown {
+  if ((error as { code?: unknown })?.code !== 'LS001') return error
+  return new LeaseLostError(name, 0n, 'the database says so', { cause: error })
+}

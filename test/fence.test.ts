@@ -1,0 +1,343 @@
+import { Kysely, PostgresDialect, sql } from 'kysely'
+import pg from 'pg'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { createLockstep, LeaseLostError, type Lockstep, type Tables } from '../lib/index.ts'
+import { type FreshDatabase, freshDatabase } from './database.ts'
+import { until } from './until.ts'
+
+let db: FreshDatabase
+let a: Lockstep
+let b: Lockstep
+let own: Kysely<Tables & { orders: { id: number; note: string } }>
+beforeAll(async () => {
+  db = await freshDatabase()
+  a = createLockstep({ connectionString: db.url })
+  b = createLockstep({ connectionString: db.url })
+  own = new Kysely({ dialect: new PostgresDialect({ pool: new pg.Pool({ connectionString: db.url }) }) })
+  await db.pool.query('create table orders (id int primary key, note text)')
+  await db.pool.query(`create table fenced (id int primary key, note text)`)
+  await db.pool.query(`select lockstep.fence_table('fenced')`)
+})
+afterAll(async () => {
+  await Promise.all([a?.close(), b?.close(), own?.destroy()])
+  await db?.close()
+})
+
+let n = 0
+const fresh = () => `fence ${n++}`
+const LEASE = { ttlMs: 10_000 }
+const kinds = [
+  ['connection', {}],
+  ['lease', LEASE],
+] as const
+const expire = (name: string) =>
+  db.pool.query(`update lockstep.lease set expires_at = clock_timestamp() where name = $1`, [name])
+const notes = async () => (await db.pool.query('select note from orders order by id')).rows.map((r) => r.note)
+
+describe('assertHeld', () => {
+  test.each(kinds)('of a %s hold keeps a takeover out until the transaction ends', async (_kind, options) => {
+    const name = fresh()
+    const held = await a.locks.acquire(name, options)
+    const entered = Promise.withResolvers<void>()
+    const leave = Promise.withResolvers<void>()
+    const writing = held.transaction(async (trx) => {
+      entered.resolve()
+      await leave.promise
+      await trx.insertInto('orders').values({ id: n, note: name }).execute()
+    })
+    await entered.promise
+    // Whatever ends the hold now, the next grant waits for the fenced transaction.
+    if (held.kind === 'lease') await expire(name)
+    else
+      await db.pool.query(
+        `select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and objid = (lockstep.key($1) & 4294967295)::oid`,
+        [name],
+      )
+    if (held.kind === 'connection') await until('K is free', async () => (await b.locks.query(name)).held === false)
+    for (const next of [{}, LEASE]) expect(await b.locks.tryAcquire(name, next)).toBeNull()
+    let granted = false
+    const next = b.locks.acquire(name).then((h) => {
+      granted = true
+      return h
+    })
+    await expect(b.locks.transaction(name, { waitMs: 100 }, async () => {})).rejects.toMatchObject({
+      code: 'LEASE_HELD',
+    })
+    expect(granted).toBe(false)
+    leave.resolve()
+    await writing
+    expect(await notes()).toContain(name)
+    const successor = await next
+    expect(successor.token).toBeGreaterThan(held.token)
+    await successor.release()
+  })
+
+  test('lets renewals of the same lease pass', async () => {
+    const name = fresh()
+    const held = await a.locks.acquire(name, LEASE)
+    await held.transaction(async () => {
+      const before = (await b.locks.query(name)).expiresAt as Date
+      const { expiresAt } = await b.locks.renew(name, held.token, { ttlMs: 60_000 })
+      expect(expiresAt.getTime()).toBeGreaterThan(before.getTime())
+    })
+    await held.release()
+  })
+
+  test.each(kinds)('of a %s hold that passed on rejects, and the transaction cannot commit', async (_kind, options) => {
+    const name = fresh()
+    const zombie = await a.locks.acquire(name, options)
+    await zombie.transaction(async () => {})
+    await b.locks.forceRevoke(name)
+    if (zombie.kind === 'connection')
+      await db.pool.query(
+        `update lockstep.lease set holder = null, token = nextval('lockstep.token') where name = $1`,
+        [name],
+      )
+    const swallowed = own.transaction().execute(async (trx) => {
+      await trx
+        .insertInto('orders')
+        .values({ id: 1_000 + n, note: 'zombie' })
+        .execute()
+      await zombie.assertHeld(trx).catch((error) => expect(error).toBeInstanceOf(LeaseLostError))
+      return 'committed'
+    })
+    await swallowed.catch(() => {})
+    expect(await notes()).not.toContain('zombie')
+    expect(zombie.signal.aborted).toBe(true)
+    await expect(zombie.transaction(async () => {})).rejects.toThrow(LeaseLostError)
+  })
+
+  test('after release rejects', async () => {
+    const held = await a.locks.acquire(fresh())
+    await held.release()
+    await expect(own.transaction().execute((trx) => held.assertHeld(trx))).rejects.toThrow(LeaseLostError)
+  })
+
+  test('takes a pg client between BEGIN and COMMIT too', async () => {
+    const name = fresh()
+    const held = await a.locks.acquire(name)
+    const client = await db.pool.connect()
+    await client.query('begin')
+    await held.assertHeld(client)
+    await client.query('insert into orders values ($1, $2)', [2_000 + n, name])
+    await client.query('commit')
+    client.release()
+    expect(await notes()).toContain(name)
+    await held.release()
+  })
+
+  test('a plain look is not a fence: the zombie that only looked commits, the one that asserted does not', async () => {
+    const name = fresh()
+    const zombie = await a.locks.acquire(name, LEASE)
+    await expire(name)
+    const successor = await b.locks.acquire(name, LEASE)
+    await expect(own.transaction().execute((trx) => zombie.assertHeld(trx))).rejects.toThrow(LeaseLostError)
+    await successor.release()
+  })
+
+  test('the zombie of a cohort is fenced out by the next of its own process', async () => {
+    const name = fresh()
+    const first = await a.locks.acquire(name)
+    await first.transaction(async () => {})
+    const next = a.locks.acquire(name)
+    await first.release()
+    const second = await next
+    await second.transaction(async () => {})
+    expect(second.token).toBeGreaterThan(first.token)
+    await expect(db.pool.query('select lockstep.assert_held($1, $2)', [name, first.token])).rejects.toMatchObject({
+      code: 'LS001',
+    })
+    await second.release()
+    await expect(db.pool.query('select lockstep.assert_held($1, $2)', [name, second.token])).rejects.toMatchObject({
+      code: 'LS001',
+    })
+  })
+})
+
+describe('release', () => {
+  test.each(kinds)('of a %s hold waits for its own fenced transactions', async (_kind, options) => {
+    const name = fresh()
+    const held = await a.locks.acquire(name, options)
+    const client = await db.pool.connect()
+    await client.query('begin')
+    await held.assertHeld(client)
+    let released = false
+    const release = held.release().then(() => {
+      released = true
+    })
+    const other = fresh()
+    await (await a.locks.acquire(other, LEASE)).release() // and holds nobody up
+    expect(released).toBe(false)
+    expect(await b.locks.tryAcquire(name)).toBeNull()
+    await client.query('commit')
+    client.release()
+    await release
+    await (await b.locks.acquire(name, { waitMs: 0 })).release()
+  })
+
+  test.each(kinds)(
+    'of a %s hold inside a transaction commits with it: rows, fence and release',
+    async (_kind, options) => {
+      const name = fresh()
+      const held = await a.locks.acquire(name, options)
+      await own.transaction().execute(async (trx) => {
+        await held.assertHeld(trx)
+        await trx
+          .insertInto('orders')
+          .values({ id: 3_000 + n, note: name })
+          .execute()
+        await held.release({ trx })
+        expect(await b.locks.tryAcquire(name)).toBeNull() // not before the commit
+      })
+      expect(await notes()).toContain(name)
+      const next = await b.locks.acquire(name)
+      expect(next.token).toBeGreaterThan(held.token)
+      expect(held.signal.aborted).toBe(false)
+      await held.release() // it is released: nothing more to do
+      await next.release()
+    },
+  )
+
+  test.each(kinds)('of a %s hold inside a transaction that rolls back leaves it held', async (_kind, options) => {
+    const name = fresh()
+    const held = await a.locks.acquire(name, options)
+    await expect(
+      own.transaction().execute(async (trx) => {
+        await held.release({ trx })
+        throw new Error('no')
+      }),
+    ).rejects.toThrow('no')
+    expect(await b.locks.tryAcquire(name)).toBeNull()
+    await held.transaction(async () => {})
+    await held.release()
+    await (await b.locks.acquire(name)).release()
+  })
+
+  test('inside an open transaction does not hold up the renewals of others', async () => {
+    const name = fresh()
+    const held = await a.locks.acquire(name, LEASE)
+    const other = await a.locks.acquire(fresh(), LEASE)
+    await own.transaction().execute(async (trx) => {
+      await held.release({ trx })
+      await a.locks.renew(other.name, other.token)
+    })
+    await other.release()
+    await held.release()
+  })
+})
+
+describe('a fenced table', () => {
+  const write = (fence: string | null, id = 5_000 + n++) =>
+    own.transaction().execute(async (trx) => {
+      if (fence !== null) await sql`select set_config('lockstep.fence', ${fence}, true)`.execute(trx)
+      await sql`insert into fenced values (${id}, 'x')`.execute(trx)
+    })
+
+  test('rejects at COMMIT what is written without a fence, or under one that is not of the form', async () => {
+    for (const fence of [null, '', 'nonsense', 'a:b', ':', 'name:99999999999999999999']) {
+      await expect(write(fence), String(fence)).rejects.toMatchObject({ code: 'LS002' })
+    }
+    expect((await db.pool.query('select from fenced')).rowCount).toBe(0)
+  })
+
+  test.each(kinds)('takes what is written under a live %s hold, named in SQL or asserted', async (_kind, options) => {
+    const name = `${fresh()}:with:colons`
+    const held = await a.locks.acquire(name, options)
+    await held.transaction(async (trx) => {
+      await sql`insert into fenced values (${n}, 'x')`.execute(trx)
+    })
+    await write(`${name}:${held.token}`)
+    await held.release()
+    await expect(write(`${name}:${held.token}`)).rejects.toMatchObject({ code: 'LS001' })
+    await db.pool.query("begin; set local lockstep.fence = ''; commit")
+  })
+
+  test('takes what is written inside locks.transaction(), and only there', async () => {
+    const name = fresh()
+    await a.locks.transaction(name, async (trx) => {
+      await sql`insert into fenced values (${6_000 + n}, 'x')`.execute(trx)
+      await sql`update fenced set note = 'y'`.execute(trx)
+    })
+    await expect(write(`${name}:transaction`)).rejects.toMatchObject({ code: 'LS001' })
+  })
+
+  test('rejects at COMMIT the holder that stalled past its ttl', async () => {
+    const name = fresh()
+    const held = await a.locks.acquire(name, LEASE)
+    const late = own.transaction().execute(async (trx) => {
+      await sql`select set_config('lockstep.fence', ${`${name}:${held.token}`}, true)`.execute(trx)
+      await sql`insert into fenced values (${7_000 + n}, 'late')`.execute(trx)
+      await expire(name)
+      await (await b.locks.acquire(name, LEASE)).release()
+    })
+    await expect(late).rejects.toMatchObject({ code: 'LS001' })
+    expect((await db.pool.query(`select from fenced where note = 'late'`)).rowCount).toBe(0)
+  })
+
+  test('takes rows and the release of their hold in one transaction', async () => {
+    const held = await a.locks.acquire(fresh(), LEASE)
+    await own.transaction().execute(async (trx) => {
+      await sql`insert into fenced values (${8_000 + n}, 'last')`.execute(trx)
+      await held.release({ trx })
+    })
+    expect((await db.pool.query(`select from fenced where note = 'last'`)).rowCount).toBe(1)
+  })
+
+  test('covers update, delete and truncate; unfence_table ends it', async () => {
+    await db.pool.query('create table covered (id int)')
+    await db.pool.query('insert into covered values (1)')
+    await db.pool.query(`select lockstep.fence_table('covered')`)
+    for (const statement of ['update covered set id = 2', 'delete from covered', 'truncate covered']) {
+      await expect(db.pool.query(statement), statement).rejects.toMatchObject({ code: 'LS002' })
+    }
+    await a.locks.transaction(fresh(), async (trx) => void (await sql`truncate covered`.execute(trx)))
+    await db.pool.query(`select lockstep.unfence_table('covered')`)
+    await db.pool.query('insert into covered values (3)')
+  })
+
+  test('keeps a takeover out from its check to the end of the commit', async () => {
+    const name = fresh()
+    const held = await a.locks.acquire(name, LEASE)
+    const client = new pg.Client({ connectionString: db.url })
+    await client.connect()
+    await client.query('begin')
+    await client.query(`select set_config('lockstep.fence', $1, true)`, [`${name}:${held.token}`])
+    await client.query(`insert into fenced values ($1, 'x')`, [9_000 + n])
+    await client.query('set constraints all immediate') // the check, as COMMIT does it
+    await expire(name)
+    expect(await b.locks.tryAcquire(name, LEASE)).toBeNull()
+    await client.query('commit')
+    await client.end()
+    await (await b.locks.acquire(name, LEASE)).release()
+  })
+})
+
+test('nothing is granted in a transaction whose look is into the past', async () => {
+  const client = await db.pool.connect()
+  await client.query('begin isolation level repeatable read')
+  await expect(
+    client.query(`select * from lockstep.grant_leases('{x}', '{h}', '{1000}', '{null}')`),
+  ).rejects.toMatchObject({ code: 'LS003' })
+  await client.query('rollback')
+  await client.query('begin isolation level serializable')
+  await expect(client.query(`select * from lockstep.enter('x', null)`)).rejects.toMatchObject({ code: 'LS003' })
+  await client.query('rollback')
+  client.release()
+})
+
+test('every verb can be called from psql', async () => {
+  const name = fresh()
+  const grant = await db.pool.query(
+    `select base as token from lockstep.grant_leases(array[$1], '{psql}', '{5000}', '{null}')`,
+    [name],
+  )
+  const both = [name, grant.rows[0].token]
+  const { rows } = await db.pool.query(
+    `select outcome from lockstep.renew_leases(array[$1], array[$2::bigint], '{5000}')`,
+    both,
+  )
+  expect(rows).toEqual([{ outcome: 'renewed' }])
+  await expect(a.locks.acquire(name, { waitMs: 0 })).rejects.toMatchObject({ code: 'LEASE_HELD' })
+  const freed = await db.pool.query(`select revoked from lockstep.revoke_leases(array[$1], array[$2::bigint])`, both)
+  expect(freed.rows).toEqual([{ revoked: ['1'] }])
+})

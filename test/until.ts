@@ -1,0 +1,8 @@
+/** Waits for what must become true, by asking; fails by the test's own time limit, and says what it waited for. */
+export async function until(what: string, condition: () => unknown): Promise<void> {
+  const stop = AbortSignal.timeout(25_000)
+  while (!(await condition())) {
+    if (stop.aborted) throw new Error(`Never happened: ${what}`)
+    await new Promise((resolve) => setTimeout(resolve, 5))
+  }
+}
