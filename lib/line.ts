@@ -18,7 +18,7 @@
  * 250 ms apart: still first come first served within the process, but not between processes.
  */
 import type { Database } from './db.ts'
-import { fromDatabase, LeaseLostError, UnavailableError } from './errors.ts'
+import { fromDatabase, LeaseHeldError, LeaseLostError, UnavailableError } from './errors.ts'
 import { Hold } from './hold.ts'
 import { type Grant, type GrantRequest, grantAll, type Leases } from './lease.ts'
 import type { Place, Session, Sessions } from './session.ts'
@@ -43,15 +43,22 @@ export type Contender =
       kind: 'connection'
       holder: string
       meta: unknown
-      /** Whether it waits; if not, `failed(undefined)` says that somebody else has the name. */
+      /** Whether it waits after its first try. */
       patient: boolean
       granted(hold: ConnectionHold): void
       failed(error: unknown): void
     }
-  | { kind: 'lease'; ask: GrantRequest; granted(grant: Grant, attempted: Moment): void; failed(error: unknown): void }
+  | {
+      kind: 'lease'
+      ask: GrantRequest
+      patient: boolean
+      granted(grant: Grant, attempted: Moment): void
+      failed(error: unknown): void
+    }
   | { kind: 'transaction'; enter(): Promise<void>; failed(error: unknown): void }
 
-type Applicant = Extract<Contender, { kind: 'connection' }>
+type ByConnection = Extract<Contender, { kind: 'connection' }>
+type ByLease = Extract<Contender, { kind: 'lease' }>
 
 export class Line {
   readonly name: string
@@ -84,21 +91,24 @@ export class Line {
     desk.lines.set(name, this)
   }
 
-  /** A new line, of one who tries first on the session that all share. */
-  static open(desk: Desk, name: string, session: Session, applicant: Applicant): Line {
+  /**
+   * A new line, and its first contender's try: on the session that all share, or for a lease. Whoever comes meanwhile
+   * stands behind it.
+   */
+  static open(desk: Desk, name: string, first: ByLease): void
+  static open(desk: Desk, name: string, first: ByConnection, session: Session): void
+  static open(desk: Desk, name: string, first: ByLease | ByConnection, session?: Session): void {
     const line = new Line(desk, name)
     line.#state = 'opening'
-    line.#contenders.push(applicant)
-    line.#opened = line.#try(session, applicant)
-    return line
+    line.#contenders.push(first)
+    line.#opened = first.kind === 'lease' ? line.#tryLease(first) : line.#try(first, session as Session)
   }
 
-  /** A new line of one who has tried already, or need not. */
-  static form(desk: Desk, name: string, contender: Contender): Line {
+  /** A new line of one who stands in the database's queue by itself. */
+  static form(desk: Desk, name: string, first: Contender): void {
     const line = new Line(desk, name)
-    line.#contenders.push(contender)
+    line.#contenders.push(first)
     void line.#serve()
-    return line
   }
 
   /** Settles when it is known whether the first try had success. */
@@ -167,17 +177,30 @@ export class Line {
     if (!gate.shared) await this.#desk.sessions.giveBack(gate)
   }
 
-  async #try(session: Session, applicant: Applicant): Promise<void> {
+  async #try(first: ByConnection, session: Session): Promise<void> {
     try {
       const token = await session.try(this.name)
       if (token !== null) this.#gate = session
-      if (token !== null && this.#contenders[0] === applicant) return this.#grant(session, token, applicant)
-      if (token === null && !applicant.patient) this.#dismiss(applicant, undefined)
+      if (token !== null && this.#contenders[0] === first) return this.#grant(session, token, first)
+      if (token === null && !first.patient) this.#dismiss(first, new LeaseHeldError(this.name, 0))
     } catch (error) {
       // A lost connection is no answer: who waits stands in the queue anew.
-      if (error !== session.lost || !applicant.patient) this.#dismiss(applicant, error)
+      if (error !== session.lost || !first.patient) this.#dismiss(first, error)
     }
     this.#spent = true
+    this.#state = 'serving'
+    void this.#serve()
+  }
+
+  async #tryLease(first: ByLease): Promise<void> {
+    try {
+      const attempted = new Moment()
+      const answer = await this.#desk.leases.grant(first.ask)
+      if ('token' in answer) this.#handOver(first, answer, attempted)
+      else if (!first.patient) this.#dismiss(first, new LeaseHeldError(this.name, 0, answer.waitMs))
+    } catch (error) {
+      this.#dismiss(first, error)
+    }
     this.#state = 'serving'
     void this.#serve()
   }
@@ -189,7 +212,7 @@ export class Line {
     contender.failed(error)
   }
 
-  #grant(gate: Session, token: bigint, first: Applicant): void {
+  #grant(gate: Session, token: bigint, first: ByConnection): void {
     this.#contenders.shift()
     this.#state = 'held'
     this.#token = token
@@ -272,7 +295,7 @@ export class Line {
     await this.#pause(Math.min(waitMs, LOOK_AGAIN_MS), gate)
   }
 
-  async #serveLease(gate: Session, contender: Extract<Contender, { kind: 'lease' }>): Promise<void> {
+  async #serveLease(gate: Session, contender: ByLease): Promise<void> {
     const attempted = new Moment()
     const [answer] = await grantAll([contender.ask], (statement) => gate.run(statement))
     if (!answer || !('token' in answer)) return this.#pause(20, gate)
@@ -280,10 +303,11 @@ export class Line {
     this.#handOver(contender, answer, attempted)
   }
 
-  #handOver(contender: Extract<Contender, { kind: 'lease' }>, grant: Grant, attempted: Moment): void {
+  #handOver(contender: ByLease, grant: Grant, attempted: Moment): void {
     const at = this.#contenders.indexOf(contender)
     if (at < 0) {
-      this.#desk.leases.revoke(grant.name, grant.token).catch(() => {}) // it left while we asked; else the ttl frees it
+      // It left while we asked. What it had before it keeps; else the ttl would free it.
+      if (!grant.renewed) this.#desk.leases.revoke(grant.name, grant.token).catch(() => {})
       return
     }
     this.#contenders.splice(at, 1)

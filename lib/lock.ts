@@ -82,13 +82,14 @@ export class Locks {
     const ask = request(name, options)
     signal?.throwIfAborted()
     const { sessions, lines } = this.#desk
-    const direct = ttlMs === undefined ? (sessions.current ?? (await sessions.shared())) : null
+    // Without a wait where none is needed: who calls first shall stand in line first.
+    const leased = ttlMs !== undefined || this.#database.pooled
+    const direct = leased ? null : (sessions.current ?? (await sessions.shared()))
     if (!direct) {
       const { grant, attempted } = await this.#lease(ask, options.holder !== undefined, waitMs, signal)
       return new LeaseHold(this.#database, this.#leases, this.#keeper, grant, ask.ttlMs, attempted)
     }
-    // Another try of this process is under way: only if it has success does it answer this one too.
-    if (waitMs === 0) for (let line = lines.get(name); line?.opened; line = lines.get(name)) await line.opened
+    if (waitMs === 0) await this.#settled(name)
     const hold = await this.#wait<Held>(name, waitMs, signal, (granted, failed) => {
       const patient = waitMs > 0
       const contender: Contender = {
@@ -101,8 +102,8 @@ export class Locks {
       }
       const line = lines.get(name)
       if (line && patient) line.join(contender)
-      else if (!line) Line.open(this.#desk, name, direct, contender)
-      else failed(undefined)
+      else if (!line) Line.open(this.#desk, name, contender, direct)
+      else failed(new LeaseHeldError(name, 0))
       return contender
     })
     if (!hold) throw new LeaseHeldError(name, waitMs)
@@ -160,7 +161,7 @@ export class Locks {
       const line = this.#desk.lines.get(name)
       if (!line) Line.form(this.#desk, name, contender)
       else if (waitMs > 0) line.join(contender)
-      else failed(undefined)
+      else failed(new LeaseHeldError(name, 0))
       return contender
     })
     if (!turn) throw new LeaseHeldError(name, waitMs)
@@ -238,35 +239,37 @@ export class Locks {
     await closing
   }
 
+  // Another try of this process is under way: only if it has success does it answer a second one too.
+  async #settled(name: string): Promise<void> {
+    for (let line = this.#desk.lines.get(name); line?.opened; line = this.#desk.lines.get(name)) await line.opened
+  }
+
   async #lease(ask: GrantRequest, named: boolean, waitMs: number, signal: AbortSignal | undefined) {
-    let waitable: number | undefined
-    // A holder that has it already is granted at once, whoever waits; everybody else goes to the end of the line.
-    if (named || waitMs === 0 || !this.#desk.lines.has(ask.name)) {
+    const { lines, leases } = this.#desk
+    const { name } = ask
+    if (waitMs === 0) await this.#settled(name)
+    // A holder that may have it already asks at once, whoever waits: then it is granted the same again.
+    if (named && lines.has(name)) {
       const attempted = new Moment()
-      const answer = await this.#leases.grant(ask)
-      if ('token' in answer) {
-        if (!signal?.aborted) return { grant: answer, attempted }
-        if (!answer.renewed) await this.#leases.revoke(ask.name, answer.token).catch(() => {}) // else the ttl frees it
-      }
-      signal?.throwIfAborted()
-      if ('waitMs' in answer) waitable = answer.waitMs
+      const grant = await leases.grant(ask)
+      if ('token' in grant) return { grant, attempted }
     }
-    const granted =
-      waitMs === 0
-        ? undefined
-        : await this.#wait<{ grant: Grant; attempted: Moment }>(ask.name, waitMs, signal, (granted, failed) => {
-            const contender: Contender = {
-              kind: 'lease',
-              ask,
-              granted: (grant, attempted) => granted({ grant, attempted }),
-              failed,
-            }
-            const line = this.#desk.lines.get(ask.name)
-            if (line) line.join(contender)
-            else Line.form(this.#desk, ask.name, contender)
-            return contender
-          })
-    if (!granted) throw new LeaseHeldError(ask.name, waitMs, waitMs === 0 ? waitable : undefined)
+    const patient = waitMs > 0
+    const granted = await this.#wait<{ grant: Grant; attempted: Moment }>(name, waitMs, signal, (granted, failed) => {
+      const contender = {
+        kind: 'lease' as const,
+        ask,
+        patient,
+        granted: (grant: Grant, attempted: Moment) => granted({ grant, attempted }),
+        failed,
+      }
+      const line = lines.get(name)
+      if (!line) Line.open(this.#desk, name, contender)
+      else if (patient) line.join(contender)
+      else failed(new LeaseHeldError(name, 0))
+      return contender
+    })
+    if (!granted) throw new LeaseHeldError(name, waitMs)
     return granted
   }
 
@@ -294,7 +297,7 @@ export class Locks {
       signal?.addEventListener('abort', aborted)
       const contender = enlist(
         (result) => finish(() => resolve(result)),
-        (error) => finish(() => (error === undefined ? resolve(undefined) : reject(error))),
+        (error) => finish(() => reject(error)),
       )
     })
   }

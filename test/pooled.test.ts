@@ -1,0 +1,7 @@
+import { describe } from 'vitest'
+import { pgbouncerAvailable } from './database.ts'
+import { lockSuite } from './lock.suite.ts'
+
+describe.skipIf(!pgbouncerAvailable())('through PgBouncer in transaction mode', () => {
+  lockSuite({ pooled: true })
+})
