@@ -101,6 +101,9 @@ export function fromDatabase(error: unknown): unknown {
       ? new UnavailableError('The database is not available', { cause: error })
       : error
   }
+  if (/^(driver has already been destroyed|Cannot use a pool after calling end)/.test(error.message)) {
+    return new UnavailableError('Lockstep was closed', { cause: error })
+  }
   return isTransport(error) ? new UnavailableError('The database cannot be reached', { cause: error }) : error
 }
 
@@ -108,7 +111,7 @@ export function fromDatabase(error: unknown): unknown {
 function isTransport(error: Error & { code?: unknown }): boolean {
   return (
     (typeof error.code === 'string' && /^E[A-Z_]+$/.test(error.code)) ||
-    /^(Connection terminated|Client has encountered a connection error|Client was closed|Query read timeout|timeout expired|timeout exceeded when trying to connect|Cannot use a pool after calling end|The server does not support SSL)/.test(
+    /^(Connection terminated|Client has encountered a connection error|Client was closed|Query read timeout|timeout expired|timeout exceeded when trying to connect|The server does not support SSL)/.test(
       error.message,
     ) ||
     (error instanceof AggregateError && error.errors.every((e) => e instanceof Error && isTransport(e)))

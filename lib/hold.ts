@@ -5,10 +5,11 @@
  * is renewed a third of its ttl after the last attempt; when one is due, every other that has half of that behind it
  * goes along, so that leases granted at different times soon share their statements for good.
  */
+import { setTimeout as sleep } from 'node:timers/promises'
 import { sql, type Transaction } from 'kysely'
 import { type AnyTransaction, type Database, within } from './db.ts'
 import { LeaseLostError } from './errors.ts'
-import type { Grant, Held, Leases } from './lease.ts'
+import { type Grant, type Held, type Leases, RELEASE_WAITS_MS, stillOpen } from './lease.ts'
 import { Moment, trusted } from './trust.ts'
 
 export abstract class Hold implements Held {
@@ -23,6 +24,7 @@ export abstract class Hold implements Held {
   #release: Promise<void> | undefined
   #released = false
   #releasedInside = false // release({ trx }) was called; that transaction may still roll back
+  readonly #transactions = new Set<Promise<unknown>>()
 
   constructor(database: Database, leases: Leases, name: string, holder: string, token: bigint) {
     this.#database = database
@@ -55,26 +57,30 @@ export abstract class Hold implements Held {
   }
 
   async assertHeld(trx: AnyTransaction): Promise<void> {
-    await this.#inside(trx, 'assert_held')
+    await this.#inside(trx, 'assert_held', this.#whyOver())
   }
 
   // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
   async transaction<T>(work: (trx: Transaction<any>) => Promise<T>): Promise<T> {
     const over = this.#whyOver()
     if (over) throw over
+    const running = this.#database.kysely.transaction().execute(async (trx) => {
+      await this.#inside(trx, 'assert_held', this.#lost)
+      return await work(trx)
+    })
+    this.#transactions.add(running)
     try {
-      return await this.#database.kysely.transaction().execute(async (trx) => {
-        await this.#inside(trx, 'assert_held')
-        return work(trx)
-      })
+      return await running
     } catch (error) {
       throw this.#explained(error) // a fenced table answers at COMMIT
+    } finally {
+      this.#transactions.delete(running)
     }
   }
 
   async release({ trx }: { trx?: AnyTransaction } = {}): Promise<void> {
     if (trx) {
-      await this.#inside(trx, 'release_held')
+      await this.#inside(trx, 'release_held', this.#whyOver())
       if (!this.#releasedInside) void this.#watch()
       this.#releasedInside = true
       return
@@ -114,6 +120,7 @@ export abstract class Hold implements Held {
     if (this.#released) return
     if (this.#lost) throw this.#lost
     try {
+      await this.#settled()
       await this.giveUp()
       this.#released = true
       this.ended()
@@ -129,18 +136,31 @@ export abstract class Hold implements Held {
     }
   }
 
+  // What was begun under the hold ends under it: `return held.transaction(…)` in an `await using` block releases before
+  // the transaction has even begun.
+  async #settled(): Promise<void> {
+    if (this.#transactions.size === 0) return
+    const late = Symbol()
+    const timer = new AbortController()
+    const ended = await Promise.race([
+      Promise.allSettled(this.#transactions),
+      sleep(RELEASE_WAITS_MS, late, { signal: timer.signal }).catch(() => {}),
+    ])
+    timer.abort()
+    if (ended === late) throw stillOpen()
+  }
+
   // release({ trx }) is done when that transaction commits, which is seen from outside.
   async #watch(): Promise<void> {
     for (let pause = 10; !this.#released && !this.#lost && !this.#release; pause = Math.min(pause * 2, 1_000)) {
       try {
         if (!(await this.#leases.stands(this.name, this.token))) return this.gone()
       } catch {} // the database is away: asked again
-      await new Promise((resolve) => setTimeout(resolve, pause))
+      await sleep(pause)
     }
   }
 
-  async #inside(trx: AnyTransaction, verb: 'assert_held' | 'release_held'): Promise<void> {
-    const over = this.#whyOver()
+  async #inside(trx: AnyTransaction, verb: 'assert_held' | 'release_held', over?: LeaseLostError): Promise<void> {
     if (!over) await this.fence()
     try {
       // Of a hold that is over, a token that nobody has: who catches the error shall still not be able to commit.

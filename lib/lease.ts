@@ -41,6 +41,7 @@
  * server a connection hold's token, if it was handed out within the instant before the sequence's log reached the
  * disk, may be handed out again; leases' tokens are on disk before the grant is answered.
  */
+import { setTimeout as sleep } from 'node:timers/promises'
 import { type RawBuilder, sql, type Transaction } from 'kysely'
 import { type AnyTransaction, batched, type Database, list } from './db.ts'
 import { LeaseLostError, outOfRange, UnavailableError, wrongType } from './errors.ts'
@@ -58,6 +59,13 @@ export const LIMITS = {
   /** Bytes of JSON. */
   metaBytes: 4_096,
 } as const
+
+/** For how long a release waits for transactions of its own hold. */
+export const RELEASE_WAITS_MS = 10_000
+export const stillOpen = () =>
+  new UnavailableError(
+    `A transaction fenced by this hold has been open for ${RELEASE_WAITS_MS} ms: end it first, or release inside it with release({ trx })`,
+  )
 
 /** A lease as it was granted or renewed. */
 export interface Grant {
@@ -241,12 +249,8 @@ export class Leases {
     for (let pause = 2; ; pause = Math.min(pause * 2, 100)) {
       const answer = await attempt()
       if (answer.outcome !== 'busy') return answer
-      if (since.elapsed() > 10_000) {
-        throw new UnavailableError(
-          'A transaction fenced by this hold has been open for 10000 ms: end it first, or release inside it with release({ trx })',
-        )
-      }
-      await new Promise((resolve) => setTimeout(resolve, pause))
+      if (since.elapsed() > RELEASE_WAITS_MS) throw stillOpen()
+      await sleep(pause)
     }
   }
 }

@@ -1,0 +1,53 @@
+/**
+ * One process that increments the counter under a hold, again and again, until it is killed.
+ *
+ * The increment is read, then written, with a pause between: two holders at once would lose one. It is fenced, and
+ * writes down its token in the same transaction. Every acknowledged increment is told to the parent on stdout.
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { sql, type Transaction } from 'kysely'
+import { createLockstep } from '../../lib/index.ts'
+
+const [url = '', kind = 'mixed', worker = '0'] = process.argv.slice(2)
+const NAME = 'the counter'
+const TTL_MS = 1_000
+const lockstep = createLockstep({ connectionString: url, max: 2, applicationName: `worker ${worker}` })
+
+// biome-ignore lint/suspicious/noExplicitAny: any tables
+async function increment(trx: Transaction<any>, token: bigint, how: string) {
+  const { rows } = await sql<{ n: string }>`select n from counter`.execute(trx)
+  const next = Number(rows[0]?.n) + 1
+  await sleep(Math.random() * 2)
+  await sql`update counter set n = ${next}`.execute(trx)
+  await sql`insert into history (n, token, worker, how) values (${next}, ${token}, ${worker}, ${how})`.execute(trx)
+  return next
+}
+
+const ways = {
+  connection: async () => {
+    await using held = await lockstep.locks.acquire(NAME)
+    await sleep(Math.random() * 5) // a pause may fall between the grant and the write: then the fence must tell
+    return held.transaction((trx) => increment(trx, held.token, held.kind))
+  },
+  lease: async () => {
+    await using held = await lockstep.locks.acquire(NAME, { ttlMs: TTL_MS })
+    await sleep(Math.random() * 5)
+    return held.transaction((trx) => increment(trx, held.token, held.kind))
+  },
+  transaction: () => lockstep.locks.transaction(NAME, (trx, { token }) => increment(trx, token, 'transaction')),
+}
+const kinds = Object.keys(ways) as (keyof typeof ways)[]
+
+console.log('ready')
+for (;;) {
+  const way = kind === 'mixed' ? (kinds[Math.floor(Math.random() * 3)] as 'lease') : (kind as 'lease')
+  try {
+    console.log(`done ${await ways[way]()}`)
+  } catch (error) {
+    const { code, message, cause } = error as { code?: string; message: string; cause?: unknown }
+    // Lost, or the database out of reach: what the holder is told. Anything else is a fault, and ends the run.
+    const told = ['LEASE_LOST', 'UNAVAILABLE', '57P01', 'ECONNRESET'].includes(code ?? '') || /terminated/.test(message)
+    console.log(`${told ? 'told' : 'fault'} ${code} ${message} ${cause ?? ''}`.replaceAll('\n', ' '))
+    if (told) await sleep(20)
+  }
+}
