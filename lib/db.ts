@@ -90,7 +90,7 @@ export class Database {
     }
     this.maxWaiting = maxWaiting
     this.#pooled = directConnectionString === null
-    this.#client = { ...common, connectionString: directConnectionString ?? connectionString }
+    this.#client = { ...common, connectionString: directConnectionString ?? connectionString, pipeline: true }
     this.kysely = over(new pg.Pool({ ...common, connectionString, max }))
     this.#control = over(
       new pg.Pool({ ...common, connectionString, max: CONTROL_CONNECTIONS, query_timeout: CONTROL_TIMEOUT_MS }),

@@ -24,7 +24,7 @@ export abstract class Hold implements Held {
   #release: Promise<void> | undefined
   #released = false
   #releasedInside = false // release({ trx }) was called; that transaction may still roll back
-  readonly #transactions = new Set<Promise<unknown>>()
+  #transactions: Set<Promise<unknown>> | undefined
 
   constructor(database: Database, leases: Leases, name: string, holder: string, token: bigint) {
     this.#database = database
@@ -68,25 +68,27 @@ export abstract class Hold implements Held {
       await this.#inside(trx, 'assert_held', this.#lost)
       return await work(trx)
     })
+    this.#transactions ??= new Set()
     this.#transactions.add(running)
     try {
       return await running
     } catch (error) {
       throw this.#explained(error) // a fenced table answers at COMMIT
     } finally {
-      this.#transactions.delete(running)
+      this.#transactions?.delete(running)
     }
   }
 
-  async release({ trx }: { trx?: AnyTransaction } = {}): Promise<void> {
-    if (trx) {
-      await this.#inside(trx, 'release_held', this.#whyOver())
-      if (!this.#releasedInside) void this.#watch()
-      this.#releasedInside = true
-      return
-    }
+  release({ trx }: { trx?: AnyTransaction } = {}): Promise<void> {
+    if (trx) return this.#releaseInside(trx)
     this.#release ??= this.#releaseNow()
     return this.#release
+  }
+
+  async #releaseInside(trx: AnyTransaction): Promise<void> {
+    await this.#inside(trx, 'release_held', this.#whyOver())
+    if (!this.#releasedInside) void this.#watch()
+    this.#releasedInside = true
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -120,7 +122,7 @@ export abstract class Hold implements Held {
     if (this.#released) return
     if (this.#lost) throw this.#lost
     try {
-      await this.#settled()
+      if (this.#transactions?.size) await this.#settled(this.#transactions)
       await this.giveUp()
       this.#released = true
       this.ended()
@@ -138,12 +140,11 @@ export abstract class Hold implements Held {
 
   // What was begun under the hold ends under it: `return held.transaction(…)` in an `await using` block releases before
   // the transaction has even begun.
-  async #settled(): Promise<void> {
-    if (this.#transactions.size === 0) return
+  async #settled(transactions: Set<Promise<unknown>>): Promise<void> {
     const late = Symbol()
     const timer = new AbortController()
     const ended = await Promise.race([
-      Promise.allSettled(this.#transactions),
+      Promise.allSettled(transactions),
       sleep(RELEASE_WAITS_MS, late, { signal: timer.signal }).catch(() => {}),
     ])
     timer.abort()

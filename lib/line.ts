@@ -77,7 +77,7 @@ export class Line {
   // The cohort under way.
   #token = 0n
   #passes = 0
-  #since = new Moment()
+  #since: Moment | undefined
 
   // At the front of the queue, waiting for the row.
   #listening = false
@@ -142,7 +142,7 @@ export class Line {
     const next = this.#contenders[0]
     const gate = this.#gate
     if (!gate || gate.lost) return this.#goOn()
-    if (next?.kind === 'connection' && this.#passes < COHORT_PASSES && this.#since.elapsed() < COHORT_MS) {
+    if (next?.kind === 'connection' && this.#passes < COHORT_PASSES && (this.#since?.elapsed() ?? 0) < COHORT_MS) {
       this.#contenders.shift()
       this.#passes += 1
       this.#token += 1n
@@ -342,17 +342,16 @@ export class Line {
   // Until a time has passed, somebody rings, or the session is lost.
   async #pause(ms: number, gate?: Session): Promise<void> {
     if (!this.#rang) {
-      await new Promise<void>((resolve) => {
-        const timer = setTimeout(resolve, ms)
-        this.#wake = () => {
-          clearTimeout(timer)
-          resolve()
-        }
-        gate?.onLost.add(this.#wake)
-      })
+      const { promise, resolve } = Promise.withResolvers<void>()
+      const timer = setTimeout(resolve, ms)
+      const bell = { connectionLost: () => resolve() }
+      gate?.dependents.add(bell)
+      this.#wake = resolve
+      await promise
+      this.#wake = undefined
+      gate?.dependents.delete(bell)
+      clearTimeout(timer)
     }
-    if (this.#wake) gate?.onLost.delete(this.#wake)
-    this.#wake = undefined
     this.#rang = false
   }
 
@@ -369,7 +368,6 @@ export class ConnectionHold extends Hold {
   readonly #desk: Desk
   readonly #gate: Session
   readonly #meta: unknown
-  readonly #onLost = (error: Error) => this.lose('its connection is lost', error)
   #registered: Promise<void> | undefined
   #passed: Promise<void> | undefined
 
@@ -379,7 +377,7 @@ export class ConnectionHold extends Hold {
     this.#desk = desk
     this.#gate = gate
     this.#meta = meta
-    gate.onLost.add(this.#onLost)
+    gate.dependents.add(this)
   }
 
   protected believed(): boolean {
@@ -416,8 +414,12 @@ export class ConnectionHold extends Hold {
     return this.#passed
   }
 
+  connectionLost(error: Error): void {
+    this.lose('its connection is lost', error)
+  }
+
   protected ended(): void {
-    this.#gate.onLost.delete(this.#onLost)
+    this.#gate.dependents.delete(this)
   }
 
   // Lost with its connection, or forced out by its row: either way the line goes on.

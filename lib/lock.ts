@@ -274,23 +274,26 @@ export class Locks {
   }
 
   // Puts a contender in line; undefined when the wait ran out.
-  async #wait<T>(
+  #wait<T>(
     name: string,
     waitMs: number,
     signal: AbortSignal | undefined,
     enlist: (granted: (result: T) => void, failed: (error: unknown) => void) => Contender,
   ): Promise<T | undefined> {
-    signal?.throwIfAborted() // an aborted signal does not call back
+    if (signal?.aborted) return Promise.reject(signal.reason) // it would not call back any more
+    // Most calls can only be granted or refused; they shall not pay for what ends a wait.
+    if (!signal && (waitMs === 0 || waitMs === Infinity))
+      return new Promise((resolve, reject) => enlist(resolve, reject))
     return new Promise((resolve, reject) => {
       let timer: NodeJS.Timeout | undefined
-      const leave = (settle: () => void) => {
-        this.#desk.lines.get(name)?.leave(contender)
-        finish(settle)
-      }
       const finish = (settle: () => void) => {
         clearTimeout(timer)
         signal?.removeEventListener('abort', aborted)
         settle()
+      }
+      const leave = (settle: () => void) => {
+        this.#desk.lines.get(name)?.leave(contender)
+        finish(settle)
       }
       const aborted = () => leave(() => reject(signal?.reason))
       if (waitMs > 0 && waitMs < 2 ** 31) timer = setTimeout(() => leave(() => resolve(undefined)), waitMs)
@@ -303,8 +306,12 @@ export class Locks {
   }
 }
 
+// Holders of our own making: this process, and a number.
+const OURS = crypto.randomUUID()
+let fresh = 1
+
 function request(name: string, options: TryOptions): GrantRequest {
-  const { ttlMs = LIMITS.ttlMs.default, holder = crypto.randomUUID(), meta } = options
+  const { ttlMs = LIMITS.ttlMs.default, holder = `${OURS}.${fresh++}`, meta } = options
   checkMs('ttlMs', ttlMs, LIMITS.ttlMs)
   if (options.holder !== undefined) checkText('holder', holder)
   return { name, holder, ttlMs, meta: metaText(meta) }

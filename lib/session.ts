@@ -27,9 +27,12 @@ export type Place = { token: bigint; waitMs: null } | { token: null; waitMs: num
 
 type Try = { name: string; resolve: (token: bigint | null) => void; reject: (error: unknown) => void }
 /** What lockstep.turn answers. */
-type Turn = [base: string, refused: number[] | null, taken: number[] | null, tokens: string[], pid: number]
+type Turn = [base: string | null, refused: number[] | null, taken: number[] | null, tokens: string[]]
 /** Names in one turn: as many as share a block of tokens. */
 const TURN = 64
+
+/** SQLSTATE of lockstep.check_backend. */
+const ANOTHER_BACKEND = 'LS004'
 
 type Release = { name: string; resolve: () => void }
 
@@ -39,7 +42,7 @@ export class Session {
   /** Whether everybody's tries go here; if not, it may wait. */
   readonly shared: boolean
   /** Told once, when the connection has ended or is no longer trusted. */
-  readonly onLost = new Set<(error: Error) => void>()
+  readonly dependents = new Set<{ connectionLost(error: Error): void }>()
   /** Why this session is over; undefined while it lives. */
   lost: Error | undefined
 
@@ -49,7 +52,8 @@ export class Session {
   #queueing = false // blocked in the server's queue: no answer is due
   #tries: Try[] = []
   #releases: Release[] = []
-  #turning = false
+  #turns = 0 // under way
+  #soon = false
   #beating = false
   #heard: ((message: pg.Notification) => void) | undefined
 
@@ -125,14 +129,13 @@ export class Session {
 
   /** Writes the row of a hold of this session, so that it can be fenced. */
   async register(name: string, holder: string, token: bigint, meta: unknown): Promise<void> {
-    const [row] = await this.#ask('lockstep_register', 'select lockstep.register($1, $2, $3, $4)', [
+    await this.#ask('lockstep_register', 'select lockstep.register($1, $2, $3, $4, $5)', [
       name,
       holder,
       token,
       meta === undefined ? null : JSON.stringify(meta),
+      this.pid,
     ])
-    if (row?.[0] !== this.pid) this.#lose(new UnavailableError('A pooler has changed the backend of this connection'))
-    if (this.lost) throw this.lost
   }
 
   /** Any statement, on this connection. */
@@ -163,41 +166,59 @@ export class Session {
     await this.#client.end().catch(() => {})
   }
 
+  // A turn goes when none is under way; a second one beside it when it is worth its while, so that the server works on
+  // one while we work on the other.
   #turnSoon() {
-    if (this.#turning) return
-    this.#turning = true
-    queueMicrotask(() => this.#turn())
+    const many = this.#tries.length + this.#releases.length >= TURN / 4
+    if (this.#soon || this.#turns >= (many ? 2 : 1)) return
+    this.#soon = true
+    queueMicrotask(() => {
+      this.#soon = false
+      void this.#turn()
+    })
   }
 
   async #turn() {
+    this.#turns++
     const tries = this.#tries.splice(0, TURN)
     const releases = this.#releases.splice(0, TURN)
     const names = tries.map((t) => t.name)
     try {
-      const [row] = await this.#ask('lockstep_turn', 'select * from lockstep.turn($1, $2)', [
-        releases.map((r) => r.name),
-        names,
-      ])
-      const [base, refused, taken, tokens, pid] = row as Turn
-      if (pid !== this.pid)
-        throw this.#lose(new UnavailableError('A pooler has changed the backend of this connection'))
-      for (const release of releases) release.resolve()
-      tries.forEach(({ resolve }, k) => {
-        if (refused?.includes(k + 1)) resolve(null)
-        else
-          resolve(taken?.includes(k + 1) ? BigInt(tokens[taken.indexOf(k + 1)] ?? 0) : BigInt(base) + 64n * BigInt(k))
-      })
+      const [first] = tries
+      if (first && tries.length === 1 && releases.length === 0) {
+        const [row] = await this.#ask('lockstep_try', 'select lockstep.try($1, $2)', [first.name, this.pid])
+        first.resolve(row?.[0] == null ? null : BigInt(row[0] as string))
+      } else if (tries.length === 0 && releases.length === 1) {
+        await this.#ask('lockstep_give_up', 'select pg_advisory_unlock(lockstep.key($1))', [releases[0]?.name])
+        releases[0]?.resolve()
+      } else {
+        await this.#turnOf(tries, releases)
+      }
     } catch (error) {
       // Of a failed turn some tries may have K: session locks outlive the statement. Unlocking too much only warns.
       if (!this.lost) {
         const all = [...names, ...releases.map((r) => r.name)]
-        await this.#ask(undefined, 'select lockstep.turn($1, $2)', [all, []]).catch((e) => this.#lose(e))
+        await this.#ask(undefined, 'select lockstep.turn($1, $2, $3)', [all, [], this.pid]).catch((e) => this.#lose(e))
       }
       for (const { reject } of tries) reject(error)
       for (const release of releases) release.resolve() // a lost session has nothing either
     }
-    this.#turning = false
+    this.#turns--
     if (this.#tries.length + this.#releases.length > 0) this.#turnSoon()
+  }
+
+  async #turnOf(tries: Try[], releases: Release[]) {
+    const names = (calls: { name: string }[]) => calls.map((call) => call.name)
+    const text = 'select * from lockstep.turn($1, $2, $3)'
+    const [row] = await this.#ask('lockstep_turn', text, [names(releases), names(tries), this.pid])
+    const [base, refused, taken, tokens] = row as Turn
+    for (const release of releases) release.resolve()
+    let token = BigInt(base ?? 0)
+    for (const [k, { resolve }] of tries.entries()) {
+      if (refused?.includes(k + 1)) resolve(null)
+      else resolve(taken?.includes(k + 1) ? BigInt(tokens[taken.indexOf(k + 1)] as string) : token)
+      token += 64n
+    }
   }
 
   // Named prepared statements: this connection is direct, and they save a third of the server's time.
@@ -220,8 +241,9 @@ export class Session {
     } catch (error) {
       // What the server did not answer the network did; and a FATAL answer is its last. Either way this connection is
       // over, whether we have heard of its end yet or not.
-      const { severity } = error as { severity?: string }
-      if (severity === undefined || severity === 'FATAL' || severity === 'PANIC') this.#lose(error)
+      const { severity, code } = error as { severity?: string; code?: string }
+      const over = severity === undefined || severity === 'FATAL' || severity === 'PANIC'
+      if (over || code === ANOTHER_BACKEND) this.#lose(error)
       throw this.lost ?? fromDatabase(error)
     }
   }
@@ -248,8 +270,8 @@ export class Session {
       known instanceof UnavailableError ? known : new UnavailableError('The connection is lost', { cause: why })
     this.lost = error
     clearInterval(this.#beat)
-    for (const told of this.onLost) told(error)
-    this.onLost.clear()
+    for (const dependent of this.dependents) dependent.connectionLost(error)
+    this.dependents.clear()
     // the socket: a connection that no longer answers cannot be ended politely
     this.#client.connection?.stream?.destroy()
     return error
@@ -318,7 +340,7 @@ export class Sessions {
       throw new UnavailableError('Lockstep was closed')
     }
     this.#waiting.add(session)
-    session.onLost.add(() => this.#waiting.delete(session))
+    session.dependents.add({ connectionLost: () => this.#waiting.delete(session) })
     return session
   }
 

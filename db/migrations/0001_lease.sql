@@ -309,57 +309,78 @@ begin
   token := nextval('lockstep.token');
 end $$;
 
+-- Raises LS004 on another backend than the one that is meant: session locks are the backend's, and behind a pooler two
+-- clients may share it.
+create function lockstep.check_backend(pid integer) returns void
+language plpgsql as $$
+begin
+  if pg_backend_pid() <> pid then
+    raise exception 'lockstep: backend % answers instead of %', pg_backend_pid(), pid
+      using errcode = 'LS004', hint = 'A pooler shares this connection: session locks cannot be used through it.';
+  end if;
+end $$;
+
+-- try, connection: the token, or null. This is the path that is measured in microseconds; a plpgsql expression costs a
+-- tenth of a query, so there is one query only, the look at the row.
+create function lockstep.try(name text, pid integer) returns bigint
+language plpgsql as $$
+declare
+  holder text;
+  token bigint;
+  ignored boolean;
+begin
+  if pg_backend_pid() <> pid or current_setting('transaction_isolation') <> 'read committed' then
+    perform lockstep.check_backend(pid), lockstep.check_isolation();
+  end if;
+  if not pg_try_advisory_lock(lockstep.key(name)) then
+    return null;
+  end if;
+  select l.holder into holder from lockstep.lease l where l.name = try.name;
+  if holder is null then
+    return nextval('lockstep.token');
+  end if;
+  token := (lockstep.take(name)).token;
+  if token is null then
+    ignored := pg_advisory_unlock(lockstep.key(name));
+  end if;
+  return token;
+end $$;
+
 -- One turn of a direct connection: give up, then try, at most 64 names each. What was granted has the token
 -- base + 64 × (its position − 1), but for those in taken, which have one of their own. On an error the caller gives up
 -- all of try_names: session locks outlive the failed statement.
---
--- This is the path that is measured in microseconds: one name takes no query but the look at its row (a plpgsql
--- expression is a tenth of one), and of many names only those that are in lease at all are looked at one by one.
-create function lockstep.turn(release_names text[], try_names text[],
-                              out base bigint, out refused integer[], out taken integer[], out tokens bigint[], out pid integer)
+create function lockstep.turn(release_names text[], try_names text[], pid integer,
+                              out base bigint, out refused integer[], out taken integer[], out tokens bigint[])
 language plpgsql as $$
 declare
   gated boolean[];
   busy text[];
-  t bigint;
+  token bigint;
   ignored boolean;
 begin
-  pid := pg_backend_pid();
-  if cardinality(release_names) = 1 then
-    ignored := pg_advisory_unlock(lockstep.key(release_names[1]));
-  elsif cardinality(release_names) > 1 then
+  if pg_backend_pid() <> pid or current_setting('transaction_isolation') <> 'read committed' then
+    perform lockstep.check_backend(pid), lockstep.check_isolation();
+  end if;
+  if release_names <> '{}' then
     perform pg_advisory_unlock(lockstep.key(n)) from unnest(release_names) n;
   end if;
-  if cardinality(try_names) = 0 then
+  if try_names = '{}' then
     return;
   end if;
-  if current_setting('transaction_isolation') <> 'read committed' then
-    perform lockstep.check_isolation();
-  end if;
-  if cardinality(try_names) = 1 then
-    gated := array[pg_try_advisory_lock(lockstep.key(try_names[1]))];
-  else
-    gated := array(select pg_try_advisory_lock(lockstep.key(n)) from unnest(try_names) n);
-  end if;
-  if false = any (gated) then
-    refused := array_positions(gated, false);
-  end if;
-  if true = any (gated) then
+  gated := array(select pg_try_advisory_lock(lockstep.key(n)) from unnest(try_names) n);
+  refused := array_positions(gated, false);
+  if cardinality(refused) < cardinality(try_names) then
     base := nextval('lockstep.token');
-    if cardinality(try_names) = 1 then
-      select array[l.name] into busy from lockstep.lease l where l.name = try_names[1] collate "C" and l.holder is not null;
-    else
-      select array_agg(l.name) into busy from lockstep.lease l where l.name = any (try_names) and l.holder is not null;
-    end if;
+    select array_agg(l.name) into busy from lockstep.lease l where l.name = any (try_names) and l.holder is not null;
     for n in 1 .. case when busy is null then 0 else cardinality(try_names) end loop
       continue when not gated[n] or not try_names[n] = any (busy);
-      t := (lockstep.take(try_names[n])).token;
-      if t is null then
+      token := (lockstep.take(try_names[n])).token;
+      if token is null then
         ignored := pg_advisory_unlock(lockstep.key(try_names[n]));
         refused := refused || n;
       else
         taken := taken || n;
-        tokens := tokens || t;
+        tokens := tokens || token;
       end if;
     end loop;
   end if;
@@ -381,14 +402,14 @@ begin
 end $$;
 
 -- Makes a connection hold visible to fences. Only the connection that has K may call it.
-create function lockstep.register(name text, holder text, token bigint, meta jsonb) returns integer
+create function lockstep.register(name text, holder text, token bigint, meta jsonb, pid integer) returns void
 language sql as $$
+  select lockstep.check_backend(pid);
   insert into lockstep.lease as l (name, holder, token, granted_at, expires_at, ttl_ms, meta)
   values (name, holder, token, clock_timestamp(), 'infinity', null, meta)
   on conflict (name) do update
     set holder = excluded.holder, token = excluded.token, granted_at = excluded.granted_at,
         expires_at = excluded.expires_at, ttl_ms = null, meta = excluded.meta;
-  select pg_backend_pid();
 $$;
 
 -- A hold for the rest of this transaction. wait_for: null: at once or not at all; else milliseconds at most behind those
