@@ -9,7 +9,8 @@
  * connections. That bounds the sending, not the answer: a wait of twenty seconds is not touched by it. What node
  * itself refuses before there is a request (431, 408, broken HTTP) is a problem+json too.
  *
- * Without keys it serves the loopback interface only. That is decided by the address that HOST resolves to.
+ * Without keys it serves the loopback interface only (the address that HOST resolves to decides), and there no web
+ * pages.
  */
 import { lookup } from 'node:dns/promises'
 import { once } from 'node:events'
@@ -50,7 +51,9 @@ export async function serve(options: ServeOptions): Promise<Server> {
   const address = await listenAddress(host, options.keys)
   const stopping = new AbortController()
   const app = createApp(lockstep, { ...options, signal: stopping.signal })
-  const listener = getRequestListener(app.fetch, { hostname: 'localhost', errorHandler: malformed })
+  const keyed = parseKeys(options.keys).length > 0
+  const answer = keyed ? app.fetch : (request: Request) => refuseBrowsers(request) ?? app.fetch(request)
+  const listener = getRequestListener(answer, { hostname: 'localhost', errorHandler: malformed })
   const open = new Set<ServerResponse>()
   const server = createServer(LIMITS, (incoming, outgoing) => {
     open.add(outgoing)
@@ -123,6 +126,27 @@ async function listen(server: ReturnType<typeof createServer>, host: string, por
     const { code = '', message } = error as NodeJS.ErrnoException
     throw new Error(sentences[code] ?? `Cannot listen on ${host}, port ${port}: ${message}`)
   }
+}
+
+/**
+ * Without keys everybody on this machine may do everything, but not the web pages that somebody here looks at: a page
+ * of another site says so itself, and one whose name was made to mean this machine (DNS rebinding) asks for that name.
+ */
+function refuseBrowsers(request: Request): Response | undefined {
+  const { hostname } = new URL(request.url)
+  const address = hostname.replace(/^\[|\]$/g, '')
+  const local =
+    hostname === 'localhost' || (isIP(address) > 0 && loopback.check(address, isIPv6(address) ? 'ipv6' : 'ipv4'))
+  if (local && !/^(cross|same)-site$/.test(request.headers.get('Sec-Fetch-Site') ?? '')) return undefined
+  const body = problemBody(
+    403,
+    'FORBIDDEN',
+    'Without keys it answers programs of this machine only, asked as localhost',
+  )
+  return new Response(JSON.stringify(body), {
+    status: body.status,
+    headers: { 'Content-Type': 'application/problem+json' },
+  })
 }
 
 function malformed(error: unknown): Response {

@@ -3,9 +3,10 @@
  *
  * What a session has, it has until its connection ends; so everything turns on knowing the end in time. The end that
  * announces itself (process killed, server stopped, pid terminated) is known at once. A network that just goes silent
- * is not: the client gives up after {@link TRUST_MS} without an answer, and the server, told so at the start, no
- * sooner than {@link SERVER_GIVES_UP_MS}: the client always first, so that nobody can be granted what a client still
- * believes to hold. Any answer counts; an idle session asks every {@link BEAT_MS}.
+ * is not, nor is a process that is frozen: the client gives up after {@link TRUST_MS} without an answer, and the
+ * server, told so at the start, {@link SERVER_GIVES_UP_MS} after the client was last heard of: the client always
+ * first, so that nobody can be granted what a client still believes to hold, and always at last, so that a frozen
+ * holder cannot keep a name for ever. Any answer counts; an idle session asks every {@link BEAT_MS}.
  *
  * Session locks are re-entrant and belong to the whole connection. Who of this process has a name is therefore told
  * apart in lock.ts, which never asks for a name twice on one session.
@@ -63,11 +64,11 @@ export class Session {
     const client = await database.direct()
     if (client === null) return null
     try {
-      // tcp_user_timeout bounds unanswered data and keepalives alike; the check interval ends a queue place whose
-      // process has died.
+      // tcp_user_timeout bounds unanswered data and keepalives alike, idle_session_timeout a process that stands still
+      // (its kernel goes on answering); the check interval ends a queue place whose process has died.
       await client.query(
         `set tcp_user_timeout = ${SERVER_GIVES_UP_MS}; set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5;` +
-          `set client_connection_check_interval = 2000; set idle_session_timeout = 0; set statement_timeout = 0; set lock_timeout = 0`,
+          `set client_connection_check_interval = 2000; set idle_session_timeout = ${SERVER_GIVES_UP_MS}; set statement_timeout = 0; set lock_timeout = 0`,
       )
     } catch (error) {
       client.end().catch(() => {})

@@ -1,4 +1,7 @@
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { createLockstep, type Held, LeaseLostError, type Lockstep } from '../lib/index.ts'
 import { dedicatedServer, type FreshDatabase, freshDatabase, tcpProxy } from './database.ts'
@@ -86,6 +89,25 @@ describe('a connection hold', () => {
     expect(await b.locks.tryAcquire(name)).toBeNull()
     proxy.resume()
     await (await b.locks.acquire(name)).release()
+  })
+
+  test('of a process that stands still passes on, and the process finds out when it goes on', async () => {
+    const name = fresh()
+    const child = spawn(process.execPath, [fileURLToPath(new URL('holder.ts', import.meta.url)), db.url, name], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    })
+    try {
+      const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
+      expect((await lines.next()).value).toBe('held')
+      child.kill('SIGSTOP')
+      const next = await b.locks.acquire(name)
+      child.kill('SIGCONT')
+      expect((await lines.next()).value).toBe('trusted false')
+      expect((await lines.next()).value).toBe('lost LEASE_LOST')
+      await next.release()
+    } finally {
+      child.kill('SIGKILL')
+    }
   })
 
   test('that waited long is believed from when the server was last known to live, not from the wait', async () => {

@@ -153,7 +153,7 @@ describe('lockstep start', () => {
     const { hostname, port } = new URL(await listening(run))
     const slow = net.connect(Number(port), hostname).on('error', () => {})
     slow.write(
-      'POST /v1/locks/slow HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{',
+      'POST /v1/locks/slow HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{',
     )
     await until(async () => (await fetch(`http://${hostname}:${port}/healthz`)).ok) // so the bytes before have arrived
     run.child.kill('SIGINT')
@@ -279,6 +279,30 @@ describe('the Node door', () => {
     return text
   }
 
+  test('without keys it does not answer web pages, nor to another name than its own', async () => {
+    const { url } = await door()
+    const get = (head: string) => sent(url, `GET /v1/locks/x HTTP/1.1\r\n${head}\r\nConnection: close\r\n\r\n`)
+    for (const head of [
+      'Host: localhost',
+      'Host: 127.0.0.1:3000',
+      'Host: [::1]',
+      'Host: localhost\r\nSec-Fetch-Site: none',
+    ]) {
+      expect(await get(head), head).toMatch(/^HTTP\/1.1 200/)
+    }
+    for (const head of [
+      'Host: evil.example',
+      'Host: localhost.evil.example',
+      'Host: localhost\r\nSec-Fetch-Site: cross-site',
+    ]) {
+      expect(await get(head), head).toMatch(/^HTTP\/1.1 403.*FORBIDDEN/s)
+    }
+    const keyed = await door({ keys: KEY })
+    expect(await sent(keyed.url, 'GET /healthz HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n')).toMatch(
+      /^HTTP\/1.1 200/,
+    )
+  })
+
   test('a client that hangs up leaves the queue', async () => {
     const { url } = await door()
     const lock = `${url}/v1/locks/hang-up`
@@ -297,12 +321,10 @@ describe('the Node door', () => {
     const { url, close } = await door()
     const { hostname, port } = new URL(url)
     const idle = net.connect(Number(port), hostname)
-    idle.write('GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n')
+    idle.write('GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n')
     await once(idle, 'data')
     const ended = once(idle, 'close')
-    const since = performance.now()
-    await Promise.all([close(), close(), ended])
-    expect(performance.now() - since).toBeLessThan(2_000)
+    await Promise.all([close(), close(), ended]) // keep-alive alone would last longer than this test may
     await expect(fetch(url)).rejects.toThrow()
   })
 
@@ -325,7 +347,7 @@ describe('the Node door', () => {
 
   test('a stop waits for a request that never ends no longer than drainMs', async () => {
     const { url, close } = await door({ drainMs: 200 })
-    const slow = sent(url, 'POST /v1/locks/slow HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{').catch(
+    const slow = sent(url, 'POST /v1/locks/slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{').catch(
       (error) => error.code,
     )
     expect((await fetch(`${url}/healthz`)).status).toBe(200)
@@ -335,17 +357,21 @@ describe('the Node door', () => {
 
   test.each([
     ['not HTTP', 'nonsense\r\n\r\n', 400],
-    ['a target that is not ASCII', 'GET /v1/locks/é HTTP/1.1\r\nHost: x\r\n\r\n', 400],
-    ['two lengths', 'POST /v1/locks/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n', 400],
+    ['a target that is not ASCII', 'GET /v1/locks/é HTTP/1.1\r\nHost: localhost\r\n\r\n', 400],
+    [
+      'two lengths',
+      'POST /v1/locks/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n',
+      400,
+    ],
     ['no host', 'GET /v1/locks HTTP/1.1\r\nConnection: close\r\nHost: a b\r\n\r\n', 400],
-    ['a backslash', 'GET /v1/locks/a\\b HTTP/1.1\r\nConnection: close\r\nHost: x\r\n\r\n', 400],
-    ['headers without end', `GET /v1/locks/${'x'.repeat(20_000)} HTTP/1.1\r\nHost: x\r\n\r\n`, 431],
+    ['a backslash', 'GET /v1/locks/a\\b HTTP/1.1\r\nConnection: close\r\nHost: localhost\r\n\r\n', 400],
+    ['headers without end', `GET /v1/locks/${'x'.repeat(20_000)} HTTP/1.1\r\nHost: localhost\r\n\r\n`, 431],
     [
       'an announced body that is too large',
-      'POST /v1/locks/a HTTP/1.1\r\nConnection: close\r\nHost: x\r\nContent-Length: 70000\r\n\r\n',
+      'POST /v1/locks/a HTTP/1.1\r\nConnection: close\r\nHost: localhost\r\nContent-Length: 70000\r\n\r\n',
       413,
     ],
-    ['TRACE', 'TRACE /healthz HTTP/1.1\r\nConnection: close\r\nHost: x\r\n\r\n', 405],
+    ['TRACE', 'TRACE /healthz HTTP/1.1\r\nConnection: close\r\nHost: localhost\r\n\r\n', 405],
   ])('%s is answered with a problem', async (_, bytes, status) => {
     const { url } = await door()
     const [head = '', body = ''] = (await sent(url, bytes)).split('\r\n\r\n')
