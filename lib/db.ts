@@ -3,7 +3,7 @@
  *
  * - **control** (at most 2): the verbs on leases. Their statements never wait for a lock, so a renewal or a release
  *   is never behind anything that waits. What arrives while a statement is in flight goes together in the next one
- *   ({@link batched}): 64 callers cost one commit, not 64.
+ *   (batch.ts): 64 callers cost one commit, not 64.
  * - **direct**: connections of one's own for session advisory locks and LISTEN (session.ts). Behind a transaction
  *   pooler both fail silently and let two holders in (PgBouncer 1.18: the second `pg_try_advisory_lock` also answers
  *   true), so {@link Database.direct} finds out first and answers `null` there. The proof is one comparison: the pid
@@ -205,53 +205,6 @@ export async function within<R>(trx: AnyTransaction, statement: RawBuilder<R>): 
   return (await trx.query(compiled.sql, [...compiled.parameters])).rows
 }
 const compiler = new Kysely<unknown>({ dialect: new PostgresDialect({ pool: async () => Promise.reject() }) })
-
-/**
- * Gathers calls into statements: the first goes at once, whatever arrives while it is in flight goes together next.
- * Calls of one tick go together. Of two calls with the same `key` the later waits for the next statement.
- *
- * @param run   one statement for many items; answers in their order.
- * @param most  items in one statement. @default 64
- */
-export function batched<T, R>(
-  run: (items: T[]) => Promise<R[]>,
-  key: (item: T) => string,
-  most = 64,
-): (item: T) => Promise<R> {
-  type Call = { item: T; resolve: (result: R) => void; reject: (error: unknown) => void }
-  let waiting: Call[] = []
-  let busy = false
-
-  async function send() {
-    const together = new Map<string, Call>()
-    const later: Call[] = []
-    for (const call of waiting) {
-      const id = key(call.item)
-      if (together.size < most && !together.has(id)) together.set(id, call)
-      else later.push(call)
-    }
-    waiting = later
-    const calls = [...together.values()]
-    try {
-      const results = await run(calls.map((call) => call.item))
-      calls.forEach((call, i) => {
-        call.resolve(results[i] as R)
-      })
-    } catch (error) {
-      for (const call of calls) call.reject(error)
-    }
-    if (waiting.length > 0) queueMicrotask(send)
-    else busy = false
-  }
-
-  return (item) =>
-    new Promise((resolve, reject) => {
-      waiting.push({ item, resolve, reject })
-      if (busy) return
-      busy = true
-      queueMicrotask(send)
-    })
-}
 
 /** An array parameter with its type, as our functions take them. */
 export const list = (values: readonly unknown[], type: 'text' | 'integer' | 'bigint') =>

@@ -1,16 +1,12 @@
 /**
- * What a holder has in its hands: the part that both kinds share, and the lease that is kept by renewals.
- *
- * All leases of a process are kept by one {@link Keeper}: one timer, and one statement for all that are due. A lease
- * is renewed a third of its ttl after the last attempt; when one is due, every other that has half of that behind it
- * goes along, so that leases granted at different times soon share their statements for good.
+ * What a holder has in its hands: what both kinds share. A hold is lost once or given up once; it is asserted inside the
+ * user's transaction, where the database has the last word; and giving it up waits for the transactions under it.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql, type Transaction } from 'kysely'
 import { type AnyTransaction, type Database, within } from './db.ts'
 import { LeaseLostError } from './errors.ts'
-import { type Grant, type Held, type Leases, RELEASE_WAITS_MS, stillOpen } from './lease.ts'
-import { Moment, trusted } from './trust.ts'
+import { type Held, type Leases, RELEASE_WAITS_MS, stillOpen } from './lease.ts'
 
 export abstract class Hold implements Held {
   readonly name: string
@@ -181,116 +177,5 @@ export abstract class Hold implements Held {
     if (this.#lost) return this.#lost
     if (this.#released || this.#release) return new LeaseLostError(this.name, this.token, 'it was released')
     return undefined
-  }
-}
-
-/** A lease, kept by renewals until it is released or lost. */
-export class LeaseHold extends Hold {
-  readonly kind = 'lease'
-  readonly ttlMs: number
-  readonly #leases: Leases
-  readonly #keeper: Keeper
-  /** When the last successful grant or renewal was attempted. */
-  #kept: Moment
-  /** When the last renewal was attempted. */
-  #attempted: Moment
-  #pauseMs: number
-  #renewing = false
-
-  constructor(database: Database, leases: Leases, keeper: Keeper, grant: Grant, ttlMs: number, attempted: Moment) {
-    super(database, leases, grant.name, grant.holder, grant.token)
-    this.#leases = leases
-    this.#keeper = keeper
-    this.ttlMs = ttlMs
-    this.#kept = attempted
-    this.#attempted = attempted
-    this.#pauseMs = ttlMs / 3
-    keeper.keep(this)
-  }
-
-  protected believed(): boolean {
-    return this.#kept.elapsed() < trusted(this.ttlMs)
-  }
-
-  protected async fence(): Promise<void> {}
-
-  protected async giveUp(): Promise<void> {
-    this.#keeper.forget(this)
-    await this.#leases.revoke(this.name, this.token)
-  }
-
-  protected ended(): void {
-    this.#keeper.forget(this)
-  }
-
-  /** How due a renewal is: 1 is due. */
-  get due(): number {
-    return this.#renewing ? 0 : this.#attempted.elapsed() / this.#pauseMs
-  }
-
-  /** Ends the hold when trust has run out. */
-  endIfUntrusted(): void {
-    if (!this.believed()) this.lose(`not renewed for ${Math.round(this.#kept.elapsed())} of its ${this.ttlMs} ms`)
-  }
-
-  async renew(): Promise<void> {
-    const attempted = new Moment()
-    this.#attempted = attempted
-    this.#renewing = true
-    // Anything but success is tried again soon, while trust lasts.
-    this.#pauseMs = Math.min(this.ttlMs / 10, 1_000)
-    try {
-      const { outcome } = await this.#leases.tryRenew(this.name, this.token, this.ttlMs)
-      if (outcome === 'renewed') {
-        this.#kept = attempted
-        this.#pauseMs = this.ttlMs / 3
-      } else if (outcome === 'lost') this.gone()
-    } catch {
-      // The database is away. Trust ends by the clock.
-    } finally {
-      this.#renewing = false
-    }
-  }
-}
-
-/** Keeps all leases of a process. */
-export class Keeper {
-  readonly #held = new Set<LeaseHold>()
-  #timer: NodeJS.Timeout | undefined
-  #everyMs = Infinity
-
-  keep(hold: LeaseHold): void {
-    this.#held.add(hold)
-    this.#tickEvery(hold.ttlMs / 20)
-  }
-
-  forget(hold: LeaseHold): void {
-    this.#held.delete(hold)
-  }
-
-  /** Every lease of this process: released when Lockstep is closed. */
-  get all(): LeaseHold[] {
-    return [...this.#held]
-  }
-
-  #tickEvery(ms: number) {
-    if (ms >= this.#everyMs) return
-    clearInterval(this.#timer)
-    this.#everyMs = ms
-    this.#timer = setInterval(() => this.#tick(), ms)
-    this.#timer.unref()
-  }
-
-  #tick() {
-    for (const hold of this.#held) hold.endIfUntrusted()
-    if (this.#held.size === 0) {
-      clearInterval(this.#timer)
-      this.#everyMs = Infinity
-      return
-    }
-    const holds = this.all
-    if (holds.some((hold) => hold.due >= 1)) {
-      for (const hold of holds) if (hold.due >= 0.5) void hold.renew()
-    }
   }
 }

@@ -4,9 +4,10 @@ import { Locks } from './lock.ts'
 
 export type { AnyTransaction, ConnectOptions, Tables } from './db.ts'
 export { type ErrorCode, type InvalidArgument, LeaseHeldError, LeaseLostError, UnavailableError } from './errors.ts'
-export { type Grant, type Held, LIMITS } from './lease.ts'
+export type { Grant, Held } from './lease.ts'
 export type { AcquireOptions, Locks, TransactionOptions, TryOptions } from './lock.ts'
 export type { LockState } from './look.ts'
+export { LIMITS } from './options.ts'
 export type { TransactionWork } from './transaction.ts'
 
 export interface Lockstep extends AsyncDisposable {

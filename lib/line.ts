@@ -17,11 +17,13 @@
  * Without a session to wait on (all taken, or a transaction pooler) the first in line asks again and again, 25 to
  * 250 ms apart: still first come first served within the process, but not between processes.
  */
+
+import { ConnectionHold } from './connection.ts'
 import type { Database } from './db.ts'
-import { fromDatabase, LeaseHeldError, LeaseLostError, UnavailableError } from './errors.ts'
-import { Hold } from './hold.ts'
+import { fromDatabase, LeaseHeldError, UnavailableError } from './errors.ts'
 import { type Grant, type GrantRequest, grantAll, type Leases } from './lease.ts'
-import type { Place, Session, Sessions } from './session.ts'
+import type { Place, Session } from './session.ts'
+import type { Sessions } from './sessions.ts'
 import { Moment } from './trust.ts'
 
 const COHORT_PASSES = 32
@@ -59,6 +61,7 @@ export type Contender =
 
 type ByConnection = Extract<Contender, { kind: 'connection' }>
 type ByLease = Extract<Contender, { kind: 'lease' }>
+type ByTransaction = Extract<Contender, { kind: 'transaction' }>
 
 export class Line {
   readonly name: string
@@ -93,22 +96,19 @@ export class Line {
 
   /**
    * A new line, and its first contender's try: on the session that all share, or for a lease. Whoever comes meanwhile
-   * stands behind it.
+   * stands behind it. A transaction needs no try: it stands in the database's queue by itself.
    */
-  static open(desk: Desk, name: string, first: ByLease): void
+  static open(desk: Desk, name: string, first: ByLease | ByTransaction): void
   static open(desk: Desk, name: string, first: ByConnection, session: Session): void
-  static open(desk: Desk, name: string, first: ByLease | ByConnection, session?: Session): void {
+  static open(desk: Desk, name: string, first: Contender, session?: Session): void {
     const line = new Line(desk, name)
+    line.#contenders.push(first)
+    if (first.kind === 'transaction') {
+      void line.#serve()
+      return
+    }
     line.#state = 'opening'
-    line.#contenders.push(first)
     line.#opened = first.kind === 'lease' ? line.#tryLease(first) : line.#try(first, session as Session)
-  }
-
-  /** A new line of one who stands in the database's queue by itself. */
-  static form(desk: Desk, name: string, first: Contender): void {
-    const line = new Line(desk, name)
-    line.#contenders.push(first)
-    void line.#serve()
   }
 
   /** Settles when it is known whether the first try had success. */
@@ -358,75 +358,6 @@ export class Line {
   #ring(): void {
     this.#rang = true
     this.#wake?.()
-  }
-}
-
-/** Held as long as this process's connection lives. */
-export class ConnectionHold extends Hold {
-  readonly kind = 'connection'
-  readonly #line: Line
-  readonly #desk: Desk
-  readonly #gate: Session
-  readonly #meta: unknown
-  #registered: Promise<void> | undefined
-  #passed: Promise<void> | undefined
-
-  constructor(line: Line, desk: Desk, gate: Session, token: bigint, holder: string, meta: unknown) {
-    super(desk.database, desk.leases, line.name, holder, token)
-    this.#line = line
-    this.#desk = desk
-    this.#gate = gate
-    this.#meta = meta
-    gate.dependents.add(this)
-  }
-
-  protected believed(): boolean {
-    return this.#gate.isTrusted()
-  }
-
-  protected fence(): Promise<void> {
-    this.#registered ??= this.#gate.register(this.name, this.holder, this.token, this.#meta).catch((error) => {
-      this.#registered = undefined // if the row was written all the same, the next grant finds its connection dead
-      throw error
-    })
-    return this.#registered
-  }
-
-  protected giveUp(): Promise<void> {
-    // Not registered: nothing of it is in the database but K.
-    return this.#registered ? this.#giveUpRow() : this.#passOn()
-  }
-
-  // The row first, then K. If the row has gone already, K must go all the same.
-  async #giveUpRow(): Promise<void> {
-    try {
-      await this.#registered?.catch(() => {})
-      if (this.#registered) await this.#desk.leases.revoke(this.name, this.token)
-    } catch (error) {
-      if (error instanceof LeaseLostError) await this.#passOn()
-      throw error
-    }
-    await this.#passOn()
-  }
-
-  #passOn(): Promise<void> {
-    this.#passed ??= this.#line.passOn()
-    return this.#passed
-  }
-
-  connectionLost(error: Error): void {
-    this.lose('its connection is lost', error)
-  }
-
-  protected ended(): void {
-    this.#gate.dependents.delete(this)
-  }
-
-  // Lost with its connection, or forced out by its row: either way the line goes on.
-  override lose(why: string, cause?: unknown): void {
-    if (this.over) return
-    super.lose(why, cause)
-    this.#passOn().catch(() => {})
   }
 }
 

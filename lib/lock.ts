@@ -13,11 +13,12 @@
 import { sql } from 'kysely'
 import type { Database } from './db.ts'
 import { LeaseHeldError, wrongType } from './errors.ts'
-import { Keeper, LeaseHold } from './hold.ts'
-import { checkMs, checkText, type Grant, type GrantRequest, type Held, Leases, LIMITS, metaText } from './lease.ts'
+import { Keeper, LeaseHold } from './keeper.ts'
+import { type Grant, type GrantRequest, type Held, Leases } from './lease.ts'
 import { type Contender, type Desk, Line } from './line.ts'
 import { type LockState, list, look } from './look.ts'
-import { Sessions } from './session.ts'
+import { checkMs, checkText, LIMITS, metaText } from './options.ts'
+import { Sessions } from './sessions.ts'
 import { type TransactionWork, transaction } from './transaction.ts'
 import { Moment } from './trust.ts'
 
@@ -159,7 +160,7 @@ export class Locks {
       const enter = () => new Promise<void>((over) => granted(over))
       const contender: Contender = { kind: 'transaction', enter, failed }
       const line = this.#desk.lines.get(name)
-      if (!line) Line.form(this.#desk, name, contender)
+      if (!line) Line.open(this.#desk, name, contender)
       else if (waitMs > 0) line.join(contender)
       else failed(new LeaseHeldError(name, 0))
       return contender

@@ -8,7 +8,7 @@
 import { sql } from 'kysely'
 import type { Database } from './db.ts'
 import { outOfRange } from './errors.ts'
-import { checkText } from './lease.ts'
+import { checkText } from './options.ts'
 
 /** A name as it was a moment ago. */
 export interface LockState {

@@ -30,7 +30,7 @@ type Try = { name: string; resolve: (token: bigint | null) => void; reject: (err
 /** What lockstep.turn answers. */
 type Turn = [base: string | null, refused: number[] | null, taken: number[] | null, tokens: string[]]
 /** Names in one turn: as many as share a block of tokens. */
-const TURN = 64
+const TURN = 32
 
 /** SQLSTATE of lockstep.check_backend. */
 const ANOTHER_BACKEND = 'LS004'
@@ -66,8 +66,10 @@ export class Session {
     try {
       // tcp_user_timeout bounds unanswered data and keepalives alike, idle_session_timeout a process that stands still
       // (its kernel goes on answering); the check interval ends a queue place whose process has died.
+      // The planner's settings are those of the functions on leases (0001_lease.sql), set once instead of at every call.
       await client.query(
-        `set tcp_user_timeout = ${SERVER_GIVES_UP_MS}; set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5;` +
+        `set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off;` +
+          `set plan_cache_mode = force_generic_plan; set tcp_user_timeout = ${SERVER_GIVES_UP_MS}; set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5;` +
           `set client_connection_check_interval = 2000; set idle_session_timeout = ${SERVER_GIVES_UP_MS}; set statement_timeout = 0; set lock_timeout = 0`,
       )
     } catch (error) {
@@ -282,92 +284,4 @@ export class Session {
 function placeOf(row: unknown[] | undefined): Place {
   const [token, waitMs] = row as [string | null, number | null]
   return token === null ? { token, waitMs: waitMs ?? 0 } : { token: BigInt(token), waitMs: null }
-}
-
-/** The sessions of one process: a shared one for tries, and a few that may wait. */
-export class Sessions {
-  readonly #database: Database
-  #shared: Promise<Session | null> | undefined
-  #current: Session | undefined
-  #idle: Session[] = []
-  #waiting = new Set<Session>()
-  #opening = 0
-  #closed = false
-
-  constructor(database: Database) {
-    this.#database = database
-  }
-
-  /** The shared session, if it is open. */
-  get current(): Session | undefined {
-    return this.#current?.lost ? undefined : this.#current
-  }
-
-  /** The session that everybody's tries share; `null` behind a pooler. Opened at first use, and anew after a loss. */
-  async shared(): Promise<Session | null> {
-    if (this.#closed) throw new UnavailableError('Lockstep was closed')
-    this.#shared ??= Session.open(this.#database, true).catch((error) => {
-      this.#shared = undefined
-      throw error
-    })
-    const session = await this.#shared
-    this.#current = session ?? undefined
-    if (session?.lost) {
-      this.#shared = undefined
-      return this.shared()
-    }
-    return session
-  }
-
-  /** A session to wait on, to be given back; `null` when none is left or there can be none. */
-  async borrow(): Promise<Session | null> {
-    if (this.#closed) throw new UnavailableError('Lockstep was closed')
-    let session: Session | null | undefined
-    do {
-      session = this.#idle.pop()
-    } while (session?.lost)
-    if (!session) {
-      if (this.#waiting.size + this.#opening >= this.#database.maxWaiting) return null
-      this.#opening += 1
-      try {
-        session = await Session.open(this.#database, false)
-      } finally {
-        this.#opening -= 1
-      }
-      if (session === null) return null
-    }
-    if (this.#closed) {
-      await session.end()
-      throw new UnavailableError('Lockstep was closed')
-    }
-    this.#waiting.add(session)
-    session.dependents.add({ connectionLost: () => this.#waiting.delete(session) })
-    return session
-  }
-
-  /** Back from waiting, with nothing held. */
-  async giveBack(session: Session): Promise<void> {
-    try {
-      if (!session.lost) await session.unlisten()
-    } catch {
-      return // lost: nothing to give back
-    } finally {
-      this.#waiting.delete(session)
-    }
-    if (session.lost) return
-    // Two are kept for the next wait; more would be connections that idle.
-    if (this.#closed || this.#idle.length >= 2) await session.end()
-    else this.#idle.push(session)
-  }
-
-  /** The pids of sessions that wait or hold after waiting: this process's own places in queues. */
-  get waitingPids(): number[] {
-    return [...this.#waiting].map((session) => session.pid)
-  }
-
-  async close(): Promise<void> {
-    this.#closed = true
-    const shared = await this.#shared?.catch(() => null)
-    await Promise.all([shared, ...this.#idle, ...this.#waiting].map((session) => session?.end()))
-  }
 }

@@ -325,6 +325,51 @@ test('nothing is granted in a transaction whose look is into the past', async ()
   client.release()
 })
 
+test('nothing is held by another backend than the one that is meant', async () => {
+  for (const call of [
+    `lockstep.try('x', 1)`,
+    `lockstep.turn('{}', '{x}', 1)`,
+    `lockstep.register('x', 'h', 1, null, 1)`,
+  ]) {
+    await expect(db.pool.query(`select ${call}`), call).rejects.toMatchObject({ code: 'LS004' })
+  }
+  const { rows } = await db.pool.query(
+    `select from pg_locks where locktype = 'advisory' and objid = (lockstep.key('x') & 4294967295)::oid`,
+  )
+  expect(rows).toEqual([])
+})
+
+test('every lease is reached by its index, however fast the table has grown', async () => {
+  // A session whose plans were made for an empty table, then a burst of names that nothing has analyzed yet.
+  const client = await db.pool.connect()
+  const cycle = async (prefix: string) => {
+    const names = Array.from({ length: 64 }, (_, i) => `${prefix} ${i}`)
+    const ttls = names.map(() => 5_000)
+    const { rows } = await client.query(
+      `select base from lockstep.grant_leases($1, $1, $2, (select array_agg(null::jsonb) from unnest($1::text[])))`,
+      [names, ttls],
+    )
+    const tokens = names.map((_, i) => BigInt(rows[0].base) + 64n * BigInt(i))
+    await client.query('select * from lockstep.renew_leases($1, $2, $3)', [names, tokens, ttls])
+    await client.query('select * from lockstep.revoke_leases($1, $2)', [names, tokens])
+  }
+  const scanned = async () => {
+    await client.query('select pg_stat_force_next_flush()').catch(() => {}) // from Postgres 15 on
+    const { rows } = await client.query(
+      `select seq_scan::int as scans from pg_stat_user_tables where relid = 'lockstep.lease'::regclass`,
+    )
+    return rows[0].scans as number
+  }
+  for (let i = 0; i < 8; i++) await cycle('before')
+  await client.query(
+    `insert into lockstep.lease (name, token, granted_at, expires_at) select 'burst ' || i, 1, now(), now() from generate_series(1, 20000) i`,
+  )
+  const before = await scanned()
+  for (let i = 0; i < 8; i++) await cycle('burst')
+  expect(await scanned()).toBe(before)
+  client.release()
+})
+
 test('every verb can be called from psql', async () => {
   const name = fresh()
   const grant = await db.pool.query(
