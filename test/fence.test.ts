@@ -1,3 +1,4 @@
+/** What a fence promises: a write commits only if its writer still holds, however the transaction and the hold end. */
 import { Kysely, PostgresDialect, sql } from 'kysely'
 import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'

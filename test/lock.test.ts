@@ -1,3 +1,4 @@
+/** The suite of locks on a direct connection. */
 import { lockSuite } from './lock.suite.ts'
 
 lockSuite({ pooled: false })

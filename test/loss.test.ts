@@ -1,3 +1,4 @@
+/** What is promised when something breaks: connections, networks, answers, the database, the process itself. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createInterface } from 'node:readline'

@@ -1,3 +1,4 @@
+/** The suite of locks through a transaction pooler: nothing is granted twice there. */
 import { describe } from 'vitest'
 import { pgbouncerAvailable } from './database.ts'
 import { lockSuite } from './lock.suite.ts'

@@ -79,6 +79,7 @@ declare
   stale text[];      -- rows of some of them that ran out, or whose connection is dead (else it had K)
   mine bigint[];     -- live and of the same holder
   places tid[];      -- of the rows
+  updated integer;
   added bigint[];
 begin
   if current_setting('transaction_isolation') <> 'read committed' then
@@ -90,7 +91,7 @@ begin
          bool_or(l.name is null),
          array_agg(l.name) filter (where l.holder is not null and (l.expires_at <= clock_timestamp() or l.expires_at = 'infinity')),
          array_agg(a.i) filter (where l.holder = a.holder),
-         array_agg(l.at order by a.i)
+         array_agg(l.at)
     into gated, absent, stale, mine, places
     from unnest(names, holders) with ordinality a(name, holder, i)
     left join lateral (select x.*, x.ctid as at from lockstep.lease x where x.name = a.name collate "C" limit 1) l
@@ -106,16 +107,21 @@ begin
     base := nextval('lockstep.token');
     granted_at := clock_timestamp();
     -- By place, not by name again. A row that moved since we looked was not free for us all the time: refused.
-    with updated as (
-      update lockstep.lease l
-         set holder = a.holder, token = base + 64 * (a.i - 1), granted_at = grant_leases.granted_at,
-             expires_at = grant_leases.granted_at + a.ttl_ms * interval '1 ms', ttl_ms = a.ttl_ms, meta = a.meta
-        from unnest(names, holders, ttls, metas, places) with ordinality a(name, holder, ttl_ms, meta, at, i)
-       where a.i = any (gated) and l.ctid = a.at and l.name = a.name collate "C" and l.holder is null
-      returning a.i
-    )
-    select array_agg(u.i) into granted from updated u;
-    if absent and cardinality(granted) is distinct from cardinality(gated) then
+    update lockstep.lease l
+       set holder = a.holder, token = base + 64 * (a.i - 1), granted_at = grant_leases.granted_at,
+           expires_at = grant_leases.granted_at + a.ttl_ms * interval '1 ms', ttl_ms = a.ttl_ms, meta = a.meta
+      from unnest(names, holders, ttls, metas, places) with ordinality a(name, holder, ttl_ms, meta, at, i)
+     where a.i = any (gated) and l.ctid = a.at and l.name = a.name collate "C" and l.holder is null;
+    get diagnostics updated = row_count;
+    if updated = cardinality(gated) then
+      granted := gated;
+    elsif updated > 0 then
+      granted := array(
+        select a.i from unnest(names) with ordinality a(name, i)
+          join lockstep.lease l on l.name = a.name collate "C"
+         where a.i = any (gated) and l.token = base + 64 * (a.i - 1));
+    end if;
+    if absent and updated < cardinality(gated) then
       with inserted as (
         insert into lockstep.lease as l (name, holder, token, granted_at, expires_at, ttl_ms, meta)
         select a.name, a.holder, base + 64 * (a.i - 1), grant_leases.granted_at,
