@@ -128,7 +128,7 @@ function greeting(url: string, keys: string | undefined): string {
   const header = open ? '' : " \\\n    -H 'Authorization: Bearer id.secret'"
   return `listening on ${url}${open ? ', without keys: every program on this machine may do everything' : ''}
 
-  curl -i -X POST ${url}/v1/locks/hello${header} \\
+  curl -i -X POST ${url.replace('//0.0.0.0', '//127.0.0.1')}/v1/locks/hello${header} \\
     -H 'Content-Type: application/json' -d '{ "ttlMs": 30000 }'
 `
 }

@@ -70,7 +70,11 @@ export async function serve(options: ServeOptions): Promise<Server> {
   })
   await listen(server.listen(port, address), host, port)
 
+  const sweeping = setInterval(() => void lockstep.locks.sweep().catch(() => {}), SWEEP_MS)
+  sweeping.unref()
+
   async function stop(): Promise<void> {
+    clearInterval(sweeping)
     const closed = once(server, 'close')
     server.close() // idle connections close with it
     for (const outgoing of open) if (!outgoing.headersSent) outgoing.setHeader('Connection', 'close')
@@ -86,6 +90,9 @@ export async function serve(options: ServeOptions): Promise<Server> {
     close: () => (stopped ??= stop()),
   }
 }
+
+// Names that nobody used for a day; what is away now is asked again next time.
+const SWEEP_MS = 600_000
 
 const LIMITS = {
   headersTimeout: 10_000,

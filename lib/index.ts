@@ -27,7 +27,7 @@ export interface Lockstep extends AsyncDisposable {
  * Makes the one object of a process. Connects at first use, and again by itself after any fault.
  *
  * ```ts
- * await using lockstep = createLockstep({ connectionString: process.env.DATABASE_URL })
+ * await using lockstep = createLockstep({ connectionString: 'postgres://…' })
  * await using held = await lockstep.locks.acquire('nightly-report')
  * ```
  *

