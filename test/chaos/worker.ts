@@ -27,12 +27,12 @@ const ways = {
   connection: async () => {
     await using held = await lockstep.locks.acquire(NAME)
     await sleep(Math.random() * 5) // a pause may fall between the grant and the write: then the fence must tell
-    return held.transaction((trx) => increment(trx, held.token, held.kind))
+    return await held.transaction((trx) => increment(trx, held.token, held.kind))
   },
   lease: async () => {
     await using held = await lockstep.locks.acquire(NAME, { ttlMs: TTL_MS })
     await sleep(Math.random() * 5)
-    return held.transaction((trx) => increment(trx, held.token, held.kind))
+    return await held.transaction((trx) => increment(trx, held.token, held.kind))
   },
   transaction: () => lockstep.locks.transaction(NAME, (trx, { token }) => increment(trx, token, 'transaction')),
 }
