@@ -158,12 +158,17 @@ export abstract class Hold implements Held {
   }
 
   async #inside(trx: AnyTransaction, verb: 'assert_held' | 'release_held', over?: LeaseLostError): Promise<void> {
-    if (!over) await this.fence()
+    let failure: unknown = over
+    if (!over) {
+      await this.fence().catch((error) => {
+        failure = this.#lost ?? error
+      })
+    }
     try {
-      // Of a hold that is over, a token that nobody has: who catches the error shall still not be able to commit.
-      await within(trx, sql`select lockstep.${sql.raw(verb)}(${this.name}, ${over ? 0n : this.token})`)
+      // After a failure, a token that nobody has: who catches the error shall still not be able to commit.
+      await within(trx, sql`select lockstep.${sql.raw(verb)}(${this.name}, ${failure ? 0n : this.token})`)
     } catch (error) {
-      throw over ?? this.#explained(error)
+      throw failure ?? this.#explained(error)
     }
   }
 

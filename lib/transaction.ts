@@ -15,7 +15,7 @@ import type { Desk } from './line.ts'
 // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
 export type TransactionWork<T> = (trx: Transaction<any>, hold: { name: string; token: bigint }) => Promise<T>
 
-type Entry = { gated: boolean; token: string | null; wait_ms: number | null; pid: number }
+type Entry = { gated: boolean; token: string | null; wait_ms: number | null; pid: number; idle_timeout: string | null }
 const LOOK_AGAIN_MS = 50
 
 class Refused extends Error {}
@@ -67,11 +67,15 @@ async function enter(
     entry = await queue(entry.pid)
   }
   // K is ours, and a lease may still live.
+  const { idle_timeout } = entry
   while (entry.token === null) {
     if (left() <= 0) throw held()
     await sleep(Math.min(entry.wait_ms ?? 0, LOOK_AGAIN_MS, Math.max(left(), 0)), undefined, { signal }).catch(() => {})
     signal?.throwIfAborted()
     entry = await ask(sql`select * from lockstep.take(${name})`)
+  }
+  if (idle_timeout !== null) {
+    await sql`select set_config('idle_in_transaction_session_timeout', ${idle_timeout}, true)`.execute(trx)
   }
   return BigInt(entry.token)
 

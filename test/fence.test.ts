@@ -1,4 +1,5 @@
 /** What a fence promises: a write commits only if its writer still holds, however the transaction and the hold end. */
+import { once } from 'node:events'
 import { Kysely, PostgresDialect, sql } from 'kysely'
 import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
@@ -106,6 +107,33 @@ describe('assertHeld', () => {
     expect(await notes()).not.toContain('zombie')
     expect(zombie.signal.aborted).toBe(true)
     await expect(zombie.transaction(async () => {})).rejects.toThrow(LeaseLostError)
+  })
+
+  test('of a connection hold that is lost at this moment rejects, and the transaction cannot commit', async () => {
+    await using c = createLockstep({ connectionString: db.url, applicationName: 'about to go' })
+    const held = await c.locks.acquire(fresh())
+    let told: unknown
+    const swallowing = own.transaction().execute(async (trx) => {
+      await trx
+        .insertInto('orders')
+        .values({ id: 1_500 + n, note: 'swallowed' })
+        .execute()
+      const block = await db.pool.connect() // so that the hold cannot be registered before it is lost
+      await block.query('begin; lock table lockstep.lease in access exclusive mode')
+      const asserting = held.assertHeld(trx).catch((error) => {
+        told = error
+      })
+      await db.pool.query(
+        `select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'about to go'`,
+      )
+      await once(held.signal, 'abort')
+      await block.query('commit')
+      block.release()
+      await asserting
+    })
+    await swallowing.catch(() => {})
+    expect(told).toBeInstanceOf(LeaseLostError)
+    expect(await notes()).not.toContain('swallowed')
   })
 
   test('after release rejects', async () => {

@@ -221,6 +221,21 @@ describe('who waits', () => {
     await (await waits).release()
   })
 
+  test('at the front of the queue and stands still there gives way', async () => {
+    const name = fresh()
+    const first = await b.locks.acquire(name, { ttlMs: 60_000 })
+    const child = spawn(process.execPath, [fileURLToPath(new URL('holder.ts', import.meta.url)), db.url, name, 'wait'])
+    try {
+      await until('it waits', async () => (await b.locks.query(name)).waiting === 1)
+      child.kill('SIGSTOP')
+      await first.release()
+      const next = await b.locks.acquire(name)
+      await next.release()
+    } finally {
+      child.kill('SIGKILL')
+    }
+  })
+
   test('at the front for a lease is woken by its release, through a cut network too', async () => {
     await using proxy = await tcpProxy(db.url)
     await using a = createLockstep({ connectionString: proxy.url })

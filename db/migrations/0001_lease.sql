@@ -431,9 +431,12 @@ language sql as $$
 $$;
 
 -- A hold for the rest of this transaction. wait_for: null: at once or not at all; else milliseconds at most behind those
--- who queue (0: for ever). gated: K is in hand; token null then: a lease lives, ask take again in wait_ms.
+-- who queue (0: for ever). gated: K is in hand; token null then: a lease lives, ask take again in wait_ms. Until it has
+-- the token, a transaction that stands still for 15 s is ended, so that a frozen waiter cannot keep K from the others;
+-- idle_timeout is what was set before.
 create function lockstep.enter(name text, wait_for integer,
-                               out gated boolean, out token bigint, out wait_ms double precision, out pid integer)
+                               out gated boolean, out token bigint, out wait_ms double precision, out pid integer,
+                               out idle_timeout text)
 language plpgsql as $$
 declare
   timeout text := current_setting('lock_timeout');
@@ -453,6 +456,10 @@ begin
   if gated then
     select t.token, t.wait_ms into token, wait_ms from lockstep.take(name) t;
     perform set_config('lockstep.fence', name || ':transaction', true);
+    if token is null then
+      idle_timeout := current_setting('idle_in_transaction_session_timeout');
+      perform set_config('idle_in_transaction_session_timeout', '15s', true);
+    end if;
   end if;
 end $$;
 
