@@ -295,12 +295,20 @@ export class Line {
     await this.#pause(Math.min(waitMs, LOOK_AGAIN_MS), gate)
   }
 
+  // The last in line gives K up right behind the grant (pipelined: no time is lost), so that when it releases nobody is
+  // kept out by us.
   async #serveLease(gate: Session, contender: ByLease): Promise<void> {
     const attempted = new Moment()
-    const [answer] = await grantAll([contender.ask], (statement) => gate.run(statement))
-    if (!answer || !('token' in answer)) return this.#pause(20, gate)
-    this.#spent = true
-    this.#handOver(contender, answer, attempted)
+    const last = this.#contenders.length === 1
+    const granting = grantAll([contender.ask], (statement) => gate.run(statement))
+    const [[answer]] = await Promise.all([granting, last ? gate.giveUp(this.name) : undefined])
+    if (last) {
+      this.#gate = undefined
+      this.#listening = false
+      if (!gate.shared) void this.#desk.sessions.giveBack(gate)
+    } else this.#spent = true
+    if (answer && 'token' in answer) this.#handOver(contender, answer, attempted)
+    else await this.#pause(20)
   }
 
   #handOver(contender: ByLease, grant: Grant, attempted: Moment): void {

@@ -230,7 +230,7 @@ describe('a client that hangs up', () => {
       return await during(() =>
         until(async () => {
           const { rows } = await other.query(
-            `select from pg_locks where not granted and relation = 'lockstep.lease'::regclass`,
+            `select from pg_locks where not granted and relation = 'lockstep.lease'::regclass and database = (select oid from pg_database where datname = current_database())`,
           )
           return rows.length > 0
         }),

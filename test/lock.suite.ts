@@ -287,7 +287,7 @@ export function lockSuite({ pooled }: { pooled: boolean }) {
         }
         await until('an empty queue', async () => {
           const { rows } = await db.pool.query(
-            `select from pg_locks where locktype = 'advisory' and objid = (lockstep.key($1) & 4294967295)::oid`,
+            `select from pg_locks where locktype = 'advisory' and objid = (lockstep.key($1) & 4294967295)::oid and database = (select oid from pg_database where datname = current_database())`,
             [name],
           )
           return rows.length === 0

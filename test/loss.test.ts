@@ -39,7 +39,8 @@ const blocked = async () => {
     waiters: (count: number) =>
       until(`${count} blocked`, async () => {
         const { rows } = await client.query(
-          `select from pg_locks where relation = 'lockstep.lease'::regclass and not granted`,
+          `select from pg_locks where relation = 'lockstep.lease'::regclass and not granted
+             and database = (select oid from pg_database where datname = current_database())`,
         )
         return rows.length >= count
       }),

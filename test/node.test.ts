@@ -335,8 +335,10 @@ describe('the Node door', () => {
     const answer = post(`${url}/v1/locks/in-flight`)
     await until(
       async () =>
-        (await other.query(`select from pg_locks where not granted and relation = 'lockstep.lease'::regclass`)).rows
-          .length,
+        (
+          await other.query(`select from pg_locks where not granted and relation = 'lockstep.lease'::regclass
+             and database = (select oid from pg_database where datname = current_database())`)
+        ).rows.length,
     )
     const closed = close()
     await other.query('commit')
