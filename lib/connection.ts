@@ -5,9 +5,10 @@
  * has K, so that a transaction can be fenced against it. A registered hold frees its row before K passes on: its token
  * is dead before the next holder works, also when that is the next one of the same process.
  */
+import type { Desk } from './contender.ts'
 import { LeaseLostError } from './errors.ts'
 import { Hold } from './hold.ts'
-import type { Desk, Line } from './line.ts'
+import type { Line } from './line.ts'
 import type { Session } from './session.ts'
 
 /** Held as long as this process's connection lives. */

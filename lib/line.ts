@@ -19,49 +19,16 @@
  */
 
 import { ConnectionHold } from './connection.ts'
-import type { Database } from './db.ts'
+import type { ByConnection, ByLease, ByTransaction, Contender, Desk } from './contender.ts'
 import { fromDatabase, LeaseHeldError, UnavailableError } from './errors.ts'
-import { type Grant, type GrantRequest, grantAll, type Leases } from './lease.ts'
+import { type Grant, grantAll } from './lease.ts'
 import type { Place, Session } from './session.ts'
-import type { Sessions } from './sessions.ts'
 import { Moment } from './trust.ts'
 
 const COHORT_PASSES = 32
 const COHORT_MS = 20
 const LOOK_AGAIN_MS = 1_000
 const POLL_MS = { first: 25, most: 250 }
-
-/** What all lines of a process share. */
-export interface Desk {
-  readonly database: Database
-  readonly leases: Leases
-  readonly sessions: Sessions
-  readonly lines: Map<string, Line>
-}
-
-/** One who wants the name. One of its functions is called, once, unless it leaves before. */
-export type Contender =
-  | {
-      kind: 'connection'
-      holder: string
-      meta: unknown
-      /** Whether it waits after its first try. */
-      patient: boolean
-      granted(hold: ConnectionHold): void
-      failed(error: unknown): void
-    }
-  | {
-      kind: 'lease'
-      ask: GrantRequest
-      patient: boolean
-      granted(grant: Grant, attempted: Moment): void
-      failed(error: unknown): void
-    }
-  | { kind: 'transaction'; enter(): Promise<void>; failed(error: unknown): void }
-
-type ByConnection = Extract<Contender, { kind: 'connection' }>
-type ByLease = Extract<Contender, { kind: 'lease' }>
-type ByTransaction = Extract<Contender, { kind: 'transaction' }>
 
 export class Line {
   readonly name: string

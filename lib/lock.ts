@@ -11,11 +11,12 @@
  * default ttl; `held.kind` tells. What is promised of a hold is told in lease.ts, who is served when in line.ts.
  */
 import { sql } from 'kysely'
+import type { Contender, Desk } from './contender.ts'
 import type { Database } from './db.ts'
 import { LeaseHeldError, wrongType } from './errors.ts'
 import { Keeper, LeaseHold } from './keeper.ts'
 import { type Grant, type GrantRequest, type Held, Leases } from './lease.ts'
-import { type Contender, type Desk, Line } from './line.ts'
+import { Line } from './line.ts'
 import { type LockState, list, look } from './look.ts'
 import { checkMs, checkText, LIMITS, metaText } from './options.ts'
 import { Sessions } from './sessions.ts'

@@ -8,8 +8,8 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql, type Transaction } from 'kysely'
+import type { Desk } from './contender.ts'
 import { fromDatabase, LeaseHeldError, LeaseLostError } from './errors.ts'
-import type { Desk } from './line.ts'
 
 /** What is done under the lock. `hold.token`: the fencing token, for what is written elsewhere. */
 // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's

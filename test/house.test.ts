@@ -24,16 +24,14 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/lease': ['lib/errors', 'lib/trust', 'lib/db', 'lib/batch'],
   'lib/hold': ['lib/errors', 'lib/db', 'lib/lease'],
   'lib/keeper': ['lib/errors', 'lib/trust', 'lib/db', 'lib/lease', 'lib/hold'],
-  'lib/connection': ['lib/errors', 'lib/trust', 'lib/session', 'lib/hold', 'type lib/line'],
-  'lib/line': [
-    ...['lib/errors', 'lib/trust', 'lib/db', 'lib/session', 'lib/sessions', 'lib/lease', 'lib/hold'],
-    'lib/connection',
-  ],
+  'lib/contender': ['lib/trust', 'lib/db', 'lib/lease', 'lib/sessions', 'type lib/connection', 'type lib/line'],
+  'lib/connection': ['lib/errors', 'lib/session', 'lib/hold', 'lib/contender', 'type lib/line'],
+  'lib/line': [...['lib/errors', 'lib/trust', 'lib/session', 'lib/lease', 'lib/contender'], 'lib/connection'],
   'lib/look': ['lib/errors', 'lib/options', 'lib/db'],
-  'lib/transaction': ['lib/errors', 'lib/db', 'lib/line'],
+  'lib/transaction': ['lib/errors', 'lib/db', 'lib/contender'],
   'lib/lock': [
     ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/sessions', 'lib/lease', 'lib/keeper', 'lib/line'],
-    ...['lib/look', 'lib/transaction'],
+    ...['lib/look', 'lib/transaction', 'lib/contender'],
   ],
   'lib/index': ['lib/errors', 'lib/options', 'lib/db', 'lib/lease', 'lib/look', 'lib/transaction', 'lib/lock'],
 
@@ -72,7 +70,7 @@ const PUBLIC = {
 
 /** Files that are longer than they should be, and how long they may be until they are divided. */
 const LONG: Record<string, number> = {
-  'lib/line.ts': 370,
+  'lib/line.ts': 350,
   'lib/lock.ts': 330,
 }
 
