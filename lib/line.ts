@@ -267,15 +267,23 @@ export class Line {
   async #serveLease(gate: Session, contender: ByLease): Promise<void> {
     const attempted = new Moment()
     const last = this.#contenders.length === 1
-    const granting = grantAll([contender.ask], (statement) => gate.run(statement))
-    const [[answer]] = await Promise.all([granting, last ? gate.giveUp(this.name) : undefined])
+    // From here on K is not ours, whatever becomes of the grant: the next must not take it for granted.
+    this.#spent = !last
     if (last) {
       this.#gate = undefined
       this.#listening = false
-      if (!gate.shared) void this.#desk.sessions.giveBack(gate)
-    } else this.#spent = true
-    if (answer && 'token' in answer) this.#handOver(contender, answer, attempted)
-    else await this.#pause(20)
+    }
+    try {
+      const granting = grantAll([contender.ask], (statement) => gate.run(statement))
+      const [[answer]] = await Promise.all([granting, last ? gate.giveUp(this.name) : undefined])
+      if (answer && 'token' in answer) this.#handOver(contender, answer, attempted)
+      else await this.#pause(20)
+    } catch (error) {
+      if (error !== gate.lost) throw error
+      await this.#pause(this.#pollMs) // a lost connection is no answer: it stands in the queue anew
+    } finally {
+      if (last && !gate.shared) void this.#desk.sessions.giveBack(gate)
+    }
   }
 
   #handOver(contender: ByLease, grant: Grant, attempted: Moment): void {

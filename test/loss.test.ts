@@ -222,6 +222,37 @@ describe('who waits', () => {
     await (await waits).release()
   })
 
+  test('behind a grant that failed is granted only what is held: the failed one had given K up', async () => {
+    await using a = createLockstep({ connectionString: db.url })
+    const name = fresh()
+    const gate = await db.pool.connect()
+    await gate.query(`select pg_advisory_lock(42);
+      create function poison() returns trigger language plpgsql as $$ begin
+        if new.holder = 'poison' then perform pg_advisory_xact_lock(42); raise exception 'poisoned'; end if;
+        return new;
+      end $$;
+      create trigger poison before insert or update on lockstep.lease for each row execute function poison()`)
+    const first = await b.locks.acquire(name)
+    const failing = a.locks.acquire(name, { holder: 'poison', ttlMs: 5_000 }).catch((error) => error)
+    await until('it waits', async () => (await b.locks.query(name)).waiting === 1)
+    await first.release()
+    await until('its grant is under way', async () => {
+      const { rows } =
+        await db.pool.query(`select from pg_locks where locktype = 'advisory' and objid = 42 and not granted
+        and database = (select oid from pg_database where datname = current_database())`)
+      return rows.length === 1
+    })
+    const next = a.locks.acquire(name)
+    await until('the next stands in line', async () => (await a.locks.query(name)).waiting === 2)
+    await gate.query('select pg_advisory_unlock(42)')
+    expect((await failing).message).toBe('poisoned')
+    const held = await next
+    expect(await b.locks.tryAcquire(name)).toBeNull()
+    await held.release()
+    await gate.query('drop trigger poison on lockstep.lease; drop function poison()')
+    gate.release()
+  })
+
   test('at the front of the queue and stands still there gives way', async () => {
     const name = fresh()
     const first = await b.locks.acquire(name, { ttlMs: 60_000 })
