@@ -55,7 +55,7 @@ export interface ConnectOptions {
 }
 
 /** The last migration that this code needs. */
-export const SCHEMA = '0001_lease'
+export const SCHEMA = '0002_election'
 
 const CONTROL_CONNECTIONS = 2
 const CONNECT_TIMEOUT_MS = 5_000
@@ -209,3 +209,7 @@ const compiler = new Kysely<unknown>({ dialect: new PostgresDialect({ pool: asyn
 /** An array parameter with its type, as our functions take them. */
 export const list = (values: readonly unknown[], type: 'text' | 'integer' | 'bigint') =>
   sql`${values}::${sql.raw(type)}[]`
+
+/** One property of many items, as an array parameter. */
+export const column = <T>(items: readonly T[], type: 'text' | 'integer' | 'bigint', of: (item: T) => unknown) =>
+  list(items.map(of), type)

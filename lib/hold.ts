@@ -3,8 +3,8 @@
  * user's transaction, where the database has the last word; and giving it up waits for the transactions under it.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { sql, type Transaction } from 'kysely'
-import { type AnyTransaction, type Database, within } from './db.ts'
+import type { Transaction } from 'kysely'
+import type { AnyTransaction, Database } from './db.ts'
 import { LeaseLostError } from './errors.ts'
 import { type Held, type Leases, RELEASE_WAITS_MS, stillOpen } from './lease.ts'
 
@@ -32,6 +32,8 @@ export abstract class Hold implements Held {
 
   /** Whether clocks say that it may be believed. */
   protected abstract believed(): boolean
+  /** Loses the hold if clocks say that it may not be believed any more. */
+  protected check(): void {}
   /** Makes the row visible to fences. */
   protected abstract fence(): Promise<void>
   /** Gives it up in the database. @throws {LeaseLostError} */
@@ -41,6 +43,7 @@ export abstract class Hold implements Held {
 
   // Made when asked for: most holds end before anybody looks.
   get signal(): AbortSignal {
+    this.check() // right also when no timer has had its turn yet
     if (!this.#controller) {
       this.#controller = new AbortController()
       if (this.#lost) this.#controller.abort(this.#lost)
@@ -53,15 +56,14 @@ export abstract class Hold implements Held {
   }
 
   async assertHeld(trx: AnyTransaction): Promise<void> {
-    await this.#inside(trx, 'assert_held', this.#whyOver())
+    await this.#inside(trx, 'assertHeld', this.#whyOver())
   }
 
   // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
   async transaction<T>(work: (trx: Transaction<any>) => Promise<T>): Promise<T> {
-    const over = this.#whyOver()
-    if (over) throw over
+    this.assertOurs()
     const running = this.#database.kysely.transaction().execute(async (trx) => {
-      await this.#inside(trx, 'assert_held', this.#lost)
+      await this.#inside(trx, 'assertHeld', this.#lost)
       return await work(trx)
     })
     this.#transactions ??= new Set()
@@ -82,7 +84,7 @@ export abstract class Hold implements Held {
   }
 
   async #releaseInside(trx: AnyTransaction): Promise<void> {
-    await this.#inside(trx, 'release_held', this.#whyOver())
+    await this.#inside(trx, 'releaseHeld', this.#whyOver())
     if (!this.#releasedInside) void this.#watch()
     this.#releasedInside = true
   }
@@ -157,7 +159,7 @@ export abstract class Hold implements Held {
     }
   }
 
-  async #inside(trx: AnyTransaction, verb: 'assert_held' | 'release_held', over?: LeaseLostError): Promise<void> {
+  async #inside(trx: AnyTransaction, verb: 'assertHeld' | 'releaseHeld', over?: LeaseLostError): Promise<void> {
     let failure: unknown = over
     if (!over) {
       await this.fence().catch((error) => {
@@ -166,7 +168,7 @@ export abstract class Hold implements Held {
     }
     try {
       // After a failure, a token that nobody has: who catches the error shall still not be able to commit.
-      await within(trx, sql`select lockstep.${sql.raw(verb)}(${this.name}, ${failure ? 0n : this.token})`)
+      await this.#leases[verb](trx, this.name, failure ? 0n : this.token)
     } catch (error) {
       throw failure ?? this.#explained(error)
     }
@@ -176,6 +178,12 @@ export abstract class Hold implements Held {
     if ((error as { code?: unknown })?.code !== 'LS001') return error
     this.lose('the database says so', error)
     return this.#lost ?? new LeaseLostError(this.name, this.token, 'the database says so', { cause: error })
+  }
+
+  /** @throws {LeaseLostError} lost or given up. */
+  protected assertOurs(): void {
+    const over = this.#whyOver()
+    if (over) throw over
   }
 
   #whyOver(): LeaseLostError | undefined {

@@ -1,17 +1,24 @@
 /** The front door: everything that is public, and nothing else. */
 import { type ConnectOptions, Database } from './db.ts'
+import { Leaders } from './leader.ts'
 import { Locks } from './lock.ts'
+import { Sessions } from './sessions.ts'
 
 export type { AnyTransaction, ConnectOptions, Tables } from './db.ts'
 export { type ErrorCode, type InvalidArgument, LeaseHeldError, LeaseLostError, UnavailableError } from './errors.ts'
+export type { Backoff, LeadWork } from './lead.ts'
+export type { CampaignOptions, Leaders, LeadOptions, Members, TryCampaignOptions } from './leader.ts'
 export type { Grant, Held } from './lease.ts'
 export type { AcquireOptions, Locks, TransactionOptions, TryOptions } from './lock.ts'
 export type { LockState } from './look.ts'
 export { LIMITS } from './options.ts'
+export type { Term } from './term.ts'
 export type { TransactionWork } from './transaction.ts'
+export type { Candidate, ElectionState, Leader } from './watch.ts'
 
 export interface Lockstep extends AsyncDisposable {
   readonly locks: Locks
+  readonly leaders: Leaders
   /** Lockstep's pool, for your own transactions. */
   readonly kysely: Database['kysely']
   /**
@@ -35,11 +42,19 @@ export interface Lockstep extends AsyncDisposable {
  */
 export function createLockstep(options: ConnectOptions): Lockstep {
   const database = new Database(options)
-  const locks = new Locks(database)
+  const sessions = new Sessions(database)
+  const locks = new Locks(database, sessions)
+  const leaders = new Leaders(database, sessions)
+  const closeAll = async () => {
+    await leaders.close() // before the connection ends by which terms may be held
+    await locks.close()
+    await database.close()
+  }
   let closed: Promise<void> | undefined
   const close = () => {
-    closed ??= locks.close().then(() => database.close())
+    closed ??= closeAll()
     return closed
   }
-  return { locks, kysely: database.kysely, ready: () => database.ready(), close, [Symbol.asyncDispose]: close }
+  const { kysely } = database
+  return { locks, leaders, kysely, ready: () => database.ready(), close, [Symbol.asyncDispose]: close }
 }

@@ -55,7 +55,7 @@ export class LeaseHold extends Hold {
   }
 
   /** Ends the hold when trust has run out. */
-  endIfUntrusted(): void {
+  override check(): void {
     if (!this.believed()) this.lose(`not renewed for ${Math.round(this.#kept.elapsed())} of its ${this.ttlMs} ms`)
   }
 
@@ -70,7 +70,8 @@ export class LeaseHold extends Hold {
       if (outcome === 'renewed') {
         this.#kept = attempted
         this.#pauseMs = this.ttlMs / 3
-      } else if (outcome === 'lost') this.gone()
+      } else if (outcome === 'deposed') this.lose('it was asked to step down')
+      else if (outcome === 'lost') this.gone()
     } catch {
       // The database is away. Trust ends by the clock.
     } finally {
@@ -108,7 +109,7 @@ export class Keeper {
   }
 
   #tick() {
-    for (const hold of this.#held) hold.endIfUntrusted()
+    for (const hold of this.#held) hold.check()
     if (this.#held.size === 0) {
       clearInterval(this.#timer)
       this.#everyMs = Infinity

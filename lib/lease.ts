@@ -44,7 +44,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type RawBuilder, sql, type Transaction } from 'kysely'
 import { batched } from './batch.ts'
-import { type AnyTransaction, type Database, list } from './db.ts'
+import { type AnyTransaction, column, type Database, within } from './db.ts'
 import { LeaseLostError, UnavailableError } from './errors.ts'
 import { Moment } from './trust.ts'
 
@@ -111,41 +111,46 @@ export interface GrantRequest {
 /** Somebody else has it; `waitMs`: for at most so long, if that is known and it is not renewed. */
 export type Refusal = { waitMs: number | undefined }
 type Outcome<K extends string> = { outcome: K | 'lost' | 'busy' }
-type Renewal = Outcome<'renewed'> & { holder: string; granted_at: Date; expires_at: Date }
+type Renewal = Outcome<'renewed' | 'deposed'> & { holder: string; granted_at: Date; expires_at: Date }
+
+/** Where the names of a room are, and what its own verbs are called. */
+export interface Room {
+  /** Put before a name: so locks and elections of one name are two. A control character in it keeps them apart. */
+  readonly prefix: string
+  /** Frees many by name and token. */
+  readonly revoke: 'revoke_leases' | 'resign'
+  /** Frees one inside the user's transaction. */
+  readonly release: 'release_held' | 'resign_held'
+}
+const LOCKS: Room = { prefix: '', revoke: 'revoke_leases', release: 'release_held' }
 
 /** The verbs, without memory: what an HTTP function needs. Calls of one tick, and all that meet, share a statement. */
 export class Leases {
   readonly #database: Database
+  readonly #room: Room
   readonly #grant: (ask: GrantRequest) => Promise<Grant | Refusal>
   readonly #renew: (ask: { name: string; token: bigint; ttlMs: number | null }) => Promise<Renewal>
   readonly #revoke: (ask: { name: string; token: bigint }) => Promise<Outcome<'revoked'>>
 
-  constructor(database: Database) {
+  constructor(database: Database, room = LOCKS) {
     this.#database = database
+    this.#room = room
     this.#grant = batched(
       (asks) => grantAll(asks, (statement) => database.control(statement)),
       (ask) => ask.name,
     )
     this.#renew = batched(
-      (asks) =>
-        database.control<Renewal>(
-          sql`select * from lockstep.renew_leases(${list(
-            asks.map((a) => a.name),
-            'text',
-          )},
-            ${list(
-              asks.map((a) => a.token),
-              'bigint',
-            )}, ${list(
-              asks.map((a) => a.ttlMs),
-              'integer',
-            )})`,
-        ),
+      (asks) => {
+        const names = column(asks, 'text', (a) => room.prefix + a.name)
+        const tokens = column(asks, 'bigint', (a) => a.token)
+        const ttls = column(asks, 'integer', (a) => a.ttlMs)
+        return database.control<Renewal>(sql`select * from lockstep.renew_leases(${names}, ${tokens}, ${ttls})`)
+      },
       (ask) => ask.name,
       500, // all of a process that are due
     )
     this.#revoke = batched(
-      (asks) => revokeAll(asks, database),
+      (asks) => revokeAll(asks, room, database),
       (ask) => ask.name,
     )
   }
@@ -160,7 +165,7 @@ export class Leases {
    * @throws {LeaseLostError} not held under this token.
    */
   async renew(name: string, token: bigint, ttlMs: number | null): Promise<Grant> {
-    const answer = await this.#untilFree(() => this.#renew({ name, token, ttlMs }))
+    const answer = await this.untilFree(() => this.#renew({ name, token, ttlMs }))
     if (answer.outcome !== 'renewed') throw new LeaseLostError(name, token, 'it expired or passed on')
     return {
       name,
@@ -183,20 +188,34 @@ export class Leases {
    */
   async revoke(name: string, token: bigint): Promise<void> {
     let answer = await this.#revoke({ name, token })
-    if (answer.outcome === 'busy') answer = await this.#untilFree(() => this.#revoke({ name, token }))
+    if (answer.outcome === 'busy') answer = await this.untilFree(() => this.#revoke({ name, token }))
     if (answer.outcome === 'lost') throw new LeaseLostError(name, token, 'it expired or passed on')
   }
 
   /** Whether the row still says (name, token), whatever the time. */
   async stands(name: string, token: bigint): Promise<boolean> {
     const rows = await this.#database.control(
-      sql`select from lockstep.lease where name = ${name} and token = ${token} and holder is not null`,
+      sql`select from lockstep.lease where name = ${this.#room.prefix + name} and token = ${token} and holder is not null`,
     )
     return rows.length > 0
   }
 
-  // A busy row has an open transaction on it, ours or a taker's, which ends soon or is at fault.
-  async #untilFree<R extends { outcome: string }>(attempt: () => Promise<R>): Promise<R> {
+  /** Fences a transaction by (name, token). Fails with LS001. */
+  async assertHeld(trx: AnyTransaction, name: string, token: bigint): Promise<void> {
+    await within(trx, sql`select lockstep.assert_held(${this.#room.prefix + name}, ${token})`)
+  }
+
+  /** Revokes inside a transaction, fenced by itself. Fails with LS001. */
+  async releaseHeld(trx: AnyTransaction, name: string, token: bigint): Promise<void> {
+    await within(trx, sql`select lockstep.${sql.raw(this.#room.release)}(${this.#room.prefix + name}, ${token})`)
+  }
+
+  /**
+   * Asks until the answer is another than `busy`. A busy row has an open transaction on it, ours or a taker's, which ends
+   * soon or is at fault.
+   * @throws {UnavailableError} after 10 s.
+   */
+  async untilFree<R extends { outcome: string }>(attempt: () => Promise<R>): Promise<R> {
     const since = new Moment()
     for (let pause = 2; ; pause = Math.min(pause * 2, 100)) {
       const answer = await attempt()
@@ -212,22 +231,12 @@ export async function grantAll(
   asks: GrantRequest[],
   run: (statement: RawBuilder<Granted>) => Promise<Granted[]>,
 ): Promise<(Grant | Refusal)[]> {
+  const names = column(asks, 'text', (a) => a.name)
+  const holders = column(asks, 'text', (a) => a.holder)
+  const ttls = column(asks, 'integer', (a) => a.ttlMs)
+  const metas = column(asks, 'text', (a) => a.meta)
   const [row] = await run(
-    sql<Granted>`select * from lockstep.grant_leases(${list(
-      asks.map((a) => a.name),
-      'text',
-    )},
-      ${list(
-        asks.map((a) => a.holder),
-        'text',
-      )}, ${list(
-        asks.map((a) => a.ttlMs),
-        'integer',
-      )},
-      ${list(
-        asks.map((a) => a.meta),
-        'text',
-      )}::jsonb[])`,
+    sql<Granted>`select * from lockstep.grant_leases(${names}, ${holders}, ${ttls}, ${metas}::jsonb[])`,
   )
   const answers: (Grant | Refusal)[] = asks.map(() => ({ waitMs: undefined }))
   const grant = (i: string, token: bigint, grantedAt: Date, expiresAt: Date | undefined, renewed: boolean) => {
@@ -259,16 +268,15 @@ interface Granted {
   refused_for: (number | null)[]
 }
 
-async function revokeAll(asks: { name: string; token: bigint }[], database: Database): Promise<Outcome<'revoked'>[]> {
+async function revokeAll(
+  asks: { name: string; token: bigint }[],
+  room: Room,
+  database: Database,
+): Promise<Outcome<'revoked'>[]> {
+  const names = column(asks, 'text', (a) => room.prefix + a.name)
+  const tokens = column(asks, 'bigint', (a) => a.token)
   const [row] = await database.control<Record<'revoked' | 'busy', string[] | null>>(
-    sql`select revoked, busy from lockstep.revoke_leases(${list(
-      asks.map((a) => a.name),
-      'text',
-    )},
-      ${list(
-        asks.map((a) => a.token),
-        'bigint',
-      )})`,
+    sql`select revoked, busy from lockstep.${sql.raw(room.revoke)}(${names}, ${tokens})`,
   )
   const [revoked, busy] = [new Set(row?.revoked), new Set(row?.busy)]
   return asks.map((_, k) => {

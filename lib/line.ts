@@ -18,6 +18,7 @@
  * 250 ms apart: still first come first served within the process, but not between processes.
  */
 
+import { Bell } from './bell.ts'
 import { ConnectionHold } from './connection.ts'
 import type { ByConnection, ByLease, ByTransaction, Contender, Desk } from './contender.ts'
 import { fromDatabase, LeaseHeldError, UnavailableError } from './errors.ts'
@@ -51,8 +52,7 @@ export class Line {
 
   // At the front of the queue, waiting for the row.
   #listening = false
-  #rang = false
-  #wake: (() => void) | undefined
+  readonly #bell = new Bell()
   #pollMs = POLL_MS.first
 
   private constructor(desk: Desk, name: string) {
@@ -97,7 +97,7 @@ export class Line {
     const at = this.#contenders.indexOf(contender)
     if (at < 0) return
     this.#contenders.splice(at, 1)
-    this.#ring()
+    this.#bell.ring()
     // Nobody of ours waits any more: leave the database's queue too, so that we are not served there.
     if (this.#contenders.length === 0 && this.#inQueue && this.#gate) {
       this.#cancelled ??= this.#desk.database.cancel(this.#gate.pid, () => !this.#inQueue)
@@ -256,7 +256,7 @@ export class Line {
   async #waitForRow(gate: Session, waitMs: number): Promise<void> {
     if (!this.#listening) {
       this.#listening = true
-      await gate.listen(this.name, () => this.#ring())
+      await gate.listen(this.name, () => this.#bell.ring())
       return // look once more: it may have been released before we listened
     }
     await this.#pause(Math.min(waitMs, LOOK_AGAIN_MS), gate)
@@ -324,23 +324,10 @@ export class Line {
 
   // Until a time has passed, somebody rings, or the session is lost.
   async #pause(ms: number, gate?: Session): Promise<void> {
-    if (!this.#rang) {
-      const { promise, resolve } = Promise.withResolvers<void>()
-      const timer = setTimeout(resolve, ms)
-      const bell = { connectionLost: () => resolve() }
-      gate?.dependents.add(bell)
-      this.#wake = resolve
-      await promise
-      this.#wake = undefined
-      gate?.dependents.delete(bell)
-      clearTimeout(timer)
-    }
-    this.#rang = false
-  }
-
-  #ring(): void {
-    this.#rang = true
-    this.#wake?.()
+    const dependent = { connectionLost: () => this.#bell.ring() }
+    gate?.dependents.add(dependent)
+    await this.#bell.wait(ms)
+    gate?.dependents.delete(dependent)
   }
 }
 

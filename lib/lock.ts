@@ -13,13 +13,13 @@
 import { sql } from 'kysely'
 import type { Contender, Desk } from './contender.ts'
 import type { Database } from './db.ts'
-import { LeaseHeldError, wrongType } from './errors.ts'
+import { LeaseHeldError } from './errors.ts'
 import { Keeper, LeaseHold } from './keeper.ts'
 import { type Grant, type GrantRequest, type Held, Leases } from './lease.ts'
 import { Line } from './line.ts'
 import { type LockState, list, look } from './look.ts'
-import { checkMs, checkText, LIMITS, metaText } from './options.ts'
-import { Sessions } from './sessions.ts'
+import { checkMs, checkText, freshHolder, LIMITS, metaText, optionsAndWork, WAIT } from './options.ts'
+import type { Sessions } from './sessions.ts'
 import { type TransactionWork, transaction } from './transaction.ts'
 import { Moment } from './trust.ts'
 
@@ -52,19 +52,16 @@ export interface TransactionOptions {
   signal?: AbortSignal
 }
 
-/** For how long a wait may last: 0 – Infinity. */
-const WAIT = { min: 0, max: Infinity }
-
 export class Locks {
   readonly #database: Database
   readonly #leases: Leases
   readonly #keeper = new Keeper()
   readonly #desk: Desk
 
-  constructor(database: Database) {
+  constructor(database: Database, sessions: Sessions) {
     this.#database = database
     this.#leases = new Leases(database)
-    this.#desk = { database, leases: this.#leases, sessions: new Sessions(database), lines: new Map() }
+    this.#desk = { database, leases: this.#leases, sessions, lines: new Map() }
   }
 
   /**
@@ -308,19 +305,9 @@ export class Locks {
   }
 }
 
-// Holders of our own making: this process, and a number.
-const OURS = crypto.randomUUID()
-let fresh = 1
-
 function request(name: string, options: TryOptions): GrantRequest {
-  const { ttlMs = LIMITS.ttlMs.default, holder = `${OURS}.${fresh++}`, meta } = options
+  const { ttlMs = LIMITS.ttlMs.default, holder = freshHolder(), meta } = options
   checkMs('ttlMs', ttlMs, LIMITS.ttlMs)
   if (options.holder !== undefined) checkText('holder', holder)
   return { name, holder, ttlMs, meta: metaText(meta) }
-}
-
-function optionsAndWork<O extends object, W>(rest: unknown[]): [O, W] {
-  const work = rest.at(-1)
-  if (typeof work !== 'function') throw wrongType('work', 'a function', work)
-  return [(rest.length > 1 ? rest[0] : {}) as O, work as W]
 }

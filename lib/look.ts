@@ -72,18 +72,22 @@ export async function look(database: Database, name: string, here: number, ourPi
   return { ...FREE, name, held: true, kind: 'connection', holder: row.gate_application, waiting }
 }
 
+/** @param room  what stands before the names of the room; it is not shown. Names of other rooms have a control character. */
 export async function list(
   database: Database,
   { prefix = '', limit = 100, after = '' }: { prefix?: string; limit?: number; after?: string },
+  room = '',
 ): Promise<Omit<LockState, 'waiting'>[]> {
   checkText('prefix', prefix)
   if (after !== '') checkText('after', after)
   if (!Number.isInteger(limit) || limit < 1 || limit > 1_000) throw outOfRange('limit', 'an integer, 1–1000', limit)
   const rows = await database.control<Row>(
-    sql`select name, holder, token, granted_at, expires_at, ttl_ms, meta from lockstep.lease
+    sql`select substr(name, ${room.length + 1}::integer) as name, holder, token, granted_at, expires_at, ttl_ms, meta
+          from lockstep.lease l
          where holder is not null and expires_at > clock_timestamp()
-           and name > ${after} and name >= ${prefix} and starts_with(name, ${prefix})
-         order by name limit ${limit}`,
+           and l.name > ${room + after} and l.name >= ${room + prefix} and starts_with(l.name, ${room + prefix})
+           and strpos(substr(l.name, ${room.length + 1}::integer), E'\\t') = 0
+         order by l.name limit ${limit}`,
   )
   return rows.map(stateOf)
 }

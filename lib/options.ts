@@ -12,9 +12,14 @@ export const LIMITS = {
   ttlMs: { min: 1_000, max: 3_600_000, default: 15_000 },
   /** Over HTTP; in code a wait may be endless. */
   waitMs: { min: 0, max: 20_000 },
+  /** Of a candidate; the higher comes first. */
+  priority: { min: -1_000, max: 1_000, default: 0 },
   /** Bytes of JSON. */
   metaBytes: 4_096,
 } as const
+
+/** For how long a wait in code may last. */
+export const WAIT = { min: 0, max: Infinity }
 
 /** @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
 export function checkText(field: 'name' | 'holder' | 'prefix' | 'after', value: unknown): asserts value is string {
@@ -43,6 +48,22 @@ export function checkMs(
   }
 }
 
+/** @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
+export function checkInteger(
+  field: string,
+  value: unknown,
+  { min, max }: { min: number; max: number },
+): asserts value is number {
+  const expected = `an integer, ${min}–${max}`
+  if (typeof value !== 'number' || Number.isNaN(value)) throw wrongType(field, expected, value)
+  if (!Number.isInteger(value) || value < min || value > max) throw outOfRange(field, expected, value)
+}
+
+/** @throws {TypeError} with `code` INVALID_ARGUMENT and `field`. */
+export function checkWord(field: string, value: unknown, words: readonly string[]): void {
+  if (!words.includes(value as string)) throw wrongType(field, words.map((word) => `'${word}'`).join(' or '), value)
+}
+
 /** JSON text of `meta`, or null. @throws {TypeError | RangeError} */
 export function metaText(meta: unknown): string | null {
   if (meta === undefined) return null
@@ -57,3 +78,17 @@ export function metaText(meta: unknown): string | null {
   if (new TextEncoder().encode(text).length > LIMITS.metaBytes) throw outOfRange('meta', expected, meta)
   return text
 }
+
+/** Of calls that end with `(…, work)` or `(…, options, work)`. @throws {TypeError} */
+export function optionsAndWork<O extends object, W>(rest: unknown[]): [O, W] {
+  const work = rest.at(-1)
+  if (typeof work !== 'function') throw wrongType('work', 'a function', work)
+  return [(rest.length > 1 ? rest[0] : {}) as O, work as W]
+}
+
+// Holders of our own making: this process, and a number.
+const OURS = crypto.randomUUID()
+let fresh = 1
+
+/** The default holder: another one each time, so that every call is a contender of its own. */
+export const freshHolder = (): string => `${OURS}.${fresh++}`

@@ -56,7 +56,8 @@ export class Session {
   #turns = 0 // under way
   #soon = false
   #beating = false
-  #heard: ((message: pg.Notification) => void) | undefined
+  readonly #ears = new Map<string, (message: string) => void>()
+  #witness: Promise<bigint> | undefined
 
   /** Opens a session, or answers `null` where a connection of one's own cannot be had. */
   static async open(database: Database, shared: boolean): Promise<Session | null> {
@@ -86,6 +87,7 @@ export class Session {
     this.pid = announcedPid(client)
     client.on('end', () => this.#lose(new UnavailableError('The connection has ended')))
     client.on('error', (error) => this.#lose(error))
+    client.on('notification', ({ channel, payload }) => this.#ears.get(channel)?.(payload ?? ''))
     this.#beat = setInterval(() => this.#keepUp(), BEAT_MS / 4)
     this.#beat.unref()
   }
@@ -149,18 +151,48 @@ export class Session {
   /** Calls `wake` whenever a lease of this name is released, until {@link unlisten}. */
   async listen(name: string, wake: () => void): Promise<void> {
     const [row] = await this.#ask(undefined, 'select lockstep.listen($1)', [name])
-    this.#heard = ({ channel }) => {
-      if (channel === row?.[0]) wake()
-    }
-    this.#client.on('notification', this.#heard)
+    this.#ears.set(row?.[0] as string, wake)
   }
 
   /** Stops listening. Each listening backend makes every NOTIFY of the database dearer. */
   async unlisten(): Promise<void> {
-    if (!this.#heard) return
-    this.#client.off('notification', this.#heard)
-    this.#heard = undefined
+    if (this.#ears.size === 0) return
+    this.#ears.clear()
     await this.#ask(undefined, 'unlisten *', [])
+  }
+
+  /** Hears of everything that is told on a channel. */
+  async subscribe(channel: string, hear: (message: string) => void): Promise<void> {
+    this.#ears.set(channel, hear)
+    await this.#ask(undefined, `listen ${channel}`, [])
+  }
+
+  async unsubscribe(channel: string): Promise<void> {
+    this.#ears.delete(channel)
+    await this.#ask(undefined, `unlisten ${channel}`, [])
+  }
+
+  /** The key of an advisory lock that this connection has: it is free when the connection has ended, and not before. */
+  witness(): Promise<bigint> {
+    if (!this.#witness) {
+      const key = crypto.getRandomValues(new BigInt64Array(1))[0] as bigint
+      this.#witness = this.#ask(undefined, 'select pg_advisory_lock($1)', [key]).then(() => key)
+      this.#witness.catch(() => {
+        this.#witness = undefined
+      })
+    }
+    return this.#witness
+  }
+
+  /** Waits until another connection has ended, by its {@link witness}. */
+  async outlive(witness: bigint): Promise<void> {
+    this.#queueing = true
+    try {
+      await this.#ask(undefined, 'select pg_advisory_lock_shared($1), pg_advisory_unlock_shared($1)', [witness])
+    } finally {
+      if (!this.lost) await this.#ask('lockstep_beat', 'select 1', []).catch(() => {}) // its last answer may be old
+      this.#queueing = false
+    }
   }
 
   /** Ends the connection; whatever it had is free. */

@@ -16,6 +16,8 @@ const ROOT = path.dirname(import.meta.dirname)
 const MAY_IMPORT: Record<string, string[]> = {
   'lib/errors': [],
   'lib/trust': [],
+  'lib/bell': [],
+  'lib/steady': [],
   'lib/options': ['lib/errors'],
   'lib/db': ['lib/errors'],
   'lib/batch': ['lib/errors', 'lib/db'],
@@ -26,14 +28,38 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/keeper': ['lib/errors', 'lib/trust', 'lib/db', 'lib/lease', 'lib/hold'],
   'lib/contender': ['lib/trust', 'lib/db', 'lib/lease', 'lib/sessions', 'type lib/connection', 'type lib/line'],
   'lib/connection': ['lib/errors', 'lib/session', 'lib/hold', 'lib/contender', 'type lib/line'],
-  'lib/line': [...['lib/errors', 'lib/trust', 'lib/session', 'lib/lease', 'lib/contender'], 'lib/connection'],
+  'lib/line': [
+    ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/session', 'lib/lease', 'lib/contender'],
+    'lib/connection',
+  ],
   'lib/look': ['lib/errors', 'lib/options', 'lib/db'],
   'lib/transaction': ['lib/errors', 'lib/db', 'lib/contender'],
   'lib/lock': [
     ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/sessions', 'lib/lease', 'lib/keeper', 'lib/line'],
     ...['lib/look', 'lib/transaction', 'lib/contender'],
   ],
-  'lib/index': ['lib/errors', 'lib/options', 'lib/db', 'lib/lease', 'lib/look', 'lib/transaction', 'lib/lock'],
+
+  'lib/news': ['lib/session', 'lib/sessions'],
+  'lib/vigil': ['lib/db', 'lib/session', 'lib/sessions'],
+  'lib/term': [
+    ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/session', 'lib/lease', 'lib/keeper', 'lib/news'],
+  ],
+  'lib/ballot': ['lib/steady', 'lib/db', 'lib/batch', 'lib/term'],
+  'lib/election': [
+    ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/db', 'lib/session', 'lib/sessions', 'lib/lease', 'lib/news'],
+    ...['lib/vigil', 'lib/ballot'],
+  ],
+  'lib/watch': ['lib/trust', 'lib/bell', 'lib/db', 'lib/batch', 'lib/news', 'lib/term'],
+  'lib/lead': ['lib/trust', 'lib/term'],
+  'lib/leader': [
+    ...['lib/errors', 'lib/options', 'lib/db', 'lib/sessions', 'lib/lease', 'lib/keeper', 'lib/look', 'lib/term'],
+    ...['lib/ballot', 'lib/election', 'lib/watch', 'lib/lead'],
+  ],
+
+  'lib/index': [
+    ...['lib/errors', 'lib/options', 'lib/db', 'lib/sessions', 'lib/lease', 'lib/look', 'lib/transaction', 'lib/lock'],
+    ...['lib/term', 'lib/watch', 'lib/lead', 'lib/leader'],
+  ],
 
   'lib/migrate': ['lib/errors'],
   'lib/child': [],
@@ -54,8 +80,10 @@ const PUBLIC = {
   'lib/index': {
     values: ['LIMITS', 'LeaseHeldError', 'LeaseLostError', 'UnavailableError', 'createLockstep'],
     types: [
-      ...['AcquireOptions', 'AnyTransaction', 'ConnectOptions', 'ErrorCode', 'Grant', 'Held', 'InvalidArgument'],
-      ...['LockState', 'Locks', 'Lockstep', 'Tables', 'TransactionOptions', 'TransactionWork', 'TryOptions'],
+      ...['AcquireOptions', 'AnyTransaction', 'Backoff', 'CampaignOptions', 'Candidate', 'ConnectOptions'],
+      ...['ElectionState', 'ErrorCode', 'Grant', 'Held', 'InvalidArgument', 'LeadOptions', 'LeadWork', 'Leader'],
+      ...['Leaders', 'LockState', 'Locks', 'Lockstep', 'Members', 'Tables', 'Term', 'TransactionOptions'],
+      ...['TransactionWork', 'TryCampaignOptions', 'TryOptions'],
     ],
   },
   'lib/errors': {
@@ -70,8 +98,9 @@ const PUBLIC = {
 
 /** Files that are longer than they should be, and how long they may be until they are divided. */
 const LONG: Record<string, number> = {
-  'lib/line.ts': 350,
-  'lib/lock.ts': 330,
+  'lib/line.ts': 340,
+  'lib/lock.ts': 320,
+  'lib/session.ts': 325,
 }
 
 const read = (file: string) => fs.readFileSync(path.join(ROOT, file), 'utf8')

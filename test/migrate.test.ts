@@ -10,8 +10,10 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { Kysely, PostgresDialect, sql } from 'kysely'
 import pg from 'pg'
 import { afterEach, expect, test } from 'vitest'
+import { createLockstep } from '../lib/index.ts'
 import { migrate, schemaState } from '../lib/migrate.ts'
 import { freshDatabase, pgbouncerAvailable, tcpProxy } from './database.ts'
+import { until } from './until.ts'
 
 const ours = fs
   .readdirSync(path.join(import.meta.dirname, '../db/migrations'))
@@ -33,6 +35,22 @@ test('the migrations of this package bring an empty database to the latest schem
   expect(await migrate(db.url)).toEqual({ applied: ours, latest })
   expect(await schemaState(db.kysely)).toMatchObject({ current: latest, latest, pending: [], newer: false })
   expect(await migrate(db.url)).toEqual({ applied: [], latest })
+})
+
+test('a lock held through the migration to elections stays held, renewed and fenced', async () => {
+  const db = await fresh()
+  const sqlOf = (name: string) =>
+    fs.readFileSync(path.join(import.meta.dirname, `../db/migrations/${name}.sql`), 'utf8')
+  await migrate(db.url, { folder: folderOf({ '0001_lease': sqlOf('0001_lease') }) })
+  await using lockstep = createLockstep({ connectionString: db.url })
+  const held = await lockstep.locks.acquire('a', { ttlMs: 1_000 })
+  await migrate(db.url)
+  const { expiresAt } = await lockstep.locks.query('a')
+  await until('a renewal', async () => Number((await lockstep.locks.query('a')).expiresAt) > Number(expiresAt))
+  await held.transaction(async () => {})
+  expect(await lockstep.locks.tryAcquire('a')).toBeNull()
+  await held.release()
+  await (await lockstep.leaders.campaign('a')).resign()
 })
 
 test('pending files are applied in order and reported; a file may hold many statements and functions', async () => {

@@ -1,8 +1,10 @@
-/** The suite of locks through a transaction pooler: nothing is granted twice there. */
+/** The suites of locks and leaders through a transaction pooler: nothing is granted twice there. */
 import { describe } from 'vitest'
 import { pgbouncerAvailable } from './database.ts'
+import { leaderSuite } from './leader.suite.ts'
 import { lockSuite } from './lock.suite.ts'
 
 describe.skipIf(!pgbouncerAvailable())('through PgBouncer in transaction mode', () => {
-  lockSuite({ pooled: true })
+  describe('locks', () => lockSuite({ pooled: true }))
+  describe('leaders', () => leaderSuite({ pooled: true }))
 })
