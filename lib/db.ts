@@ -61,6 +61,8 @@ const CONTROL_CONNECTIONS = 2
 const CONNECT_TIMEOUT_MS = 5_000
 // Control statements never wait, so one without an answer for this long is on a dead connection.
 const CONTROL_TIMEOUT_MS = 5_000
+// Longer than the default ttl: what renews or waits should not connect anew each time.
+const CONTROL_IDLE_MS = 60_000
 
 export class Database {
   /** The pool for your own transactions. */
@@ -93,7 +95,13 @@ export class Database {
     this.#client = { ...common, connectionString: directConnectionString ?? connectionString, pipeline: true }
     this.kysely = over(new pg.Pool({ ...common, connectionString, max }))
     this.#control = over(
-      new pg.Pool({ ...common, connectionString, max: CONTROL_CONNECTIONS, query_timeout: CONTROL_TIMEOUT_MS }),
+      new pg.Pool({
+        ...common,
+        connectionString,
+        max: CONTROL_CONNECTIONS,
+        query_timeout: CONTROL_TIMEOUT_MS,
+        idleTimeoutMillis: CONTROL_IDLE_MS,
+      }),
     )
   }
 

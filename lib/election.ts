@@ -158,8 +158,9 @@ export class Elections {
           inLine = false
           const grant = grantOf(candidacy, answer)
           if (!stop.aborted) return { grant, attempted, session: candidacy.failover ? session : null }
-          // Nobody is there to lead. What the holder had before it keeps.
-          if (!grant.renewed) await this.#leases.revoke(name, grant.token).catch(() => {})
+          // Nobody is there to lead. What the holder had before it keeps, and a twin that waits here asks for it.
+          const twin = (this.#waiting.get(identity(candidacy)) ?? 0) > 1
+          if (!grant.renewed && !twin) await this.#leases.revoke(name, grant.token).catch(() => {})
           return null
         }
         over = undefined

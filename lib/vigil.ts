@@ -31,14 +31,17 @@ export class Vigils {
     kept.ears.add(over)
     return () => {
       if (!kept.ears.delete(over) || kept.ears.size > 0) return
-      if (this.#kept.get(witness) === kept) this.#kept.delete(witness)
+      this.#forget(witness, kept)
       this.#cancel(kept)
     }
   }
 
   async #wait(witness: bigint, vigil: Vigil): Promise<void> {
     const session = await this.#sessions.borrow().catch(() => null)
-    if (!session) return // its term ends by the ttl
+    if (!session) {
+      this.#forget(witness, vigil) // its term ends by the ttl
+      return
+    }
     vigil.session = session
     if (vigil.ears.size > 0) {
       vigil.waiting = true
@@ -46,9 +49,13 @@ export class Vigils {
       vigil.waiting = false
       await vigil.cancelled
     }
-    if (this.#kept.get(witness) === vigil) this.#kept.delete(witness)
+    this.#forget(witness, vigil)
     for (const over of vigil.ears) over()
     await this.#sessions.giveBack(session)
+  }
+
+  #forget(witness: bigint, vigil: Vigil): void {
+    if (this.#kept.get(witness) === vigil) this.#kept.delete(witness)
   }
 
   #cancel(vigil: Vigil): void {

@@ -92,13 +92,13 @@ export class Watches {
   async *observe(name: string, stop: AbortSignal): AsyncGenerator<ElectionState, never, void> {
     stop.throwIfAborted()
     const backlog = new Backlog()
-    const onStop = () => backlog.fail(stop.reason)
-    stop.addEventListener('abort', onStop)
-    let watch = this.#watches.get(name)
-    if (!watch) {
-      watch = new Watch(name, this.#look, this.#news, () => this.#watches.delete(name))
-      this.#watches.set(name, watch)
+    const watch = this.#watches.get(name) ?? this.#open(name)
+    // Now, and not when somebody asks for the next state: perhaps nobody does any more.
+    const onStop = () => {
+      backlog.fail(stop.reason)
+      watch.leave(backlog)
     }
+    stop.addEventListener('abort', onStop)
     watch.join(backlog)
     try {
       for (;;) yield await backlog.next()
@@ -106,6 +106,14 @@ export class Watches {
       watch.leave(backlog)
       stop.removeEventListener('abort', onStop)
     }
+  }
+
+  #open(name: string): Watch {
+    const watch = new Watch(name, this.#look, this.#news, () => {
+      if (this.#watches.get(name) === watch) this.#watches.delete(name)
+    })
+    this.#watches.set(name, watch)
+    return watch
   }
 
   async #lookAll(names: string[]): Promise<Seen[]> {
@@ -150,8 +158,7 @@ class Watch {
   }
 
   leave(backlog: Backlog): void {
-    this.#backlogs.delete(backlog)
-    if (this.#backlogs.size === 0) this.#end()
+    if (this.#backlogs.delete(backlog) && this.#backlogs.size === 0) this.#end()
   }
 
   #end(): void {

@@ -1,7 +1,8 @@
-/** The short run of `npm run chaos`: six processes, a few seconds, all kinds of holds mixed. */
+/** The short runs of `npm run chaos`: a few processes, a few seconds. */
 import { expect, test } from 'vitest'
 import { runCounter } from './chaos/counter.ts'
-import { freshDatabase } from './database.ts'
+import { runElection } from './chaos/election.ts'
+import { dedicatedServer, freshDatabase } from './database.ts'
 
 test('no increment is lost when holders are killed and paused past their ttl', { timeout: 120_000 }, async () => {
   await using db = await freshDatabase()
@@ -17,3 +18,27 @@ test('no increment is lost when holders are killed and paused past their ttl', {
   expect(kills).toBeGreaterThan(0)
   expect(pauses).toBeGreaterThan(0)
 })
+
+test.for([
+  { failover: 'lease', seed: 1 },
+  { failover: 'connection', seed: 2 },
+] as const)(
+  'leaders take turns, one after the other, through every fault: $failover',
+  { timeout: 300_000 },
+  async (how) => {
+    await using server = await dedicatedServer({ settings: { synchronous_commit: 'on' } })
+    const { violations, by, stops, crashes } = await runElection({
+      url: server.url,
+      async restart(how) {
+        await (how === 'crash' ? server.crash() : server.stop())
+        await server.start()
+      },
+      ...how,
+      workers: 3,
+      seconds: 9,
+    })
+    expect(violations).toEqual([])
+    expect(Math.min(...by)).toBeGreaterThan(0)
+    expect(stops + crashes).toBeGreaterThan(0)
+  },
+)

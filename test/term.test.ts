@@ -257,6 +257,11 @@ describe('a candidate', () => {
   })
 })
 
+test('an observer that nobody reads any more lets its process end', async () => {
+  const { child } = await member(fresh(), '1000', 'observe')
+  expect(await once(child, 'exit')).toEqual([7, null])
+})
+
 describe("when the database's clock is set", () => {
   /** A database whose clock can be set: our functions find this clock_timestamp() before the server's own. */
   async function settable() {

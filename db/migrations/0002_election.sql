@@ -5,6 +5,7 @@
 -- Rules kept below, besides those of 0001_lease.sql:
 -- · Whoever grants or ends a term has its row FOR UPDATE and has looked at it again since; K is not needed, because no
 --   connection or transaction holds a term.
+-- · What is called from outside has the planner's settings of 0001_lease.sql, for the same reason.
 -- · A new token is drawn when the row is locked: so the tokens of an election rise in the order of its grants.
 -- · The expiry of a lease alone makes no successor. The database's clock may have been set forward, and then the leader
 --   still trusts its term. The successor says that its own clock agrees (`over`), or the expired lease is seen to be
@@ -86,7 +87,8 @@ create function lockstep.campaign(asks jsonb)
 returns table (i bigint, outcome text, token bigint, granted_at timestamptz, expires_at timestamptz, place bigint,
                first boolean, wait_ms double precision, leader_witness bigint, over bigint, ttl_ms integer,
                now timestamptz)
-language plpgsql as $$
+language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
   grace constant interval := '1 s';  -- for how long those before have the first right to a free election
@@ -107,7 +109,9 @@ begin
    order by r.name collate "C", r.holder collate "C"
   on conflict (name, holder) do update
     set priority = excluded.priority, place = least(c.place, excluded.place), meta = excluded.meta,
-        witness = excluded.witness, expires_at = excluded.expires_at;
+        witness = excluded.witness, expires_at = excluded.expires_at
+    where (c.priority, c.meta, c.witness) is distinct from (excluded.priority, excluded.meta, excluded.witness)
+       or excluded.expires_at < 'infinity' or c.place > excluded.place;
 
   for a in
     select e.i, r.name, r.holder, r.ttl_ms, r.meta, r.priority, r.waits, r.over,
@@ -202,7 +206,8 @@ end $$;
 
 -- Leaves the line; who is the first now is told.
 create function lockstep.withdraw(names text[], holders text[]) returns void
-language plpgsql as $$
+language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
 declare
   elections text[];
 begin
@@ -219,7 +224,8 @@ end $$;
 -- it, or a resignation inside a transaction, is still open: try again); the others had been lost. May commit
 -- asynchronously: a lost resignation is late, never wrong.
 create function lockstep.resign(names text[], tokens bigint[], out revoked bigint[], out late bigint[], out busy bigint[])
-language plpgsql as $$
+language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
 declare
   a record;
   live boolean;
@@ -251,7 +257,8 @@ end $$;
 
 -- Changes what observers see of a term: 'proclaimed', 'lost', or 'busy' (try again).
 create function lockstep.proclaim(name text, token bigint, meta jsonb) returns text
-language plpgsql as $$
+language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
 begin
   perform from lockstep.lease l
     where l.name = proclaim.name and l.token = proclaim.token and l.holder is not null and not l.deposed
@@ -272,7 +279,8 @@ end $$;
 -- more and no fence of it holds. It ends when the leader has stopped, at the latest when its lease runs out: so its
 -- signal still comes before any successor.
 create function lockstep.step_down(name text) returns text
-language plpgsql as $$
+language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
 begin
   perform from lockstep.lease l
     where l.name = step_down.name and l.holder is not null and l.expires_at > clock_timestamp()
@@ -294,7 +302,8 @@ end $$;
 create function lockstep.leaders(names text[])
 returns table (i bigint, holder text, token bigint, granted_at timestamptz, expires_at timestamptz, ttl_ms integer,
                meta jsonb, revision bigint, lives_ms double precision)
-language sql as $$
+language sql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
   select a.i, l.holder, l.token, l.granted_at, l.expires_at, l.ttl_ms, l.meta, coalesce(r.revision, 0),
          extract(epoch from l.expires_at - clock_timestamp())::double precision * 1000
     from unnest(names) with ordinality a(name, i)
@@ -307,7 +316,8 @@ $$;
 -- Who waits, in the order of their turns.
 create function lockstep.candidates(name text)
 returns table (holder text, priority integer, since timestamptz, meta jsonb)
-language sql as $$
+language sql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
   select c.holder, c.priority, c.since, c.meta from lockstep.candidate c
    where c.name = candidates.name collate "C" and lockstep.waits(c)
    order by c.priority desc, c.place

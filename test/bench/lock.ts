@@ -1,10 +1,7 @@
 /**
- * What a lock costs, beside what it would cost otherwise: `npm run bench`.
+ * What a lock costs, beside what it would cost otherwise: `npm run bench -- locks`.
  *
- *     npm run bench -- [--rounds 5] [--seconds 1.5] [--only <row>]…
- *
- * A line of JSON for each contender of each row and a table at the end on stdout, progress on stderr. How it is measured
- * is told in harness.ts, beside what servers in servers.ts. To be read with it:
+ * How it is measured is told in harness.ts, beside what servers in servers.ts. To be read with it:
  *
  * - Clients and servers share the cores of this machine, over loopback. With many at once a rate is therefore the CPU
  *   time of all of them together, and a peer whose server does little gains by it. With one at a time it is mostly the
@@ -19,32 +16,17 @@
  *   is one, and most of ours are that; how many went between processes stands beside it.
  */
 
-import * as os from 'node:os'
 import { setTimeout as delay } from 'node:timers/promises'
-import { parseArgs } from 'node:util'
 import pg from 'pg'
 import { createLockstep, type Held, type Lockstep } from '../../lib/index.ts'
 import { type Contest, contenders } from './contender.ts'
 import { door } from './door.ts'
-import {
-  atOnce,
-  byTurns,
-  figure,
-  type Line,
-  perSecond,
-  ratio,
-  type Settings,
-  spread,
-  table,
-  WrongResult,
-} from './harness.ts'
-import { connectRedis, NO_REDIS, redlockOn, type Servers, startServers } from './servers.ts'
+import { atOnce, byTurns, figure, type Line, perSecond, ratio, type Settings, spread, WrongResult } from './harness.ts'
+import { connectRedis, NO_REDIS, type Row, redlockOn, type Servers } from './servers.ts'
 
 const TTL_MS = 15_000
 
-type Row = (servers: Servers, settings: Settings) => Promise<Line[]>
-
-const ROWS: Record<string, Row> = {
+export const LOCKS: Record<string, Row> = {
   alone,
   connections: (servers, settings) =>
     beside64(servers, settings, 'connection', {
@@ -285,36 +267,3 @@ async function grantAndRevoke(pool: pg.Pool, name: string, prepared: boolean): P
   })
   if (revoke.rows[0].revoked?.length !== 1) throw new WrongResult(`${name} was not revoked`)
 }
-
-const { values } = parseArgs({
-  options: {
-    rounds: { type: 'string', default: '5' },
-    seconds: { type: 'string', default: '1.5' },
-    only: { type: 'string', multiple: true, default: Object.keys(ROWS) },
-  },
-})
-const settings = { rounds: Number(values.rounds), seconds: Number(values.seconds) }
-const unknown = values.only.find((row) => !(row in ROWS))
-if (!(Number.isInteger(settings.rounds) && settings.rounds > 0 && settings.seconds > 0) || unknown !== undefined) {
-  console.error(`--rounds: an integer ≥ 1. --seconds: above 0. --only: ${Object.keys(ROWS).join(', ')}`)
-  process.exit(2)
-}
-
-const load = () => os.loadavg()[0]?.toFixed(2)
-const before = load()
-await using servers = await startServers()
-const lines: Line[] = []
-for (const row of values.only) {
-  try {
-    lines.push(...((await ROWS[row]?.(servers, settings)) ?? []))
-  } catch (error) {
-    console.error(error)
-    process.exitCode = 1
-    lines.push({ row, beside: '–', measured: `**wrong**: ${(error as Error).message}`, rates: '–' })
-  }
-}
-console.log(`\n${table(lines)}\n`)
-console.log(
-  `${os.cpus()[0]?.model}, ${os.availableParallelism()} cores, load ${before} at the start and ${load()} at the end, ` +
-    `Node ${process.versions.node}, ${servers.about}; ${settings.rounds} rounds of ${settings.seconds} s each.`,
-)

@@ -6,13 +6,17 @@
  * - Redis as it comes for locks: AOF, `appendfsync everysec`, snapshots off (they only cost it). It answers before
  *   anything is on the disk, so a crash forgets up to a second of locks: **not durable**, which flatters Redis beside a
  *   lease. Its server is one thread of C that works on the same cores as we do; so are the Postgres backends.
+ * - etcd for leaders, as it comes: every change is on the disk before it answers. It is one node; three would wait for each
+ *   other, so one flatters etcd.
  *
- * Both end with this process in whatever way it ends (lib/child.ts), and take their data along.
+ * All end with this process in whatever way it ends (lib/child.ts), and take their data along.
  */
 
 import { spawnSync } from 'node:child_process'
 import * as fs from 'node:fs'
 import * as path from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import { Etcd3 } from 'etcd3'
 import { Redis } from 'ioredis'
 import pg from 'pg'
 // @ts-expect-error its types are there, but its "exports" hide them from TypeScript
@@ -20,33 +24,47 @@ import Redlock from 'redlock'
 import { freePort, guarded, temporaryFolder } from '../../lib/child.ts'
 import { migrate } from '../../lib/migrate.ts'
 import { startPostgres } from '../../lib/postgres.ts'
+import type { Line, Settings } from './harness.ts'
 
 export interface Servers extends AsyncDisposable {
   databaseUrl: string
   /** undefined: there is no redis-server to start. */
   redisPort: number | undefined
+  /** undefined: there is no etcd to start. */
+  etcdPort: number | undefined
   /** Versions, and what is unusual about the place. */
   about: string
 }
 
-export const NO_REDIS = 'not measured: redis-server not found (Debian: redis-server)'
+/** Measures a row of the table, or a few that belong together. */
+export type Row = (servers: Servers, settings: Settings) => Promise<Line[]>
 
-export async function startServers(): Promise<Servers> {
+export const NO_REDIS = 'not measured: redis-server not found (Debian: redis-server)'
+export const NO_ETCD = 'not measured: etcd not found (Debian: etcd-server)'
+
+/** PostgreSQL, and the peers asked for. */
+export async function startServers(peers: ('redis' | 'etcd')[]): Promise<Servers> {
   await using stack = new AsyncDisposableStack()
   const postgres = await startPostgres({ durable: true })
   stack.defer(() => postgres.stop())
   await migrate(postgres.url)
   const about = [await aboutPostgres(postgres.url)]
   if (fs.statfsSync(postgres.dir).type === TMPFS) about.push('data on a tmpfs: fsync costs nothing here')
-  const redis = await startRedis()
+  const redis = peers.includes('redis') ? await startRedis() : undefined
   if (redis) {
     stack.defer(redis.stop)
     about.push(`Redis ${redis.version} (AOF everysec)`)
+  }
+  const etcd = peers.includes('etcd') ? await startEtcd() : undefined
+  if (etcd) {
+    stack.defer(etcd.stop)
+    about.push(`etcd ${etcd.version} (one node)`)
   }
   const started = stack.move()
   return {
     databaseUrl: postgres.url,
     redisPort: redis?.port,
+    etcdPort: etcd?.port,
     about: about.join(', '),
     [Symbol.asyncDispose]: () => started.disposeAsync(),
   }
@@ -87,6 +105,56 @@ async function startRedis() {
     await server.exited
   }
   return { port, version: /v=(\S+)/.exec(found.stdout)?.[1] ?? '?', stop }
+}
+
+async function startEtcd() {
+  const found = spawnSync('etcd', ['--version'], { encoding: 'utf8' })
+  if (found.error) return undefined
+  const [port, peerPort] = [await freePort(), await freePort()]
+  const dir = fs.mkdtempSync(path.join(temporaryFolder(undefined), 'lockstep-bench-etcd-'))
+  const [clients, peers] = [`http://127.0.0.1:${port}`, `http://127.0.0.1:${peerPort}`]
+  const settings = {
+    ...{ name: 'bench', 'data-dir': dir, 'log-level': 'error' },
+    ...{ 'listen-client-urls': clients, 'advertise-client-urls': clients },
+    ...{ 'listen-peer-urls': peers, 'initial-advertise-peer-urls': peers, 'initial-cluster': `bench=${peers}` },
+  }
+  const server = guarded(['etcd', ...Object.entries(settings).flatMap(([name, value]) => [`--${name}`, value])], {
+    ...{ user: undefined, stopWith: 'INT', remove: dir },
+  })
+  server.unref()
+  const stop = async () => {
+    server.end()
+    await server.exited
+  }
+  const died = server.exited.then(() => Promise.reject(new Error(`etcd did not start: ${server.log()}`)))
+  try {
+    await Promise.race([answers(port), died])
+  } catch (error) {
+    await stop()
+    throw error
+  }
+  died.catch(() => {}) // stopped
+  return { port, version: /Version: (\S+)/.exec(found.stdout)?.[1] ?? '?', stop }
+}
+
+/** Asks etcd until it answers. */
+async function answers(port: number): Promise<void> {
+  for (const until = performance.now() + 20_000; ; await delay(50)) {
+    const client = connectEtcd(port) // a fresh one: one that was refused waits longer each time
+    try {
+      await client.get('up').exec()
+      return
+    } catch (error) {
+      if (performance.now() > until) throw error
+    } finally {
+      client.close()
+    }
+  }
+}
+
+/** etcd3 as its README makes it, but that each client has a connection of its own, as if it were alone in its process. */
+export function connectEtcd(port: number): Etcd3 {
+  return new Etcd3({ hosts: `http://127.0.0.1:${port}`, grpcOptions: { 'grpc.use_local_subchannel_pool': 1 } })
 }
 
 /** What we use of redlock. */

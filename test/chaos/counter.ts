@@ -9,6 +9,7 @@ import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import pg from 'pg'
+import { seeded } from './random.ts'
 
 export type Kind = 'connection' | 'lease' | 'transaction' | 'mixed'
 export interface Plan {
@@ -119,16 +120,5 @@ async function quiet(client: pg.Client): Promise<void> {
     const { rows } = await client.query(`select from pg_stat_activity where application_name like 'worker %'`)
     if (rows.length === 0) return
     await sleep(50)
-  }
-}
-
-/** mulberry32. */
-function seeded(seed: number): () => number {
-  let state = seed
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let t = Math.imul(state ^ (state >>> 15), 1 | state)
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296
   }
 }

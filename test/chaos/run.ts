@@ -1,35 +1,78 @@
 /**
- * `npm run chaos -- [--workers 64] [--seconds 60] [--seed N] [--kind connection|lease|transaction|mixed]`
+ * `npm run chaos -- [--workers N] [--seconds 60] [--seed N] [--kind KIND]`, KIND: connection, lease, transaction, mixed,
+ * election or election-connection.
  *
- * The long proof: 64 processes on one counter, under each kind of hold and under all mixed, a minute each. One line of
- * JSON for each; exit code 1 when anything was violated.
+ * The long proof: 64 processes on one counter, under each kind of hold and under all mixed; then 3 that lead by turns, by
+ * their leases and by their connections; a minute each. One line of JSON for each; exit code 1 when anything was violated.
  */
+import { randomBytes } from 'node:crypto'
+import * as fs from 'node:fs'
+import * as path from 'node:path'
 import { parseArgs } from 'node:util'
+import { serverUser, temporaryFolder } from '../../lib/child.ts'
 import { migrate } from '../../lib/migrate.ts'
-import { startPostgres } from '../../lib/postgres.ts'
-import { type Kind, runCounter } from './counter.ts'
+import { type Postgres, startPostgres } from '../../lib/postgres.ts'
+import { runCounter } from './counter.ts'
+import { runElection } from './election.ts'
+
+const KINDS = ['connection', 'lease', 'transaction', 'mixed', 'election', 'election-connection'] as const
 
 const { values } = parseArgs({
   options: {
-    workers: { type: 'string', default: '64' },
+    workers: { type: 'string' },
     seconds: { type: 'string', default: '60' },
     seed: { type: 'string', default: String(Date.now() % 1_000_000) },
     kind: { type: 'string' },
   },
 })
-const server = await startPostgres({ settings: { max_connections: Number(values.workers) * 8 + 100 } })
-process.once('SIGINT', () => void server.stop().then(() => process.exit(130)))
-try {
-  await migrate(server.url)
-  const kinds = values.kind ? [values.kind as Kind] : (['connection', 'lease', 'transaction', 'mixed'] as const)
-  for (const kind of kinds) {
-    const plan = { kind, workers: Number(values.workers), seconds: Number(values.seconds), seed: Number(values.seed) }
-    console.error(`${kind}: ${plan.workers} processes, ${plan.seconds} s, seed ${plan.seed} …`)
-    const { violations, ...outcome } = await runCounter({ url: server.url, ...plan })
-    console.log(JSON.stringify({ ...plan, ...outcome, violations: violations.length }))
-    for (const violation of violations.slice(0, 20)) console.error(`  ${violation}`)
-    if (violations.length > 0) process.exitCode = 1
+const kinds = KINDS.filter((kind) => values.kind === undefined || kind === values.kind)
+if (kinds.length === 0) throw new Error(`--kind is one of ${KINDS.join(', ')}`)
+
+for (const kind of kinds) {
+  const workers = Number(values.workers ?? (kind.startsWith('election') ? 3 : 64))
+  const plan = { kind, workers, seconds: Number(values.seconds), seed: Number(values.seed) }
+  console.error(`${kind}: ${plan.workers} processes, ${plan.seconds} s, seed ${plan.seed} …`)
+  const { violations, ...outcome } = await run(plan)
+  console.log(JSON.stringify({ ...plan, ...outcome, violations: violations.length }))
+  for (const violation of violations.slice(0, 20)) console.error(`  ${violation}`)
+  if (violations.length > 0) process.exitCode = 1
+}
+// A socket that was reset under a fault can keep Node from ever ending by itself: it turns in its own clean-up.
+process.exit()
+
+async function run(plan: { kind: (typeof KINDS)[number]; workers: number; seconds: number; seed: number }) {
+  await using server = await restartable(plan.workers)
+  const { url, restart } = server
+  const { kind, ...rest } = plan
+  if (kind === 'election') return await runElection({ url, restart, failover: 'lease', ...rest })
+  if (kind === 'election-connection') return await runElection({ url, restart, failover: 'connection', ...rest })
+  return await runCounter({ url, kind, ...rest })
+}
+
+// What is acknowledged must survive a crash of the server; that of the machine is not tried.
+async function restartable(workers: number) {
+  const dir = path.join(temporaryFolder(serverUser()), `lockstep-chaos-${randomBytes(6).toString('hex')}`)
+  const settings = { max_connections: workers * 8 + 100, synchronous_commit: 'on' }
+  const start = (port?: number) => startPostgres({ dir, settings, durable: false, ...(port && { port }) })
+  let server: Postgres = await start()
+  const { url, port } = server
+  const end = async () => {
+    await server.stop()
+    fs.rmSync(dir, { recursive: true, force: true })
   }
-} finally {
-  await server.stop()
+  const interrupted = () => void end().then(() => process.exit(130))
+  process.once('SIGINT', interrupted)
+  await migrate(url)
+  return {
+    url,
+    async restart(how: 'stop' | 'crash') {
+      if (how === 'crash') process.kill(server.pid, 'SIGQUIT') // its children too, without a checkpoint
+      await server.stop()
+      server = await start(port)
+    },
+    async [Symbol.asyncDispose]() {
+      process.off('SIGINT', interrupted)
+      await end()
+    },
+  }
 }
