@@ -21,17 +21,19 @@ import { secureHeaders } from 'hono/secure-headers'
 import type { Lockstep } from '../lib/index.ts'
 import { checked } from './field.ts'
 import { authenticate, type Env, parseKeys } from './keys.ts'
+import { leaderRouter } from './leader.ts'
 import { lockRouter } from './lock.ts'
 import { answer, Problem, problem, problems } from './problem.ts'
+import type { StreamOptions } from './stream.ts'
 
-export interface AppOptions {
+export interface AppOptions extends StreamOptions {
   /** The text of LOCKSTEP_API_KEYS (see keys.ts). Absent or blank: everybody may do everything. */
   keys?: string | undefined
   /** Shown in openapi.json. */
   version?: string
   /** Hears of every 500, and of every 503 that is the database's doing. */
   onError?: (error: unknown, requestId: string) => void
-  /** Aborts when the server is stopping: waits end with a 503. */
+  /** Aborts when the server is stopping: waits end with a 503, streams end. */
   signal?: AbortSignal
 }
 
@@ -40,7 +42,7 @@ const MAX_BODY = 64 * 1024
 /**
  * Makes the application. `createApp(…).fetch` answers requests.
  *
- * @throws {Error} the keys cannot be read.
+ * @throws {Error} the keys cannot be read, or an option is out of its range.
  */
 export function createApp(lockstep: Lockstep, options: AppOptions = {}): OpenAPIHono<Env> {
   const app = new OpenAPIHono<Env>({ getPath: (request) => new URL(request.url).pathname, defaultHook: checked })
@@ -64,6 +66,7 @@ export function createApp(lockstep: Lockstep, options: AppOptions = {}): OpenAPI
     return c.json(document, 200)
   })
   app.route('/v1/locks', lockRouter(lockstep.locks, options.signal))
+  app.route('/v1/leaders', leaderRouter(lockstep.leaders, options.signal, options))
 
   app.openAPIRegistry.registerComponent('securitySchemes', 'key', {
     type: 'http',

@@ -11,21 +11,28 @@
  * by a 409. An answer may get lost. Then the same `holder` asks again and gets the same token (200); a caller that
  * named no holder cannot be told from a stranger, and waits for the ttl to run out.
  *
- * A wait (`waitMs`) stands in the same queue as every other contender. It ends when the client hangs up, so that
- * nobody is granted a lock who is not there to hear of it; if grant and hang-up cross, the grant is taken back. It
- * also ends, with a 503, when the server stops.
+ * A wait (`waitMs`) stands in the same queue as every other contender; when it ends is told in lease.ts.
  */
 import { createRoute, OpenAPIHono, z } from '@hono/zod-openapi'
-import type { Context } from 'hono'
-import { type Grant, LIMITS, type LockState, type Locks } from '../lib/index.ts'
+import { LIMITS, type LockState, type Locks } from '../lib/index.ts'
 import * as field from './field.ts'
 import { allow, type Env, listable, needs } from './keys.ts'
-import { invalid, Problem, problems, unavailable } from './problem.ts'
-
-const Name = z.object({ name: field.name })
-const NoQuery = field.strict({})
-const instant = z.iso.datetime({ precision: 3 }).openapi({ example: '2026-01-01T12:00:00.000Z' })
-const token = z.string().openapi({ pattern: '^[1-9][0-9]{0,18}$', example: '4711' })
+import {
+  body,
+  Granted,
+  granted,
+  grantTo,
+  instant,
+  json,
+  List,
+  Name,
+  NoQuery,
+  nextOf,
+  Release,
+  token,
+  tokenOf,
+} from './lease.ts'
+import { problems } from './problem.ts'
 
 const Acquire = field
   .strict({
@@ -43,24 +50,6 @@ const Acquire = field
 const Renew = field
   .strict({ token: field.token, ttlMs: field.ttlMs.openapi({ description: 'Left out: as before' }).optional() })
   .openapi('Renew')
-
-const Release = field.strict({
-  token: field.token.optional(),
-  force: z
-    .literal('true', { error: '`true`, or left out' })
-    .optional()
-    .openapi({ description: 'Needs the scope admin' }),
-})
-
-const List = field.strict({
-  prefix: field.text({ min: 0, max: LIMITS.name.max }).optional(),
-  limit: field.digits({ min: 1, max: 1000 }).optional(),
-  after: field.text(LIMITS.name).optional().openapi({ description: '`next` of the page before' }),
-})
-
-const Granted = z
-  .object({ name: z.string(), holder: z.string(), token, grantedAt: instant, expiresAt: instant })
-  .openapi('Grant')
 
 const Lease = z
   .object({
@@ -87,15 +76,6 @@ const States = z
   })
   .openapi('LockStates')
 
-const json = <S extends z.ZodType>(schema: S, description: string) => ({
-  description,
-  content: { 'application/json': { schema } },
-})
-// The body is documented here and checked by readBody: zod-openapi's own check knows no empty body.
-const body = (schema: 'Acquire' | 'Renew', required: boolean) => ({
-  required,
-  content: { 'application/json': { schema: { $ref: `#/components/schemas/${schema}` } } },
-})
 const common = { tags: ['locks'], security: [{ key: [] }] }
 
 const acquire = createRoute({
@@ -172,10 +152,7 @@ export function lockRouter(locks: Locks, stopping?: AbortSignal): OpenAPIHono<En
 
   router.openapi(release, async (c) => {
     const { name } = c.req.valid('param')
-    const { token, force } = c.req.valid('query')
-    if ((token === undefined) === (force === undefined)) {
-      throw invalid({ field: 'token', expected: 'given, unless `force=true` is; not both' })
-    }
+    const token = tokenOf(c.req.valid('query'))
     if (token !== undefined) await locks.revoke(name, token)
     else {
       allow(c, 'admin')
@@ -189,56 +166,10 @@ export function lockRouter(locks: Locks, stopping?: AbortSignal): OpenAPIHono<En
   router.openapi(list, async (c) => {
     const { prefix = '', limit = 100, after } = c.req.valid('query')
     const page = await locks.list({ prefix: listable(c, prefix), limit, ...(after !== undefined && { after }) })
-    return c.json({ locks: page.map(state), next: page.length === limit ? (page.at(-1)?.name ?? null) : null }, 200)
+    return c.json({ locks: page.map(state), next: nextOf(page, limit) }, 200)
   })
 
   return router
-}
-
-async function grantTo(
-  c: Context,
-  locks: Locks,
-  name: string,
-  asked: z.output<typeof Acquire>,
-  stopping?: AbortSignal,
-) {
-  const client = c.req.raw.signal
-  let grant: Grant
-  try {
-    grant = await locks.grant(name, {
-      ...defined(asked),
-      ...(asked.waitMs && { signal: either(client, stopping) }),
-    })
-  } catch (error) {
-    if (client.aborted) throw gone()
-    // Only a wait ends early: a request that came before the stop and need not wait gets its answer.
-    if (asked.waitMs && stopping?.aborted) throw unavailable('The server is stopping')
-    throw error
-  }
-  if (client.aborted && !grant.renewed) {
-    // Should this fail, the lease runs out by itself.
-    await locks.revoke(name, grant.token).catch(() => {})
-    throw gone()
-  }
-  return grant
-}
-
-function either(client: AbortSignal, stopping?: AbortSignal): AbortSignal {
-  return stopping ? AbortSignal.any([client, stopping]) : client
-}
-
-function gone(): Problem {
-  return new Problem(499, 'CLIENT_GONE', 'The client closed the connection')
-}
-
-function granted({ name, holder, token, grantedAt, expiresAt }: Grant) {
-  return {
-    name,
-    holder,
-    token: String(token),
-    grantedAt: grantedAt.toISOString(),
-    expiresAt: expiresAt.toISOString(),
-  }
 }
 
 function state<T extends Omit<LockState, 'waiting'>>({ token, grantedAt, expiresAt, meta, ...rest }: T) {
@@ -249,11 +180,4 @@ function state<T extends Omit<LockState, 'waiting'>>({ token, grantedAt, expires
     expiresAt: expiresAt?.toISOString() ?? null,
     meta: meta ?? null,
   }
-}
-
-type Defined<T> = { [K in keyof T]: Exclude<T[K], undefined> }
-
-// `optional()` of zod says `T | undefined`; the library tells an absent option from an undefined one.
-function defined<T extends object>(options: T): Defined<T> {
-  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as Defined<T>
 }

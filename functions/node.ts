@@ -1,9 +1,10 @@
 /**
  * The Node door: the application on node:http, and a stop that breaks no promise.
  *
- * To stop is: accept nobody new; end every wait at once (503, the caller asks another server); let the other
- * requests finish, ten seconds at most; close the library, which gives back its connections. Answers given
- * meanwhile say `Connection: close`, so that no client sends its next request into a closing socket.
+ * To stop is: accept nobody new; end every wait (503, the caller asks another server) and every stream (its client
+ * connects to another server) at once; let the other requests finish, ten seconds at most; close the library, which
+ * gives back its connections. Answers given meanwhile say `Connection: close`, so that no client sends its next request
+ * into a closing socket.
  *
  * A client gets ten seconds for its headers and thirty for its whole request, then 408: slow senders cannot collect
  * connections. That bounds the sending, not the answer: a wait of twenty seconds is not touched by it. What node
@@ -57,9 +58,18 @@ export async function serve(options: ServeOptions): Promise<Server> {
   const open = new Set<ServerResponse>()
   const server = createServer(LIMITS, (incoming, outgoing) => {
     open.add(outgoing)
-    outgoing.once('close', () => open.delete(outgoing))
+    outgoing.once('close', () => {
+      open.delete(outgoing)
+      // A stream's answer had begun, too early to say `Connection: close`.
+      if (stopping.signal.aborted) server.closeIdleConnections()
+    })
     if (stopping.signal.aborted) outgoing.setHeader('Connection', 'close')
     return listener(incoming, outgoing)
+  })
+  const connections = new Set<Socket>()
+  server.on('connection', (socket: Socket) => {
+    connections.add(socket)
+    socket.once('close', () => connections.delete(socket))
   })
   server.on('checkExpectation', (incoming, outgoing) => server.emit('request', incoming, outgoing)) // not a bare 417
   server.on('clientError', (error: NodeJS.ErrnoException, socket: Socket) => {
@@ -76,7 +86,8 @@ export async function serve(options: ServeOptions): Promise<Server> {
   async function stop(): Promise<void> {
     clearInterval(sweeping)
     const closed = once(server, 'close')
-    server.close() // idle connections close with it
+    server.close() // idle connections close with it, but not those that clients opened in advance
+    for (const socket of connections) if (socket.bytesRead === 0) socket.destroy()
     for (const outgoing of open) if (!outgoing.headersSent) outgoing.setHeader('Connection', 'close')
     stopping.abort(new Error('The server is stopping'))
     const late = setTimeout(() => server.closeAllConnections(), drainMs)

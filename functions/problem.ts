@@ -115,6 +115,16 @@ export function unavailable(detail: string): Problem {
   return new Problem(503, 'UNAVAILABLE', detail, { headers: { 'Retry-After': '1' } })
 }
 
+/** A 503 for who would have to wait. */
+export function stopping(): Problem {
+  return unavailable('The server is stopping')
+}
+
+/** A 499, which nobody reads. */
+export function gone(): Problem {
+  return new Problem(499, 'CLIENT_GONE', 'The client closed the connection')
+}
+
 const Shape = z
   .object({
     type: z.literal('about:blank'),
@@ -137,7 +147,7 @@ const DESCRIPTIONS = {
   423: 'LEASE_HELD: somebody else holds it; `Retry-After` is when the hold ends unless renewed',
   499: '',
   500: 'INTERNAL: an error of ours',
-  503: 'UNAVAILABLE: the database cannot be asked, or the server is stopping; nothing is known about the outcome',
+  503: 'UNAVAILABLE: the database cannot be asked, or the server is stopping or full; nothing is known about the outcome',
 } as const
 
 interface Documented {

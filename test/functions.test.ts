@@ -785,9 +785,8 @@ describe('openapi.json', () => {
       for (const [status, answer] of Object.entries<Document>(operation.responses)) {
         expect(answer.description, `${route} ${status}`).toBeTruthy()
         const types = Object.keys(answer.content ?? {})
-        expect(types).toEqual(
-          status === '204' ? [] : [Number(status) < 400 ? 'application/json' : 'application/problem+json'],
-        )
+        const success = route.endsWith('/observe') ? 'text/event-stream' : 'application/json'
+        expect(types).toEqual(status === '204' ? [] : [Number(status) < 400 ? success : 'application/problem+json'])
       }
     }
   })
@@ -819,6 +818,7 @@ describe('openapi.json', () => {
       }
     }
     for (const [route, statuses] of documented) {
+      if (route.includes('/v1/leaders')) continue // leaders.http.test.ts
       const answered = [...(seen.get(route) ?? []), 500] // any route can fail, one was made to
       expect(answered, route).toEqual(expect.arrayContaining(statuses))
     }

@@ -69,8 +69,16 @@ const MAY_IMPORT: Record<string, string[]> = {
   'functions/problem': ['lib/index'],
   'functions/keys': ['lib/index', 'functions/problem'],
   'functions/field': ['lib/index', 'functions/problem'],
-  'functions/lock': ['lib/index', 'functions/problem', 'functions/keys', 'functions/field'],
-  'functions/app': ['lib/index', 'functions/problem', 'functions/keys', 'functions/field', 'functions/lock'],
+  'functions/lease': ['lib/index', 'functions/problem', 'functions/field'],
+  'functions/stream': ['functions/problem'],
+  'functions/lock': ['lib/index', 'functions/problem', 'functions/keys', 'functions/field', 'functions/lease'],
+  'functions/leader': [
+    ...['lib/index', 'functions/problem', 'functions/keys', 'functions/field', 'functions/lease', 'functions/stream'],
+  ],
+  'functions/app': [
+    ...['lib/index', 'functions/problem', 'functions/keys', 'functions/field', 'functions/stream', 'functions/lock'],
+    'functions/leader',
+  ],
   'functions/node': ['lib/index', 'functions/problem', 'functions/keys', 'functions/app'],
   'functions/cli': ['lib/index', 'lib/migrate', 'lib/postgres', 'functions/keys', 'functions/node'],
 }

@@ -1,0 +1,163 @@
+/**
+ * Answers that never end by themselves: server-sent events (WHATWG HTML §9.2), as `EventSource` reads them.
+ *
+ * The first state is asked for before the answer begins: a database that is away is a 503, not a stream that breaks.
+ * From then on a failure ends the stream, and so do a server that stops and a client that goes away; what was
+ * observed is let go of at once. Nobody is told why, for whoever wants to know more connects again by itself, and
+ * `Last-Event-ID` spares it what it has seen. Every so often a comment shows proxies that the stream lives.
+ *
+ * A client that does not read costs no memory. The stream is pulled: the next state is only asked for when the last one
+ * was taken, and until then the library keeps the latest few. That is why hono's `streamSSE` is not used: it pushes, its
+ * heartbeats would queue up behind a client that does not read, it writes failures to the console and to the client,
+ * and it sets headers of HTTP/1.1 that other doors must not send. An open stream is a connection, though, and somebody
+ * has to say how many there may be: `maxStreams`.
+ */
+import type { Context } from 'hono'
+import { gone, stopping, unavailable } from './problem.ts'
+
+export interface StreamOptions {
+  /** Milliseconds without an event after which a stream shows that it lives, 10–3,600,000. @default 15_000 */
+  keepAliveMs?: number
+  /** Streams that may be open at a time; one more is a 503. @default 256 */
+  maxStreams?: number
+}
+
+export interface ServerEvent {
+  event: string
+  /** Equal ids, equal states: the client sends back the last one that it saw. */
+  id: string
+  data: unknown
+}
+
+const HEADERS = {
+  'Content-Type': 'text/event-stream',
+  'X-Accel-Buffering': 'no', // nginx would collect events until they fill a page
+}
+/** Milliseconds after which a client connects again. */
+const RETRY = 'retry: 1000\n\n'
+const ALIVE = ': alive\n\n'
+
+/** The streams of one application. */
+export class Streams {
+  readonly #keepAliveMs: number
+  readonly #most: number
+  readonly #stop: AbortSignal | undefined
+  #open = 0
+
+  /**
+   * @param stop  ends every stream.
+   * @throws {RangeError} an option out of its range.
+   */
+  constructor(stop: AbortSignal | undefined, { keepAliveMs = 15_000, maxStreams = 256 }: StreamOptions) {
+    this.#keepAliveMs = integer('keepAliveMs', keepAliveMs, 10, 3_600_000)
+    this.#most = integer('maxStreams', maxStreams, 0, Number.MAX_SAFE_INTEGER)
+    this.#stop = stop
+  }
+
+  /**
+   * Answers with the latest state, unless the client has seen it, and then with every one that follows.
+   *
+   * @param observe  the latest state first; ends by the signal.
+   * @throws {Problem} 503: too many, or the server is stopping; 499. And what the first state could not be had for.
+   */
+  async open<T>(
+    c: Context,
+    observe: (signal: AbortSignal) => AsyncGenerator<T, never, void>,
+    eventOf: (state: T) => ServerEvent,
+  ): Promise<Response> {
+    const client = c.req.raw.signal
+    const early = () => (client.aborted ? gone() : this.#stop?.aborted ? stopping() : undefined)
+    const refused = early()
+    if (refused) throw refused
+    if (this.#open >= this.#most) throw unavailable(`${this.#most} streams are open, and no more may be`)
+
+    const over = new AbortController()
+    const end = () => over.abort()
+    const states = observe(over.signal)
+    this.#open++
+    over.signal.addEventListener('abort', () => {
+      this.#open--
+      void states.return(undefined as never).catch(() => {}) // it may rest at a `yield`, where it hears no signal
+    })
+    for (const other of [client, this.#stop]) other?.addEventListener('abort', end, { signal: over.signal })
+    try {
+      const { value } = await states.next()
+      const event = eventOf(value)
+      const problem = early()
+      if (problem) throw problem
+      if (c.req.method !== 'HEAD') {
+        const seen = c.req.header('Last-Event-ID') === event.id
+        const next = patient(states, this.#keepAliveMs, over)
+        return c.body(body(RETRY + (seen ? '' : written(event)), next, eventOf, over), 200, HEADERS)
+      }
+    } catch (error) {
+      end()
+      throw early() ?? error
+    }
+    end()
+    return c.body(null, 200, HEADERS)
+  }
+}
+
+function body<T>(
+  first: string,
+  next: () => Promise<T | undefined>,
+  eventOf: (state: T) => ServerEvent,
+  over: AbortController,
+): ReadableStream<Uint8Array> {
+  const encoder = new TextEncoder()
+  return new ReadableStream<Uint8Array>(
+    {
+      start: (controller) => controller.enqueue(encoder.encode(first)),
+      async pull(controller) {
+        const state = await next()
+        if (over.signal.aborted) controller.close()
+        else controller.enqueue(encoder.encode(state === undefined ? ALIVE : written(eventOf(state))))
+      },
+      cancel: () => over.abort(),
+    },
+    { highWaterMark: 0 }, // nothing in store: pulled only when read
+  )
+}
+
+/**
+ * Gives the next of `states`, or `undefined` when none has come for `ms`, or it is over. Then asked again, it goes on
+ * waiting for the same one: a stream that is quiet for a month leaves nothing behind but one promise.
+ */
+function patient<T>(states: AsyncIterator<T>, ms: number, over: AbortController): () => Promise<T | undefined> {
+  let [asked, came] = [false, undefined as T | undefined]
+  let wake = () => {}
+  over.signal.addEventListener('abort', () => wake())
+  const ask = async () => {
+    try {
+      came = (await states.next()).value
+    } catch {
+      over.abort() // the client connects again, and hears from the new answer what is wrong
+    }
+    wake()
+  }
+  return async () => {
+    if (!asked) void ask()
+    asked = true
+    if (came === undefined && !over.signal.aborted) {
+      const waited = Promise.withResolvers<void>()
+      wake = waited.resolve
+      const late = setTimeout(wake, ms)
+      await waited.promise
+      clearTimeout(late)
+    }
+    const state = came
+    if (state !== undefined) [asked, came] = [false, undefined]
+    return state
+  }
+}
+
+// JSON has no line breaks of its own, so one line of data is enough.
+function written({ event, id, data }: ServerEvent): string {
+  return `event: ${event}\nid: ${id}\ndata: ${JSON.stringify(data)}\n\n`
+}
+
+function integer(option: string, value: number, min: number, max: number): number {
+  if (Number.isInteger(value) && value >= min && value <= max) return value
+  throw new RangeError(`${option} must be an integer, ${min}–${max}, not ${value}`)
+}
