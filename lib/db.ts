@@ -31,6 +31,20 @@ export interface Tables {
     expires_at: Date
     ttl_ms: number | null
     meta: unknown
+    revision: string | null
+    witness: string | null
+    deposed: boolean
+    over_at: Date | null
+  }
+  'lockstep.candidate': {
+    name: string
+    holder: string
+    priority: number
+    place: string
+    since: Date
+    meta: unknown
+    witness: string | null
+    expires_at: Date
   }
 }
 

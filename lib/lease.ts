@@ -17,7 +17,8 @@
  * against. Whoever grants has K at that moment, for the statement (a lease), for the connection, or for the
  * transaction: so the three exclude each other. Whoever takes or frees a row locks it FOR UPDATE; a fenced
  * transaction holds it FOR KEY SHARE; a renewal takes it FOR NO KEY UPDATE, which passes the fence but not the taker.
- * The SQL is db/migrations/0001_lease.sql, a function for each verb.
+ * The SQL is db/migrations/0001_lease.sql, a function for each verb. A term is the same row under another name; nothing but
+ * rows can hold it, so it does without K (0002_election.sql).
  *
  * Against the first design, two things are simpler. The design gave the row a unique (name, token), so that changing
  * the token would be a key update; taking the row lock explicitly does the same and leaves the token unindexed, so
@@ -36,7 +37,7 @@
  *
  * NOT PROMISED. A signal cannot fire in a paused process: only the token, or the fence in the transaction, protects
  * what is written. A database clock that steps forward ends leases early, for those who trust their own clock; the
- * fence asks the database's clock and stays right. A fail-over to a standby that had not received the last commits
+ * fence asks the database's clock and stays right (and terms are spared: election.ts). A fail-over to a standby that had not received the last commits
  * forgets them: use synchronous replication where a token must never be granted twice. And after a crash of the
  * server a connection hold's token, if it was handed out within the instant before the sequence's log reached the
  * disk, may be handed out again; leases' tokens are on disk before the grant is answered.

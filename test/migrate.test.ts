@@ -175,6 +175,36 @@ test('a role without the right to create is told so; with nothing to apply it ne
   }
 })
 
+test('a role with the rights that the README names can lock, lead, observe and sweep', async () => {
+  const db = await fresh()
+  await migrate(db.url)
+  const role = `${db.name}_app`
+  const readme = fs.readFileSync(path.join(import.meta.dirname, '../README.md'), 'utf8')
+  const grants = /^grant usage on schema lockstep to app;\n[^`]*/m.exec(readme)?.[0] ?? ''
+  await db.pool.query(`create role ${role} login password 'secret'; ${grants.replaceAll(' to app;', ` to ${role};`)}`)
+  const url = new URL(db.url)
+  url.username = role
+  url.password = 'secret'
+  try {
+    await using lockstep = createLockstep({ connectionString: url.href })
+    await lockstep.ready()
+    for (const options of [{}, { ttlMs: 1_000 }]) await (await lockstep.locks.acquire('a', options)).release()
+    const term = await lockstep.leaders.campaign('a', { failover: 'connection' })
+    const next = lockstep.leaders.campaign('a')
+    await until('a candidate', async () => (await lockstep.leaders.members('a')).waiting.length === 1)
+    await term.proclaim('here')
+    await term.transaction(async () => {})
+    expect((await lockstep.leaders.observe('a').next()).value.leader?.meta).toBe('here')
+    await term.resign()
+    await lockstep.leaders.stepDown('a')
+    await (await next)[Symbol.asyncDispose]()
+    await lockstep.locks.sweep()
+  } finally {
+    await db.close()
+    await dropRole(role)
+  }
+})
+
 test('a role whose statements are limited to a second still waits for its turn', async () => {
   const db = await fresh()
   const folder = folderOf(files)

@@ -350,7 +350,7 @@ begin
   ), renewed as (
     update lockstep.lease l
        set expires_at = clock_timestamp() + coalesce(a.ttl_ms, l.ttl_ms) * interval '1 ms',
-           ttl_ms = coalesce(a.ttl_ms, l.ttl_ms)
+           ttl_ms = coalesce(a.ttl_ms, l.ttl_ms), over_at = null
       from asked a where l.name = a.name
     returning a.i
   )
