@@ -219,8 +219,18 @@ describe('a candidate', () => {
     await candidate(name)
     const second = b.leaders.campaign(name, { holder: 'second' })
     await until('two', async () => (await inLine(name)).length === 2)
+    const witness = async () => {
+      const { rows } = await db.pool.query(
+        `select witness from lockstep.candidate where name = lockstep.election($1) and holder = 'first'`,
+        [name],
+      )
+      return rows[0]?.witness as string | null | undefined
+    }
+    await until('its witness', witness)
+    const before = await witness()
     proxy.cut()
-    await until('both again', async () => String(await inLine(name)) === 'first,second')
+    await until('a witness of its new connection', async () => ![before, null, undefined].includes(await witness()))
+    expect(await inLine(name)).toEqual(['first', 'second'])
     await leader.resign()
     await (await first).resign()
     await (await second).resign()
