@@ -18,8 +18,8 @@
  * WAKING. Every change is told by NOTIFY to the processes that take part (news.ts), with the name of the next in line: it
  * alone asks, so that a thousand candidates cost one statement. Nobody tells when a lease runs out; so each candidate
  * asks again when the lease it knows of would, the first in line at that moment and the others a second later. Behind a
- * pooler there is no NOTIFY: the first asks four times a second, the others once. What this process asks at a time goes
- * in one statement.
+ * pooler there is no NOTIFY: the first asks four times a second, the others a little more than once. What this process
+ * asks at a time goes in one statement.
  *
  * A DEAD LEADER'S lease runs out on the database's clock. If that clock was set forward it runs out too early: the
  * leader's own clock is right to trust it still. So an expired lease (not one that was given up) is taken only by who has
@@ -48,8 +48,8 @@ import type { Sessions } from './sessions.ts'
 import { Moment } from './trust.ts'
 import { Vigils } from './vigil.ts'
 
-/** Without news: how often the first in line asks, and the others. */
-const POLL_MS = { first: 250, others: 1_000 }
+/** Without news: how often the first in line asks, and the others, who must learn in time that they are first. */
+const POLL_MS = { first: 250, others: 750 }
 /** With news: in case something was missed all the same. */
 const LOOK_AGAIN_MS = 30_000
 /** For how long those before have the first right to a free election: as in the database, and a little. */
