@@ -99,9 +99,14 @@ export class News {
     session.dependents.delete(bell)
   }
 
+  // Whoever may connect may notify: what makes no sense is no reason to fail, but one to look.
   #tell(message: string): void {
-    const told = JSON.parse(message) as Told
-    for (const ear of this.#ears.get(told.name) ?? []) ear(told)
+    try {
+      const told = JSON.parse(message) as Told
+      for (const ear of this.#ears.get(told.name) ?? []) ear(told)
+    } catch {
+      this.#tellAll()
+    }
   }
 
   #tellAll(): void {

@@ -297,6 +297,28 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       await observer.stop()
     })
 
+    direct('is not led astray by messages that are none', async () => {
+      const name = fresh()
+      const term = await a.leaders.campaign(name)
+      const observer = observing(b, name)
+      await until('the first', () => observer.latest()?.leader)
+      const told = (message: unknown) => ({ name, revision: '1', leader: null, ...(message as object) })
+      for (const message of [
+        'x',
+        'null',
+        '7',
+        '[]',
+        JSON.stringify(told({ revision: 'x' })),
+        JSON.stringify(told({ revision: {} })),
+      ]) {
+        await db.pool.query(`select pg_notify('lockstep_leader', $1)`, [message])
+      }
+      await term.proclaim('still here')
+      await until('the proclamation', () => observer.latest()?.leader?.meta === 'still here')
+      await observer.stop()
+      await term.resign()
+    })
+
     test('that is slow blocks nobody, and misses the oldest changes, never the latest', async () => {
       const name = fresh()
       const slow = b.leaders.observe(name)
