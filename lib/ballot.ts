@@ -4,7 +4,7 @@
  */
 import { sql } from 'kysely'
 import { batched } from './batch.ts'
-import { type Database, list } from './db.ts'
+import type { Database } from './db.ts'
 import { Steady } from './steady.ts'
 import { ELECTIONS } from './term.ts'
 
@@ -81,8 +81,6 @@ export class Ballot {
 
   /** Leaves the line. @throws {UnavailableError} */
   async withdraw({ name, holder }: Candidacy): Promise<void> {
-    await this.#database.control(
-      sql`select lockstep.withdraw(${list([ELECTIONS.prefix + name], 'text')}, ${list([holder], 'text')})`,
-    )
+    await this.#database.control(sql`select lockstep.withdraw(${ELECTIONS.prefix + name}, ${holder})`)
   }
 }

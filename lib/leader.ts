@@ -156,7 +156,8 @@ export class Leaders {
   /** As {@link leader}, with the revision that {@link observe} counts by. */
   async state(name: string): Promise<ElectionState> {
     checkText('name', name)
-    return this.#watches.look(name)
+    const { livesMs: _, ...state } = await this.#watches.look(name)
+    return state
   }
 
   /** Who leads and who waits. Two statements, side by side. */
@@ -193,10 +194,8 @@ export class Leaders {
     options: { prefix?: string; limit?: number; after?: string } = {},
   ): Promise<(Leader & { name: string })[]> {
     const states = await list(this.#database, options, ELECTIONS.prefix)
-    return states.map(({ name, holder, token, grantedAt, expiresAt, ttlMs, meta }) => ({
-      ...{ name, meta, holder: holder ?? '', token: token ?? 0n, ttlMs: ttlMs ?? 0 },
-      ...{ grantedAt: grantedAt ?? new Date(0), expiresAt: expiresAt ?? new Date(0) },
-    }))
+    // Only leases are terms, so that nothing of these is null.
+    return states.map(({ held: _held, kind: _kind, ...leader }) => leader as Leader & { name: string })
   }
 
   /**
@@ -228,8 +227,8 @@ export class Leaders {
     checkMs('waitMs', waitMs, WAIT)
     const elected = await this.#elections.campaign(candidacy, waitMs, signal)
     if (elected) return elected.grant
-    const { leader } = await this.state(name)
-    throw new LeaseHeldError(name, waitMs, leader ? Math.max(0, leader.expiresAt.getTime() - Date.now()) : undefined)
+    const { livesMs } = await this.#watches.look(name)
+    throw new LeaseHeldError(name, waitMs, livesMs ?? undefined)
   }
 
   /**

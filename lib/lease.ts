@@ -37,10 +37,10 @@
  *
  * NOT PROMISED. A signal cannot fire in a paused process: only the token, or the fence in the transaction, protects
  * what is written. A database clock that steps forward ends leases early, for those who trust their own clock; the
- * fence asks the database's clock and stays right (and terms are spared: election.ts). A fail-over to a standby that had not received the last commits
- * forgets them: use synchronous replication where a token must never be granted twice. And after a crash of the
- * server a connection hold's token, if it was handed out within the instant before the sequence's log reached the
- * disk, may be handed out again; leases' tokens are on disk before the grant is answered.
+ * fence asks the database's clock and stays right (and terms are spared: election.ts). A fail-over to a standby that had
+ * not received the last commits forgets them: use synchronous replication where a token must never be granted twice. And
+ * after a crash of the server a connection hold's token, if it was handed out within the instant before the sequence's
+ * log reached the disk, may be handed out again; leases' tokens are on disk before the grant is answered.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type RawBuilder, sql, type Transaction } from 'kysely'

@@ -59,6 +59,7 @@ interface Row {
   revision: string
   lives_ms: number | null
 }
+/** `livesMs`: by the database's clock, until the term ends unless it is renewed; null without a leader. */
 type Seen = ElectionState & { livesMs: number | null }
 
 export class Watches {
@@ -77,10 +78,9 @@ export class Watches {
     )
   }
 
-  /** Who leads. One statement; those asked for at a time share it. */
-  async look(name: string): Promise<ElectionState> {
-    const { livesMs, ...state } = await this.#look(name)
-    return state
+  /** Who leads, and for how long. One statement; those asked for at a time share it. */
+  look(name: string): Promise<Seen> {
+    return this.#look(name)
   }
 
   /** Who waits, in the order of their turns. */

@@ -205,19 +205,14 @@ begin
 end $$;
 
 -- Leaves the line; who is the first now is told.
-create function lockstep.withdraw(names text[], holders text[]) returns void
+create function lockstep.withdraw(name text, holder text) returns void
 language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
-declare
-  elections text[];
 begin
-  with gone as (
-    delete from lockstep.candidate c using unnest(names, holders) a(name, holder)
-     where c.name = a.name collate "C" and c.holder = a.holder collate "C"
-    returning c.name
-  )
-  select array_agg(distinct g.name) into elections from gone g;
-  perform lockstep.tell(l.name) from lockstep.lease l where l.name = any (elections);
+  delete from lockstep.candidate c where c.name = withdraw.name and c.holder = withdraw.holder;
+  if found then
+    perform lockstep.tell(l.name) from lockstep.lease l where l.name = withdraw.name;
+  end if;
 end $$;
 
 -- resign, for many at once, by position: revoked; late (it had expired: ended all the same); busy (a transaction fenced by
