@@ -19,14 +19,21 @@ import { bodyLimit } from 'hono/body-limit'
 import { requestId } from 'hono/request-id'
 import { secureHeaders } from 'hono/secure-headers'
 import type { Lockstep } from '../lib/index.ts'
+import type { Tasks } from '../lib/task.ts'
+import { claimRouter } from './claim.ts'
 import { checked } from './field.ts'
 import { authenticate, type Env, parseKeys } from './keys.ts'
 import { leaderRouter } from './leader.ts'
 import { lockRouter } from './lock.ts'
 import { answer, Problem, problem, problems } from './problem.ts'
+import { scheduleRouter } from './schedule.ts'
 import type { StreamOptions } from './stream.ts'
+import { taskRouter } from './task.ts'
+import { tickRouter } from './tick.ts'
 
 export interface AppOptions extends StreamOptions {
+  /** Made by `createTasks`. Absent: there are no routes for tasks, and no pg-boss in the bundle. */
+  tasks?: Tasks
   /** The text of LOCKSTEP_API_KEYS (see keys.ts). Absent or blank: everybody may do everything. */
   keys?: string | undefined
   /** Shown in openapi.json. */
@@ -67,6 +74,12 @@ export function createApp(lockstep: Lockstep, options: AppOptions = {}): OpenAPI
   })
   app.route('/v1/locks', lockRouter(lockstep.locks, options.signal))
   app.route('/v1/leaders', leaderRouter(lockstep.leaders, options.signal, options))
+  if (options.tasks) {
+    app.route('/v1/tasks', claimRouter(options.tasks, options.signal))
+    app.route('/v1/tasks', taskRouter(options.tasks, options.signal))
+    app.route('/v1/schedules', scheduleRouter(options.tasks))
+    app.route('/v1/tick', tickRouter(options.tasks, options.signal))
+  }
 
   app.openAPIRegistry.registerComponent('securitySchemes', 'key', {
     type: 'http',

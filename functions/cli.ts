@@ -14,6 +14,7 @@ import { parseArgs } from 'node:util'
 import { createLockstep } from '../lib/index.ts'
 import { migrate } from '../lib/migrate.ts'
 import { startPostgres } from '../lib/postgres.ts'
+import { createTasks } from '../lib/task.ts'
 import { parseKeys } from './keys.ts'
 import { listenAddress, serve } from './node.ts'
 
@@ -96,7 +97,8 @@ async function start({ port, host, url: given, keys }: Settings): Promise<void> 
 
     const lockstep = createLockstep({ connectionString: url })
     undo.push(() => lockstep.close())
-    const server = await serve({ lockstep, host, port, keys, version: await version(), onError: report })
+    const tasks = createTasks(lockstep, { onError: report })
+    const server = await serve({ lockstep, tasks, host, port, keys, version: await version(), onError: report })
     undo.splice(-1, 1, () => server.close())
     console.log(greeting(server.url, keys))
     if (!stop.aborted) await once(stop, 'abort')
@@ -136,9 +138,9 @@ function greeting(url: string, keys: string | undefined): string {
 let lastOutage = Number.NEGATIVE_INFINITY
 
 /** A 500 is a bug and comes with its stack; an outage of the database is one line every ten seconds. */
-function report(error: unknown, requestId: string): void {
+function report(error: unknown, requestId?: string): void {
   if ((error as { code?: unknown }).code !== 'UNAVAILABLE') {
-    console.error(`request ${requestId}:`, error)
+    console.error(requestId === undefined ? 'tasks:' : `request ${requestId}:`, error)
   } else if (performance.now() - lastOutage > 10_000) {
     lastOutage = performance.now()
     console.error(sentence(error))

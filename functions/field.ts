@@ -28,6 +28,17 @@ export function integer({ min, max }: { min: number; max: number }) {
   return z.number({ error }).int({ error }).min(min, { error }).max(max, { error })
 }
 
+/** Any number in a body. */
+export function number({ min, max }: { min: number; max: number }) {
+  const error = `a number, ${min}–${max}`
+  return z.number({ error }).min(min, { error }).max(max, { error })
+}
+
+/** One of these words. */
+export function word<const W extends string>(...words: W[]) {
+  return z.enum(words, { error: words.join(', ').replace(/, ([^,]+)$/, ' or $1') })
+}
+
 /** A whole number in a query string: digits only, no `1e3`, no sign, no spaces. */
 export function digits({ min, max }: { min: number; max: number }) {
   const error = `an integer, ${min}–${max}`
@@ -39,6 +50,9 @@ export function digits({ min, max }: { min: number; max: number }) {
     .openapi({ type: 'integer', minimum: min, maximum: max })
 }
 
+const QUEUE = 'a string of 1–255 letters, digits, `_`, `-`, `.` and `/`'
+// Postgres reads jsonb by recursion, and so does JSON.stringify write it: either would end at some thousands.
+const MAX_DEPTH = 1_000
 const TOKEN = 'a decimal string, 1–9223372036854775807'
 
 /** A fencing token: a string, because JSON numbers lose precision above 2^53. */
@@ -49,12 +63,32 @@ export const token = z
   .refine((n) => n < 2n ** 63n, { error: TOKEN })
   .openapi({ type: 'string', pattern: '^[1-9][0-9]{0,18}$', example: '4711' })
 
+/** The name of a queue: what pg-boss allows. */
+export const queue = z
+  .string({ error: QUEUE })
+  .regex(/^[\w./-]{1,255}$/, { error: QUEUE })
+  .openapi({ minLength: 1, maxLength: 255, description: 'In a path a `/` in it is written `%2F`' })
+
+/** Of a job. In lower case, as Postgres gives it back: it is compared with that. */
+export const uuid = z
+  .guid({ error: 'a UUID' })
+  .transform((id) => id.toLowerCase())
+  .openapi({ type: 'string', format: 'uuid' })
+
+const ANY = `a JSON value of at most ${MAX_DEPTH} levels, without \\u0000 and lone surrogates`
+
+/** What nobody but the caller understands. */
+export const json = z
+  .unknown() // not z.json(): it recurses, and 64 KiB of brackets would end its stack
+  .refine((value) => shallow(value, MAX_DEPTH) && storable(value), { error: ANY })
+  .openapi({ description: `Any JSON value of at most ${MAX_DEPTH} levels` })
+
 const META = `a JSON value of at most ${LIMITS.metaBytes} bytes, without \\u0000 and lone surrogates`
 
 /** Anything the caller wants others to see. */
 export const meta = z
   .unknown() // not z.json(): it recurses, and 64 KiB of brackets would end its stack
-  .refine((value) => storable(value), { error: META })
+  .refine((value) => storable(value, LIMITS.metaBytes), { error: META })
   .openapi({ description: `Any JSON value, at most ${LIMITS.metaBytes} bytes. Shown to whoever looks` })
 
 export const name = text(LIMITS.name).openapi({
@@ -96,7 +130,10 @@ export function checked(result: { success: true } | { success: false; target: st
 
 /** Refuses a path or query whose percent-signs encode nothing: `%zz`, `%ff`. Names the field. */
 export const wellEncoded: MiddlewareHandler = async (c, next) => {
-  if (!decodes(c.req.path)) throw invalid({ field: 'name', expected: 'percent-encoded UTF-8' })
+  if (!decodes(c.req.path)) {
+    const at = c.req.path.split('/').findIndex((segment) => !decodes(segment)) // `/v1/tasks/{name}/{id}`
+    throw invalid({ field: at > 3 ? 'id' : 'name', expected: 'percent-encoded UTF-8' })
+  }
   const at = c.req.url.indexOf('?')
   const pairs = at < 0 ? [] : c.req.url.slice(at + 1).split('&')
   const broken = pairs.find((pair) => !decodes(pair))
@@ -108,8 +145,11 @@ function invalidFields(error: z.ZodError, whole: string) {
   return invalid(
     ...error.issues.flatMap((issue) =>
       issue.code === 'unrecognized_keys'
-        ? issue.keys.map((key) => ({ field: shortened(key), expected: 'left out: there is no such field' }))
-        : [{ field: String(issue.path[0] ?? whole), expected: issue.message }],
+        ? issue.keys.map((key) => ({
+            field: shortened([...issue.path, key].join('.')),
+            expected: 'left out: there is no such field',
+          }))
+        : [{ field: issue.path.join('.') || whole, expected: issue.message }],
     ),
   )
 }
@@ -121,16 +161,21 @@ function within(s: string, min: number, max: number): boolean {
 
 // What jsonb refuses: \u0000, and halves of surrogate pairs (JSON.stringify escapes them). A value too deep for
 // the stack of JSON.stringify has more brackets than bytes are allowed.
-function storable(value: unknown): boolean {
+function storable(value: unknown, bytes = Infinity): boolean {
   try {
     const json = JSON.stringify(value)
     return (
-      new TextEncoder().encode(json).byteLength <= LIMITS.metaBytes &&
+      (bytes === Infinity || new TextEncoder().encode(json).byteLength <= bytes) &&
       !/(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/i.test(json)
     )
   } catch {
     return false
   }
+}
+
+function shallow(value: unknown, levels: number): boolean {
+  if (typeof value !== 'object' || value === null) return true
+  return levels > 0 && Object.values(value).every((inner) => shallow(inner, levels - 1))
 }
 
 function decodes(s: string): boolean {

@@ -77,10 +77,14 @@ export function authenticate(keys: readonly Key[]): MiddlewareHandler<Env> {
 export function needs(scope: Scope): MiddlewareHandler<Env> {
   return async (c, next) => {
     allow(c, scope)
-    const name = c.req.param('name')
-    if (name !== undefined && !name.startsWith(prefixOf(c))) throw otherNames(c)
+    covers(c, c.req.param('name'))
     await next()
   }
+}
+
+/** Throws a 403 unless the request's key may touch this name. '' stands for all names. */
+export function covers(c: Context<Env>, name: string | undefined): void {
+  if (name !== undefined && !name.startsWith(prefixOf(c))) throw otherNames(c)
 }
 
 /** Throws a 403 unless the request's key has the scope. */

@@ -15,23 +15,9 @@ import { createRoute, OpenAPIHono, z } from '@hono/zod-openapi'
 import { type Leader, type Leaders, LIMITS } from '../lib/index.ts'
 import * as field from './field.ts'
 import { allow, type Env, listable, needs } from './keys.ts'
-import {
-  body,
-  defined,
-  Granted,
-  granted,
-  grantTo,
-  instant,
-  json,
-  List,
-  Name,
-  NoQuery,
-  nextOf,
-  Release,
-  token,
-  tokenOf,
-} from './lease.ts'
+import { Granted, granted, grantTo, Release, tokenOf } from './lease.ts'
 import { problems } from './problem.ts'
+import { body, defined, instant, json, List, Name, NoQuery, next, nextOf, token } from './shape.ts'
 import { type StreamOptions, Streams } from './stream.ts'
 
 const Campaign = field
@@ -81,7 +67,7 @@ const Members = z
 const LeaderList = z
   .object({
     leaders: z.array(LeaderShape.extend({ name: z.string() }).openapi('ListedLeader')),
-    next: z.string().nullable().openapi({ description: 'null: this was the last page' }),
+    next,
   })
   .openapi('LeaderList')
 

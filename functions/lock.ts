@@ -11,28 +11,15 @@
  * by a 409. An answer may get lost. Then the same `holder` asks again and gets the same token (200); a caller that
  * named no holder cannot be told from a stranger, and waits for the ttl to run out.
  *
- * A wait (`waitMs`) stands in the same queue as every other contender; when it ends is told in lease.ts.
+ * A wait (`waitMs`) stands in the same queue as every other contender; when it ends is told in shape.ts.
  */
 import { createRoute, OpenAPIHono, z } from '@hono/zod-openapi'
 import { LIMITS, type LockState, type Locks } from '../lib/index.ts'
 import * as field from './field.ts'
 import { allow, type Env, listable, needs } from './keys.ts'
-import {
-  body,
-  Granted,
-  granted,
-  grantTo,
-  instant,
-  json,
-  List,
-  Name,
-  NoQuery,
-  nextOf,
-  Release,
-  token,
-  tokenOf,
-} from './lease.ts'
+import { Granted, granted, grantTo, Release, tokenOf } from './lease.ts'
 import { problems } from './problem.ts'
+import { body, instant, json, List, Name, NoQuery, next, nextOf, token } from './shape.ts'
 
 const Acquire = field
   .strict({
@@ -72,7 +59,7 @@ const State = Lease.extend({
 const States = z
   .object({
     locks: z.array(Lease),
-    next: z.string().nullable().openapi({ description: 'null: this was the last page' }),
+    next,
   })
   .openapi('LockStates')
 

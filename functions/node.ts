@@ -2,8 +2,8 @@
  * The Node door: the application on node:http, and a stop that breaks no promise.
  *
  * To stop is: accept nobody new; end every wait (503, the caller asks another server) and every stream (its client
- * connects to another server) at once; let the other requests finish, ten seconds at most; close the library, which
- * gives back its connections. Answers given meanwhile say `Connection: close`, so that no client sends its next request
+ * connects to another server) at once; hand back the jobs that run; let the other requests finish, ten seconds at most;
+ * close the library, which gives back its connections. Answers given meanwhile say `Connection: close`, so that no client sends its next request
  * into a closing socket.
  *
  * A client gets ten seconds for its headers and thirty for its whole request, then 408: slow senders cannot collect
@@ -82,6 +82,8 @@ export async function serve(options: ServeOptions): Promise<Server> {
 
   const sweeping = setInterval(() => void lockstep.locks.sweep().catch(() => {}), SWEEP_MS)
   sweeping.unref()
+  // With `tasks` it is a worker too: of every queue that has a handler in this process, and of the clockwork.
+  const worker = options.tasks?.work()
 
   async function stop(): Promise<void> {
     clearInterval(sweeping)
@@ -91,7 +93,7 @@ export async function serve(options: ServeOptions): Promise<Server> {
     for (const outgoing of open) if (!outgoing.headersSent) outgoing.setHeader('Connection', 'close')
     stopping.abort(new Error('The server is stopping'))
     const late = setTimeout(() => server.closeAllConnections(), drainMs)
-    await closed
+    await Promise.all([closed, worker?.stop()])
     clearTimeout(late)
     await lockstep.close()
   }

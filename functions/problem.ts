@@ -29,6 +29,7 @@ const TITLES = {
   499: 'Client Closed Request',
   500: 'Internal Server Error',
   503: 'Service Unavailable',
+  504: 'Gateway Timeout',
 } as const
 
 export type ProblemStatus = keyof typeof TITLES
@@ -40,18 +41,21 @@ export class Problem extends Error {
   readonly code: string
   readonly headers: Record<string, string>
   readonly errors: FieldError[] | undefined
+  /** Of the job that it is about. */
+  readonly id: string | undefined
 
   constructor(
     status: ProblemStatus,
     code: string,
     detail: string,
-    more: { headers?: Record<string, string>; errors?: FieldError[] } = {},
+    more: { headers?: Record<string, string>; errors?: FieldError[]; id?: string } = {},
   ) {
     super(detail)
     this.status = status
     this.code = code
     this.headers = more.headers ?? {}
     this.errors = more.errors
+    this.id = more.id
   }
 }
 
@@ -63,8 +67,8 @@ export function invalid(...errors: FieldError[]): Problem {
 }
 
 /** Writes a problem as this request's answer. */
-export function problem(c: Context, { status, code, message, headers, errors }: Problem): Response {
-  const body = JSON.stringify({ ...problemBody(status, code, message), ...(errors && { errors }) })
+export function problem(c: Context, { status, code, message, headers, errors, id }: Problem): Response {
+  const body = JSON.stringify({ ...problemBody(status, code, message), ...(id && { id }), ...(errors && { errors }) })
   // The type of hono knows no 499; nobody reads it, for the client has gone.
   return c.body(body, status as ContentfulStatusCode, { ...headers, 'Content-Type': 'application/problem+json' })
 }
@@ -87,8 +91,9 @@ export function answer(c: Context, error: unknown, report?: (error: unknown, req
 
 function fromLibrary(error: unknown): Problem | undefined {
   if (!(error instanceof Error)) return undefined
-  const { code, message, field, retryAfterMs } = error as Error & {
+  const { code, message, field, retryAfterMs, id } = error as Error & {
     code?: unknown
+    id?: string
     field?: string
     retryAfterMs?: number | undefined
   }
@@ -99,6 +104,10 @@ function fromLibrary(error: unknown): Problem | undefined {
     }
     case 'LEASE_LOST':
       return new Problem(409, code, message)
+    case 'NOT_FOUND':
+      return new Problem(404, code, message)
+    case 'RUN_TIMEOUT':
+      return new Problem(504, code, message, id === undefined ? {} : { id })
     case 'UNAVAILABLE':
       return unavailable(message)
     case 'INVALID_ARGUMENT':
@@ -132,6 +141,7 @@ const Shape = z
     status: z.int().min(400).max(599),
     code: z.string().openapi({ description: 'What happened, for a program. Stable.' }),
     detail: z.string().openapi({ description: 'What happened, for a person. May change.' }),
+    id: z.uuid().optional().openapi({ description: 'The job that goes on, of RUN_TIMEOUT' }),
     errors: z.array(z.object({ field: z.string(), expected: z.string() })).optional(),
   })
   .openapi('Problem')
@@ -148,6 +158,7 @@ const DESCRIPTIONS = {
   499: '',
   500: 'INTERNAL: an error of ours',
   503: 'UNAVAILABLE: the database cannot be asked, or the server is stopping or full; nothing is known about the outcome',
+  504: 'RUN_TIMEOUT: the job was sent and is not over; look for it by `id`',
 } as const
 
 interface Documented {
@@ -163,13 +174,15 @@ const HEADERS: { [S in ProblemStatus]?: Documented['headers'] } = {
   503: RETRY_AFTER,
 }
 
-/** The problems a route can answer, for its entry in the OpenAPI document. */
+/** A problem a route can answer, for its entry in the OpenAPI document. */
+export const documented = (status: ProblemStatus, description: string = DESCRIPTIONS[status]): Documented => ({
+  description,
+  content: { 'application/problem+json': { schema: Shape } },
+  headers: HEADERS[status] ?? {},
+})
+
+/** All the problems that it can answer. */
 export function problems<S extends ProblemStatus>(...statuses: S[]): { [status in S]: Documented } {
-  const documented = (status: S): Documented => ({
-    description: DESCRIPTIONS[status],
-    content: { 'application/problem+json': { schema: Shape } },
-    headers: HEADERS[status] ?? {},
-  })
   return Object.fromEntries(statuses.map((status) => [status, documented(status)])) as {
     [status in S]: Documented
   }

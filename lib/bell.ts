@@ -8,8 +8,8 @@ export class Bell {
     this.#wake?.()
   }
 
-  /** @param ms  any number; a timer's longest is 24 days. */
-  async wait(ms: number): Promise<void> {
+  /** @param ms  any number; a timer's longest is 24 days. @returns whether somebody rang. */
+  async wait(ms: number): Promise<boolean> {
     if (!this.#rang) {
       const { promise, resolve } = Promise.withResolvers<void>()
       const timer = setTimeout(resolve, Math.min(Math.max(ms, 0), 2 ** 31 - 1))
@@ -18,6 +18,8 @@ export class Bell {
       this.#wake = undefined
       clearTimeout(timer)
     }
+    const rang = this.#rang
     this.#rang = false
+    return rang
   }
 }

@@ -12,14 +12,15 @@
  *   meet two backends proves nothing: an idle PgBouncer gives the same one again.)
  * - **the pool** (`kysely`): the user's own transactions.
  *
- * Kysely gives a client back to its pool without the error that broke it, so after a network fault one query after
- * another would time out on the same dead client; {@link guarded} discards it. A checked-out client without an
- * 'error' listener ends the process when the server closes it; every client has one.
+ * - **pools of a room's own** ({@link Database.pool}): statements that may wait for one another, of tasks.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { Kysely, PostgresDialect, type RawBuilder, sql, type Transaction } from 'kysely'
+import { CompiledQuery, Kysely, PostgresDialect, type RawBuilder, sql, type Transaction } from 'kysely'
 import pg from 'pg'
 import { fromDatabase, outOfRange, UnavailableError, wrongType } from './errors.ts'
+import { announcedPid, Pool } from './pool.ts'
+
+export { announcedPid, type Pool } from './pool.ts'
 
 /** Our tables, for a Kysely of your own: `Kysely<YourTables & Tables>`. */
 export interface Tables {
@@ -69,7 +70,7 @@ export interface ConnectOptions {
 }
 
 /** The last migration that this code needs. */
-export const SCHEMA = '0002_election'
+export const SCHEMA = '0005_schedule'
 
 const CONTROL_CONNECTIONS = 2
 const CONNECT_TIMEOUT_MS = 5_000
@@ -77,14 +78,19 @@ const CONNECT_TIMEOUT_MS = 5_000
 const CONTROL_TIMEOUT_MS = 5_000
 // Longer than the default ttl: what renews or waits should not connect anew each time.
 const CONTROL_IDLE_MS = 60_000
+// Upkeep of a large table lasts; a dead connection must be found out all the same.
+const POOL_TIMEOUT_MS = 30_000
 
 export class Database {
   /** The pool for your own transactions. */
   // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
   readonly kysely: Kysely<any>
+  /** The same. */
+  readonly users: Pool
   readonly maxWaiting: number
-  readonly #control: Kysely<Tables>
+  readonly #control: Pool
   readonly #client: pg.ClientConfig
+  readonly #common: pg.PoolConfig
   #pooled: boolean
 
   constructor(options: ConnectOptions) {
@@ -99,6 +105,7 @@ export class Database {
       if (!Number.isInteger(value) || value < min) throw outOfRange(field, `an integer ≥ ${min}`, value)
     }
     const common = {
+      connectionString,
       application_name: options.applicationName ?? 'lockstep',
       connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
       keepAlive: true,
@@ -106,29 +113,29 @@ export class Database {
     }
     this.maxWaiting = maxWaiting
     this.#pooled = directConnectionString === null
+    this.#common = common
     this.#client = { ...common, connectionString: directConnectionString ?? connectionString, pipeline: true }
-    this.kysely = over(new pg.Pool({ ...common, connectionString, max }))
-    this.#control = over(
-      new pg.Pool({
-        ...common,
-        connectionString,
-        max: CONTROL_CONNECTIONS,
-        query_timeout: CONTROL_TIMEOUT_MS,
-        idleTimeoutMillis: CONTROL_IDLE_MS,
-      }),
-    )
+    this.users = new Pool({ ...common, max })
+    this.kysely = this.users.kysely
+    this.#control = new Pool({
+      ...common,
+      max: CONTROL_CONNECTIONS,
+      query_timeout: CONTROL_TIMEOUT_MS,
+      idleTimeoutMillis: CONTROL_IDLE_MS,
+    })
   }
 
   /**
    * Runs a statement that never waits for a lock.
    * @throws {UnavailableError} the database cannot be asked; the outcome is unknown.
    */
-  async control<R>(statement: RawBuilder<R>): Promise<R[]> {
-    try {
-      return (await statement.execute(this.#control)).rows
-    } catch (error) {
-      throw fromDatabase(error)
-    }
+  control<R>(statement: RawBuilder<R>): Promise<R[]> {
+    return this.#control.run(statement)
+  }
+
+  /** Connections of one's own for statements that may wait, or last: no lease depends on them. To be closed by who asks. */
+  pool(max: number): Pool {
+    return new Pool({ ...this.#common, max, query_timeout: POOL_TIMEOUT_MS })
   }
 
   /**
@@ -178,45 +185,7 @@ export class Database {
 
   /** Ends the pools. Connections from {@link direct} are their owners' to end. */
   async close(): Promise<void> {
-    await Promise.all([this.kysely.destroy(), this.#control.destroy()])
-  }
-}
-
-/** The pid that the server, or a pooler in its name, announced at login. Not in `pg`'s types. */
-export const announcedPid = (client: pg.Client): number => (client as unknown as { processID: number }).processID
-
-function over<T>(pool: pg.Pool): Kysely<T> {
-  pool.on('error', () => {})
-  pool.on('connect', (client) => {
-    client.on('error', () => {})
-  })
-  return new Kysely<T>({ dialect: new PostgresDialect({ pool: guarded(pool) }) })
-}
-
-// A client that failed for any other reason than an answer of the server is not used again.
-function guarded(pool: pg.Pool) {
-  return {
-    options: pool.options,
-    end: () => pool.end(),
-    async connect() {
-      const client = await pool.connect()
-      let broken: Error | undefined
-      return {
-        processID: announcedPid(client as unknown as pg.Client),
-        // biome-ignore lint/suspicious/noExplicitAny: pg's overloads, passed through
-        async query(...args: any[]) {
-          try {
-            // biome-ignore lint/suspicious/noExplicitAny: as above
-            return await (client.query as any)(...args)
-          } catch (error) {
-            if (!(error instanceof pg.DatabaseError)) broken = error as Error
-            throw error
-          }
-        },
-        release: () => client.release(broken),
-        // biome-ignore lint/suspicious/noExplicitAny: Kysely takes the structural subset that it uses
-      } as any
-    },
+    await Promise.all([this.users.close(), this.#control.close()])
   }
 }
 
@@ -226,12 +195,21 @@ export async function within<R>(trx: AnyTransaction, statement: RawBuilder<R>): 
   const compiled = statement.compile(compiler)
   return (await trx.query(compiled.sql, [...compiled.parameters])).rows
 }
+
+/** As {@link within}, for SQL that is text already. */
+// biome-ignore lint/suspicious/noExplicitAny: rows of any statement
+export async function textWithin(trx: AnyTransaction, text: string, values: unknown[] = []): Promise<{ rows: any[] }> {
+  if (!('isTransaction' in trx)) return trx.query(text, values)
+  const { rows } = await trx.executeQuery(CompiledQuery.raw(text, values))
+  return { rows }
+}
+
 const compiler = new Kysely<unknown>({ dialect: new PostgresDialect({ pool: async () => Promise.reject() }) })
 
+type ArrayType = 'text' | 'integer' | 'bigint' | 'uuid' | 'jsonb' | 'double precision'
+
 /** An array parameter with its type, as our functions take them. */
-export const list = (values: readonly unknown[], type: 'text' | 'integer' | 'bigint') =>
-  sql`${values}::${sql.raw(type)}[]`
+export const list = (values: readonly unknown[], type: ArrayType) => sql`${values}::${sql.raw(type)}[]`
 
 /** One property of many items, as an array parameter. */
-export const column = <T>(items: readonly T[], type: 'text' | 'integer' | 'bigint', of: (item: T) => unknown) =>
-  list(items.map(of), type)
+export const column = <T>(items: readonly T[], type: ArrayType, of: (item: T) => unknown) => list(items.map(of), type)

@@ -42,9 +42,9 @@ import { Bell } from './bell.ts'
 import type { Database } from './db.ts'
 import { UnavailableError } from './errors.ts'
 import type { Grant, Leases } from './lease.ts'
-import { News } from './news.ts'
 import type { Session } from './session.ts'
 import type { Sessions } from './sessions.ts'
+import { type ElectionNews, electionNews } from './told.ts'
 import { Moment } from './trust.ts'
 import { Vigils } from './vigil.ts'
 
@@ -66,7 +66,7 @@ export interface Elected {
 }
 
 export class Elections {
-  readonly news: News
+  readonly news: ElectionNews
   readonly #ballot: Ballot
   readonly #leases: Leases
   readonly #sessions: Sessions
@@ -79,7 +79,7 @@ export class Elections {
   constructor(database: Database, sessions: Sessions, leases: Leases) {
     this.#leases = leases
     this.#sessions = sessions
-    this.news = new News(sessions)
+    this.news = electionNews(sessions)
     this.#vigils = new Vigils(database, sessions)
     this.#ballot = new Ballot(database)
   }

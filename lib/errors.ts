@@ -7,7 +7,15 @@
  */
 
 /** What every error of ours carries. */
-export type ErrorCode = 'LEASE_HELD' | 'LEASE_LOST' | 'UNAVAILABLE' | 'INVALID_ARGUMENT'
+export type ErrorCode =
+  | 'LEASE_HELD'
+  | 'LEASE_LOST'
+  | 'UNAVAILABLE'
+  | 'INVALID_ARGUMENT'
+  | 'NOT_FOUND'
+  | 'JOB_FAILED'
+  | 'RUN_TIMEOUT'
+  | 'HANDED_BACK'
 
 /** Somebody else still held it when the wait ran out. Try later. */
 export class LeaseHeldError extends Error {
@@ -42,6 +50,67 @@ export class LeaseLostError extends Error {
 export class UnavailableError extends Error {
   override readonly name = 'UnavailableError'
   readonly code = 'UNAVAILABLE'
+}
+
+/** There is no such queue, job or schedule. */
+export class NotFoundError extends Error {
+  override readonly name = 'NotFoundError'
+  readonly code = 'NOT_FOUND'
+}
+
+/**
+ * A job that was waited for has failed for good, or was cancelled. `message` and `cause` are those of the error that its
+ * handler threw, in the process where it ran.
+ */
+export class JobFailedError extends Error {
+  override readonly name = 'JobFailedError'
+  readonly code = 'JOB_FAILED'
+  readonly queue: string
+  readonly id: string
+  readonly state: 'failed' | 'cancelled'
+  /** What the handler threw, as it was stored: `name`, `message`, `stack`, `code` and whatever else it carried. */
+  readonly output: unknown
+
+  constructor(queue: string, id: string, state: 'failed' | 'cancelled', output: unknown) {
+    const { message, cause } = (output ?? {}) as { message?: unknown; cause?: unknown }
+    const text = state === 'cancelled' ? 'The job was cancelled' : 'The job failed'
+    super(
+      typeof message === 'string' && state === 'failed' ? message : text,
+      cause === undefined ? undefined : { cause },
+    )
+    this.queue = queue
+    this.id = id
+    this.state = state
+    this.output = output
+  }
+}
+
+/** The wait for a job ran out. The job goes on: look for it by its id. */
+export class RunTimeoutError extends Error {
+  override readonly name = 'RunTimeoutError'
+  readonly code = 'RUN_TIMEOUT'
+  readonly queue: string
+  /** Those that were not over; one, unless a pool was run. */
+  readonly ids: string[]
+
+  constructor(queue: string, ids: string[], waitMs: number) {
+    super(
+      `${ids.length > 1 ? `${ids.length} jobs` : 'The job'} of ${JSON.stringify(queue)} did not end within ${waitMs} ms`,
+    )
+    this.queue = queue
+    this.ids = ids
+  }
+
+  /** The first of {@link ids}. */
+  get id(): string {
+    return this.ids[0] as string
+  }
+}
+
+/** Why a handler's signal aborts though nothing is wrong with its job: somebody else will run it again, soon. */
+export class HandedBackError extends Error {
+  override readonly name = 'HandedBackError'
+  readonly code = 'HANDED_BACK'
 }
 
 /** Marks a `TypeError` or `RangeError` as a mistake in a call: `code` INVALID_ARGUMENT and the `field`. */
@@ -89,7 +158,7 @@ export function fromDatabase(error: unknown): unknown {
     )
   }
   if (sqlState === '3F000' || sqlState === '42P01' || sqlState === '42883') {
-    return /lockstep/.test(error.message)
+    return /lockstep/.test(error.message) // lockstep_boss too
       ? new UnavailableError('The database lacks the lockstep schema, or has an older one: run the migrations', {
           cause: error,
         })
@@ -110,7 +179,7 @@ export function fromDatabase(error: unknown): unknown {
 // pg has no error class of its own for a lost connection: node's codes, and these sentences of pg and pg-pool.
 function isTransport(error: Error & { code?: unknown }): boolean {
   return (
-    (typeof error.code === 'string' && /^E[A-Z_]+$/.test(error.code)) ||
+    (typeof error.code === 'string' && /^E(?!RR_)[A-Z_]+$/.test(error.code)) ||
     /^(Connection terminated|Client has encountered a connection error|Client was closed|Query read timeout|timeout expired|timeout exceeded when trying to connect|The server does not support SSL)/.test(
       error.message,
     ) ||

@@ -2,10 +2,21 @@
 import { type ConnectOptions, Database } from './db.ts'
 import { Leaders } from './leader.ts'
 import { Locks } from './lock.ts'
+import { keepParts } from './parts.ts'
 import { Sessions } from './sessions.ts'
 
 export type { AnyTransaction, ConnectOptions, Tables } from './db.ts'
-export { type ErrorCode, type InvalidArgument, LeaseHeldError, LeaseLostError, UnavailableError } from './errors.ts'
+export {
+  type ErrorCode,
+  HandedBackError,
+  type InvalidArgument,
+  JobFailedError,
+  LeaseHeldError,
+  LeaseLostError,
+  NotFoundError,
+  RunTimeoutError,
+  UnavailableError,
+} from './errors.ts'
 export type { Backoff, LeadWork } from './lead.ts'
 export type { CampaignOptions, Leaders, LeadOptions, Members, TryCampaignOptions } from './leader.ts'
 export type { Grant, Held } from './lease.ts'
@@ -45,7 +56,9 @@ export function createLockstep(options: ConnectOptions): Lockstep {
   const sessions = new Sessions(database)
   const locks = new Locks(database, sessions)
   const leaders = new Leaders(database, sessions)
+  const closing = new Set<() => Promise<void>>()
   const closeAll = async () => {
+    await Promise.all([...closing].map((room) => room()))
     await leaders.close() // before the connection ends by which terms may be held
     await locks.close()
     await database.close()
@@ -56,5 +69,7 @@ export function createLockstep(options: ConnectOptions): Lockstep {
     return closed
   }
   const { kysely } = database
-  return { locks, leaders, kysely, ready: () => database.ready(), close, [Symbol.asyncDispose]: close }
+  const lockstep = { locks, leaders, kysely, ready: () => database.ready(), close, [Symbol.asyncDispose]: close }
+  keepParts(lockstep, { database, sessions, closing })
+  return lockstep
 }

@@ -7,8 +7,7 @@
  */
 import { sql } from 'kysely'
 import type { Database } from './db.ts'
-import { outOfRange } from './errors.ts'
-import { checkText } from './options.ts'
+import { checkPage } from './options.ts'
 
 /** A name as it was a moment ago. */
 export interface LockState {
@@ -75,12 +74,10 @@ export async function look(database: Database, name: string, here: number, ourPi
 /** @param room  what stands before the names of the room; it is not shown. Names of other rooms have a control character. */
 export async function list(
   database: Database,
-  { prefix = '', limit = 100, after = '' }: { prefix?: string; limit?: number; after?: string },
+  page: { prefix?: string; limit?: number; after?: string },
   room = '',
 ): Promise<Omit<LockState, 'waiting'>[]> {
-  checkText('prefix', prefix)
-  if (after !== '') checkText('after', after)
-  if (!Number.isInteger(limit) || limit < 1 || limit > 1_000) throw outOfRange('limit', 'an integer, 1–1000', limit)
+  const { prefix, limit, after } = checkPage(page)
   const rows = await database.control<Row>(
     sql`select substr(name, ${room.length + 1}::integer) as name, holder, token, granted_at, expires_at, ttl_ms, meta
           from lockstep.lease l

@@ -1,5 +1,6 @@
 /**
- * What the database tells of elections: one LISTEN on this process's session, for as long as somebody here wants to know.
+ * What the database tells of one kind of thing: a LISTEN on this process's session, for as long as somebody here wants to
+ * know.
  *
  * Behind a pooler there is none, and who wants to know asks. Whenever the connection came or went something may have been
  * missed; then everybody is told `null`: look for yourself.
@@ -8,39 +9,26 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Session } from './session.ts'
 import type { Sessions } from './sessions.ts'
 
-/** An election after a change. Without `revision` it did not fit into the message and has to be looked up. */
-export interface Told {
-  name: string
-  revision?: string
-  /** The leader was asked to step down. */
-  deposed?: boolean
-  leader?: {
-    holder: string
-    token: string
-    grantedAt: string
-    expiresAt: string
-    ttlMs: number
-    meta: unknown
-  } | null
-  /** The candidate whose turn is next. */
-  next?: string | null
-}
-type Ear = (told: Told | null) => void
+type Ear<T> = (told: T | null) => void
 
-const CHANNEL = 'lockstep_leader'
-// LISTEN makes every NOTIFY of the database dearer, and a campaign often follows another.
+// LISTEN makes every NOTIFY of the database dearer, and who wants to know often wants to again.
 const LINGER_MS = 10_000
 
-export class News {
+export class News<T> {
   readonly #sessions: Sessions
-  readonly #ears = new Map<string, Set<Ear>>()
+  readonly #channel: string
+  readonly #read: (message: string) => { name: string; told: T }
+  readonly #ears = new Map<string, Set<Ear<T>>>()
   #session: Session | undefined
   #keeping = false
   #linger: NodeJS.Timeout | undefined
   #hush = () => {}
 
-  constructor(sessions: Sessions) {
+  /** @param read  whom a message is for, and what it says; may throw. */
+  constructor(sessions: Sessions, channel: string, read: (message: string) => { name: string; told: T }) {
     this.#sessions = sessions
+    this.#channel = channel
+    this.#read = read
   }
 
   /** The session over which news comes now. */
@@ -48,8 +36,8 @@ export class News {
     return this.#session?.lost ? undefined : this.#session
   }
 
-  /** Hears of one election until the answer is called. */
-  on(name: string, ear: Ear): () => void {
+  /** Hears of one name until the answer is called. */
+  on(name: string, ear: Ear<T>): () => void {
     const ears = this.#ears.get(name) ?? new Set()
     this.#ears.set(name, ears.add(ear))
     clearTimeout(this.#linger)
@@ -72,14 +60,14 @@ export class News {
       try {
         const session = await this.#sessions.shared()
         if (session === null) break // behind a pooler: for good
-        await session.subscribe(CHANNEL, (message) => this.#tell(message))
+        await session.subscribe(this.#channel, (message) => this.#tell(message))
         this.#session = session
         this.#tellAll()
         await this.#over(session)
         this.#session = undefined
         this.#tellAll()
         pauseMs = 50
-        if (!session.lost) await session.unsubscribe(CHANNEL)
+        if (!session.lost) await session.unsubscribe(this.#channel)
       } catch {
         await sleep(pauseMs, undefined, { ref: false }) // who asks by itself keeps the process alive
       }
@@ -102,8 +90,8 @@ export class News {
   // Whoever may connect may notify: what makes no sense is no reason to fail, but one to look.
   #tell(message: string): void {
     try {
-      const told = JSON.parse(message) as Told
-      for (const ear of this.#ears.get(told.name) ?? []) ear(told)
+      const { name, told } = this.#read(message)
+      for (const ear of this.#ears.get(name) ?? []) ear(told)
     } catch {
       this.#tellAll()
     }

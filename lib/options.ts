@@ -16,15 +16,21 @@ export const LIMITS = {
   priority: { min: -1_000, max: 1_000, default: 0 },
   /** Bytes of JSON. */
   metaBytes: 4_096,
+  /** Bytes of JSON: of a job's data, and of its output. */
+  dataBytes: 1_048_576,
+  /** Characters that a job says of its progress, no control characters. */
+  note: { min: 0, max: 1_000 },
 } as const
 
 /** For how long a wait in code may last. */
 export const WAIT = { min: 0, max: Infinity }
 
 /** @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
-export function checkText(field: 'name' | 'holder' | 'prefix' | 'after', value: unknown): asserts value is string {
-  const { max } = LIMITS.name
-  const min = field === 'prefix' ? 0 : LIMITS.name.min
+export function checkText(
+  field: string,
+  value: unknown,
+  { min, max }: { min: number; max: number } = field === 'prefix' ? { min: 0, max: LIMITS.name.max } : LIMITS.name,
+): asserts value is string {
   const expected = `a string of ${min}–${max} characters without control characters`
   if (typeof value !== 'string') throw wrongType(field, expected, value)
   const long = value.length > max && (value.length > 2 * max || [...value].length > max)
@@ -64,18 +70,40 @@ export function checkWord(field: string, value: unknown, words: readonly string[
   if (!words.includes(value as string)) throw wrongType(field, words.map((word) => `'${word}'`).join(' or '), value)
 }
 
+/** A page of a list. @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
+export function checkPage({
+  prefix = '',
+  limit = 100,
+  after = '',
+}: {
+  prefix?: string
+  limit?: number
+  after?: string
+}) {
+  checkText('prefix', prefix)
+  if (after !== '') checkText('after', after)
+  checkInteger('limit', limit, { min: 1, max: 1_000 })
+  return { prefix, limit, after }
+}
+
 /** JSON text of `meta`, or null. @throws {TypeError | RangeError} */
 export function metaText(meta: unknown): string | null {
-  if (meta === undefined) return null
-  const expected = `JSON of at most ${LIMITS.metaBytes} bytes`
+  return meta === undefined ? null : jsonText('meta', meta, LIMITS.metaBytes)
+}
+
+/** JSON text that Postgres can keep. @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
+export function jsonText(field: string, value: unknown, maxBytes: number): string {
+  const expected = `JSON of at most ${maxBytes} bytes`
   let text: string | undefined
   try {
-    text = JSON.stringify(meta)
+    text = JSON.stringify(value)
   } catch {}
   // what JSON can write and jsonb cannot keep: U+0000 and half a surrogate pair
-  if (text === undefined || /(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/.test(text))
-    throw wrongType('meta', `${expected}, of whole characters`, meta)
-  if (new TextEncoder().encode(text).length > LIMITS.metaBytes) throw outOfRange('meta', expected, meta)
+  if (text === undefined || (text.includes('\\u') && /(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/.test(text)))
+    throw wrongType(field, `${expected}, of whole characters`, value)
+  // a character is three bytes at most: most texts need not be counted
+  if (text.length * 3 > maxBytes && new TextEncoder().encode(text).length > maxBytes)
+    throw outOfRange(field, expected, value)
   return text
 }
 

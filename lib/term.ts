@@ -6,9 +6,9 @@ import type { AnyTransaction, Database } from './db.ts'
 import { LeaseLostError } from './errors.ts'
 import { type Keeper, LeaseHold } from './keeper.ts'
 import type { Grant, Leases, Room } from './lease.ts'
-import type { News } from './news.ts'
 import { metaText } from './options.ts'
 import type { Session } from './session.ts'
+import type { ElectionNews } from './told.ts'
 import type { Moment } from './trust.ts'
 
 /** Elections have their rows beside the locks, under names that no lock can have (0002_election.sql). */
@@ -59,7 +59,7 @@ export interface TermParts {
   database: Database
   leases: Leases
   keeper: Keeper
-  news: News
+  news: ElectionNews
 }
 
 /** A term, kept by renewals, and by its process's connection too if the next leader shall not wait for the ttl. */

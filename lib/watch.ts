@@ -10,8 +10,8 @@ import { sql } from 'kysely'
 import { batched } from './batch.ts'
 import { Bell } from './bell.ts'
 import { type Database, list } from './db.ts'
-import type { News, Told } from './news.ts'
 import { ELECTIONS } from './term.ts'
+import type { ElectionNews, Told } from './told.ts'
 import { Moment } from './trust.ts'
 
 /** Who leads. */
@@ -64,11 +64,11 @@ type Seen = ElectionState & { livesMs: number | null }
 
 export class Watches {
   readonly #database: Database
-  readonly #news: News
+  readonly #news: ElectionNews
   readonly #watches = new Map<string, Watch>()
   readonly #look: (name: string) => Promise<Seen>
 
-  constructor(database: Database, news: News) {
+  constructor(database: Database, news: ElectionNews) {
     this.#database = database
     this.#news = news
     this.#look = batched(
@@ -134,7 +134,7 @@ class Watch {
   readonly #look: (name: string) => Promise<Seen>
   readonly #backlogs = new Set<Backlog>()
   readonly #bell = new Bell()
-  readonly #news: News
+  readonly #news: ElectionNews
   readonly #hush: () => void
   readonly #over: () => void
   #latest: ElectionState | undefined
@@ -143,7 +143,7 @@ class Watch {
   #told = false // since the wait began, by news that said it all
   #missed = false // there was news, and it has to be looked up
 
-  constructor(name: string, look: (name: string) => Promise<Seen>, news: News, over: () => void) {
+  constructor(name: string, look: (name: string) => Promise<Seen>, news: ElectionNews, over: () => void) {
     this.#name = name
     this.#look = look
     this.#news = news

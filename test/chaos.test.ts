@@ -2,6 +2,7 @@
 import { expect, test } from 'vitest'
 import { runCounter } from './chaos/counter.ts'
 import { runElection } from './chaos/election.ts'
+import { runJobs } from './chaos/jobs.ts'
 import { dedicatedServer, freshDatabase } from './database.ts'
 
 test('no increment is lost when holders are killed and paused past their ttl', { timeout: 120_000 }, async () => {
@@ -42,3 +43,23 @@ test.for([
     expect(stops + crashes).toBeGreaterThan(0)
   },
 )
+
+test('every job has its effect once, and every slot its job, through every fault', { timeout: 300_000 }, async () => {
+  await using server = await dedicatedServer({ settings: { synchronous_commit: 'on' } })
+  const { violations, jobs, slots, again, kills, stops, crashes } = await runJobs({
+    url: server.url,
+    async restart(how) {
+      await (how === 'crash' ? server.crash() : server.stop())
+      await server.start()
+    },
+    jobs: 600,
+    workers: 3,
+    seconds: 9,
+    seed: 3,
+  })
+  expect(violations).toEqual([])
+  expect(jobs).toBe(600)
+  expect(slots).toBeGreaterThan(5)
+  expect(again).toBeGreaterThan(0)
+  expect(kills + stops + crashes).toBeGreaterThan(1)
+})

@@ -19,7 +19,8 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/bell': [],
   'lib/steady': [],
   'lib/options': ['lib/errors'],
-  'lib/db': ['lib/errors'],
+  'lib/pool': ['lib/errors'],
+  'lib/db': ['lib/errors', 'lib/pool'],
   'lib/batch': ['lib/errors', 'lib/db'],
   'lib/session': ['lib/errors', 'lib/trust', 'lib/db'],
   'lib/sessions': ['lib/errors', 'lib/db', 'lib/session'],
@@ -40,25 +41,73 @@ const MAY_IMPORT: Record<string, string[]> = {
   ],
 
   'lib/news': ['lib/session', 'lib/sessions'],
+  'lib/told': ['lib/sessions', 'lib/news'],
   'lib/vigil': ['lib/db', 'lib/session', 'lib/sessions'],
   'lib/term': [
-    ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/session', 'lib/lease', 'lib/keeper', 'lib/news'],
+    ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/session', 'lib/lease', 'lib/keeper', 'lib/told'],
   ],
   'lib/ballot': ['lib/steady', 'lib/db', 'lib/batch', 'lib/term'],
   'lib/election': [
-    ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/db', 'lib/session', 'lib/sessions', 'lib/lease', 'lib/news'],
+    ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/db', 'lib/session', 'lib/sessions', 'lib/lease', 'lib/told'],
     ...['lib/vigil', 'lib/ballot'],
   ],
-  'lib/watch': ['lib/trust', 'lib/bell', 'lib/db', 'lib/batch', 'lib/news', 'lib/term'],
+  'lib/watch': ['lib/trust', 'lib/bell', 'lib/db', 'lib/batch', 'lib/told', 'lib/term'],
   'lib/lead': ['lib/trust', 'lib/term'],
   'lib/leader': [
     ...['lib/errors', 'lib/options', 'lib/db', 'lib/sessions', 'lib/lease', 'lib/keeper', 'lib/look', 'lib/term'],
     ...['lib/ballot', 'lib/election', 'lib/watch', 'lib/lead'],
   ],
 
+  'lib/parts': ['lib/db', 'lib/sessions'],
   'lib/index': [
     ...['lib/errors', 'lib/options', 'lib/db', 'lib/sessions', 'lib/lease', 'lib/look', 'lib/transaction', 'lib/lock'],
-    ...['lib/term', 'lib/watch', 'lib/lead', 'lib/leader'],
+    ...['lib/term', 'lib/watch', 'lib/lead', 'lib/leader', 'lib/parts'],
+  ],
+
+  'lib/engine': [],
+  'lib/boss': ['lib/errors', 'lib/db', 'lib/engine'],
+  'lib/pgboss': [],
+  'lib/schema': ['lib/errors'],
+  'lib/queue': ['lib/errors', 'lib/options', 'lib/db', 'lib/engine', 'lib/schema', 'type lib/running'],
+  'lib/queues': ['lib/errors', 'lib/options', 'lib/db', 'lib/engine', 'lib/boss', 'lib/queue'],
+  'lib/send': [
+    ...['lib/errors', 'lib/options', 'lib/db', 'lib/batch', 'lib/engine', 'lib/boss', 'lib/schema', 'lib/queue'],
+    'lib/queues',
+  ],
+  'lib/settle': ['lib/errors', 'lib/options', 'lib/db', 'lib/batch', 'lib/engine', 'lib/boss'],
+  'lib/result': ['lib/errors', 'lib/bell', 'lib/db', 'lib/news'],
+  'lib/job': ['lib/db', 'lib/engine', 'lib/boss', 'lib/queue', 'lib/queues', 'lib/settle', 'lib/result'],
+  'lib/run': ['lib/errors', 'lib/options', 'lib/queue', 'lib/send', 'lib/settle', 'lib/result', 'lib/job'],
+  'lib/running': [
+    ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/news', 'lib/engine', 'lib/schema', 'lib/queue'],
+    'lib/settle',
+  ],
+  'lib/worker': [
+    ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/db', 'lib/batch', 'lib/news', 'lib/engine', 'lib/boss'],
+    ...['lib/queue', 'lib/queues', 'lib/running'],
+  ],
+  'lib/member': ['lib/errors', 'lib/options', 'lib/db', 'lib/queue', 'lib/send', 'lib/worker'],
+  'lib/claim': [
+    ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/options', 'lib/db', 'lib/news', 'lib/engine', 'lib/boss'],
+    ...['lib/queue', 'lib/queues', 'lib/settle', 'lib/worker'],
+  ],
+  'lib/slots': ['lib/errors', 'lib/engine'],
+  'lib/fire': ['lib/errors', 'lib/trust', 'lib/db', 'lib/engine', 'lib/boss', 'lib/slots'],
+  'lib/cron': [
+    ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/engine', 'lib/queue', 'lib/slots', 'lib/fire'],
+  ],
+  'lib/tick': [
+    ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/db', 'lib/engine', 'lib/cron', 'lib/queues', 'lib/member'],
+    'lib/worker',
+  ],
+  'lib/tasks': [
+    ...['lib/db', 'lib/queue', 'lib/running', 'lib/result', 'lib/job', 'lib/run', 'lib/member', 'lib/claim'],
+    ...['lib/cron', 'lib/tick'],
+  ],
+  'lib/task': [
+    ...['lib/errors', 'lib/options', 'lib/db', 'lib/news', 'lib/parts', 'type lib/index', 'lib/boss', 'lib/pgboss'],
+    ...['lib/schema', 'lib/queue', 'lib/queues', 'lib/send', 'lib/settle', 'lib/result', 'lib/job', 'lib/run'],
+    ...['lib/running', 'lib/worker', 'lib/member', 'lib/claim', 'lib/cron', 'lib/tick', 'lib/tasks'],
   ],
 
   'lib/migrate': ['lib/errors'],
@@ -69,24 +118,45 @@ const MAY_IMPORT: Record<string, string[]> = {
   'functions/problem': ['lib/index'],
   'functions/keys': ['lib/index', 'functions/problem'],
   'functions/field': ['lib/index', 'functions/problem'],
-  'functions/lease': ['lib/index', 'functions/problem', 'functions/field'],
+  'functions/shape': ['lib/index', 'functions/problem', 'functions/field'],
+  'functions/lease': ['lib/index', 'functions/problem', 'functions/field', 'functions/shape'],
   'functions/stream': ['functions/problem'],
-  'functions/lock': ['lib/index', 'functions/problem', 'functions/keys', 'functions/field', 'functions/lease'],
+  'functions/lock': [
+    ...['lib/index', 'functions/problem', 'functions/keys', 'functions/field', 'functions/shape', 'functions/lease'],
+  ],
   'functions/leader': [
-    ...['lib/index', 'functions/problem', 'functions/keys', 'functions/field', 'functions/lease', 'functions/stream'],
+    ...['lib/index', 'functions/problem', 'functions/keys', 'functions/field', 'functions/shape', 'functions/lease'],
+    'functions/stream',
+  ],
+  'functions/job': ['type lib/task', 'functions/problem', 'functions/keys', 'functions/field', 'functions/shape'],
+  'functions/claim': [
+    ...['type lib/task', 'functions/problem', 'functions/keys', 'functions/field', 'functions/shape', 'functions/job'],
+  ],
+  'functions/task': [
+    ...['type lib/task', 'functions/problem', 'functions/keys', 'functions/field', 'functions/shape', 'functions/job'],
+  ],
+  'functions/schedule': [
+    ...['type lib/task', 'functions/problem', 'functions/keys', 'functions/field', 'functions/shape', 'functions/job'],
+  ],
+  'functions/tick': [
+    ...['type lib/task', 'functions/problem', 'functions/keys', 'functions/field', 'functions/shape', 'functions/job'],
   ],
   'functions/app': [
-    ...['lib/index', 'functions/problem', 'functions/keys', 'functions/field', 'functions/stream', 'functions/lock'],
-    'functions/leader',
+    ...['lib/index', 'type lib/task', 'functions/problem', 'functions/keys', 'functions/field', 'functions/stream'],
+    ...['functions/lock', 'functions/leader', 'functions/claim', 'functions/task', 'functions/schedule'],
+    'functions/tick',
   ],
   'functions/node': ['lib/index', 'functions/problem', 'functions/keys', 'functions/app'],
-  'functions/cli': ['lib/index', 'lib/migrate', 'lib/postgres', 'functions/keys', 'functions/node'],
+  'functions/cli': ['lib/index', 'lib/task', 'lib/migrate', 'lib/postgres', 'functions/keys', 'functions/node'],
 }
 
 /** What importing a subpath of the package gives, by name. */
 const PUBLIC = {
   'lib/index': {
-    values: ['LIMITS', 'LeaseHeldError', 'LeaseLostError', 'UnavailableError', 'createLockstep'],
+    values: [
+      ...['HandedBackError', 'JobFailedError', 'LIMITS', 'LeaseHeldError', 'LeaseLostError', 'NotFoundError'],
+      ...['RunTimeoutError', 'UnavailableError', 'createLockstep'],
+    ],
     types: [
       ...['AcquireOptions', 'AnyTransaction', 'Backoff', 'CampaignOptions', 'Candidate', 'ConnectOptions'],
       ...['ElectionState', 'ErrorCode', 'Grant', 'Held', 'InvalidArgument', 'LeadOptions', 'LeadWork', 'Leader'],
@@ -94,8 +164,29 @@ const PUBLIC = {
       ...['TransactionWork', 'TryCampaignOptions', 'TryOptions'],
     ],
   },
+  'lib/task': {
+    values: ['createTasks'],
+    types: [
+      ...['ClaimOptions', 'Claimed', 'Counts', 'DeclareOptions', 'DefineOptions', 'DrainResult', 'Handler'],
+      ...['HandlerContext', 'Job', 'JobState', 'Outcome', 'Page', 'Queue', 'RetryOptions', 'RunOptions', 'Schedule'],
+      ...[
+        'ScheduleOptions',
+        'SendOptions',
+        'StandardSchema',
+        'Tasks',
+        'TasksOptions',
+        'TickResult',
+        'TransactionalContext',
+      ],
+      'Worker',
+    ],
+  },
+  'lib/pgboss': { values: ['bossOf', 'keepBoss'], types: [] },
   'lib/errors': {
-    values: ['LeaseHeldError', 'LeaseLostError', 'UnavailableError', 'fromDatabase', 'outOfRange', 'wrongType'],
+    values: [
+      ...['HandedBackError', 'JobFailedError', 'LeaseHeldError', 'LeaseLostError', 'NotFoundError', 'RunTimeoutError'],
+      ...['UnavailableError', 'fromDatabase', 'outOfRange', 'wrongType'],
+    ],
     types: ['ErrorCode', 'InvalidArgument'],
   },
   'lib/migrate': { values: ['migrate', 'schemaState'], types: ['MigrateOptions', 'SchemaState'] },
@@ -193,13 +284,20 @@ describe('imports', () => {
     }
   })
 
-  test.each(['lib/index.ts', 'functions/app.ts'])('%s reaches only what a Worker has', (file) => {
+  test.each(['lib/index.ts', 'functions/app.ts', 'lib/task.ts'])('%s reaches only what a Worker has', (file) => {
     const reached = [...reach(file)]
     expect(reached).toContain('pg') // so it does reach
     for (const not of ['lib/migrate', 'lib/postgres', 'lib/embedded', 'lib/child', 'functions/node', 'functions/cli']) {
       expect(reached).not.toContain(not)
     }
     expect(reached.filter((what) => what.startsWith('node:'))).toEqual(['node:timers/promises'])
+  })
+
+  test('who does not ask for tasks does not get pg-boss', () => {
+    expect([...reach('lib/task.ts')]).toContain('pg-boss') // so it would be found
+    for (const file of ['lib/index.ts', 'functions/app.ts', 'functions/node.ts']) {
+      expect([...reach(file)]).not.toContain('pg-boss')
+    }
   })
 
   test('what is imported is a dependency', () => {

@@ -117,6 +117,7 @@ describe('for a project with strict types', () => {
        import { UnavailableError } from 'lockstep/errors'
        import { migrate, type SchemaState } from 'lockstep/migrate'
        import { type Postgres, startPostgres } from 'lockstep/postgres'
+       import { createTasks, type Job, type Tasks } from 'lockstep/task'
        import { createApp } from 'lockstep/app'
        import { type Server, serve } from 'lockstep/node'
 
@@ -129,6 +130,18 @@ describe('for a project with strict types', () => {
        export const postgres: Postgres = await startPostgres()
        export const current = (state: SchemaState): string | null => state.current
        export const ours = (error: unknown) => error instanceof LeaseLostError || error instanceof UnavailableError
+
+       const tasks: Tasks = createTasks(lockstep)
+       const count = tasks.define('count', (text: string) => text.length)
+       tasks.define('both', async (_: null, { trx }) => void trx, { transactional: true })
+       export const length: number = await tasks.run(count, 'four')
+       export const lengths: number[] = await tasks.run(count, 'four', { pool: 2 })
+       export const sent: string | null = await tasks.send('by its name', { any: 'thing' })
+       export const job: Job | null = await tasks.get(count, 'id')
+       // @ts-expect-error the data of this queue is a string
+       await tasks.send(count, 4)
+       // @ts-expect-error a handler has a transaction only if it is transactional
+       tasks.define('neither', async (_: null, { trx }) => void trx)
 
        // @ts-expect-error a name is a string
        await lockstep.locks.acquire(1)

@@ -1,10 +1,12 @@
-/** The suites of locks and leaders through a transaction pooler: nothing is granted twice there. */
+/** The suites through a transaction pooler: nothing is granted twice there, and no job is lost. */
 import { describe } from 'vitest'
 import { pgbouncerAvailable } from './database.ts'
 import { leaderSuite } from './leader.suite.ts'
 import { lockSuite } from './lock.suite.ts'
+import { taskSuite } from './task.suite.ts'
 
 describe.skipIf(!pgbouncerAvailable())('through PgBouncer in transaction mode', () => {
   describe('locks', () => lockSuite({ pooled: true }))
   describe('leaders', () => leaderSuite({ pooled: true }))
+  describe('tasks', () => taskSuite({ pooled: true }))
 })

@@ -5,6 +5,7 @@
 import { once } from 'node:events'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { createLockstep, type Lockstep } from '../lib/index.ts'
+import { createTasks, type Tasks } from '../lib/task.ts'
 import { type FreshDatabase, freshDatabase } from './database.ts'
 import { until } from './until.ts'
 
@@ -174,5 +175,124 @@ describe('Lock', () => {
     expect(first.signal.aborted).toBe(true) // and a loss was never told
     expect((await a.locks.query(id)).token).toBe(second.token)
     await second.release()
+  })
+})
+
+describe('Task', () => {
+  /** Two nodes that both run a queue, as with the broker, and one that runs none. */
+  async function nodes(handler: (data: unknown, node: number) => unknown, options = {}) {
+    const queue = fresh().replaceAll(' ', '-')
+    await caller.declare(queue, options)
+    const lockstep = [1, 2].map(() => createLockstep({ connectionString: db.url }))
+    const tasks = lockstep.map((each) => createTasks(each, { onError: () => {} }))
+    for (const [node, each] of tasks.entries()) {
+      each.define(queue, (data: unknown) => handler(data, node), options)
+      each.work(queue)
+    }
+    const close = async () => {
+      await Promise.all(lockstep.map((each) => each.close()))
+    }
+    return { queue, tasks: tasks as [Tasks, Tasks], [Symbol.asyncDispose]: close }
+  }
+  let caller: Tasks
+  beforeAll(() => {
+    caller = createTasks(a)
+  })
+
+  test('Run(Command): until completion, with what it returned (it had no result)', async () => {
+    await using their = await nodes((data) => ({ said: data }))
+    expect(await caller.run(their.queue, 'x')).toEqual({ said: 'x' }) // and the caller need not be a worker itself
+  })
+
+  test('its error is returned (local checked the wrong variable and always returned nil)', async () => {
+    await using their = await nodes(
+      () => {
+        throw new Error('boom', { cause: 'fuse' })
+      },
+      { retryLimit: 0 },
+    )
+    await expect(caller.run(their.queue, {})).rejects.toMatchObject({ message: 'boom', cause: 'fuse' })
+  })
+
+  test('Status(): the state of the job (it was always empty)', async () => {
+    await using their = await nodes(() => 'done')
+    const id = (await caller.send(their.queue, {})) as string
+    await until('done', async () => (await caller.get(their.queue, id))?.state === 'completed')
+    expect(await caller.get(their.queue, id)).toMatchObject({ output: 'done', attempts: 1 })
+  })
+
+  test('WithPool(n): n times, over whoever works, and back when all are done', async () => {
+    let calls = 0
+    await using their = await nodes(() => {
+      calls += 1
+      return calls
+    })
+    expect((await caller.run(their.queue, {}, { pool: 3 })).toSorted()).toEqual([1, 2, 3])
+    expect(calls).toBe(3)
+  })
+
+  test('with a pool, the errors of those that failed, together (they were joined into a text, and lost)', async () => {
+    await using their = await nodes(
+      (_, node) => {
+        throw new Error(`boom ${node}`)
+      },
+      { retryLimit: 0 },
+    )
+    const error = await caller.run(their.queue, {}, { pool: 3 }).catch((error) => error)
+    expect(error).toBeInstanceOf(AggregateError)
+    expect(error.errors).toHaveLength(3)
+  })
+
+  test('a dead worker does not hang Run (it blocked for ever): another one runs the job', async () => {
+    await using their = await nodes((_, node) => `by ${node}`)
+    await using dead = createLockstep({ connectionString: db.url })
+    const queue = fresh().replaceAll(' ', '-')
+    await caller.declare(queue)
+    const run = caller.run(queue, {})
+    const [job] = await createTasks(dead).claim(queue, { waitMs: 20_000 }) // and is never heard of again
+    await db.pool.query(`update lockstep_boss.job set heartbeat_on = now() - interval '1 hour' where id = $1`, [
+      job?.id,
+    ])
+    await caller.tick()
+    their.tasks[0].define(queue, () => 'by another')
+    their.tasks[0].work(queue)
+    expect(await run).toBe('by another')
+  })
+
+  test('nobody works: Run ends when it was told to, and its job is not lost (there was no timeout, and no queue)', async () => {
+    const queue = fresh().replaceAll(' ', '-')
+    await caller.declare(queue)
+    const error = await caller.run(queue, 'x', { waitMs: 10 }).catch((error) => error)
+    expect(error).toMatchObject({ code: 'RUN_TIMEOUT' })
+    expect((await caller.claim(queue))[0]).toMatchObject({ id: error.id, data: 'x' })
+  })
+
+  test('two Runs at once do not count each other’s results (each returned after any n of them)', async () => {
+    await using their = await nodes((data) => data)
+    const [one, two] = await Promise.all([
+      caller.run(their.queue, 'one', { pool: 4 }),
+      their.tasks[1].run(their.queue, 'two', { pool: 4 }),
+    ])
+    expect(one).toEqual(['one', 'one', 'one', 'one'])
+    expect(two).toEqual(['two', 'two', 'two', 'two'])
+  })
+})
+
+describe('Cron', () => {
+  test('Schedule(Schedule, Command): each slot once, whoever ticks (nodes that began a second apart all ran it)', async () => {
+    const queue = fresh().replaceAll(' ', '-')
+    const [one, two] = [createTasks(a), createTasks(b)]
+    await one.declare(queue)
+    await one.schedule('seed', '* * * * * *', { queue, missed: 'all' })
+    await db.pool.query(`update lockstep.schedule set next_at = date_trunc('second', now()) - interval '20 seconds'`)
+    await Promise.all([one.tick(), two.tick(), one.tick(), two.tick()])
+    const { rows } = await db.pool.query(
+      'select count(*)::int as jobs, count(distinct start_after)::int as slots from lockstep_boss.job where name = $1',
+      [queue],
+    )
+    expect(rows[0].jobs).toBe(rows[0].slots)
+    expect(rows[0].jobs).toBeGreaterThanOrEqual(21)
+    expect(await one.unschedule('seed')).toBe(true) // it could not be stopped
+    expect(await one.unschedule('seed')).toBe(false)
   })
 })

@@ -1,9 +1,10 @@
 /**
- * `npm run chaos -- [--workers N] [--seconds 60] [--seed N] [--kind KIND]`, KIND: connection, lease, transaction, mixed,
- * election or election-connection.
+ * `npm run chaos -- [--workers N] [--seconds 60] [--seed N] [--jobs 10000] [--kind KIND]`, KIND: connection, lease,
+ * transaction, mixed, election, election-connection or jobs.
  *
  * The long proof: 64 processes on one counter, under each kind of hold and under all mixed; then 3 that lead by turns, by
- * their leases and by their connections; a minute each. One line of JSON for each; exit code 1 when anything was violated.
+ * their leases and by their connections; then 3 that work off jobs; a minute each. One line of JSON for each; exit code 1
+ * when anything was violated.
  */
 import { randomBytes } from 'node:crypto'
 import * as fs from 'node:fs'
@@ -14,8 +15,9 @@ import { migrate } from '../../lib/migrate.ts'
 import { type Postgres, startPostgres } from '../../lib/postgres.ts'
 import { runCounter } from './counter.ts'
 import { runElection } from './election.ts'
+import { runJobs } from './jobs.ts'
 
-const KINDS = ['connection', 'lease', 'transaction', 'mixed', 'election', 'election-connection'] as const
+const KINDS = ['connection', 'lease', 'transaction', 'mixed', 'election', 'election-connection', 'jobs'] as const
 
 const { values } = parseArgs({
   options: {
@@ -23,13 +25,14 @@ const { values } = parseArgs({
     seconds: { type: 'string', default: '60' },
     seed: { type: 'string', default: String(Date.now() % 1_000_000) },
     kind: { type: 'string' },
+    jobs: { type: 'string', default: '10000' },
   },
 })
 const kinds = KINDS.filter((kind) => values.kind === undefined || kind === values.kind)
 if (kinds.length === 0) throw new Error(`--kind is one of ${KINDS.join(', ')}`)
 
 for (const kind of kinds) {
-  const workers = Number(values.workers ?? (kind.startsWith('election') ? 3 : 64))
+  const workers = Number(values.workers ?? (kind.startsWith('election') || kind === 'jobs' ? 3 : 64))
   const plan = { kind, workers, seconds: Number(values.seconds), seed: Number(values.seed) }
   console.error(`${kind}: ${plan.workers} processes, ${plan.seconds} s, seed ${plan.seed} …`)
   const { violations, ...outcome } = await run(plan)
@@ -46,6 +49,7 @@ async function run(plan: { kind: (typeof KINDS)[number]; workers: number; second
   const { kind, ...rest } = plan
   if (kind === 'election') return await runElection({ url, restart, failover: 'lease', ...rest })
   if (kind === 'election-connection') return await runElection({ url, restart, failover: 'connection', ...rest })
+  if (kind === 'jobs') return await runJobs({ url, restart, jobs: Number(values.jobs), ...rest })
   return await runCounter({ url, kind, ...rest })
 }
 

@@ -1,0 +1,24 @@
+/**
+ * What a Lockstep is made of, for the rooms that are not in it: so that a program which only locks does not bundle them.
+ */
+import type { Database } from './db.ts'
+import type { Sessions } from './sessions.ts'
+
+export interface Parts {
+  database: Database
+  sessions: Sessions
+  /** Called before the connections end. */
+  closing: Set<() => Promise<void>>
+}
+
+const KEY = Symbol.for('lockstep.parts') // the same in two copies of this package
+
+export function keepParts(lockstep: object, parts: Parts): void {
+  Object.defineProperty(lockstep, KEY, { value: parts })
+}
+
+export function partsOf(lockstep: object): Parts {
+  const parts = (lockstep as { [KEY]?: Parts })[KEY]
+  if (!parts) throw new TypeError('Expected what createLockstep has made')
+  return parts
+}

@@ -1,0 +1,125 @@
+/**
+ * A pool of connections that gives up those that are broken.
+ *
+ * Kysely gives a client back to its pool without the error that broke it, so after a network fault one query after another
+ * would time out on the same dead client; {@link guarded} discards it. A checked-out client without an 'error' listener
+ * ends the process when the server closes it; every client has one.
+ */
+import { Kysely, PostgresDialect, type RawBuilder, type Transaction } from 'kysely'
+import pg from 'pg'
+import { fromDatabase } from './errors.ts'
+
+export class Pool {
+  // biome-ignore lint/suspicious/noExplicitAny: ours, pg-boss's and the user's tables
+  readonly kysely: Kysely<any>
+  readonly #pool: pg.Pool
+
+  constructor(config: pg.PoolConfig) {
+    this.#pool = new pg.Pool(config)
+    this.#pool.on('error', () => {})
+    this.#pool.on('connect', (client) => {
+      client.on('error', () => {})
+    })
+    this.kysely = over(this.#pool, () => guarded(this.#pool))
+  }
+
+  /** @throws {UnavailableError} the database cannot be asked; the outcome is unknown. */
+  async run<R>(statement: RawBuilder<R>): Promise<R[]> {
+    try {
+      return (await statement.execute(this.kysely)).rows
+    } catch (error) {
+      throw fromDatabase(error)
+    }
+  }
+
+  /** Text that may hold several statements. The client that failed is not used again. @throws {UnavailableError} */
+  // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
+  async query(text: string, values?: unknown[]): Promise<any> {
+    try {
+      return await this.#pool.query(text, values)
+    } catch (error) {
+      throw fromDatabase(error)
+    }
+  }
+
+  /** READ COMMITTED. @throws {UnavailableError} */
+  // biome-ignore lint/suspicious/noExplicitAny: in any schema
+  async transaction<T>(work: (trx: Transaction<any>) => Promise<T>): Promise<T> {
+    try {
+      return await this.kysely.transaction().setIsolationLevel('read committed').execute(work)
+    } catch (error) {
+      throw fromDatabase(error)
+    }
+  }
+
+  /**
+   * A transaction whose work may have to be left to itself: when `severed` rejects, its connection is cut, so that whoever
+   * still has `trx` can neither write nor keep anything locked, and the pool has its place back. READ COMMITTED.
+   */
+  // biome-ignore lint/suspicious/noExplicitAny: in any schema
+  async severable<T>(severed: Promise<never>, work: (trx: Transaction<any>) => Promise<T>): Promise<T> {
+    const client = await guarded(this.#pool)
+    let ended = false
+    severed.catch(() => ended || client.sever())
+    try {
+      return await over(this.#pool, async () => ({ ...client, release: () => {} }))
+        .transaction()
+        .setIsolationLevel('read committed')
+        .execute((trx) => {
+          const working = work(trx)
+          working.catch(() => {}) // left to itself, perhaps
+          return Promise.race([working, severed])
+        })
+    } finally {
+      ended = true
+      client.release()
+    }
+  }
+
+  close(): Promise<void> {
+    return this.kysely.destroy()
+  }
+}
+
+/** The pid that the server, or a pooler in its name, announced at login. Not in `pg`'s types. */
+export const announcedPid = (client: pg.Client): number => (client as unknown as { processID: number }).processID
+
+interface Guarded {
+  processID: number
+  // biome-ignore lint/suspicious/noExplicitAny: pg's overloads, passed through
+  query(...args: any[]): Promise<any>
+  release(): void
+  /** Cuts the connection. */
+  sever(): void
+}
+
+// A client that failed for any other reason than an answer of the server is not used again.
+async function guarded(pool: pg.Pool): Promise<Guarded> {
+  const client = await pool.connect()
+  let broken: Error | undefined
+  return {
+    processID: announcedPid(client as unknown as pg.Client),
+    async query(...args) {
+      try {
+        // biome-ignore lint/suspicious/noExplicitAny: as above
+        return await (client.query as any)(...args)
+      } catch (error) {
+        if (!(error instanceof pg.DatabaseError)) broken = error as Error
+        throw error
+      }
+    },
+    release: () => client.release(broken),
+    sever() {
+      broken ??= new Error('The transaction was left to itself')
+      ;(client as unknown as pg.Client).connection?.stream?.destroy()
+    },
+  }
+}
+
+function over(pool: pg.Pool, connect: () => Promise<Guarded>) {
+  const { options } = pool
+  // biome-ignore lint/suspicious/noExplicitAny: Kysely takes the structural subset that it uses
+  const subset: any = { options, connect, end: () => pool.end() }
+  // biome-ignore lint/suspicious/noExplicitAny: in any schema
+  return new Kysely<any>({ dialect: new PostgresDialect({ pool: subset }) })
+}

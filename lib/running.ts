@@ -1,0 +1,244 @@
+/**
+ * Attempts that run in this process.
+ *
+ *   fetched ──► handler ──┬─ returned ──► complete       each matches the whole attempt in the database: if that is not
+ *      │                  ├─ threw ─────► fail           active any more, it was lost, and nothing happens
+ *      │                  ├─ worker ends ► hand back
+ *      └── now and then: beat, while it runs
+ *
+ * THE SIGNAL aborts when the attempt is lost (cancelled; taken for dead because no beat arrived), when it has taken too
+ * long, when the worker stops, and when the budget of a drain ends. The reason is a LeaseLostError in the first two cases
+ * and a HandedBackError in the others. From then on nothing that the handler returns is taken, for who can tell whether it
+ * has done its work or has only stopped in time? The job runs again. If the attempt is over, its place is free at once, so
+ * that a handler that never returns does not keep the queue from its work.
+ *
+ * TRUST is as for leases: the beat is believed from the moment it was *attempted*, for nine tenths of the heartbeat. So
+ * the signal aborts before upkeep can give the job to another, while this process does not stand still.
+ *
+ * TRANSACTIONAL handlers complete their job as the last statement of their own transaction: effects and completion commit
+ * together, and if the attempt is stale they do not. So effects in this database happen exactly once, whatever dies.
+ * Without it they happen at least once: a worker can die between the effect and the completion.
+ */
+import { sql, type Transaction } from 'kysely'
+import type { Database } from './db.ts'
+import type { FetchedJob } from './engine.ts'
+import { HandedBackError, UnavailableError } from './errors.ts'
+import type { News } from './news.ts'
+import { jsonText, LIMITS } from './options.ts'
+import type { Definition } from './queue.ts'
+import { validated } from './schema.ts'
+import { type AttemptOf, lost, type Settle, tokenOf } from './settle.ts'
+import { Moment, trusted } from './trust.ts'
+
+/** What a handler may know and use besides its data. */
+export interface HandlerContext {
+  job: {
+    readonly id: string
+    readonly queue: string
+    /** 1 for the first. */
+    readonly attempt: number
+    /** The token of this attempt: greater than that of any earlier attempt of the job. For what is written elsewhere. */
+    readonly token: bigint
+  }
+  /** Aborts when the handler should stop; its `reason` says why. */
+  signal: AbortSignal
+  /** Shows how far it is, 0–1, to whoever asks for the job. @throws {LeaseLostError} */
+  progress(fraction: number, note?: string): Promise<void>
+}
+/** @see DefineOptions.transactional */
+export interface TransactionalContext extends HandlerContext {
+  // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
+  trx: Transaction<any>
+}
+/** What it returns is the job's output: JSON. What it throws fails the attempt. */
+// biome-ignore lint/suspicious/noExplicitAny: the types of data and output are those of the definition
+export type Handler<Input = any, Output = any> = (data: Input, context: any) => Promise<Output> | Output
+
+export type Fate = 'completed' | 'failed' | 'handed back' | 'lost'
+
+export interface RunningParts {
+  database: Database
+  settle: Settle
+  jobs: News<null>
+  pulse: Pulse
+  onError: (error: unknown) => void
+}
+
+const PULSE_MS = 1_000
+const MOST_BETWEEN_BEATS_MS = 10_000
+
+/** Goes through all that runs in this process once a second, so that their beats share statements. */
+export class Pulse {
+  readonly #all = new Set<Running>()
+  #timer: NodeJS.Timeout | undefined
+
+  add(running: Running): void {
+    this.#all.add(running)
+    this.#timer ??= setInterval(() => {
+      for (const each of this.#all) each.pulse()
+    }, PULSE_MS).unref()
+  }
+
+  remove(running: Running): void {
+    this.#all.delete(running)
+    if (this.#all.size > 0) return
+    clearInterval(this.#timer)
+    this.#timer = undefined
+  }
+}
+
+/** One attempt, here. */
+export class Running {
+  readonly of: AttemptOf
+  /** Settles when the attempt is over, and not before the database was told, or cannot be. */
+  readonly fate: Promise<Fate>
+  readonly #parts: RunningParts
+  readonly #definition: Definition
+  readonly #job: FetchedJob
+  readonly #began: Moment
+  readonly #stop = new AbortController()
+  readonly #given = Promise.withResolvers<never>()
+  readonly #expiry: NodeJS.Timeout
+  readonly #hush: () => void
+  /** When the last beat was asked for that was answered, and the last one at all. */
+  #beaten: Moment
+  #asked: Moment
+  /** What was decided about it already: then nothing else is. */
+  #decided: 'lost' | 'expired' | 'handed back' | undefined
+
+  /** @param fetched  the moment before it was asked for. */
+  constructor(parts: RunningParts, definition: Definition, queue: string, job: FetchedJob, fetched: Moment) {
+    this.#parts = parts
+    this.#definition = definition
+    this.#job = job
+    this.#began = fetched
+    this.#beaten = this.#asked = fetched
+    this.of = { queue, id: job.id, attempt: job.retryCount }
+    this.#given.promise.catch(() => {})
+    const expireMs = job.expireInSeconds * 1_000
+    const left = Math.max(expireMs - fetched.elapsed(), 0)
+    this.#expiry = setTimeout(() => this.#end('expired', `it took longer than ${expireMs} ms`), left).unref()
+    this.#hush = parts.jobs.on(job.id, () => void this.#beat()) // somebody cancelled it, perhaps
+    parts.pulse.add(this)
+    this.fate = this.#run().finally(() => {
+      clearTimeout(this.#expiry)
+      this.#hush()
+      parts.pulse.remove(this)
+    })
+  }
+
+  /** Asks the handler to stop; its job will run again. */
+  interrupt(why: string): void {
+    if (!this.#decided) this.#stop.abort(new HandedBackError(`${why}: the job goes back to its queue`))
+  }
+
+  /** Gives the job back, whether the handler has stopped or not. */
+  giveBack(): void {
+    if (this.#decided) return
+    this.#decided = 'handed back'
+    this.#given.reject(this.#stop.signal.reason)
+  }
+
+  #end(how: 'lost' | 'expired', why: string): void {
+    if (this.#decided) return
+    this.#decided = how
+    const error = lost(this.of, why)
+    this.#stop.abort(error)
+    this.#given.reject(error)
+  }
+
+  /** Trust runs out while a beat hangs; so the two are apart. */
+  pulse(): void {
+    const heartbeatMs = (this.#job.heartbeatSeconds ?? Infinity) * 1_000
+    if (this.#beaten.elapsed() > trusted(heartbeatMs)) this.#end('lost', 'no sign of life could be given')
+    else if (this.#asked.elapsed() > Math.min(heartbeatMs / 3, MOST_BETWEEN_BEATS_MS)) void this.#beat()
+  }
+
+  async #beat(): Promise<void> {
+    if (this.#decided) return
+    const asked = new Moment()
+    this.#asked = asked
+    try {
+      if (await this.#parts.settle.beat(this.of)) this.#beaten = asked
+      else this.#end('lost', 'it was cancelled, or its worker was taken for dead')
+    } catch {} // asked again, until trust runs out
+  }
+
+  async #run(): Promise<Fate> {
+    try {
+      const work = this.#definition.options.transactional ? this.#transactional() : this.#plain()
+      work.catch(() => {}) // whose end nobody waits for any more
+      return (await Promise.race([work, this.#given.promise])) ? 'completed' : 'lost'
+    } catch (error) {
+      return await this.#failed(error).catch((failure) => {
+        this.#parts.onError(failure)
+        return 'lost' as const
+      })
+    }
+  }
+
+  /** Whether it was completed; what is thrown is the handler's. */
+  async #plain(): Promise<boolean> {
+    const output = await this.#handle({})
+    this.#stop.signal.throwIfAborted()
+    return this.#persist(() => this.#parts.settle.complete(this.of, output))
+  }
+
+  async #transactional(): Promise<boolean> {
+    const leftMs = Math.max(Math.ceil(this.#job.expireInSeconds * 1_000 - this.#began.elapsed()), 1)
+    // READ COMMITTED: what settled the attempt meanwhile must be seen by the completion.
+    await this.#parts.database.users.severable(this.#given.promise, async (trx) => {
+      // Nor must a process that stands still keep for ever what the handler has locked.
+      await sql`select set_config('idle_in_transaction_session_timeout', ${String(leftMs)}, true)`.execute(trx)
+      const output = await this.#handle({ trx })
+      this.#stop.signal.throwIfAborted()
+      if (!(await this.#parts.settle.completeWithin(trx, this.of, output))) {
+        this.#end('lost', 'it was cancelled, or its worker was taken for dead')
+        throw this.#stop.signal.reason
+      }
+    })
+    this.#parts.settle.tell(this.of.id)
+    return true
+  }
+
+  /** The output, as JSON text. */
+  async #handle(more: object): Promise<string> {
+    const { handler, options } = this.#definition
+    const { queue, id, attempt } = this.of
+    const data = options.schema ? await validated(options.schema, this.#job.data) : this.#job.data
+    const output = await handler?.(data, {
+      job: { id, queue, attempt: attempt + 1, token: tokenOf(attempt) },
+      signal: this.#stop.signal,
+      progress: (fraction: number, note?: string) => this.#parts.settle.progress(this.of, fraction, note),
+      ...more,
+    })
+    return jsonText('output', output ?? null, LIMITS.dataBytes)
+  }
+
+  async #failed(error: unknown): Promise<Fate> {
+    const { settle } = this.#parts
+    if (this.#decided === 'lost') return 'lost'
+    if (this.#decided === 'handed back' || this.#stop.signal.reason instanceof HandedBackError) {
+      this.#decided = 'handed back'
+      return (await settle.handBack(this.of)) ? 'handed back' : 'lost'
+    }
+    // A transaction of ours that could not be had or ended, not an error of the handler's: perhaps it committed, then it
+    // is not failed; perhaps the database is away, then it is failed when it is back.
+    return (await this.#persist(() => settle.fail(this.of, error))) ? 'failed' : 'lost'
+  }
+
+  // While the database is away: again and again, as long as the attempt can still be ours.
+  async #persist(settle: () => Promise<boolean>): Promise<boolean> {
+    for (let pauseMs = 50; ; pauseMs = Math.min(pauseMs * 2, 2_000)) {
+      try {
+        return await settle()
+      } catch (error) {
+        if (!(error instanceof UnavailableError)) throw error
+        if (this.#decided || this.#stop.signal.aborted || this.#began.elapsed() > this.#job.expireInSeconds * 1_000) {
+          throw error
+        }
+        await new Promise((resolve) => setTimeout(resolve, pauseMs))
+      }
+    }
+  }
+}

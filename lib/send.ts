@@ -1,0 +1,116 @@
+/**
+ * Sending: what many callers send at once goes in one insert.
+ *
+ * The first goes at once; what comes while it is under way goes together in the next (batch.ts). A send is answered when
+ * its insert is on disk, as if it had been alone. Ids are made here and not by the database, so that of an insert which
+ * skips those that a policy or a throttle refuses it is known which these were.
+ *
+ * Should a shared insert fail, each is sent again by itself, so that what is wrong with one fails no other.
+ */
+
+import { batched } from './batch.ts'
+import { fromBoss, inside } from './boss.ts'
+import type { AnyTransaction } from './db.ts'
+import type { Engine, EngineJob } from './engine.ts'
+import { NotFoundError, UnavailableError, wrongType } from './errors.ts'
+import { jsonText, LIMITS } from './options.ts'
+import { checkQueue, jobRow, type SendOptions } from './queue.ts'
+import type { Queues } from './queues.ts'
+import { validated } from './schema.ts'
+
+type Row = Omit<EngineJob, 'data'> & { id: string; data: unknown }
+type Outgoing = { queue: string; row: Row }
+
+const MOST = 500 // in one insert
+
+export class Sender {
+  readonly #queues: Queues
+  readonly #boss: () => Engine
+  readonly #insert: (outgoing: Outgoing) => Promise<string | null>
+
+  constructor(queues: Queues, boss: () => Engine) {
+    this.#queues = queues
+    this.#boss = boss
+    const shared = batched(
+      (all: Outgoing[]) => this.#insertAll(all),
+      ({ row }) => row.id,
+      MOST,
+    )
+    this.#insert = async (outgoing) => {
+      const result = await shared(outgoing)
+      if (typeof result === 'string' || result === null) return result
+      throw result.error
+    }
+  }
+
+  /** @param makeId  of its id, unless `options` have one. The id, or null: refused. */
+  async send(queue: string, data: unknown, options: SendOptions, makeId: () => string): Promise<string | null> {
+    const { trx, ...rest } = options
+    checkQueue(queue)
+    const row = await this.#row(queue, data, rest, makeId)
+    if (trx) return (await this.#insertRows(queue, [row], trx))[0] ?? null
+    return this.#insert({ queue, row })
+  }
+
+  /** All in one statement: all of them are sent, or none. Null for each that is refused. */
+  async sendAll(
+    queue: string,
+    jobs: ({ data?: unknown } & Omit<SendOptions, 'trx'>)[],
+    makeId: () => string,
+    trx?: AnyTransaction,
+  ): Promise<(string | null)[]> {
+    checkQueue(queue)
+    if (!Array.isArray(jobs)) throw wrongType('jobs', 'an array of { data, … }', jobs)
+    const rows = await Promise.all(jobs.map(({ data, ...options }) => this.#row(queue, data, options, makeId)))
+    if (rows.length === 0) return []
+    const ids = new Set(rows.map(({ id }) => id))
+    if (ids.size < rows.length) throw wrongType('id', 'another for each job', 'the same twice')
+    return this.#insertRows(queue, rows, trx)
+  }
+
+  async #row(queue: string, data: unknown, options: Omit<SendOptions, 'trx'>, makeId: () => string): Promise<Row> {
+    const row = jobRow(options)
+    const definition = this.#queues.definitions.get(queue)
+    if (definition?.options.schema) await validated(definition.options.schema, data)
+    jsonText('data', data ?? null, LIMITS.dataBytes)
+    await this.#queues.ensure(queue)
+    return { ...row, id: row.id ?? makeId(), data: data ?? null }
+  }
+
+  async #insertAll(all: Outgoing[]): Promise<(string | null | { error: unknown })[]> {
+    const results = new Map<string, string | null | { error: unknown }>()
+    const groups = [...Map.groupBy(all, ({ queue }) => queue)]
+    await Promise.all(
+      groups.map(async ([queue, group]) => {
+        const rows = group.map(({ row }) => row)
+        for (const [i, result] of (await this.#insertOrEach(queue, rows)).entries()) {
+          results.set((rows[i] as Row).id, result)
+        }
+      }),
+    )
+    return all.map(({ row }) => results.get(row.id) ?? null)
+  }
+
+  async #insertOrEach(queue: string, rows: Row[]): Promise<(string | null | { error: unknown })[]> {
+    try {
+      return await this.#insertRows(queue, rows)
+    } catch (error) {
+      if (rows.length === 1 || error instanceof UnavailableError) {
+        return rows.map(() => ({ error }))
+      }
+      return (await Promise.all(rows.map((row) => this.#insertOrEach(queue, [row])))).flat()
+    }
+  }
+
+  async #insertRows(queue: string, rows: Row[], trx?: AnyTransaction): Promise<(string | null)[]> {
+    try {
+      const options = { returnId: true, ...(trx && { db: inside(trx) }) }
+      const made = new Set(await this.#boss().insert(queue, rows as EngineJob[], options))
+      return rows.map(({ id }) => (made.has(id) ? id : null))
+    } catch (error) {
+      const known = fromBoss(error, queue)
+      if (known instanceof NotFoundError) this.#queues.forget(queue)
+      throw known
+    }
+  }
+}

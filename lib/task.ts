@@ -1,0 +1,287 @@
+/**
+ * Tasks: work that is done once, later, elsewhere, or every night.
+ *
+ * PROMISE. A job that was sent is on disk, or in your transaction. It runs at least once; with a `transactional` handler its
+ * effects in this database happen exactly once. One attempt at a time: an attempt that was taken for dead can neither
+ * complete nor fail the one that follows. Each slot of a schedule is sent exactly once, however many tick.
+ *
+ *   send ─► created ─► active ─► completed            pg-boss does the queueing (boss.ts); what we add:
+ *              ▲  retry ◄─┤ ─► failed (─► dead letter)   run (result.ts) · attempts that know when they are lost
+ *              └──────────┘ ─► cancelled                 (running.ts) · exact cron (cron.ts) · ticks without a process
+ *                                                        that lives on (tick.ts) · claims over HTTP (claim.ts)
+ *
+ * FAILURES. A worker is killed: its jobs run again when their heartbeat is missed (30 s unless the queue says otherwise)
+ * and somebody ticks. It stops: they go back at once and cost no retry. It is frozen: its signals abort as soon as it comes
+ * to itself, and what it then does is not taken. The answer to a send is lost: send with an `id` of your own, and again.
+ *
+ * NOT PROMISED. Effects elsewhere (a mail, an API) happen once more when a worker dies between them and the completion:
+ * give them `job.id`, which is the same in every attempt, as their key for once. Order: jobs begin in the order of priority and time, but
+ * several run at a time.
+ *
+ * This room is apart from `createLockstep`, because pg-boss is large: who only locks does not bundle it.
+ */
+import { makeBoss } from './boss.ts'
+import { type Claimed, type ClaimOptions, Claims } from './claim.ts'
+import { Cron, type Schedule, type ScheduleOptions } from './cron.ts'
+import type { AnyTransaction, Pool } from './db.ts'
+import { NotFoundError, UnavailableError, wrongType } from './errors.ts'
+import type { Lockstep } from './index.ts'
+import { type Counts, type Job, Jobs } from './job.ts'
+import { Members, type Worker, Working } from './member.ts'
+import { News } from './news.ts'
+import { checkInteger, checkMs } from './options.ts'
+import { partsOf } from './parts.ts'
+import { keepBoss } from './pgboss.ts'
+import { checkDefinition, checkQueue, type DeclareOptions, type DefineOptions, type SendOptions } from './queue.ts'
+import { Queues } from './queues.ts'
+import { type Outcome, Results } from './result.ts'
+import { type Pooled, type RunOptions, Runs } from './run.ts'
+import { type Handler, Pulse } from './running.ts'
+import { Sender } from './send.ts'
+import { JOB_CHANNEL, QUEUE_CHANNEL, Settle } from './settle.ts'
+import type { AnyQueue, Page, Queue, Tasks } from './tasks.ts'
+import { type DrainResult, SCHEDULES, type TickResult, Ticks } from './tick.ts'
+import { Lookout, type WorkerParts } from './worker.ts'
+
+export type { Claimed, ClaimOptions } from './claim.ts'
+export type { Schedule, ScheduleOptions } from './cron.ts'
+export type { Counts, Job, JobState } from './job.ts'
+export type { Worker } from './member.ts'
+export type { DeclareOptions, DefineOptions, RetryOptions, SendOptions } from './queue.ts'
+export type { Outcome } from './result.ts'
+export type { RunOptions } from './run.ts'
+export type { Handler, HandlerContext, TransactionalContext } from './running.ts'
+export type { StandardSchema } from './schema.ts'
+export type { Page, Queue, Tasks } from './tasks.ts'
+export type { DrainResult, TickResult } from './tick.ts'
+
+export interface TasksOptions {
+  /** Connections for jobs, 1–100. @default 4 */
+  connections?: number
+  /** Hears of what no caller is there to hear. @default a warning of the process */
+  onError?: (error: unknown) => void
+}
+
+/**
+ * Makes the tasks of a Lockstep. One for a process; it is closed with it.
+ *
+ * ```ts
+ * await using lockstep = createLockstep({ connectionString: 'postgres://…' })
+ * const tasks = createTasks(lockstep)
+ * ```
+ *
+ * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
+ */
+export function createTasks(lockstep: Lockstep, options: TasksOptions = {}): Tasks {
+  return new Room(lockstep, options)
+}
+
+/** Its verbs are told in tasks.ts. */
+class Room implements Tasks {
+  readonly #queues: Queues
+  readonly #sender: Sender
+  readonly #settle: Settle
+  readonly #runs: Runs
+  readonly #jobs: Jobs
+  readonly #claims: Claims
+  readonly #cron: Cron
+  readonly #members: Members
+  readonly #ticks: Ticks
+  readonly #results: Results
+  readonly #pool: Pool
+  readonly #working = new Set<Worker>()
+  #closed: Promise<void> | undefined
+
+  constructor(lockstep: Lockstep, { connections = 4, onError = warn }: TasksOptions) {
+    const { database, sessions, closing } = partsOf(lockstep)
+    checkInteger('connections', connections, { min: 1, max: 100 })
+    const pool = database.pool(connections)
+    let made: ReturnType<typeof makeBoss> | undefined
+    const boss = () => {
+      made ??= makeBoss(pool, onError)
+      return made
+    }
+    keepBoss(this, boss)
+    const jobs = news(sessions, JOB_CHANNEL)
+    const queues = news(sessions, QUEUE_CHANNEL)
+    const look = new Lookout(pool)
+    const settle = new Settle(pool, boss)
+    const known = new Queues(pool, boss)
+    this.#settle = settle
+    const work: WorkerParts = { database, pool, boss, settle, jobs, queues, known, look, pulse: new Pulse(), onError }
+    this.#pool = pool
+    this.#queues = known
+    this.#sender = new Sender(this.#queues, boss)
+    this.#results = new Results(pool, jobs)
+    this.#jobs = new Jobs(pool, boss, this.#queues, settle)
+    this.#runs = new Runs(this.#sender, this.#results, this.#jobs)
+    this.#claims = new Claims({ pool, boss, settle, queues: this.#queues, news: queues, look })
+    this.#cron = new Cron({ pool, boss, ensure: (queue) => this.#queues.ensure(queue) })
+    this.#members = new Members(work)
+    this.#ticks = new Ticks({ pool, boss, cron: this.#cron, members: this.#members, queues: this.#queues, work })
+    closing.add(() => this.close())
+  }
+
+  // biome-ignore lint/suspicious/noExplicitAny: typed in the words
+  define(queue: string, ...rest: any[]): Queue<any, any> {
+    const [handler, options = {}] = typeof rest[0] === 'function' ? rest : [undefined, rest[0] ?? {}]
+    checkDefinition(queue, options as DefineOptions)
+    if (this.#queues.definitions.has(queue)) throw wrongType('queue', 'defined only once', queue)
+    this.#queues.definitions.set(queue, {
+      name: queue,
+      handler: handler as Handler | undefined,
+      options: options as DefineOptions,
+    })
+    this.#queues.forget(queue)
+    return { name: queue }
+  }
+
+  async declare(queue: string, options: DeclareOptions = {}): Promise<boolean> {
+    checkDefinition(queue, options)
+    return this.#queues.declare(queue, options)
+  }
+
+  queues(page: Page = {}): Promise<string[]> {
+    return this.#queues.list(page)
+  }
+
+  send(queue: AnyQueue, data: unknown, options: SendOptions = {}): Promise<string | null> {
+    return this.#sender.send(nameOf(queue), data, options, randomId)
+  }
+
+  sendAll(
+    queue: AnyQueue,
+    jobs: ({ data: unknown } & Omit<SendOptions, 'trx'>)[],
+    { trx }: { trx?: AnyTransaction } = {},
+  ): Promise<(string | null)[]> {
+    return this.#sender.sendAll(nameOf(queue), jobs, randomId, trx)
+  }
+
+  // biome-ignore lint/suspicious/noExplicitAny: typed in the words
+  run(queue: AnyQueue, data: unknown, options: RunOptions & Pooled = {}): Promise<any> {
+    return this.#runs.run(nameOf(queue), data, options)
+  }
+
+  outcome(queue: AnyQueue, data: unknown, options: RunOptions = {}): Promise<Outcome | null> {
+    return this.#runs.outcome(nameOf(queue), data, options)
+  }
+
+  async broadcast(queue: AnyQueue, data: unknown): Promise<{ worker: string; id: string }[]> {
+    const name = nameOf(queue)
+    checkQueue(name)
+    await this.#queues.ensure(name)
+    return this.#members.broadcast(name, data, this.#sender)
+  }
+
+  work(queue?: AnyQueue): Worker {
+    if (this.#closed) throw new UnavailableError('Lockstep was closed')
+    const definitions = [...this.#queues.definitions.values()].filter(
+      ({ name, handler }) => handler && (queue === undefined || name === nameOf(queue)),
+    )
+    if (queue !== undefined && definitions.length === 0) {
+      throw new NotFoundError(`The queue ${JSON.stringify(nameOf(queue))} was not defined here with a handler`)
+    }
+    const release = this.#ticks.keep()
+    const members = definitions.map((definition) => this.#members.open(definition))
+    const worker = new Working(members, release, () => this.#working.delete(worker))
+    this.#working.add(worker)
+    return worker
+  }
+
+  async drain(options: { budgetMs?: number; queues?: AnyQueue[]; signal?: AbortSignal } = {}): Promise<DrainResult> {
+    const { budgetMs = 10_000, queues, signal } = options
+    checkMs('budgetMs', budgetMs, BUDGET)
+    return this.#ticks.drain(queues?.map(nameOf), budgetMs, signal)
+  }
+
+  async tick({ budgetMs = 10_000, signal }: { budgetMs?: number; signal?: AbortSignal } = {}): Promise<TickResult> {
+    checkMs('budgetMs', budgetMs, BUDGET)
+    return this.#ticks.tick(budgetMs, signal)
+  }
+
+  get(queue: AnyQueue, id: string): Promise<Job | null> {
+    return this.#jobs.get(nameOf(queue), id)
+  }
+
+  cancel(queue: AnyQueue, id: string): Promise<boolean> {
+    return this.#jobs.cancel(nameOf(queue), id)
+  }
+
+  counts(queue: AnyQueue): Promise<Counts> {
+    return this.#jobs.counts(nameOf(queue))
+  }
+
+  async schedule(name: string, cron: string, options: ScheduleOptions): Promise<boolean> {
+    const made = await this.#cron.schedule(name, cron, options)
+    await this.#settle.tellAll(SCHEDULES) // whoever ticks may have to tick sooner
+    return made
+  }
+
+  unschedule(name: string): Promise<boolean> {
+    return this.#cron.unschedule(name)
+  }
+
+  scheduled(name: string): Promise<Schedule | null> {
+    return this.#cron.scheduled(name)
+  }
+
+  schedules(page: Page = {}): Promise<Schedule[]> {
+    return this.#cron.schedules(page)
+  }
+
+  preview(cron: string, timezone?: string, n?: number): Date[] {
+    return this.#cron.preview(cron, timezone, n)
+  }
+
+  claim(queue: AnyQueue, options?: ClaimOptions): Promise<Claimed[]> {
+    return this.#claims.claim(nameOf(queue), options)
+  }
+
+  complete(queue: AnyQueue, id: string, token: bigint, output?: unknown): Promise<void> {
+    return this.#claims.complete(nameOf(queue), id, token, output)
+  }
+
+  fail(queue: AnyQueue, id: string, token: bigint, error: unknown): Promise<void> {
+    return this.#claims.fail(nameOf(queue), id, token, error)
+  }
+
+  extend(queue: AnyQueue, id: string, token: bigint, options?: { leaseMs?: number }): Promise<Date> {
+    return this.#claims.extend(nameOf(queue), id, token, options)
+  }
+
+  progress(queue: AnyQueue, id: string, token: bigint, fraction: number, note?: string): Promise<void> {
+    return this.#claims.progress(nameOf(queue), id, token, fraction, note)
+  }
+
+  handBack(queue: AnyQueue, jobs: { id: string; token: bigint }[]): Promise<void> {
+    return this.#claims.handBack(nameOf(queue), jobs)
+  }
+
+  close(): Promise<void> {
+    this.#closed ??= this.#close()
+    return this.#closed
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  async #close(): Promise<void> {
+    this.#results.close(new UnavailableError('Lockstep was closed'))
+    await Promise.all([...this.#working].map((worker) => worker.stop()))
+    await this.#pool.close()
+  }
+}
+
+const BUDGET = { min: 100, max: 86_400_000 }
+const randomId = (): string => crypto.randomUUID()
+const nameOf = (queue: AnyQueue): string => (typeof queue === 'string' ? queue : queue?.name)
+
+// What is told is only that it is worth a look.
+const news = (sessions: ReturnType<typeof partsOf>['sessions'], channel: string): News<null> =>
+  new News(sessions, channel, (message) => ({ name: message, told: null }))
+
+function warn(error: unknown): void {
+  const text = error instanceof Error ? (error.stack ?? error.message) : String(error)
+  globalThis.process?.emitWarning?.(`A task failed: ${text}`, 'LockstepWarning')
+}

@@ -1,0 +1,44 @@
+/**
+ * One process that works the queue of the chaos until it is killed, and ticks: jobs whose effects are rows, one for each,
+ * written in the transaction that completes the job, with a pause before it in which a fault may fall.
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { sql } from 'kysely'
+import { fromDatabase, UnavailableError } from '../../lib/errors.ts'
+import { createLockstep } from '../../lib/index.ts'
+import { createTasks } from '../../lib/task.ts'
+import { QUEUES } from './jobs.ts'
+
+const [url = '', worker = '0'] = process.argv.slice(2)
+const lockstep = createLockstep({ connectionString: url, max: 12, applicationName: `jobber ${worker}` })
+const tasks = createTasks(lockstep, {
+  onError(error) {
+    const known = fromDatabase(error)
+    if (!(known instanceof UnavailableError)) tell('fault', String((error as Error)?.stack ?? error))
+  },
+})
+const tell = (what: string, detail: string) => console.log(`${what} ${detail}`.replaceAll('\n', ' '))
+
+const { transactional, plain, slots } = QUEUES
+tasks.define(
+  transactional.name,
+  async (n: number, { trx, job }) => {
+    await sql`insert into effect (n, kind, token, worker) values (${n}, 'job', ${job.token}, ${worker})`.execute(trx)
+    await sleep(Math.random() * (Math.random() < 0.05 ? 1_000 : 10))
+    if (Math.random() < 0.01) throw new Error('now and then')
+  },
+  { ...transactional.options, transactional: true, concurrency: 8 },
+)
+tasks.define(
+  plain.name,
+  async (n: number, { job }) => {
+    await sleep(Math.random() * 10)
+    await sql`insert into effect (n, kind, token, worker) values (${n}, 'plain', ${job.token}, ${worker})`.execute(
+      lockstep.kysely,
+    )
+  },
+  { ...plain.options, concurrency: 4 },
+)
+tasks.define(slots.name, () => {}, slots.options)
+tasks.work()
+console.log('ready')
