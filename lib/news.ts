@@ -19,6 +19,7 @@ export class News<T> {
   readonly #channel: string
   readonly #read: (message: string) => { name: string; told: T }
   readonly #ears = new Map<string, Set<Ear<T>>>()
+  readonly #any = new Set<(name: string | null) => void>()
   #session: Session | undefined
   #keeping = false
   #linger: NodeJS.Timeout | undefined
@@ -40,23 +41,45 @@ export class News<T> {
   on(name: string, ear: Ear<T>): () => void {
     const ears = this.#ears.get(name) ?? new Set()
     this.#ears.set(name, ears.add(ear))
-    clearTimeout(this.#linger)
-    if (!this.#keeping) void this.#keep()
+    this.#begin()
     return () => {
       ears.delete(ear)
       if (ears.size > 0 || this.#ears.get(name) !== ears) return
       this.#ears.delete(name)
-      if (this.#ears.size > 0) return
-      clearTimeout(this.#linger)
-      this.#linger = setTimeout(() => this.#hush(), LINGER_MS)
-      this.#linger.unref()
+      this.#endSoon()
     }
+  }
+
+  /** Hears that there was news, and of what name; null: perhaps of any. Until the answer is called. */
+  onAny(ear: (name: string | null) => void): () => void {
+    this.#any.add(ear)
+    this.#begin()
+    return () => {
+      this.#any.delete(ear)
+      this.#endSoon()
+    }
+  }
+
+  get #wanted(): boolean {
+    return this.#ears.size > 0 || this.#any.size > 0
+  }
+
+  #begin(): void {
+    clearTimeout(this.#linger)
+    if (!this.#keeping) void this.#keep()
+  }
+
+  #endSoon(): void {
+    if (this.#wanted) return
+    clearTimeout(this.#linger)
+    this.#linger = setTimeout(() => this.#hush(), LINGER_MS)
+    this.#linger.unref()
   }
 
   // A session, and another when it is lost, while there is somebody to tell.
   async #keep(): Promise<void> {
     this.#keeping = true
-    for (let pauseMs = 100; this.#ears.size > 0; pauseMs = Math.min(pauseMs * 2, 2_000)) {
+    for (let pauseMs = 100; this.#wanted; pauseMs = Math.min(pauseMs * 2, 2_000)) {
       try {
         const session = await this.#sessions.shared()
         if (session === null) break // behind a pooler: for good
@@ -81,7 +104,7 @@ export class News<T> {
     const bell = { connectionLost: () => resolve() }
     session.dependents.add(bell)
     this.#hush = () => {
-      if (this.#ears.size === 0) resolve()
+      if (!this.#wanted) resolve()
     }
     if (!session.lost) await promise
     session.dependents.delete(bell)
@@ -92,6 +115,7 @@ export class News<T> {
     try {
       const { name, told } = this.#read(message)
       for (const ear of this.#ears.get(name) ?? []) ear(told)
+      for (const ear of this.#any) ear(name)
     } catch {
       this.#tellAll()
     }
@@ -99,5 +123,6 @@ export class News<T> {
 
   #tellAll(): void {
     for (const ears of this.#ears.values()) for (const ear of ears) ear(null)
+    for (const ear of this.#any) ear(null)
   }
 }

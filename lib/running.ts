@@ -59,7 +59,6 @@ export type Fate = 'completed' | 'failed' | 'handed back' | 'lost'
 export interface RunningParts {
   database: Database
   settle: Settle
-  jobs: News<null>
   pulse: Pulse
   onError: (error: unknown) => void
 }
@@ -67,23 +66,38 @@ export interface RunningParts {
 const PULSE_MS = 1_000
 const MOST_BETWEEN_BEATS_MS = 10_000
 
-/** Goes through all that runs in this process once a second, so that their beats share statements. */
+/**
+ * Goes through all that runs in this process once a second, so that their beats share statements, and that a job which
+ * takes no time costs no timer. Hears for them of jobs that are worth a look: cancelled ones.
+ */
 export class Pulse {
-  readonly #all = new Set<Running>()
+  readonly #jobs: News<null>
+  readonly #all = new Map<string, Running>()
   #timer: NodeJS.Timeout | undefined
+  #hush = () => {}
 
-  add(running: Running): void {
-    this.#all.add(running)
-    this.#timer ??= setInterval(() => {
-      for (const each of this.#all) each.pulse()
-    }, PULSE_MS).unref()
+  constructor(jobs: News<null>) {
+    this.#jobs = jobs
   }
 
-  remove(running: Running): void {
-    this.#all.delete(running)
+  add(id: string, running: Running): void {
+    this.#all.set(id, running)
+    if (this.#timer) return
+    this.#timer = setInterval(() => {
+      for (const each of this.#all.values()) each.pulse()
+    }, PULSE_MS).unref()
+    this.#hush = this.#jobs.onAny((id) => {
+      if (id !== null) this.#all.get(id)?.look()
+      else for (const each of this.#all.values()) each.look()
+    })
+  }
+
+  remove(id: string, running: Running): void {
+    if (this.#all.get(id) === running) this.#all.delete(id) // another attempt of it may run here too
     if (this.#all.size > 0) return
     clearInterval(this.#timer)
     this.#timer = undefined
+    this.#hush()
   }
 }
 
@@ -96,10 +110,10 @@ export class Running {
   readonly #definition: Definition
   readonly #job: FetchedJob
   readonly #began: Moment
-  readonly #stop = new AbortController()
   readonly #given = Promise.withResolvers<never>()
-  readonly #expiry: NodeJS.Timeout
-  readonly #hush: () => void
+  /** Why the handler should stop, and what tells it; made when it is asked for, since most handlers do not. */
+  #reason: Error | undefined
+  #controller: AbortController | undefined
   /** When the last beat was asked for that was answered, and the last one at all. */
   #beaten: Moment
   #asked: Moment
@@ -111,47 +125,57 @@ export class Running {
     this.#parts = parts
     this.#definition = definition
     this.#job = job
-    this.#began = fetched
-    this.#beaten = this.#asked = fetched
+    this.#began = this.#beaten = this.#asked = fetched
     this.of = { queue, id: job.id, attempt: job.retryCount }
     this.#given.promise.catch(() => {})
-    const expireMs = job.expireInSeconds * 1_000
-    const left = Math.max(expireMs - fetched.elapsed(), 0)
-    this.#expiry = setTimeout(() => this.#end('expired', `it took longer than ${expireMs} ms`), left).unref()
-    this.#hush = parts.jobs.on(job.id, () => void this.#beat()) // somebody cancelled it, perhaps
-    parts.pulse.add(this)
-    this.fate = this.#run().finally(() => {
-      clearTimeout(this.#expiry)
-      this.#hush()
-      parts.pulse.remove(this)
-    })
+    parts.pulse.add(job.id, this)
+    this.fate = this.#run().finally(() => parts.pulse.remove(job.id, this))
   }
 
   /** Asks the handler to stop; its job will run again. */
   interrupt(why: string): void {
-    if (!this.#decided) this.#stop.abort(new HandedBackError(`${why}: the job goes back to its queue`))
+    if (!this.#decided) this.#abort(new HandedBackError(`${why}: the job goes back to its queue`))
   }
 
   /** Gives the job back, whether the handler has stopped or not. */
   giveBack(): void {
     if (this.#decided) return
     this.#decided = 'handed back'
-    this.#given.reject(this.#stop.signal.reason)
+    this.#given.reject(this.#reason)
+  }
+
+  /** Once a second. Trust runs out while a beat hangs; so the two are apart. */
+  pulse(): void {
+    const { expireInSeconds, heartbeatSeconds } = this.#job
+    const heartbeatMs = (heartbeatSeconds ?? Infinity) * 1_000
+    if (this.#beaten.elapsed() > trusted(heartbeatMs)) this.#end('lost', 'no sign of life could be given')
+    else if (this.#began.monotonic() > expireInSeconds * 1_000) {
+      this.#end('expired', `it took longer than ${expireInSeconds * 1_000} ms`)
+    } else if (this.#asked.elapsed() > Math.min(heartbeatMs / 3, MOST_BETWEEN_BEATS_MS)) void this.#beat()
+  }
+
+  /** There is news of the job: somebody has cancelled it, perhaps. */
+  look(): void {
+    void this.#beat()
+  }
+
+  #abort(reason: Error): void {
+    this.#reason ??= reason
+    this.#controller?.abort(this.#reason)
+  }
+
+  get #signal(): AbortSignal {
+    this.#controller ??= new AbortController()
+    if (this.#reason) this.#controller.abort(this.#reason)
+    return this.#controller.signal
   }
 
   #end(how: 'lost' | 'expired', why: string): void {
     if (this.#decided) return
     this.#decided = how
     const error = lost(this.of, why)
-    this.#stop.abort(error)
+    this.#abort(error)
     this.#given.reject(error)
-  }
-
-  /** Trust runs out while a beat hangs; so the two are apart. */
-  pulse(): void {
-    const heartbeatMs = (this.#job.heartbeatSeconds ?? Infinity) * 1_000
-    if (this.#beaten.elapsed() > trusted(heartbeatMs)) this.#end('lost', 'no sign of life could be given')
-    else if (this.#asked.elapsed() > Math.min(heartbeatMs / 3, MOST_BETWEEN_BEATS_MS)) void this.#beat()
   }
 
   async #beat(): Promise<void> {
@@ -179,8 +203,8 @@ export class Running {
 
   /** Whether it was completed; what is thrown is the handler's. */
   async #plain(): Promise<boolean> {
-    const output = await this.#handle({})
-    this.#stop.signal.throwIfAborted()
+    const output = await this.#handle()
+    if (this.#reason) throw this.#reason
     return this.#persist(() => this.#parts.settle.complete(this.of, output))
   }
 
@@ -190,11 +214,11 @@ export class Running {
     await this.#parts.database.users.severable(this.#given.promise, async (trx) => {
       // Nor must a process that stands still keep for ever what the handler has locked.
       await sql`select set_config('idle_in_transaction_session_timeout', ${String(leftMs)}, true)`.execute(trx)
-      const output = await this.#handle({ trx })
-      this.#stop.signal.throwIfAborted()
+      const output = await this.#handle(trx)
+      if (this.#reason) throw this.#reason
       if (!(await this.#parts.settle.completeWithin(trx, this.of, output))) {
         this.#end('lost', 'it was cancelled, or its worker was taken for dead')
-        throw this.#stop.signal.reason
+        throw this.#reason
       }
     })
     this.#parts.settle.tell(this.of.id)
@@ -202,23 +226,30 @@ export class Running {
   }
 
   /** The output, as JSON text. */
-  async #handle(more: object): Promise<string> {
+  async #handle(trx?: TransactionalContext['trx']): Promise<string> {
     const { handler, options } = this.#definition
-    const { queue, id, attempt } = this.of
     const data = options.schema ? await validated(options.schema, this.#job.data) : this.#job.data
-    const output = await handler?.(data, {
-      job: { id, queue, attempt: attempt + 1, token: tokenOf(attempt) },
-      signal: this.#stop.signal,
-      progress: (fraction: number, note?: string) => this.#parts.settle.progress(this.of, fraction, note),
-      ...more,
-    })
+    const output = await handler?.(data, this.#context(trx))
     return jsonText('output', output ?? null, LIMITS.dataBytes)
+  }
+
+  #context(trx: TransactionalContext['trx'] | undefined): HandlerContext {
+    const { queue, id, attempt } = this.of
+    const signal = () => this.#signal
+    return {
+      job: { id, queue, attempt: attempt + 1, token: tokenOf(attempt) },
+      get signal() {
+        return signal()
+      },
+      progress: (fraction, note) => this.#parts.settle.progress(this.of, fraction, note),
+      ...(trx && { trx }),
+    }
   }
 
   async #failed(error: unknown): Promise<Fate> {
     const { settle } = this.#parts
     if (this.#decided === 'lost') return 'lost'
-    if (this.#decided === 'handed back' || this.#stop.signal.reason instanceof HandedBackError) {
+    if (this.#decided === 'handed back' || this.#reason instanceof HandedBackError) {
       this.#decided = 'handed back'
       return (await settle.handBack(this.of)) ? 'handed back' : 'lost'
     }
@@ -234,7 +265,7 @@ export class Running {
         return await settle()
       } catch (error) {
         if (!(error instanceof UnavailableError)) throw error
-        if (this.#decided || this.#stop.signal.aborted || this.#began.elapsed() > this.#job.expireInSeconds * 1_000) {
+        if (this.#decided || this.#reason || this.#began.elapsed() > this.#job.expireInSeconds * 1_000) {
           throw error
         }
         await new Promise((resolve) => setTimeout(resolve, pauseMs))

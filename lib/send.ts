@@ -47,7 +47,8 @@ export class Sender {
   async send(queue: string, data: unknown, options: SendOptions, makeId: () => string): Promise<string | null> {
     const { trx, ...rest } = options
     checkQueue(queue)
-    const row = await this.#row(queue, data, rest, makeId)
+    const row = rowOf(data, rest, makeId)
+    await this.#fits(queue, [row])
     if (trx) return (await this.#insertRows(queue, [row], trx))[0] ?? null
     return this.#insert({ queue, row })
   }
@@ -61,20 +62,19 @@ export class Sender {
   ): Promise<(string | null)[]> {
     checkQueue(queue)
     if (!Array.isArray(jobs)) throw wrongType('jobs', 'an array of { data, … }', jobs)
-    const rows = await Promise.all(jobs.map(({ data, ...options }) => this.#row(queue, data, options, makeId)))
+    const rows = jobs.map(({ data, ...options }) => rowOf(data, options, makeId))
     if (rows.length === 0) return []
     const ids = new Set(rows.map(({ id }) => id))
     if (ids.size < rows.length) throw wrongType('id', 'another for each job', 'the same twice')
+    await this.#fits(queue, rows)
     return this.#insertRows(queue, rows, trx)
   }
 
-  async #row(queue: string, data: unknown, options: Omit<SendOptions, 'trx'>, makeId: () => string): Promise<Row> {
-    const row = jobRow(options)
-    const definition = this.#queues.definitions.get(queue)
-    if (definition?.options.schema) await validated(definition.options.schema, data)
-    jsonText('data', data ?? null, LIMITS.dataBytes)
+  // The data fits the schema, if there is one, and the queue is there.
+  async #fits(queue: string, rows: Row[]): Promise<void> {
+    const schema = this.#queues.definitions.get(queue)?.options.schema
+    if (schema) for (const { data } of rows) await validated(schema, data)
     await this.#queues.ensure(queue)
-    return { ...row, id: row.id ?? makeId(), data: data ?? null }
   }
 
   async #insertAll(all: Outgoing[]): Promise<(string | null | { error: unknown })[]> {
@@ -113,4 +113,10 @@ export class Sender {
       throw known
     }
   }
+}
+
+function rowOf(data: unknown, options: Omit<SendOptions, 'trx'>, makeId: () => string): Row {
+  const row = jobRow(options)
+  jsonText('data', data ?? null, LIMITS.dataBytes)
+  return { ...row, id: row.id ?? makeId(), data: data ?? null }
 }

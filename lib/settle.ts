@@ -163,10 +163,8 @@ export class Settle {
 const idOf = (attempt: AttemptOf): string => attempt.id
 
 function completed(queue: string, some: Ended[]) {
-  const attempts = column(some, 'integer', (a) => a.attempt)
-  const outputs = column(some, 'jsonb', (a) => a.output)
-  return sql<{ ids: string[] }>`
-    select lockstep.complete_jobs(${queue}, ${column(some, 'uuid', idOf)}, ${attempts}, ${outputs}) as ids`
+  const ended = some.map(({ id, attempt, output }) => `{"id":"${id}","attempt":${attempt},"output":${output}}`)
+  return sql<{ ids: string[] }>`select lockstep.complete_jobs(${queue}, ${`[${ended}]`}::json) as ids`
 }
 
 /** One statement for each queue, side by side; for each item whether its id was among the answers. */

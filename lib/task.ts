@@ -108,7 +108,7 @@ class Room implements Tasks {
     const settle = new Settle(pool, boss)
     const known = new Queues(pool, boss)
     this.#settle = settle
-    const work: WorkerParts = { database, pool, boss, settle, jobs, queues, known, look, pulse: new Pulse(), onError }
+    const work: WorkerParts = { database, pool, boss, settle, queues, known, look, pulse: new Pulse(jobs), onError }
     this.#pool = pool
     this.#queues = known
     this.#sender = new Sender(this.#queues, boss)
@@ -118,7 +118,7 @@ class Room implements Tasks {
     this.#claims = new Claims({ pool, boss, settle, queues: this.#queues, news: queues, look })
     this.#cron = new Cron({ pool, boss, ensure: (queue) => this.#queues.ensure(queue) })
     this.#members = new Members(work)
-    this.#ticks = new Ticks({ pool, boss, cron: this.#cron, members: this.#members, queues: this.#queues, work })
+    this.#ticks = new Ticks({ pool, boss, cron: this.#cron, members: this.#members, queues: this.#queues, jobs, work })
     closing.add(() => this.close())
   }
 

@@ -17,6 +17,7 @@ import type { Pool } from './db.ts'
 import type { Engine } from './engine.ts'
 import { UnavailableError } from './errors.ts'
 import type { Members } from './member.ts'
+import type { News } from './news.ts'
 import type { Queues } from './queues.ts'
 import { Moment } from './trust.ts'
 import { Loop, type WorkerParts } from './worker.ts'
@@ -64,6 +65,7 @@ export interface TickParts {
   cron: Cron
   members: Members
   queues: Queues
+  jobs: News<null>
   work: WorkerParts
 }
 
@@ -135,7 +137,7 @@ export class Ticks {
 
   #begin(): { by: number; end: () => Promise<void> } {
     const bell = new Bell()
-    const hush = this.#parts.work.jobs.on(SCHEDULES, () => bell.ring())
+    const hush = this.#parts.jobs.on(SCHEDULES, () => bell.ring())
     let over = false
     const ticking = (async () => {
       while (!over) await bell.wait(await this.#again(() => !over))

@@ -14,6 +14,11 @@ export class Moment {
   readonly #monotonic = performance.now()
   readonly #wall = Date.now()
 
+  /** Milliseconds since, on the clock that nobody sets. */
+  monotonic(): number {
+    return performance.now() - this.#monotonic
+  }
+
   /** Milliseconds since, on the clock that ran further. */
   elapsed(): number {
     return Math.max(performance.now() - this.#monotonic, Date.now() - this.#wall)

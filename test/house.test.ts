@@ -97,8 +97,8 @@ const MAY_IMPORT: Record<string, string[]> = {
     ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/engine', 'lib/queue', 'lib/slots', 'lib/fire'],
   ],
   'lib/tick': [
-    ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/db', 'lib/engine', 'lib/cron', 'lib/queues', 'lib/member'],
-    'lib/worker',
+    ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/db', 'lib/news', 'lib/engine', 'lib/cron', 'lib/queues'],
+    ...['lib/member', 'lib/worker'],
   ],
   'lib/tasks': [
     ...['lib/db', 'lib/queue', 'lib/running', 'lib/result', 'lib/job', 'lib/run', 'lib/member', 'lib/claim'],

@@ -181,7 +181,7 @@ describe('an upkeep that is late', () => {
     const client = await db.pool.connect()
     await client.query('begin')
     const { rows } = await client.query(
-      `select lockstep.complete_jobs($1, array[$2::uuid], array[0], array['1'::jsonb]) as ids`,
+      `select lockstep.complete_jobs($1, json_build_array(json_build_object('id', $2::uuid, 'attempt', 0, 'output', 1))) as ids`,
       [queue, id],
     )
     expect(rows[0].ids).toEqual([id])

@@ -10,8 +10,9 @@
 
 -- ── Attempts ────────────────────────────────────────────────────────────────────────────────────────────────────
 
--- Ends attempts with an output each. Answers the ids of those that were ended by this call.
-create function lockstep.complete_jobs(queue text, ids uuid[], attempts integer[], outputs jsonb[]) returns uuid[]
+-- Ends attempts, [{ id, attempt, output }, …], with an output each. Answers the ids of those that were ended by this call.
+-- One JSON text and not three arrays: to write those costs a client twice the time.
+create function lockstep.complete_jobs(queue text, ended json) returns uuid[]
 language plpgsql as $$
 declare
   done uuid[];
@@ -19,7 +20,7 @@ begin
   with ended as (
     update lockstep_boss.job j
        set state = 'completed', completed_on = lockstep_boss.job_now(), output = a.output
-      from unnest(ids, attempts, outputs) a(id, attempt, output)
+      from json_to_recordset(ended) a(id uuid, attempt integer, output jsonb)
      where j.name = complete_jobs.queue and j.id = a.id and j.state = 'active' and j.retry_count = a.attempt
     returning j.id
   )

@@ -1,10 +1,10 @@
 /**
  * The bench: `npm run bench`.
  *
- *     npm run bench -- [locks] [leaders] [--rounds 5] [--seconds 1.5] [--only <row>]…
+ *     npm run bench -- [locks] [leaders] [tasks] [--rounds 5] [--seconds 1.5] [--only <row>]…
  *
  * A line of JSON for each contender of each row on stdout, and a table at the end of each part; progress on stderr. What
- * is measured is told in lock.ts and leader.ts, how in harness.ts, beside what servers in servers.ts.
+ * is measured is told in lock.ts, leader.ts and task.ts, how in harness.ts, beside what servers in servers.ts.
  *
  * A wrong result fails the run. A slow one does not.
  */
@@ -15,6 +15,7 @@ import { type Line, table } from './harness.ts'
 import { LEADERS } from './leader.ts'
 import { LOCKS } from './lock.ts'
 import { type Row, startServers } from './servers.ts'
+import { TASKS } from './task.ts'
 
 interface Part {
   rows: Record<string, Row>
@@ -24,6 +25,7 @@ interface Part {
 const PARTS: Record<string, Part> = {
   locks: { rows: LOCKS, peers: ['redis'] },
   leaders: { rows: LEADERS, peers: ['etcd'] },
+  tasks: { rows: TASKS, peers: ['redis'] },
 }
 
 const { values, positionals } = parseArgs({

@@ -3,9 +3,10 @@
  *
  * - PostgreSQL **durable**: fsync on, commits synchronous. What Lockstep acquires by lease is on the disk when we count
  *   it. The data is on the disk of the temporary folder; on a tmpfs an fsync costs nothing, and the machine line says so.
- * - Redis as it comes for locks: AOF, `appendfsync everysec`, snapshots off (they only cost it). It answers before
- *   anything is on the disk, so a crash forgets up to a second of locks: **not durable**, which flatters Redis beside a
- *   lease. Its server is one thread of C that works on the same cores as we do; so are the Postgres backends.
+ * - Redis as it comes for locks and jobs: AOF, `appendfsync everysec`, snapshots off (they only cost it). It answers before
+ *   anything is on the disk, so a crash forgets up to a second of them: **not durable**, which flatters Redis beside a
+ *   lease or a job of ours. Its server is one thread of C that works on the same cores as we do; so are the Postgres
+ *   backends.
  * - etcd for leaders, as it comes: every change is on the disk before it answers. It is one node; three would wait for each
  *   other, so one flatters etcd.
  *
