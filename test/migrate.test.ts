@@ -12,6 +12,7 @@ import pg from 'pg'
 import { afterEach, expect, test } from 'vitest'
 import { createLockstep } from '../lib/index.ts'
 import { migrate, schemaState } from '../lib/migrate.ts'
+import { createTasks } from '../lib/task.ts'
 import { freshDatabase, pgbouncerAvailable, tcpProxy } from './database.ts'
 import { until } from './until.ts'
 
@@ -175,7 +176,7 @@ test('a role without the right to create is told so; with nothing to apply it ne
   }
 })
 
-test('a role with the rights that the README names can lock, lead, observe and sweep', async () => {
+test('a role with the rights that the README names can lock, lead, observe, sweep, and everything with tasks', async () => {
   const db = await fresh()
   await migrate(db.url)
   const role = `${db.name}_app`
@@ -199,6 +200,27 @@ test('a role with the rights that the README names can lock, lead, observe and s
     await lockstep.leaders.stepDown('a')
     await (await next)[Symbol.asyncDispose]()
     await lockstep.locks.sweep()
+
+    const failures: unknown[] = []
+    const tasks = createTasks(lockstep, { onError: (error) => failures.push(error) })
+    tasks.define('plain', (data: unknown) => data, { deadLetter: 'dead' })
+    tasks.define('transactional', async (_: null, { progress }) => progress(1), { transactional: true })
+    const worker = tasks.work()
+    expect(await tasks.run('plain', 1)).toBe(1)
+    await tasks.run('transactional', null)
+    await until('it hears broadcasts', async () => (await tasks.broadcast('plain', 2)).length === 1)
+    await worker.stop()
+    const id = (await tasks.send('plain', 3)) as string
+    const [job] = await tasks.claim('plain', { holder: 'me' })
+    await tasks.extend('plain', id, job?.token as bigint)
+    await tasks.handBack('plain', [{ id, token: job?.token as bigint }])
+    expect(await tasks.cancel('plain', id)).toBe(true)
+    await tasks.schedule('always', '* * * * * *', { queue: 'plain' })
+    await until('a slot was sent', async () => (await tasks.tick()).slots > 0)
+    await tasks.unschedule('always')
+    await db.pool.query('update lockstep_boss.queue set maintain_on = null')
+    await tasks.tick() // upkeep
+    expect(failures).toEqual([])
   } finally {
     await db.close()
     await dropRole(role)
