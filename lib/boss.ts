@@ -22,7 +22,7 @@ import { NotFoundError, UnavailableError, wrongType } from './errors.ts'
 export const BOSS_SCHEMA = 'lockstep_boss'
 
 /** pg-boss on our pool. `failed` hears of what it cannot tell a caller. */
-export function makeBoss(pool: Pool, failed: (error: unknown) => void): PgBoss & Engine {
+export function makeBoss(pool: Pick<Pool, 'query'>, failed: (error: unknown) => void): PgBoss & Engine {
   const boss = new PgBoss({
     db: { executeSql: (text, values) => pool.query(text, values) },
     schema: BOSS_SCHEMA,

@@ -36,7 +36,7 @@ export interface Schedule {
   /** The last slot that was sent, and its job. */
   lastSlot: Date | null
   lastJob: string | null
-  /** Slots that were due and not sent: late, or refused. Of more than 10,000 at a time it says less. */
+  /** Slots that were due and not sent: late, or refused. Of more than 2,000 at a time it says less. */
   missedSlots: number
   lastMissed: Date | null
   /** Why the last slot could not be sent. */
@@ -145,8 +145,8 @@ export class Cron {
    * @param now  instead of the database's clock, for tests.
    * @throws {UnavailableError} and nothing is lost: it is due still.
    */
-  fire(now?: Date): Promise<{ slots: number }> {
-    return fire(this.#pool, this.#engine(), now)
+  fire(now?: Date, more = () => true): Promise<{ slots: number }> {
+    return fire(this.#pool, this.#engine(), more, now)
   }
 
   #rule(cron: unknown, timezone: unknown): Rule {

@@ -44,13 +44,23 @@ const FORTNIGHT_S = 1_209_600
 const STATEMENT_BYTES = 8_388_608
 const REFUSED = 'The queue refused it: by its policy another job is in the way'
 
-/** Sends every slot that is due and that nobody else is sending. @param now  instead of the database's clock. */
-export async function fire(pool: Pool, engine: Engine, now?: Date): Promise<{ slots: number }> {
+/**
+ * Sends every slot that is due and that nobody else is sending.
+ *
+ * @param more  asked between transactions: whether there is time for another one.
+ * @param now   instead of the database's clock.
+ */
+export async function fire(
+  pool: Pool,
+  engine: Engine,
+  more: () => boolean,
+  now: Date | undefined,
+): Promise<{ slots: number }> {
   const passed: string[] = [] // of which more is due than is sent at a time
   let at = now ?? null
   let slots = 0
-  for (let more = true; more; ) {
-    more = await pool.transaction(async (trx) => {
+  for (let left = true; left && (slots === 0 || more()); ) {
+    left = await pool.transaction(async (trx) => {
       const { rows } = await sql<Row>`select * from lockstep.due_schedules(${at}, ${list(passed, 'text')})`.execute(trx)
       const since = new Moment()
       const due: Due[] = []
@@ -104,7 +114,7 @@ async function send(trx: Trx, due: Due[]): Promise<number> {
 /** The ids that are jobs now. */
 async function insert(trx: Trx, due: Due[]): Promise<Set<string>> {
   // An engine of this transaction: the one of all asks for queues on another connection, and the last one may be ours.
-  const engine: Engine = makeBoss({ query: (text, values) => textWithin(trx, text, values) } as Pool, () => {})
+  const engine: Engine = makeBoss({ query: (text, values) => textWithin(trx, text, values) }, () => {})
   const sent = new Set<string>()
   // In one order: two tickers may wait for one another where a policy allows one job.
   for (const queue of [...new Set(due.map((each) => each.queue))].sort()) {

@@ -189,11 +189,16 @@ export function jobRow(options: Omit<SendOptions, 'trx'>): EngineJob {
     ...(id !== undefined && { id: id.toLowerCase() }),
     ...(priority !== undefined && { priority }),
     ...(startAfterMs && { startAfter: `${startAfterMs / 1_000} seconds` }),
-    ...(startAfter !== undefined && { startAfter: instant('startAfter', startAfter) }),
+    ...(startAfter !== undefined && future(instant('startAfter', startAfter))),
     ...(singletonKey !== undefined && { singletonKey }),
     ...(singletonSeconds !== undefined && { singletonSeconds }),
     ...(group !== undefined && { group }),
   }
+}
+
+// An instant that has passed says nothing: and pg-boss would count from it for how long the job may wait to run.
+function future(instant: string): { startAfter?: string } {
+  return Date.parse(instant) > Date.now() ? { startAfter: instant } : {}
 }
 
 function instant(field: string, value: unknown): string {

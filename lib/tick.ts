@@ -179,7 +179,7 @@ export class Ticks {
       }
     }
     await chore(due.next_in_ms !== null && due.next_in_ms <= 0, async () => {
-      slots = (await cron.fire()).slots
+      slots = (await cron.fire(undefined, more)).slots
     })
     // pg-boss refuses a queue that it saw to within the last second: then once more.
     for (let tries = 0; due.late && tries < LATE_TRIES && more() && !failure; tries++) {
