@@ -3,8 +3,8 @@
  *
  * To stop is: accept nobody new; end every wait (503, the caller asks another server) and every stream (its client
  * connects to another server) at once; hand back the jobs that run; let the other requests finish, ten seconds at most;
- * close the library, which gives back its connections. Answers given meanwhile say `Connection: close`, so that no client sends its next request
- * into a closing socket.
+ * close the library, which gives back its connections. Answers given meanwhile say `Connection: close`, so that no client
+ * sends its next request into a closing socket.
  *
  * A client gets ten seconds for its headers and thirty for its whole request, then 408: slow senders cannot collect
  * connections. That bounds the sending, not the answer: a wait of twenty seconds is not touched by it. What node
