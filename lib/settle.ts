@@ -8,13 +8,12 @@
  * A job that somebody waits for (`run`) can be told by its id, which has another version than those of the others: so no
  * job that nobody waits for costs a NOTIFY, and no table says who waits.
  */
-
 import { sql } from 'kysely'
 import { batched } from './batch.ts'
 import { fromBoss } from './boss.ts'
 import { type AnyTransaction, column, list, type Pool, within } from './db.ts'
 import type { Engine } from './engine.ts'
-import { LeaseLostError, outOfRange, wrongType } from './errors.ts'
+import { LeaseLostError, outOfRange, UnavailableError, wrongType } from './errors.ts'
 import { checkText, LIMITS } from './options.ts'
 
 /** One attempt of a job. `attempt`: pg-boss's retry count, 0 for the first. */
@@ -29,6 +28,7 @@ export const lost = ({ queue, id, attempt }: AttemptOf, why: string): LeaseLostE
   new LeaseLostError(`${queue}/${id}`, tokenOf(attempt), why)
 
 type Ended = AttemptOf & { output: string }
+type Failure = { error: unknown }
 
 const MOST = 500 // in one statement
 
@@ -47,9 +47,9 @@ export const QUEUE_CHANNEL = 'pgboss_7d2848c635f27e46abe34e19'
 export class Settle {
   readonly #pool: Pool
   readonly #boss: () => Engine
-  readonly #complete: (ended: Ended) => Promise<boolean>
-  readonly #handBack: (attempt: AttemptOf) => Promise<boolean>
-  readonly #beat: (attempt: AttemptOf) => Promise<boolean>
+  readonly #complete: (ended: Ended) => Promise<boolean | Failure>
+  readonly #handBack: (attempt: AttemptOf) => Promise<boolean | Failure>
+  readonly #beat: (attempt: AttemptOf) => Promise<boolean | Failure>
   readonly #tell: (id: string) => Promise<undefined>
 
   constructor(pool: Pool, boss: () => Engine) {
@@ -78,7 +78,7 @@ export class Settle {
 
   /** Whether this call completed the job. @param output  JSON text. @throws {UnavailableError} the outcome is unknown. */
   async complete(attempt: AttemptOf, output: string): Promise<boolean> {
-    const done = await this.#complete({ ...attempt, output })
+    const done = orThrow(await this.#complete({ ...attempt, output }))
     if (done) this.tell(attempt.id)
     return done
   }
@@ -112,7 +112,7 @@ export class Settle {
    */
   async handBack(attempt: AttemptOf): Promise<boolean> {
     try {
-      return await this.#handBack(attempt)
+      return orThrow(await this.#handBack(attempt))
     } catch (error) {
       // Its queue's policy allows but one job in this state, and there is one: then it costs a retry.
       if ((error as { code?: unknown }).code !== '23505') throw error
@@ -121,8 +121,8 @@ export class Settle {
   }
 
   /** Shows that the attempt lives; whether it is one still. @throws {UnavailableError} */
-  beat(attempt: AttemptOf): Promise<boolean> {
-    return this.#beat(attempt)
+  async beat(attempt: AttemptOf): Promise<boolean> {
+    return orThrow(await this.#beat(attempt))
   }
 
   /** Shows how far an attempt is. @throws {LeaseLostError | UnavailableError | TypeError | RangeError} */
@@ -167,14 +167,32 @@ function completed(queue: string, some: Ended[]) {
   return sql<{ ids: string[] }>`select lockstep.complete_jobs(${queue}, ${`[${ended}]`}::json) as ids`
 }
 
-/** One statement for each queue, side by side; for each item whether its id was among the answers. */
+/**
+ * One statement for each queue, side by side; for each item whether its id was among the answers. What the database refuses
+ * of one (an output, a policy) is no other's failure: then each has a statement of its own.
+ */
 async function byQueue<T extends AttemptOf>(
   all: T[],
   run: (queue: string, some: T[]) => Promise<string[]>,
-): Promise<boolean[]> {
-  const groups = [...Map.groupBy(all, ({ queue }) => queue)]
-  const done = new Set((await Promise.all(groups.map(([queue, some]) => run(queue, some)))).flat())
-  return all.map(({ id }) => done.has(id))
+): Promise<(boolean | Failure)[]> {
+  const done = new Map<string, true | Failure>()
+  const settle = async (queue: string, some: T[]): Promise<void> => {
+    try {
+      for (const id of await run(queue, some)) done.set(id, true)
+    } catch (error) {
+      if (error instanceof UnavailableError) throw error
+      if (some.length > 1) await Promise.all(some.map((each) => settle(queue, [each])))
+      else for (const { id } of some) done.set(id, { error })
+    }
+  }
+  await Promise.all([...Map.groupBy(all, ({ queue }) => queue)].map(([queue, some]) => settle(queue, some)))
+  return all.map(({ id }) => done.get(id) ?? false)
+}
+
+/** The answer, unless it is a failure. */
+function orThrow(answer: boolean | Failure): boolean {
+  if (typeof answer === 'object') throw answer.error
+  return answer
 }
 
 /** What was thrown, as something that has a message: anything can be thrown. */

@@ -356,6 +356,39 @@ describe('the database', () => {
     expect((await away.claim('away'))[0]?.id).toBe(id)
   })
 
+  test('cannot keep one output: that fails its own job, and none that is completed in the same statement', async () => {
+    await using small = await freshDatabase()
+    await small.pool.query(`alter database ${small.name} set max_stack_depth = '100kB'`)
+    await using a = createLockstep({ connectionString: small.url })
+    const some = createTasks(a)
+    let deep: unknown = null
+    for (let level = 0; level < 2_000; level++) deep = [deep]
+    const go = Promise.withResolvers<void>()
+    const ready: string[] = []
+    some.define(
+      'some',
+      async (data: string) => {
+        ready.push(data)
+        await go.promise // so that they are completed at the same time
+        return data === 'deep' ? deep : data
+      },
+      { retryLimit: 0, concurrency: 5 },
+    )
+    const worker = some.work()
+    const runs = ['a', 'b', 'deep', 'c', 'd'].map((data) => some.run('some', data))
+    const ended = Promise.allSettled(runs)
+    await until('all run', () => ready.length === 5)
+    go.resolve()
+    expect((await ended).map(({ status }) => status)).toEqual([
+      'fulfilled',
+      'fulfilled',
+      'rejected',
+      'fulfilled',
+      'fulfilled',
+    ])
+    await worker.stop()
+  })
+
   test('without our schema says to migrate', async () => {
     await using empty = await freshDatabase({ empty: true })
     await using a = createLockstep({ connectionString: empty.url })

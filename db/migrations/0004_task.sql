@@ -11,7 +11,7 @@
 -- ── Attempts ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 -- Ends attempts, [{ id, attempt, output }, …], with an output each. Answers the ids of those that were ended by this call.
--- One JSON text and not three arrays: to write those costs a client twice the time.
+-- One JSON text and not three arrays: a client then need not write each text once more as an element.
 create function lockstep.complete_jobs(queue text, ended json) returns uuid[]
 language plpgsql as $$
 declare
