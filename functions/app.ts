@@ -30,6 +30,7 @@ import { scheduleRouter } from './schedule.ts'
 import type { StreamOptions } from './stream.ts'
 import { taskRouter } from './task.ts'
 import { tickRouter } from './tick.ts'
+import { noted, timeRouter } from './time.ts'
 
 export interface AppOptions extends StreamOptions {
   /** Made by `createTasks`. Absent: there are no routes for tasks, and no pg-boss in the bundle. */
@@ -55,6 +56,7 @@ export function createApp(lockstep: Lockstep, options: AppOptions = {}): OpenAPI
   const app = new OpenAPIHono<Env>({ getPath: (request) => new URL(request.url).pathname, defaultHook: checked })
   const keyed = authenticate(parseKeys(options.keys))
 
+  app.use('/v1/time', noted)
   app.use(secureHeaders(FOR_AN_API), requestId(), async (c, next) => {
     c.header('Cache-Control', 'no-store')
     await next()
@@ -74,6 +76,7 @@ export function createApp(lockstep: Lockstep, options: AppOptions = {}): OpenAPI
   })
   app.route('/v1/locks', lockRouter(lockstep.locks, options.signal))
   app.route('/v1/leaders', leaderRouter(lockstep.leaders, options.signal, options))
+  app.route('/v1/time', timeRouter(lockstep.time))
   if (options.tasks) {
     app.route('/v1/tasks', claimRouter(options.tasks, options.signal))
     app.route('/v1/tasks', taskRouter(options.tasks, options.signal))

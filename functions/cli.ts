@@ -11,8 +11,9 @@
 import { once } from 'node:events'
 import { readFile } from 'node:fs/promises'
 import { parseArgs } from 'node:util'
-import { createLockstep } from '../lib/index.ts'
+import { createLockstep, type Lockstep } from '../lib/index.ts'
 import { migrate } from '../lib/migrate.ts'
+import { NTP_SERVERS, type Ntp, ntp } from '../lib/ntp.ts'
 import { startPostgres } from '../lib/postgres.ts'
 import { createTasks } from '../lib/task.ts'
 import { parseKeys } from './keys.ts'
@@ -29,6 +30,9 @@ Environment
   HOST                 address to listen on (127.0.0.1); any but loopback needs keys
   DATABASE_URL         postgres://user:password@host:port/database
                        (an embedded PostgreSQL, its data in .lockstep/)
+  LOCKSTEP_NTP_SERVERS servers that are asked for true time: host[:port], 3–16 of them,
+                       separated by commas; or off
+                       (${NTP_SERVERS.join(', ')})
   LOCKSTEP_API_KEYS    id:sha256-of-secret:scope+scope[:name-prefix],…
                        scopes: locks, leaders, tasks, streams, time, each with :read or :write; admin
                        a secret: openssl rand -hex 32    its hash: printf %s "$secret" | sha256sum
@@ -59,6 +63,7 @@ interface Settings {
   host: string
   url: string | undefined
   keys: string | undefined
+  ntp: Ntp | undefined
 }
 
 /** Everything that can be wrong with the environment is found before anything is started. */
@@ -76,10 +81,21 @@ function readSettings(env: NodeJS.ProcessEnv): Settings {
     )
   }
   parseKeys(env.LOCKSTEP_API_KEYS)
-  return { port: Number(port), host, url, keys: env.LOCKSTEP_API_KEYS }
+  return { port: Number(port), host, url, keys: env.LOCKSTEP_API_KEYS, ntp: readServers(env.LOCKSTEP_NTP_SERVERS) }
 }
 
-async function start({ port, host, url: given, keys }: Settings): Promise<void> {
+function readServers(text: string | undefined): Ntp | undefined {
+  const list = text?.trim()
+  if (!list) return ntp()
+  if (list === 'off') return undefined
+  try {
+    return ntp({ servers: list.split(',').map((server) => server.trim()) })
+  } catch (error) {
+    throw new Error(`LOCKSTEP_NTP_SERVERS must be host[:port],…, 3–16 of them, or off: ${(error as Error).message}`)
+  }
+}
+
+async function start({ port, host, url: given, keys, ntp }: Settings): Promise<void> {
   await listenAddress(host, keys)
   const stop = stopSignal()
   const undo: (() => Promise<void>)[] = []
@@ -95,12 +111,13 @@ async function start({ port, host, url: given, keys }: Settings): Promise<void> 
     await migrated(url)
     stop.throwIfAborted()
 
-    const lockstep = createLockstep({ connectionString: url })
+    const lockstep = createLockstep({ connectionString: url, time: ntp ? { ntp } : {} })
     undo.push(() => lockstep.close())
     const tasks = createTasks(lockstep, { onError: report })
     const server = await serve({ lockstep, tasks, host, port, keys, version: await version(), onError: report })
     undo.splice(-1, 1, () => server.close())
     console.log(greeting(server.url, keys))
+    if (ntp) void tellTime(lockstep, ntp, stop)
     if (!stop.aborted) await once(stop, 'abort')
     console.log('stopping …')
   } catch (error) {
@@ -109,6 +126,18 @@ async function start({ port, host, url: given, keys }: Settings): Promise<void> 
     for (const step of undo.reverse()) await step()
   }
   console.log('stopped')
+}
+
+/** Whether true time is known, once it is known or cannot be had; said once, since `GET /v1/time` tells always. */
+async function tellTime({ time }: Lockstep, ntp: Ntp, stop: AbortSignal): Promise<void> {
+  console.log(`asking ${ntp.servers.join(', ')} for true time (LOCKSTEP_NTP_SERVERS)`)
+  try {
+    await time.synchronize({ signal: stop })
+    const { boundMs, status } = time.now()
+    if (boundMs !== null) console.log(`true time is known to within ${boundMs.toFixed(1)} ms, ${status}`)
+  } catch (error) {
+    if (!stop.aborted) console.error(`true time is not known yet: ${sentence(error)}`)
+  }
 }
 
 /** Aborts at the first SIGINT or SIGTERM; the second ends the process. */

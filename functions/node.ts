@@ -82,6 +82,8 @@ export async function serve(options: ServeOptions): Promise<Server> {
 
   const sweeping = setInterval(() => void lockstep.locks.sweep().catch(() => {}), SWEEP_MS)
   sweeping.unref()
+  // From now on it samples by itself, and measures if it can.
+  void lockstep.time.ready().catch(() => {})
   // With `tasks` it is a worker too: of every queue that has a handler in this process, and of the clockwork.
   const worker = options.tasks?.work()
 

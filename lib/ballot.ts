@@ -4,6 +4,7 @@
  */
 import { sql } from 'kysely'
 import { batched } from './batch.ts'
+import { CLOCK } from './clock.ts'
 import type { Database } from './db.ts'
 import { Steady } from './steady.ts'
 import { ELECTIONS } from './term.ts'
@@ -68,8 +69,8 @@ export class Ballot {
         witness: witness?.toString(),
       })),
     )
-    const answers = await this.#database.control<Answer & { i: string }>(
-      sql`select * from lockstep.campaign(${text}::jsonb)`,
+    const answers = await this.#database.overheard<Answer & { i: string }>(
+      sql`select *, ${CLOCK} from lockstep.campaign(${text}::jsonb)`,
     )
     const received = performance.now()
     const last = answers.at(-1)

@@ -17,6 +17,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { CompiledQuery, Kysely, PostgresDialect, type RawBuilder, sql, type Transaction } from 'kysely'
 import pg from 'pg'
+import { type Clocked, Ear, type Heard } from './clock.ts'
 import { fromDatabase, outOfRange, UnavailableError, wrongType } from './errors.ts'
 import { announcedPid, Pool } from './pool.ts'
 
@@ -47,6 +48,26 @@ export interface Tables {
     witness: string | null
     expires_at: Date
   }
+  /** Microseconds; `bigint`s come as strings. See db/migrations/0006_time.sql. */
+  'lockstep.time_anchor': {
+    id: number
+    server: string | null
+    epoch: number
+    revision: string
+    at_us: string | null
+    lo_us: string | null
+    hi_us: string | null
+    guess_us: string | null
+    guess_width_us: string | null
+    rival_at_us: string | null
+    rival_lo_us: string | null
+    rival_hi_us: string | null
+    rival_writer: string | null
+    falsetickers: string[]
+    servers: unknown
+    writer: string | null
+    claimed_until: Date | null
+  }
 }
 
 /** An open transaction of yours: Kysely's, or a `pg` client between BEGIN and COMMIT. */
@@ -70,7 +91,7 @@ export interface ConnectOptions {
 }
 
 /** The last migration that this code needs. */
-export const SCHEMA = '0005_schedule'
+export const SCHEMA = '0006_time'
 
 const CONTROL_CONNECTIONS = 2
 const CONNECT_TIMEOUT_MS = 5_000
@@ -88,6 +109,8 @@ export class Database {
   /** The same. */
   readonly users: Pool
   readonly maxWaiting: number
+  /** Hears of every reading of the database's clock that a statement brings back. */
+  readonly ear = new Ear()
   readonly #control: Pool
   readonly #client: pg.ClientConfig
   readonly #common: pg.PoolConfig
@@ -131,6 +154,27 @@ export class Database {
    */
   control<R>(statement: RawBuilder<R>): Promise<R[]> {
     return this.#control.run(statement)
+  }
+
+  /** As {@link control}, of a statement that selects CLOCK besides. */
+  async overheard<R>(statement: RawBuilder<unknown>): Promise<R[]> {
+    const close = this.ear.overhear()
+    const rows = await this.control(statement as RawBuilder<R & Clocked>)
+    close(rows[0])
+    return rows
+  }
+
+  /** As {@link control}, for one row that brings back the clock. The clocks are read with the connection in hand. */
+  async clocked<R extends Clocked>(statement: RawBuilder<R>): Promise<{ row: R; heard: Heard }> {
+    try {
+      return await this.#control.kysely.connection().execute(async (connection) => {
+        const close = this.ear.open()
+        const row = (await statement.execute(connection)).rows[0] as R
+        return { row, heard: close(row) as Heard }
+      })
+    } catch (error) {
+      throw fromDatabase(error)
+    }
   }
 
   /** Connections of one's own for statements that may wait, or last: no lease depends on them. To be closed by who asks. */

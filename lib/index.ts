@@ -4,7 +4,9 @@ import { Leaders } from './leader.ts'
 import { Locks } from './lock.ts'
 import { keepParts } from './parts.ts'
 import { Sessions } from './sessions.ts'
+import { Time, type TimeOptions } from './time.ts'
 
+export { cristian, type RemoteTime, type TimeAnswer } from './cristian.ts'
 export type { AnyTransaction, ConnectOptions, Tables } from './db.ts'
 export {
   type ErrorCode,
@@ -23,13 +25,21 @@ export type { Grant, Held } from './lease.ts'
 export type { AcquireOptions, Locks, TransactionOptions, TryOptions } from './lock.ts'
 export type { LockState } from './look.ts'
 export { LIMITS } from './options.ts'
+export type { Reading, TimeSource, TimeStatus } from './reading.ts'
 export type { Term } from './term.ts'
+export type { ReadyOptions, Time, TimeOptions } from './time.ts'
 export type { TransactionWork } from './transaction.ts'
 export type { Candidate, ElectionState, Leader } from './watch.ts'
+
+export interface LockstepOptions extends ConnectOptions {
+  /** How time is defined, and who measures it. */
+  time?: TimeOptions
+}
 
 export interface Lockstep extends AsyncDisposable {
   readonly locks: Locks
   readonly leaders: Leaders
+  readonly time: Time
   /** Lockstep's pool, for your own transactions. */
   readonly kysely: Database['kysely']
   /**
@@ -51,13 +61,15 @@ export interface Lockstep extends AsyncDisposable {
  *
  * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
  */
-export function createLockstep(options: ConnectOptions): Lockstep {
+export function createLockstep(options: LockstepOptions): Lockstep {
   const database = new Database(options)
   const sessions = new Sessions(database)
   const locks = new Locks(database, sessions)
   const leaders = new Leaders(database, sessions)
+  const time = new Time(database, options.time)
   const closing = new Set<() => Promise<void>>()
   const closeAll = async () => {
+    time.close()
     await Promise.all([...closing].map((room) => room()))
     await leaders.close() // before the connection ends by which terms may be held
     await locks.close()
@@ -69,7 +81,8 @@ export function createLockstep(options: ConnectOptions): Lockstep {
     return closed
   }
   const { kysely } = database
-  const lockstep = { locks, leaders, kysely, ready: () => database.ready(), close, [Symbol.asyncDispose]: close }
-  keepParts(lockstep, { database, sessions, closing })
+  const ready = () => database.ready()
+  const lockstep = { locks, leaders, time, kysely, ready, close, [Symbol.asyncDispose]: close }
+  keepParts(lockstep, { database, sessions, time, closing })
   return lockstep
 }

@@ -45,6 +45,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type RawBuilder, sql, type Transaction } from 'kysely'
 import { batched } from './batch.ts'
+import { CLOCK } from './clock.ts'
 import { type AnyTransaction, column, type Database, within } from './db.ts'
 import { LeaseLostError, UnavailableError } from './errors.ts'
 import { Moment } from './trust.ts'
@@ -145,7 +146,9 @@ export class Leases {
         const names = column(asks, 'text', (a) => room.prefix + a.name)
         const tokens = column(asks, 'bigint', (a) => a.token)
         const ttls = column(asks, 'integer', (a) => a.ttlMs)
-        return database.control<Renewal>(sql`select * from lockstep.renew_leases(${names}, ${tokens}, ${ttls})`)
+        return database.overheard<Renewal>(
+          sql`select *, ${CLOCK} from lockstep.renew_leases(${names}, ${tokens}, ${ttls})`,
+        )
       },
       (ask) => ask.name,
       500, // all of a process that are due

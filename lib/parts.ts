@@ -3,10 +3,12 @@
  */
 import type { Database } from './db.ts'
 import type { Sessions } from './sessions.ts'
+import type { Time } from './time.ts'
 
 export interface Parts {
   database: Database
   sessions: Sessions
+  time: Time
   /** Called before the connections end. */
   closing: Set<() => Promise<void>>
 }

@@ -41,6 +41,7 @@ import { Sender } from './send.ts'
 import { JOB_CHANNEL, QUEUE_CHANNEL, Settle } from './settle.ts'
 import type { AnyQueue, Page, Queue, Tasks } from './tasks.ts'
 import { type DrainResult, SCHEDULES, type TickResult, Ticks } from './tick.ts'
+import type { Time } from './time.ts'
 import { Lookout, type WorkerParts } from './worker.ts'
 
 export type { Claimed, ClaimOptions } from './claim.ts'
@@ -89,11 +90,12 @@ class Room implements Tasks {
   readonly #ticks: Ticks
   readonly #results: Results
   readonly #pool: Pool
+  readonly #time: Time
   readonly #working = new Set<Worker>()
   #closed: Promise<void> | undefined
 
   constructor(lockstep: Lockstep, { connections = 4, onError = warn }: TasksOptions) {
-    const { database, sessions, closing } = partsOf(lockstep)
+    const { database, sessions, time, closing } = partsOf(lockstep)
     checkInteger('connections', connections, { min: 1, max: 100 })
     const pool = database.pool(connections)
     let made: ReturnType<typeof makeBoss> | undefined
@@ -110,6 +112,7 @@ class Room implements Tasks {
     this.#settle = settle
     const work: WorkerParts = { database, pool, boss, settle, queues, known, look, pulse: new Pulse(jobs), onError }
     this.#pool = pool
+    this.#time = time
     this.#queues = known
     this.#sender = new Sender(this.#queues, boss)
     this.#results = new Results(pool, jobs)
@@ -196,7 +199,12 @@ class Room implements Tasks {
 
   async tick({ budgetMs = 10_000, signal }: { budgetMs?: number; signal?: AbortSignal } = {}): Promise<TickResult> {
     checkMs('budgetMs', budgetMs, BUDGET)
-    return this.#ticks.tick(budgetMs, signal)
+    // True time is measured beside the rest: where nothing lives on, nobody else would. `status` tells how that went.
+    const until = AbortSignal.any([AbortSignal.timeout(budgetMs), ...(signal ? [signal] : [])])
+    const measured = this.#time.synchronize({ signal: until }).catch(() => {})
+    const result = await this.#ticks.tick(budgetMs, signal)
+    await measured
+    return result
   }
 
   get(queue: AnyQueue, id: string): Promise<Job | null> {

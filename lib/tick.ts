@@ -12,6 +12,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import { Bell } from './bell.ts'
+import { CLOCK, type Clocked } from './clock.ts'
 import type { Cron } from './cron.ts'
 import type { Pool } from './db.ts'
 import type { Engine } from './engine.ts'
@@ -199,10 +200,12 @@ export class Ticks {
   }
 
   async #due(): Promise<Due> {
-    const [row] = await this.#parts.pool.run<Due>(
-      sql`select s.next_at, extract(epoch from s.next_at - clock_timestamp())::double precision * 1000 as next_in_ms, d.*
+    const close = this.#parts.work.database.ear.overhear()
+    const [row] = await this.#parts.pool.run<Due & Clocked>(
+      sql`select ${CLOCK}, s.next_at, extract(epoch from s.next_at - clock_timestamp())::double precision * 1000 as next_in_ms, d.*
             from (select min(next_at) as next_at from lockstep.schedule) s, lockstep.due_jobs() d`,
     )
+    close(row)
     return row as Due
   }
 }

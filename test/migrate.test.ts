@@ -14,6 +14,7 @@ import { createLockstep } from '../lib/index.ts'
 import { migrate, schemaState } from '../lib/migrate.ts'
 import { createTasks } from '../lib/task.ts'
 import { freshDatabase, pgbouncerAvailable, tcpProxy } from './database.ts'
+import { Truth } from './truth.ts'
 import { until } from './until.ts'
 
 const ours = fs
@@ -176,7 +177,7 @@ test('a role without the right to create is told so; with nothing to apply it ne
   }
 })
 
-test('a role with the rights that the README names can lock, lead, observe, sweep, and everything with tasks', async () => {
+test('a role with the rights that the README names can lock, lead, observe, sweep, keep time, and everything with tasks', async () => {
   const db = await fresh()
   await migrate(db.url)
   const role = `${db.name}_app`
@@ -187,8 +188,11 @@ test('a role with the rights that the README names can lock, lead, observe, swee
   url.username = role
   url.password = 'secret'
   try {
-    await using lockstep = createLockstep({ connectionString: url.href })
+    await using lockstep = createLockstep({ connectionString: url.href, time: { ntp: new Truth().ntp() } })
     await lockstep.ready()
+    expect(await lockstep.time.synchronize()).toBe(true)
+    await lockstep.time.waitUntilAfter(await lockstep.time.tick().then((us) => Number(us) / 1_000))
+    await sql`select * from lockstep.now_interval(), lockstep.now(), lockstep.tick()`.execute(lockstep.kysely)
     for (const options of [{}, { ttlMs: 1_000 }]) await (await lockstep.locks.acquire('a', options)).release()
     const term = await lockstep.leaders.campaign('a', { failover: 'connection' })
     const next = lockstep.leaders.campaign('a')

@@ -52,7 +52,7 @@ function lockstep(args: string[], env: Record<string, string> = {}, cwd = folder
   const { PATH = '' } = process.env
   const child = spawn(process.execPath, [CLI, ...args], {
     cwd,
-    env: { PATH, PORT: '0', ...env },
+    env: { PATH, PORT: '0', LOCKSTEP_NTP_SERVERS: 'off', ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   })
   leftovers.push(async () => {

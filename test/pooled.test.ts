@@ -4,9 +4,11 @@ import { pgbouncerAvailable } from './database.ts'
 import { leaderSuite } from './leader.suite.ts'
 import { lockSuite } from './lock.suite.ts'
 import { taskSuite } from './task.suite.ts'
+import { timeSuite } from './time.suite.ts'
 
 describe.skipIf(!pgbouncerAvailable())('through PgBouncer in transaction mode', () => {
   describe('locks', () => lockSuite({ pooled: true }))
   describe('leaders', () => leaderSuite({ pooled: true }))
   describe('tasks', () => taskSuite({ pooled: true }))
+  describe('time', () => timeSuite({ pooled: true }))
 })

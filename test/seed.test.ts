@@ -5,8 +5,10 @@
 import { once } from 'node:events'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { createLockstep, type Lockstep } from '../lib/index.ts'
+import { ntp } from '../lib/ntp.ts'
 import { createTasks, type Tasks } from '../lib/task.ts'
 import { type FreshDatabase, freshDatabase } from './database.ts'
+import { fakeServer, wallOffset } from './ntp.server.ts'
 import { until } from './until.ts'
 
 let db: FreshDatabase
@@ -294,5 +296,62 @@ describe('Cron', () => {
     expect(rows[0].jobs).toBeGreaterThanOrEqual(21)
     expect(await one.unschedule('seed')).toBe(true) // it could not be stopped
     expect(await one.unschedule('seed')).toBe(false)
+  })
+})
+
+describe('Time', () => {
+  const hour = 3_600_000
+  /** Three servers that say it is an hour later than this machine believes, and one that says something else. */
+  async function servers() {
+    const asked = await Promise.all([hour, hour, hour, -hour].map((wrongMs) => fakeServer({ wrongMs })))
+    return {
+      asked,
+      ntp: ntp({ servers: asked.map(({ name }) => name), timeoutMs: 200 }),
+      times: () => asked.reduce((sum, each) => sum + each.asked, 0),
+      async [Symbol.asyncDispose]() {
+        for (const each of asked) await each[Symbol.asyncDispose]()
+      },
+    }
+  }
+  const truth = () => performance.now() + wallOffset() / 1_000 + hour
+
+  test('Now(): time.now(), without a query (it made one at each call, of five seconds when it was not answered)', async () => {
+    await using some = await servers()
+    await using lockstep = createLockstep({ connectionString: db.url, time: { ntp: some.ntp } })
+    await lockstep.time.ready()
+    const asked = some.times()
+    let last = 0
+    for (let i = 0; i < 10_000; i++) {
+      const before = truth()
+      const { timeMs, boundMs } = lockstep.time.now()
+      expect(Math.max(before - timeMs, timeMs - truth())).toBeLessThanOrEqual(Number(boundMs)) // there was no bound
+      expect(timeMs).toBeGreaterThanOrEqual(last) // and it could go back from one call to the next
+      last = timeMs
+    }
+    expect(some.times()).toBe(asked)
+  })
+
+  test('one server that lies is outvoted, and named (it believed the one that it asked)', async () => {
+    await using some = await servers()
+    await using lockstep = createLockstep({ connectionString: db.url, time: { ntp: some.ntp, source: 'ntp' } })
+    const { falsetickers } = await lockstep.time.ready()
+    expect(falsetickers).toEqual([some.asked[3]?.name])
+    expect(Math.abs(lockstep.time.now().timeMs - truth())).toBeLessThan(1_000)
+  })
+
+  test('no server answers: an error from who asks for it, and no bounds (it gave local time and an error with it)', async () => {
+    await using some = await servers()
+    for (const each of some.asked) each.behaviour = { sends: () => null }
+    await using lockstep = createLockstep({ connectionString: db.url, time: { ntp: some.ntp, source: 'ntp' } })
+    await expect(lockstep.time.ready()).rejects.toThrow(/Only 0 of 4 NTP servers gave a time/)
+    expect(lockstep.time.now()).toMatchObject({ status: 'unsynchronized', source: 'local', boundMs: null })
+  })
+
+  test('decide how time is defined: source', async () => {
+    for (const source of ['database+ntp', 'database', 'local'] as const) {
+      await using lockstep = createLockstep({ connectionString: db.url, time: { source } })
+      await lockstep.time.ready()
+      expect(lockstep.time.now().time).toBeInstanceOf(Date)
+    }
   })
 })

@@ -1,0 +1,103 @@
+/**
+ * What `now()` reads: two clocks and a few sums, since everything else was reckoned when the last sample came in.
+ *
+ * Between two samples an interval only grows. And one thing is looked for: that the wall clock has run further than the
+ * monotonic one. Then this machine may have slept, unseen by the clock that all is measured by, and `latest` is later by as
+ * much, `disrupted`, until a sample tells. (A wall clock that was set back proves nothing: nobody wakes before having slept.)
+ */
+import type { LocalClock } from './clock.ts'
+import type { Interval } from './interval.ts'
+import { Reading, type TimeSource, type TimeStatus } from './reading.ts'
+
+/** How old a measurement may be, in microseconds: eight polls of 64 s, as ClockBound has it. */
+const HOLD = 512_000_000
+/** The wall clock ran further than the monotonic one: by more microseconds than both of them tick and are slewed. */
+export const GAP = 5_000
+
+/** What is shown from `at` on: offsets from the monotonic clock, all in microseconds. */
+export interface Face extends Interval {
+  at: number
+  guess: number
+  /** By how much the interval grows at both ends, in a microsecond. */
+  growth: number
+  /** Of the database's clock, ±. */
+  spread: number
+  status: TimeStatus
+  source: TimeSource
+  /** When what is shown was measured. */
+  measured: number
+  falsetickers: readonly string[]
+}
+
+export class Dial {
+  readonly #clock: LocalClock
+  readonly #drift: number
+  readonly #ahead: number
+  #last = -Infinity // milliseconds
+  #gap: number
+  #gapped = false
+  #face: Face
+
+  /** @param drift  of this clock against the database's, in a microsecond. */
+  constructor(clock: LocalClock, drift: number) {
+    this.#clock = clock
+    this.#drift = drift
+    this.#ahead = clock.granularity + clock.lag
+    this.#gap = clock.wall() - clock.mono()
+    this.#face = {
+      ...{ at: 0, lo: -Infinity, hi: Infinity, guess: 0, growth: 0, spread: Infinity, measured: -Infinity },
+      ...{ status: 'unsynchronized', source: 'local', falsetickers: [] },
+    }
+  }
+
+  /** Whether the wall clock was seen to run further, or less far, than the monotonic one. */
+  get gapped(): boolean {
+    return this.#gapped
+  }
+
+  show(face: Face): void {
+    this.#face = face
+  }
+
+  /** For how long we may have slept since the last sample, if the wall clock is `gap` ahead of the monotonic one now. */
+  slept(gap: number): number {
+    return gap - this.#gap
+  }
+
+  /** A sample has told what there was to tell. */
+  regard(gap: number): void {
+    this.#gap = gap
+    this.#gapped = false
+  }
+
+  read(): Reading {
+    const { at, growth, spread, measured, source, falsetickers } = this.#face
+    let { lo, hi, guess, status } = this.#face
+    const mono = this.#clock.mono()
+    const wall = this.#clock.wall()
+    const passed = mono - at
+    const gap = wall - mono - this.#gap
+    if (status === 'synchronized' && mono - measured > HOLD) status = 'free-running'
+    lo -= growth * passed
+    hi += growth * passed
+    if (gap > GAP || gap < -GAP) {
+      this.#gapped = true
+      if (gap > GAP) {
+        hi += gap
+        if (status !== 'unsynchronized') status = 'disrupted'
+      }
+    }
+    if (source === 'local') guess = wall - mono
+    else if (guess < lo) guess = lo
+    else if (guess > hi) guess = hi
+    let timeMs = (mono + guess) / 1_000
+    if (timeMs < this.#last) timeMs = this.#last
+    else this.#last = timeMs
+    const ahead = this.#ahead
+    const spreadMs = spread === Infinity ? null : (spread + this.#drift * passed + ahead) / 1_000
+    const known = lo > -Infinity
+    const earliestMs = known ? (mono + lo) / 1_000 : null
+    const latestMs = known ? (mono + hi + ahead) / 1_000 : null
+    return new Reading(timeMs, earliestMs, latestMs, spreadMs, status, source, falsetickers)
+  }
+}

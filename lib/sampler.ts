@@ -1,0 +1,179 @@
+/**
+ * When the database's clock is asked, and the NTP servers.
+ *
+ * A process that lives on samples by itself: every 10 s from the first use on, unless another statement has brought the
+ * clock back meanwhile, and every 30 s to see the row. In one that is frozen between requests nothing goes on in the
+ * background: a statement that was under way when it was frozen would be answered, for it, at the wrong time.
+ *
+ * Who can ask NTP servers does so when the row is older than 64 s, or in doubt, and nobody else does: the sample that sees this
+ * takes the claim, and the offer is one statement more. So the row is written twice in 64 s, however many processes
+ * there are. What fails in the background is tried again at the next turn; `status` tells, and the bounds grow.
+ */
+import { Anchors } from './anchor.ts'
+import type { Database } from './db.ts'
+import { UnavailableError } from './errors.ts'
+import { Estimate, type Fit } from './estimate.ts'
+import type { Ntp } from './ntp.ts'
+import type { TimeSource } from './reading.ts'
+
+export const EVERY_MS = 10_000
+const SEE_ROW_MS = 30_000
+const MEASURE_MS = 64_000
+/** Between samples that `now()` asks for, since the database may be away. */
+const WONDERS_MS = 1_000
+/** Between two measurements of which the second says which of two stories is right. NTP's own bursts keep as far apart. */
+const AGAIN_MS = 2_000
+
+export interface SamplerOptions {
+  source: TimeSource
+  ntp: Ntp | undefined
+  background: boolean
+}
+
+export class Sampler {
+  readonly estimate: Estimate
+  readonly #database: Database
+  readonly #anchors: Anchors
+  readonly #source: TimeSource
+  readonly #ntp: Ntp | undefined
+  readonly #background: boolean
+  readonly #closed = new AbortController()
+  #timer: NodeJS.Timeout | undefined
+  #again: NodeJS.Timeout | undefined
+  #sampling: Promise<void> | undefined
+  #measuring: Promise<void> | undefined
+  #asking = false
+  // Milliseconds on our monotonic clock.
+  #heardAt = -Infinity
+  #triedAt = -Infinity
+  #sampledAt = -Infinity
+  #measuredAt = -Infinity
+
+  constructor(database: Database, { source, ntp, background }: SamplerOptions) {
+    this.#database = database
+    this.#source = source
+    this.#ntp = ntp
+    this.#background = background
+    this.#anchors = new Anchors(database, ntp !== undefined)
+    this.estimate = new Estimate(database.ear.clock, { source, freezes: !background })
+    if (this.asksDatabase) database.ear.on = (heard) => this.#heard(this.estimate.hear(heard))
+  }
+
+  get asksDatabase(): boolean {
+    return this.#source === 'database+ntp' || this.#source === 'database'
+  }
+
+  get closed(): boolean {
+    return this.#closed.signal.aborted
+  }
+
+  /** Aborts when it is closed. */
+  get closing(): AbortSignal {
+    return this.#closed.signal
+  }
+
+  /** The measurement that was begun last; it may be over. */
+  get measuring(): Promise<void> | undefined {
+    return this.#measuring
+  }
+
+  /** Samples by itself from now on, if this process lives on. @returns whether that is new. */
+  begin(): boolean {
+    if (this.#timer) {
+      if (this.estimate.wonders && performance.now() - this.#triedAt > WONDERS_MS) void this.#sample().catch(() => {})
+      return false
+    }
+    if (!this.#background || this.closed) return false
+    const turn = () => void this.#turn().catch(() => {})
+    this.#timer = setInterval(turn, EVERY_MS)
+    this.#timer.unref()
+    turn()
+    return true
+  }
+
+  /** Takes a sample (for the source `ntp` a measurement) unless the last is younger than this. @throws {UnavailableError} */
+  async fresh(maxAgeMs: number): Promise<void> {
+    if (this.#source === 'local') return
+    if (this.closed) throw new UnavailableError('Lockstep was closed')
+    const at = this.#source === 'ntp' ? this.#measuredAt : this.#sampledAt
+    if (performance.now() - at <= maxAgeMs && !this.estimate.wonders) return
+    if (this.#source === 'ntp') return this.measure()
+    await this.#sampling?.catch(() => {}) // that may have been sent before we were frozen
+    await this.#sample()
+  }
+
+  /** Asks the NTP servers, and offers the answer. @throws {UnavailableError} */
+  measure(): Promise<void> {
+    if (this.#asking) return this.#measuring as Promise<void>
+    this.#asking = true
+    this.#measuring = this.#ask().finally(() => {
+      this.#asking = false
+    })
+    this.#measuring.catch(() => {}) // who waits for it hears of it
+    return this.#measuring
+  }
+
+  close(): void {
+    clearInterval(this.#timer)
+    clearTimeout(this.#again)
+    this.#closed.abort(new UnavailableError('Lockstep was closed'))
+    this.#database.ear.on = undefined
+  }
+
+  async #turn(): Promise<void> {
+    const now = performance.now()
+    if (this.#source === 'ntp') {
+      if (now - this.#measuredAt >= MEASURE_MS) await this.measure()
+      return
+    }
+    const old = now - this.#heardAt >= EVERY_MS * 0.9 || now - this.#sampledAt >= SEE_ROW_MS
+    if (old || this.estimate.wonders) await this.#sample()
+  }
+
+  #sample(): Promise<void> {
+    this.#sampling ??= this.#take().finally(() => {
+      this.#sampling = undefined
+    })
+    return this.#sampling
+  }
+
+  async #take(): Promise<void> {
+    this.#triedAt = performance.now()
+    for (let tries = 0; tries < 3; tries++) {
+      const sample = await this.#anchors.sample(this.estimate.doubts)
+      const fit = this.estimate.take(sample)
+      if (fit !== 'void') this.#sampledAt = performance.now()
+      this.#heard(fit)
+      if (sample.claimed) void this.measure()
+      if (fit !== 'void') return
+    }
+  }
+
+  #heard(fit: Fit): void {
+    if (fit === 'void') return
+    this.#heardAt = performance.now()
+    if (fit === 'fits') return
+    this.#ntp?.forget()
+    // Which story is right is found out by a measurement: ours, or somebody's that is in the row soon.
+    this.#soon(0)
+  }
+
+  #soon(ms: number): void {
+    if (!this.#background || this.closed) return
+    clearTimeout(this.#again)
+    this.#again = setTimeout(() => void this.#sample().catch(() => {}), ms)
+    this.#again.unref()
+  }
+
+  async #ask(): Promise<void> {
+    const { signal } = this.#closed
+    const measured = await (this.#ntp as Ntp).measure({ signal })
+    this.estimate.measured(measured)
+    this.#measuredAt = performance.now()
+    const offer = this.estimate.offered(measured)
+    if (this.#source === 'ntp' || !offer) return
+    const sample = await this.#anchors.offer({ ...offer, servers: measured.servers })
+    this.#heard(this.estimate.take(sample))
+    if (sample.verdict === 'disputed' || this.estimate.doubts) this.#soon(AGAIN_MS)
+  }
+}
