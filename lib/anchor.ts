@@ -50,12 +50,10 @@ export interface Offer extends Interval {
 
 export type Verdict = 'begun' | 'agreed' | 'disputed' | 'late' | 'another clock'
 
-/** Who measures, in the row: a process is one writer. */
-const WRITER = crypto.randomUUID()
-
 export class Anchors {
   readonly #database: Database
   readonly #measures: boolean
+  #writer: string | undefined // in the row. Not made before it is needed: a Worker has no random numbers while it loads
 
   /** @param measures  whether this process can ask NTP servers. */
   constructor(database: Database, measures: boolean) {
@@ -72,10 +70,11 @@ export class Anchors {
   /** Offers a measurement; the answer is a sample too. @throws {UnavailableError} */
   async offer({ server, shows, lo, hi, guess, falsetickers, servers }: Offer): Promise<Sample & { verdict: Verdict }> {
     const nonce = crypto.randomUUID()
+    this.#writer ??= crypto.randomUUID()
     const us = (x: number, rounded: (x: number) => number) => String(rounded(x))
     const offer = sql`lockstep.offer_time(
         ${server}, ${us(shows.lo, Math.floor)}, ${us(shows.hi, Math.ceil)}, ${us(lo, Math.floor)}, ${us(hi, Math.ceil)},
-        ${us(guess, Math.round)}, ${WRITER}, ${falsetickers}::text[], ${JSON.stringify(servers)}::jsonb)`
+        ${us(guess, Math.round)}, ${this.#writer}, ${falsetickers}::text[], ${JSON.stringify(servers)}::jsonb)`
     // The sample's argument is the verdict, so that it is taken after it.
     const from = sql`(select ${offer} as verdict) o, lockstep.sample_time(o.verdict || ${nonce}, false, false)`
     let verdict: Verdict = 'late'

@@ -114,9 +114,13 @@ export function optionsAndWork<O extends object, W>(rest: unknown[]): [O, W] {
   return [(rest.length > 1 ? rest[0] : {}) as O, work as W]
 }
 
-// Holders of our own making: this process, and a number.
-const OURS = crypto.randomUUID()
+// Holders of our own making: this process, and a number. Not made before it is needed: a Worker has no random numbers
+// while it loads.
+let ours: string | undefined
 let fresh = 1
 
 /** The default holder: another one each time, so that every call is a contender of its own. */
-export const freshHolder = (): string => `${OURS}.${fresh++}`
+export function freshHolder(): string {
+  ours ??= crypto.randomUUID()
+  return `${ours}.${fresh++}`
+}
