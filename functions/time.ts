@@ -9,8 +9,8 @@
  * that makes the client's interval wider, not wrong.)
  *
  * It is `Cache-Control: no-store`, as every answer is: an hour out of a cache would be an hour ago. A process that lives on
- * answers without asking the database; one that does not asks it for each request whose last sample is older than 10 s. If it
- * cannot be asked, what is known still holds, and is answered with its wider bounds.
+ * answers without asking the database; one that may have been frozen asks it each time, since no clock of its own says for
+ * how long. If it cannot be asked, what is known still holds, and is answered with its wider bounds.
  */
 import { createRoute, OpenAPIHono, z } from '@hono/zod-openapi'
 import type { MiddlewareHandler } from 'hono'
@@ -59,9 +59,9 @@ export function timeRouter(time: Time): OpenAPIHono<Env> {
 
   router.openapi(now, async (c) => {
     try {
-      await time.ready({ maxAgeMs: SAMPLE_MS })
+      await time.ready({ maxAgeMs: time.background ? SAMPLE_MS : 0 })
     } catch (error) {
-      if (time.now().spreadMs === null) throw error
+      if (time.now().spreadMs === null) throw error // it was never asked
     }
     const cameInMs = c.get('cameInMs') ?? performance.now()
     const processed = Math.max(0, performance.now() - cameInMs)

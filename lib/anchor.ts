@@ -61,10 +61,14 @@ export class Anchors {
     this.#measures = measures
   }
 
-  /** @param doubts  whether this process found that a clock was set. @throws {UnavailableError} */
-  async sample(doubts: boolean): Promise<Sample> {
+  /**
+   * @param settles  whether this process would measure now to settle a doubt: the row's, or its own.
+   * @param doubts   whether it has one: it found that a clock was set.
+   * @throws {UnavailableError}
+   */
+  async sample(settles: boolean, doubts: boolean): Promise<Sample> {
     const nonce = crypto.randomUUID()
-    return this.#ask(nonce, sql`lockstep.sample_time(${nonce}, ${this.#measures}, ${doubts})`)
+    return this.#ask(nonce, sql`lockstep.sample_time(${nonce}, ${this.#measures}, ${settles}, ${doubts})`)
   }
 
   /** Offers a measurement; the answer is a sample too. @throws {UnavailableError} */
@@ -76,7 +80,7 @@ export class Anchors {
         ${server}, ${us(shows.lo, Math.floor)}, ${us(shows.hi, Math.ceil)}, ${us(lo, Math.floor)}, ${us(hi, Math.ceil)},
         ${us(guess, Math.round)}, ${this.#writer}, ${falsetickers}::text[], ${JSON.stringify(servers)}::jsonb)`
     // The sample's argument is the verdict, so that it is taken after it.
-    const from = sql`(select ${offer} as verdict) o, lockstep.sample_time(o.verdict || ${nonce}, false, false)`
+    const from = sql`(select ${offer} as verdict) o, lockstep.sample_time(o.verdict || ${nonce}, false, false, false)`
     let verdict: Verdict = 'late'
     const sample = await this.#ask(nonce, from, (row) => {
       verdict = row.nonce_.slice(0, -nonce.length) as Verdict

@@ -70,7 +70,8 @@ export class Dial {
     this.#gapped = false
   }
 
-  read(): Reading {
+  /** @param keep  whether what is shown is never gone back from. */
+  read(keep = true): Reading {
     const { at, growth, spread, measured, source, falsetickers } = this.#face
     let { lo, hi, guess, status } = this.#face
     const mono = this.#clock.mono()
@@ -92,7 +93,7 @@ export class Dial {
     else if (guess > hi) guess = hi
     let timeMs = (mono + guess) / 1_000
     if (timeMs < this.#last) timeMs = this.#last
-    else this.#last = timeMs
+    else if (keep) this.#last = timeMs
     const ahead = this.#ahead
     const spreadMs = spread === Infinity ? null : (spread + this.#drift * passed + ahead) / 1_000
     const known = lo > -Infinity

@@ -115,6 +115,16 @@ export class Estimate {
     return this.#dial.read()
   }
 
+  /** As {@link now}, for ourselves: nobody was told, so a later reading may be earlier. */
+  peek(): Reading {
+    return this.#dial.read(false)
+  }
+
+  /** Whether our two clocks have moved apart since the last sample. */
+  get apart(): boolean {
+    return Math.abs(this.#dial.slept(this.#clock.wall() - this.#clock.mono())) > GAP
+  }
+
   /** Learns from a reading of the database's clock. */
   hear(heard: Heard): Fit {
     if (Math.abs(heard.gap - heard.gapBefore) > GAP) return 'void'
@@ -176,6 +186,11 @@ export class Estimate {
     this.#phi.learn(known, at, guess)
     this.#measured = at
     this.#show(at)
+  }
+
+  /** Of measurements alone, without a database: our two clocks were looked at, and what they tell is known. */
+  regard(): void {
+    this.#dial.regard(this.#clock.wall() - this.#clock.mono())
   }
 
   /** A measurement as it is offered to the row; null: the database's clock is not known. */

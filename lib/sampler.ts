@@ -13,7 +13,7 @@ import { Anchors } from './anchor.ts'
 import type { Database } from './db.ts'
 import { UnavailableError } from './errors.ts'
 import { Estimate, type Fit } from './estimate.ts'
-import type { Ntp } from './ntp.ts'
+import type { Measurement, Ntp } from './ntp.ts'
 import type { TimeSource } from './reading.ts'
 
 export const EVERY_MS = 10_000
@@ -91,15 +91,19 @@ export class Sampler {
     return true
   }
 
-  /** Takes a sample (for the source `ntp` a measurement) unless the last is younger than this. @throws {UnavailableError} */
-  async fresh(maxAgeMs: number): Promise<void> {
+  /**
+   * Takes a sample (for the source `ntp` a measurement) unless the last is younger than this.
+   * @param settles  a doubt is settled now, however short ago this process has measured.
+   * @throws {UnavailableError}
+   */
+  async fresh(maxAgeMs: number, settles = false): Promise<void> {
     if (this.#source === 'local') return
     if (this.closed) throw new UnavailableError('Lockstep was closed')
     const at = this.#source === 'ntp' ? this.#measuredAt : this.#sampledAt
     if (performance.now() - at <= maxAgeMs && !this.estimate.wonders) return
     if (this.#source === 'ntp') return this.measure()
     await this.#sampling?.catch(() => {}) // that may have been sent before we were frozen
-    await this.#sample()
+    await this.#sample(settles)
   }
 
   /** Asks the NTP servers, and offers the answer. @throws {UnavailableError} */
@@ -130,21 +134,23 @@ export class Sampler {
     if (old || this.estimate.wonders) await this.#sample()
   }
 
-  #sample(): Promise<void> {
-    this.#sampling ??= this.#take().finally(() => {
+  #sample(settles = false): Promise<void> {
+    this.#sampling ??= this.#take(settles).finally(() => {
       this.#sampling = undefined
     })
     return this.#sampling
   }
 
-  async #take(): Promise<void> {
+  async #take(asked: boolean): Promise<void> {
     this.#triedAt = performance.now()
+    const settles = asked || this.#triedAt - this.#measuredAt >= AGAIN_MS
     for (let tries = 0; tries < 3; tries++) {
-      const sample = await this.#anchors.sample(this.estimate.doubts)
+      const sample = await this.#anchors.sample(settles, this.estimate.doubts)
       const fit = this.estimate.take(sample)
       if (fit !== 'void') this.#sampledAt = performance.now()
       this.#heard(fit)
       if (sample.claimed) void this.measure()
+      else if (fit === 'fits' && this.#ntp && this.estimate.doubts) this.#soon(AGAIN_MS)
       if (fit !== 'void') return
     }
   }
@@ -165,9 +171,23 @@ export class Sampler {
     this.#again.unref()
   }
 
-  async #ask(): Promise<void> {
+  // A measurement during which this machine did not sleep: an answer from before would be held against the clock of after.
+  async #awake(): Promise<Measurement> {
     const { signal } = this.#closed
-    const measured = await (this.#ntp as Ntp).measure({ signal })
+    const ntp = this.#ntp as Ntp
+    for (let tries = 0; tries < 3; tries++) {
+      // So that the database's clock is known as it is after a sleep, too.
+      if (this.#source === 'ntp') this.estimate.regard()
+      else if (this.estimate.apart) this.estimate.take(await this.#anchors.sample(false, false))
+      const measured = await ntp.measure({ signal })
+      if (!this.estimate.apart) return measured
+      ntp.forget()
+    }
+    throw new UnavailableError('The clock of this machine was set, or stood still, while NTP servers were asked')
+  }
+
+  async #ask(): Promise<void> {
+    const measured = await this.#awake()
     this.estimate.measured(measured)
     this.#measuredAt = performance.now()
     const offer = this.estimate.offered(measured)

@@ -63,9 +63,10 @@ const FIRST_SAMPLES = 4
 const SOURCES: TimeSource[] = ['database+ntp', 'database', 'ntp', 'local']
 
 export class Time {
+  /** Whether this process samples by itself. If not, call {@link ready} before {@link now}. */
+  readonly background: boolean
   readonly #sampler: Sampler
   readonly #ntp: Ntp | undefined
-  readonly #background: boolean
   readonly #tick: (one: null) => Promise<bigint>
 
   constructor(database: Database, options: TimeOptions = {}) {
@@ -74,8 +75,8 @@ export class Time {
     const measures = typeof ntp?.measure === 'function'
     if (!measures && (ntp !== undefined || source === 'ntp')) throw wrongType('time.ntp', MADE_BY_NTP, ntp)
     this.#ntp = source === 'database+ntp' || source === 'ntp' ? ntp : undefined
-    this.#background = background && source !== 'local'
-    this.#sampler = new Sampler(database, { source, ntp: this.#ntp, background: this.#background })
+    this.background = background && source !== 'local'
+    this.#sampler = new Sampler(database, { source, ntp: this.#ntp, background: this.background })
     this.#tick = batched((calls) => ticks(database, calls.length), freshKey(), MOST_TICKS)
   }
 
@@ -88,7 +89,7 @@ export class Time {
    */
   now(): Reading {
     const sampler = this.#sampler
-    if (this.#background) sampler.begin()
+    if (this.background) sampler.begin()
     return sampler.estimate.now()
   }
 
@@ -117,10 +118,10 @@ export class Time {
     await sampler.fresh(maxAgeMs)
     for (let i = 1; first && i < FIRST_SAMPLES; i++) await sampler.fresh(0)
     const until = AbortSignal.timeout(Math.min(waitMs, MOST_WAIT_MS))
-    if (this.now().boundMs === null) await unless(until, sampler.measuring).catch(() => {})
+    if (sampler.estimate.peek().boundMs === null) await unless(until, sampler.measuring).catch(() => {})
     while (maxBoundMs < Infinity) {
       signal?.throwIfAborted() // nobody waits any more
-      const { boundMs, status } = this.now()
+      const { boundMs, status } = sampler.estimate.peek()
       if (boundMs !== null && boundMs <= maxBoundMs) break
       if (performance.now() - since >= waitMs) throw tooWide(maxBoundMs, boundMs, status)
       await unless(until, sampler.measuring).catch(() => {})
@@ -170,7 +171,7 @@ export class Time {
         Math.min(ms - reading.earliestMs + 0.1, EVERY_MS),
         signal ? AbortSignal.any([signal, closing]) : closing,
       )
-      if (!this.#background) await this.#sampler.fresh(EVERY_MS).catch(() => {})
+      if (!this.background) await this.#sampler.fresh(EVERY_MS).catch(() => {})
     }
   }
 
@@ -196,7 +197,7 @@ export class Time {
     signal?.throwIfAborted()
     const sampler = this.#sampler
     const before = sampler.measuring
-    await unless(signal, sampler.fresh(0))
+    await unless(signal, sampler.fresh(0, true))
     if (sampler.measuring === before) return false
     await unless(signal, sampler.measuring)
     return true

@@ -8,6 +8,8 @@ export interface TcpProxy extends AsyncDisposable {
   url: string
   /** How many connections are open now. */
   open(): number
+  /** Leads new connections to the server of another connection string. */
+  target(url: string): void
   /** Resets all connections; new ones are welcome. */
   cut(): void
   /** Resets all connections and every new one, until `resume`. */
@@ -23,7 +25,7 @@ export interface TcpProxy extends AsyncDisposable {
 
 /** A TCP proxy before the server of a connection string. */
 export async function tcpProxy(targetUrl: string): Promise<TcpProxy> {
-  const target = new URL(targetUrl)
+  let target = new URL(targetUrl)
   const pairs = new Set<{ client: net.Socket; server: net.Socket; gap: boolean }>()
   let mode: 'open' | 'refuse' | 'blackhole' | 'hold' = 'open'
 
@@ -88,6 +90,9 @@ export async function tcpProxy(targetUrl: string): Promise<TcpProxy> {
   return {
     url: url.href,
     open: () => pairs.size,
+    target(to) {
+      target = new URL(to)
+    },
     cut: () => reset(() => true),
     refuse() {
       change('refuse')

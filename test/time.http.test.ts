@@ -60,12 +60,15 @@ describe('GET /v1/time', () => {
     }
   })
 
-  test('asks the database once in ten seconds where nothing goes on in the background', async () => {
-    await using proxy = await tcpProxy(db.url)
-    const { app } = open({ background: false }, {}, proxy.url)
-    expect((await app.request('/v1/time')).status).toBe(200)
-    proxy.refuse()
-    expect((await app.request('/v1/time')).status).toBe(200)
+  test('asks the database each time in a process that may have been frozen, and not in one that lives on', async () => {
+    await open({ ntp: new Truth().ntp(), background: false }).lockstep.time.synchronize()
+    for (const background of [true, false]) {
+      await db.pool.query(`update lockstep.time_anchor set falsetickers = '{before}'`)
+      const { ask, lockstep } = open({ background })
+      await lockstep.time.ready()
+      await db.pool.query(`update lockstep.time_anchor set falsetickers = '{after}'`)
+      expect((await ask()).falsetickers).toEqual([background ? 'before' : 'after'])
+    }
   })
 
   test('says null where nobody has measured', async () => {

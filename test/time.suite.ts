@@ -377,6 +377,35 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       })
     })
 
+    test('a machine that sleeps while NTP servers are asked writes no old truth', async () => {
+      const truth = new Truth()
+      const { now } = performance
+      let slept = 0
+      performance.now = () => now.call(performance) - slept // stands still while `slept` grows
+      try {
+        const servers = truth.ntp()
+        let times = 0
+        const measure = async () => {
+          const measured = await servers.measure()
+          if (times++ > 0) return measured
+          const since = now.call(performance)
+          while (now.call(performance) - since < 60) slept = now.call(performance) - since
+          truth.offset += slept * 1_000
+          return measured // from before
+        }
+        const { time } = open({ ntp: { ...servers, measure }, background: false })
+        expect(await time.synchronize()).toBe(true)
+        expect(times).toBe(2)
+        const { time: reads } = open({ background: false })
+        for (const each of [time, reads]) {
+          await each.ready()
+          truth.expectWithin(() => each.now())
+        }
+      } finally {
+        performance.now = now
+      }
+    })
+
     test('an answer out of a cache is refused', async () => {
       // What a caching proxy does: the answer of before, again.
       const lockstep = open({ background: false })

@@ -39,11 +39,11 @@ $$ select (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint $$;
 -- ── What processes ask ──────────────────────────────────────────────────────────────────────────────────────────
 
 -- The clock, and the row if it speaks of this clock. `nonce` comes back: an answer out of a cache has another. With `measures`
--- the caller can ask NTP servers: `claimed` says that it is its turn to do so. It is when the row is older than 64 s, speaks
--- of another clock, or is in doubt (by itself, or the caller's own: `doubts`). A claim lasts 20 s; one that lies 30 s
+-- the caller can ask NTP servers: `claimed` says that it is its turn to do so. It is when the row is older than 64 s, or speaks
+-- of another clock; and with `settles`, if the row is in doubt, or the caller (`doubts`). A claim lasts 20 s; one that lies 30 s
 -- ahead is of a clock that was set back since (30, since another's may have been made a moment after our `at`). It is never
 -- waited for.
-create function lockstep.sample_time(nonce text, measures boolean, doubts boolean)
+create function lockstep.sample_time(nonce text, measures boolean, settles boolean, doubts boolean)
 returns table (
   nonce_ text, us bigint, server bigint, epoch integer, revision bigint, at_us bigint, lo_us bigint, hi_us bigint,
   guess_us bigint, rival_at_us bigint, rival_lo_us bigint, rival_hi_us bigint, falsetickers text[], claimed boolean
@@ -57,8 +57,8 @@ begin
   if measures and not pg_is_in_recovery() then
     perform from lockstep.time_anchor a
       where a.id = 1 and (a.claimed_until is null or a.claimed_until <= at or a.claimed_until > at + interval '30 s')
-        and (doubts or a.server is distinct from mine or a.rival_at_us is not null
-             or abs(lockstep.microseconds(at) - a.at_us) > 64000000)
+        and (a.server is distinct from mine or abs(lockstep.microseconds(at) - a.at_us) > 64000000
+             or (settles and (doubts or a.rival_at_us is not null)))
         for update skip locked;
     got := found;
     if got then
@@ -118,15 +118,20 @@ begin
       end if;
     end if;
   else
+    said := 'disputed';
     drift := ceil(abs(now_us - a.rival_at_us) * 0.00005) + 1;
-    if greatest(a.rival_lo_us - drift, lo) <= least(a.rival_hi_us + drift, hi)
-       and (who <> a.rival_writer or now_us - a.rival_at_us > 500000) then
-      said := 'begun';
-      a.epoch := a.epoch + 1;
-      lo := greatest(a.rival_lo_us - drift, lo);
-      hi := least(a.rival_hi_us + drift, hi);
-    else
-      said := 'disputed';
+    if a.rival_at_us is not null -- greatest and least pass over nulls
+       and greatest(a.rival_lo_us - drift, lo) <= least(a.rival_hi_us + drift, hi) then
+      if who <> a.rival_writer or abs(now_us - a.rival_at_us) > 500000 then
+        said := 'begun';
+        a.epoch := a.epoch + 1;
+        lo := greatest(a.rival_lo_us - drift, lo);
+        hi := least(a.rival_hi_us + drift, hi);
+      else -- the same witness, too soon: it keeps its place, or who asks all the time would never be a second one
+        now_us := a.rival_at_us;
+        lo := a.rival_lo_us;
+        hi := a.rival_hi_us;
+      end if;
     end if;
   end if;
 
