@@ -15,6 +15,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
 import { type ServeOptions, serve } from '../functions/node.ts'
 import { createLockstep } from '../lib/index.ts'
 import { type FreshDatabase, freshDatabase } from './database.ts'
+import { fakeServer } from './ntp.server.ts'
 
 const CLI = fileURLToPath(new URL('../functions/cli.ts', import.meta.url))
 const KEY = `ci:${createHash('sha256').update('secret').digest('hex')}:locks:write`
@@ -238,13 +239,52 @@ describe('lockstep', () => {
     }
   })
 
+  test('it measures true time, says how well, and names the liar', async () => {
+    const servers = await Promise.all([0, 0, 0, 10_000].map((wrongMs) => fakeServer({ wrongMs })))
+    leftovers.push(...servers.map((each) => () => each[Symbol.asyncDispose]()))
+    const names = servers.map(({ name }) => name)
+    const env = { DATABASE_URL: database.url, LOCKSTEP_NTP_SERVERS: ` ${names.join(', ')} ` }
+    const run = lockstep([], env)
+    const url = await listening(run)
+    await run.printed(/true time is known to within \d+\.\d ms, synchronized\n/)
+    expect(run.out()).toContain(`asking ${names.join(', ')} for true time (LOCKSTEP_NTP_SERVERS)\n`)
+    const answer = await (await fetch(`${url}/v1/time`)).json()
+    expect(answer).toMatchObject({ status: 'synchronized', source: 'database+ntp', falsetickers: [names[3]] })
+    run.child.kill('SIGINT')
+    expect(await run.ended).toBe(0)
+    expect(run.err()).toBe('')
+  })
+
+  test('when no NTP server answers it says so, once, and serves', async () => {
+    await database.pool.query('update lockstep.time_anchor set server = 0, claimed_until = null')
+    const env = { DATABASE_URL: database.url, LOCKSTEP_NTP_SERVERS: '127.0.0.1:1,127.0.0.1:2,127.0.0.1:3' }
+    const run = lockstep([], env)
+    const url = await listening(run)
+    await until(() => run.err() !== '')
+    expect(run.err()).toMatch(/^true time is not known yet: Only 0 of 3 NTP servers gave a time, .*ECONNREFUSED.*\n$/)
+    expect(await (await fetch(`${url}/v1/time`)).json()).toMatchObject({ status: 'unsynchronized', earliest: null })
+    run.child.kill('SIGINT')
+    expect(await run.ended).toBe(0)
+  })
+
+  test.each(['time.example', 'a.example,b.example', 'a.example,b.example,c.example:0', 'a.example,b.example,', 'OFF'])(
+    'LOCKSTEP_NTP_SERVERS=%s is refused in one sentence',
+    async (servers) => {
+      const run = lockstep([], { DATABASE_URL: database.url, LOCKSTEP_NTP_SERVERS: servers })
+      expect(await run.ended).toBe(1)
+      expect(run.err()).toMatch(
+        /^LOCKSTEP_NTP_SERVERS must be host\[:port\],…, 3–16 of them, or off: Expected `servers`.*\n$/,
+      )
+    },
+  )
+
   test('--version and --help tell, and start nothing', async () => {
     const version = lockstep(['--version'])
     const { version: expected } = JSON.parse(fs.readFileSync(new URL('../package.json', import.meta.url), 'utf8'))
     expect([await version.ended, version.out()]).toEqual([0, `${expected}\n`])
     const help = lockstep(['-h'])
     expect(await help.ended).toBe(0)
-    for (const word of ['PORT', 'HOST', 'DATABASE_URL', 'LOCKSTEP_API_KEYS', 'migrate'])
+    for (const word of ['PORT', 'HOST', 'DATABASE_URL', 'LOCKSTEP_API_KEYS', 'LOCKSTEP_NTP_SERVERS', 'migrate'])
       expect(help.out()).toContain(word)
   })
 

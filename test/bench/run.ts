@@ -1,10 +1,10 @@
 /**
  * The bench: `npm run bench`.
  *
- *     npm run bench -- [locks] [leaders] [tasks] [--rounds 5] [--seconds 1.5] [--only <row>]…
+ *     npm run bench -- [locks] [leaders] [tasks] [time] [--rounds 5] [--seconds 1.5] [--only <row>]…
  *
  * A line of JSON for each contender of each row on stdout, and a table at the end of each part; progress on stderr. What
- * is measured is told in lock.ts, leader.ts and task.ts, how in harness.ts, beside what servers in servers.ts.
+ * is measured is told in lock.ts, leader.ts, task.ts and time.ts, how in harness.ts, beside what servers in servers.ts.
  *
  * A wrong result fails the run. A slow one does not.
  */
@@ -16,6 +16,7 @@ import { LEADERS } from './leader.ts'
 import { LOCKS } from './lock.ts'
 import { type Row, startServers } from './servers.ts'
 import { TASKS } from './task.ts'
+import { TIME } from './time.ts'
 
 interface Part {
   rows: Record<string, Row>
@@ -26,6 +27,7 @@ const PARTS: Record<string, Part> = {
   locks: { rows: LOCKS, peers: ['redis'] },
   leaders: { rows: LEADERS, peers: ['etcd'] },
   tasks: { rows: TASKS, peers: ['redis'] },
+  time: { rows: TIME, peers: [] },
 }
 
 const { values, positionals } = parseArgs({
