@@ -43,6 +43,8 @@ export interface Offer extends Interval {
   /** What that clock shows now. */
   shows: Interval
   guess: number
+  /** Whether this process has seen that clock set: what was measured before does not count then. */
+  doubts: boolean
   falsetickers: string[]
   /** What each NTP server said, for who looks. */
   servers: unknown
@@ -72,13 +74,22 @@ export class Anchors {
   }
 
   /** Offers a measurement; the answer is a sample too. @throws {UnavailableError} */
-  async offer({ server, shows, lo, hi, guess, falsetickers, servers }: Offer): Promise<Sample & { verdict: Verdict }> {
+  async offer({
+    server,
+    shows,
+    lo,
+    hi,
+    guess,
+    doubts,
+    falsetickers,
+    servers,
+  }: Offer): Promise<Sample & { verdict: Verdict }> {
     const nonce = crypto.randomUUID()
     this.#writer ??= crypto.randomUUID()
     const us = (x: number, rounded: (x: number) => number) => String(rounded(x))
     const offer = sql`lockstep.offer_time(
         ${server}, ${us(shows.lo, Math.floor)}, ${us(shows.hi, Math.ceil)}, ${us(lo, Math.floor)}, ${us(hi, Math.ceil)},
-        ${us(guess, Math.round)}, ${this.#writer}, ${falsetickers}::text[], ${JSON.stringify(servers)}::jsonb)`
+        ${us(guess, Math.round)}, ${doubts}, ${this.#writer}, ${falsetickers}::text[], ${JSON.stringify(servers)}::jsonb)`
     // The sample's argument is the verdict, so that it is taken after it.
     const from = sql`(select ${offer} as verdict) o, lockstep.sample_time(o.verdict || ${nonce}, false, false, false)`
     let verdict: Verdict = 'late'

@@ -11,7 +11,7 @@ import { Reading, type TimeSource, type TimeStatus } from './reading.ts'
 
 /** How old a measurement may be, in microseconds: eight polls of 64 s, as ClockBound has it. */
 const HOLD = 512_000_000
-/** The wall clock ran further than the monotonic one: by more microseconds than both of them tick and are slewed. */
+/** The wall clock ran further than the monotonic one: by more microseconds than both of them tick, and may drift apart since. */
 export const GAP = 5_000
 
 /** What is shown from `at` on: offsets from the monotonic clock, all in microseconds. */
@@ -35,6 +35,7 @@ export class Dial {
   readonly #ahead: number
   #last = -Infinity // milliseconds
   #gap: number
+  #regardedAt: number
   #gapped = false
   #face: Face
 
@@ -43,7 +44,8 @@ export class Dial {
     this.#clock = clock
     this.#drift = drift
     this.#ahead = clock.granularity + clock.lag
-    this.#gap = clock.wall() - clock.mono()
+    this.#regardedAt = clock.mono()
+    this.#gap = clock.wall() - this.#regardedAt
     this.#face = {
       ...{ at: 0, lo: -Infinity, hi: Infinity, guess: 0, growth: 0, spread: Infinity, measured: -Infinity },
       ...{ status: 'unsynchronized', source: 'local', falsetickers: [] },
@@ -59,14 +61,16 @@ export class Dial {
     this.#face = face
   }
 
-  /** For how long we may have slept since the last sample, if the wall clock is `gap` ahead of the monotonic one now. */
-  slept(gap: number): number {
-    return gap - this.#gap
+  /** By how much the wall clock is further ahead than it was at the last sample; 0: by no more than clocks drift. */
+  ran(gap: number, at: number): number {
+    const ran = gap - this.#gap
+    return Math.abs(ran) > GAP + this.#drift * (at - this.#regardedAt) ? ran : 0
   }
 
-  /** A sample has told what there was to tell. */
-  regard(gap: number): void {
+  /** A sample has told what there was to tell: the wall clock was `gap` ahead, `at`. */
+  regard(gap: number, at: number): void {
     this.#gap = gap
+    this.#regardedAt = at
     this.#gapped = false
   }
 
@@ -77,16 +81,14 @@ export class Dial {
     const mono = this.#clock.mono()
     const wall = this.#clock.wall()
     const passed = mono - at
-    const gap = wall - mono - this.#gap
+    const ran = this.ran(wall - mono, mono)
     if (status === 'synchronized' && mono - measured > HOLD) status = 'free-running'
     lo -= growth * passed
     hi += growth * passed
-    if (gap > GAP || gap < -GAP) {
-      this.#gapped = true
-      if (gap > GAP) {
-        hi += gap
-        if (status !== 'unsynchronized') status = 'disrupted'
-      }
+    if (ran !== 0) this.#gapped = true
+    if (ran > 0) {
+      hi += ran
+      if (status !== 'unsynchronized') status = 'disrupted'
     }
     if (source === 'local') guess = wall - mono
     else if (guess < lo) guess = lo

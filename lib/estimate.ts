@@ -56,9 +56,8 @@ const LOCAL_DRIFT = ppm(100)
 const DATABASE_DRIFT = ppm(50)
 /** Microseconds for disturbances that no sample can see: they hide in its round trip. */
 const SLACK = 1_000
-/** By how much the wall clock and the database may disagree about how long we slept. */
+/** By how much the wall clock and the database may disagree about how long we slept, besides what they drift. */
 const WOKEN = 50_000
-
 /** What was measured by this process: true time minus its monotonic clock, at `at`. */
 export interface Measured extends Interval {
   at: number
@@ -88,7 +87,6 @@ export class Estimate {
   #server: string | undefined
   #anchor: Anchor | null = null
   #row: 'seen' | 'unknown' = 'seen' // of the server that was heard last
-  #epoch = 0 // of the row when φ last met it
   #contradicted: number | null = null // the row's revision then; a later one ends it
   #rival: { known: Interval; at: number } | null = null // a measurement of our own that contradicts φ
   #falsetickers: readonly string[] = []
@@ -122,34 +120,40 @@ export class Estimate {
 
   /** Whether our two clocks have moved apart since the last sample. */
   get apart(): boolean {
-    return Math.abs(this.#dial.slept(this.#clock.wall() - this.#clock.mono())) > GAP
+    const mono = this.#clock.mono()
+    return this.#dial.ran(this.#clock.wall() - mono, mono) !== 0
   }
 
   /** Learns from a reading of the database's clock. */
   hear(heard: Heard): Fit {
     if (Math.abs(heard.gap - heard.gapBefore) > GAP) return 'void'
     const { before, after, us, server } = heard
-    const slept = this.#dial.slept(heard.gap)
+    const slept = this.#dial.ran(heard.gap, after)
     let fit: Fit = 'fits'
     if (server !== this.#server) {
       // How long we slept cannot be told from a clock that was not known before.
-      if (slept > GAP && this.#phi.known) this.#shift({ lo: 0, hi: slept }, after)
+      this.#mayHaveSlept(slept, after)
       this.#server = server
       this.#theta.forget()
       this.#anchor = null
       this.#row = 'unknown'
+      // What was measured of this clock may be from before it was set: it takes a measurement from after this look at it.
+      if (this.#contradicted !== null) this.#contradicted = Infinity
     }
     const theta = this.#theta.at(after)
     const jump = this.#theta.learn(bracket(before, after, us, us + 1, LOCAL_DRIFT), after)
-    if (jump !== null && this.#freezes && slept > GAP && Math.abs(jump - slept) < WOKEN) {
+    const drifted = (LOCAL_DRIFT + DATABASE_DRIFT) * slept
+    if (jump !== null && this.#freezes && slept > 0 && Math.abs(jump - slept) < WOKEN + drifted) {
       fit = 'slept'
-      if (this.#phi.known) this.#shift(minus(this.#theta.at(after), theta), after)
+      const missed = minus(this.#theta.at(after), theta)
+      if (this.#phi.known) this.#shift(widened(missed, DATABASE_DRIFT * slept), after)
       this.#rival = null
     } else if (jump !== null) {
       fit = 'contradicts'
+      this.#mayHaveSlept(slept, after)
       if (this.#phi.known) this.#contradicted = Infinity
     }
-    this.#dial.regard(heard.gap)
+    this.#dial.regard(heard.gap, after)
     this.#show(after)
     return fit
   }
@@ -174,12 +178,12 @@ export class Estimate {
     if (this.#phi.known && !meet(this.#phi.at(at), known)) {
       const rival = this.#rival
       const twice = rival && meet(widened(rival.known, LOCAL_DRIFT * (at - rival.at)), known)
-      if (twice || this.#contradicted !== null) this.#phi.forget()
-      else {
+      if (!twice && this.#contradicted === null) {
         this.#rival = { known, at }
         this.#show(at)
         return
       }
+      this.#phi.forget()
     }
     this.#rival = null
     this.#contradicted = null
@@ -188,13 +192,14 @@ export class Estimate {
     this.#show(at)
   }
 
-  /** Of measurements alone, without a database: our two clocks were looked at, and what they tell is known. */
+  /** Without a database: our two clocks were looked at, and what they tell is known. */
   regard(): void {
-    this.#dial.regard(this.#clock.wall() - this.#clock.mono())
+    const mono = this.#clock.mono()
+    this.#dial.regard(this.#clock.wall() - mono, mono)
   }
 
   /** A measurement as it is offered to the row; null: the database's clock is not known. */
-  offered({ at, lo, hi, guess, falsetickers }: Measured): Omit<Offer, 'servers'> | null {
+  offered({ at, lo, hi, guess, falsetickers }: Measured): Omit<Offer, 'servers' | 'doubts'> | null {
     if (this.#server === undefined || !this.#theta.known) return null
     const now = this.#clock.mono()
     const theta = this.#theta.at(now)
@@ -209,10 +214,15 @@ export class Estimate {
     }
   }
 
+  // The database's clock was set as well, perhaps, so it is no witness of how long. The guess stays on the old line.
+  #mayHaveSlept(slept: number, at: number): void {
+    if (slept > 0 && this.#phi.known) this.#shift({ lo: 0, hi: slept + WOKEN + LOCAL_DRIFT * slept }, at, 0)
+  }
+
   // Our clock missed as much.
-  #shift(by: Interval, at: number): void {
+  #shift(by: Interval, at: number, likely = middle(by)): void {
     const { lo, hi } = plus(this.#phi.at(at), by)
-    const guess = this.#phi.guess(at) + middle(by)
+    const guess = this.#phi.guess(at) + likely
     this.#phi.forget()
     this.#phi.learn({ lo, hi }, at, guess)
     this.#measured -= by.hi
@@ -235,17 +245,15 @@ export class Estimate {
     if (!anchor || !story || anchor.rival) return
     const later = this.#contradicted !== null && anchor.revision > this.#contradicted
     if (this.#phi.known && !meet(this.#phi.at(at), story)) {
-      // Begun anew by two measurements, or measured after what we have seen: then it is we who were wrong.
-      if (later || (this.#contradicted === null && this.#epoch > 0 && anchor.epoch > this.#epoch)) {
-        this.#phi.forget()
-        this.#rival = null
-      } else {
+      // Measured after what we have seen: then it is we who were wrong. Else the clock may have been set since it was measured.
+      if (!later) {
         this.#contradicted ??= anchor.revision
         return
       }
+      this.#phi.forget()
+      this.#rival = null
     } else if (this.#contradicted !== null && !later) return
     this.#contradicted = null
-    this.#epoch = anchor.epoch
     this.#phi.learn(story, at, this.#theta.guess(at) + anchor.guess)
     this.#measured = Math.max(this.#measured, anchor.at - middle(this.#theta.at(at)))
   }

@@ -188,11 +188,12 @@ export class Sampler {
 
   async #ask(): Promise<void> {
     const measured = await this.#awake()
+    const { doubts } = this.estimate
     this.estimate.measured(measured)
     this.#measuredAt = performance.now()
     const offer = this.estimate.offered(measured)
     if (this.#source === 'ntp' || !offer) return
-    const sample = await this.#anchors.offer({ ...offer, servers: measured.servers })
+    const sample = await this.#anchors.offer({ ...offer, doubts, servers: measured.servers })
     this.#heard(this.estimate.take(sample))
     if (sample.verdict === 'disputed' || this.estimate.doubts) this.#soon(AGAIN_MS)
   }

@@ -346,7 +346,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
 
     test('refuses what was under way too long, was sent before the clock was set back, or is of another clock', async () => {
       const offer = async (server: string, from: string, to = from) => {
-        const text = `select lockstep.offer_time(${server}, ${from}, ${to}, -1000, 1000, 0, 'w', '{}', '[]') as verdict`
+        const text = `select lockstep.offer_time(${server}, ${from}, ${to}, -1000, 1000, 0, false, 'w', '{}', '[]') as verdict`
         return (await pool.query(text)).rows[0].verdict
       }
       const now = 'lockstep.microseconds(clock_timestamp())'
@@ -361,6 +361,30 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       // 300 ms under way, or a clock that was set by as much: the offer alone, as wide as that
       expect(await offer(mine, `${now} - 300000`)).toBe('agreed')
       expect(Number((await row()).lo_us)).toBeLessThan(-300_000)
+    })
+
+    test('is replaced, not intersected, by who has seen the clock set, and while it is in doubt', async () => {
+      const offer = async (lo: number, hi: number, { doubts = false, who = 'one' } = {}) => {
+        const now = 'lockstep.microseconds(clock_timestamp())'
+        const text = `select lockstep.offer_time(lockstep.clock_identity(), ${now}, ${now}, ${lo}, ${hi}, ${lo}, ${doubts},
+                                                 '${who}', '{}', '[]') as verdict`
+        const { verdict } = (await pool.query(text)).rows[0]
+        const { lo_us, hi_us, rival_lo_us } = await row()
+        return { verdict, lo: Number(lo_us), hi: Number(hi_us), rival: rival_lo_us && Number(rival_lo_us) }
+      }
+      const ms = (x: number) => x * 1_000
+      expect(await offer(ms(-100), ms(100))).toMatchObject({ verdict: 'begun', hi: ms(100) + 1 })
+      expect((await offer(ms(50), ms(500))).hi).toBeLessThan(ms(101))
+      expect(await offer(ms(90), ms(500), { doubts: true })).toMatchObject({ verdict: 'agreed', hi: ms(500) + 1 })
+      expect(await offer(ms(900), ms(999))).toMatchObject({ verdict: 'disputed', hi: ms(500) + 1 })
+      const kept = (await row()).rival_at_us
+      expect((await offer(ms(901), ms(998))).verdict).toBe('disputed') // the same witness, too soon
+      expect((await row()).rival_at_us).toBe(kept)
+      expect(await offer(ms(400), ms(990))).toMatchObject({ verdict: 'agreed', hi: ms(990) + 1, rival: null })
+      expect(await offer(ms(2_000), ms(2_100))).toMatchObject({ verdict: 'disputed' })
+      const begun = await offer(ms(2_050), ms(2_900), { who: 'another' })
+      expect(begun).toMatchObject({ verdict: 'begun', hi: ms(2_900) + 1, rival: null })
+      expect(begun.lo).toBeLessThan(ms(2_050))
     })
 
     test('is of another clock after a restart, and then means nothing', async () => {

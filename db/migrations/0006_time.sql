@@ -76,12 +76,12 @@ end $$;
 -- get the hull of both, until a second one says which is right: another process's, or one half a second later.
 --
 -- `from_us`, `to_us`: what this clock shows at the sending, as the sender believes. What it shows more than that is time under
--- way or a step of the clock, which nobody can tell apart; so it is taken off the interval. If it is more than 20 ms,
--- the measurement replaces the row instead of being intersected with it, since a row from before a step would be wrong.
--- Beyond 2 s it is refused, so that a process that was frozen in between cannot write an old truth; and so it is if the clock
+-- way or a step of the clock, which nobody can tell apart; so it is taken off the interval. If it is more than 20 ms, or if
+-- the row is in doubt, or the sender (`doubts`: it has seen the clock set), then a measurement that agrees replaces the row
+-- instead of being intersected with it: a row from before a small step may agree and be wrong. Beyond 2 s it is refused, so that a process that was frozen in between cannot write an old truth; and so it is if the clock
 -- shows less, for then it was set back.
 create function lockstep.offer_time(
-  whose bigint, from_us bigint, to_us bigint, lo bigint, hi bigint, guess bigint,
+  whose bigint, from_us bigint, to_us bigint, lo bigint, hi bigint, guess bigint, doubts boolean,
   who text, wrong text[], told jsonb
 ) returns text
 language plpgsql as $$
@@ -109,7 +109,7 @@ begin
     a.epoch := a.epoch + 1;
   elsif greatest(a.lo_us - drift, lo) <= least(a.hi_us + drift, hi) then
     said := 'agreed';
-    if now_us - from_us <= 20000 then
+    if now_us - from_us <= 20000 and a.rival_at_us is null and not doubts then
       lo := greatest(a.lo_us - drift, lo);
       hi := least(a.hi_us + drift, hi);
       if given > a.guess_width_us + 2 * drift then -- the row's guess is from a narrower one
@@ -123,10 +123,8 @@ begin
     if a.rival_at_us is not null -- greatest and least pass over nulls
        and greatest(a.rival_lo_us - drift, lo) <= least(a.rival_hi_us + drift, hi) then
       if who <> a.rival_writer or abs(now_us - a.rival_at_us) > 500000 then
-        said := 'begun';
+        said := 'begun'; -- with the later of the two alone: the clock may have been set again in between
         a.epoch := a.epoch + 1;
-        lo := greatest(a.rival_lo_us - drift, lo);
-        hi := least(a.rival_hi_us + drift, hi);
       else -- the same witness, too soon: it keeps its place, or who asks all the time would never be a second one
         now_us := a.rival_at_us;
         lo := a.rival_lo_us;
