@@ -114,11 +114,12 @@ export class Time {
   async #ready(maxBoundMs: number, maxAgeMs: number, waitMs: number, signal?: AbortSignal): Promise<Reading> {
     const since = performance.now()
     const sampler = this.#sampler
+    const unknown = sampler.estimate.peek().boundMs === null
     const first = sampler.begin() && sampler.asksDatabase
     await sampler.fresh(maxAgeMs)
     for (let i = 1; first && i < FIRST_SAMPLES; i++) await sampler.fresh(0)
     const until = AbortSignal.timeout(Math.min(waitMs, MOST_WAIT_MS))
-    if (sampler.estimate.peek().boundMs === null) await unless(until, sampler.measuring).catch(() => {})
+    if (unknown) await unless(until, sampler.measuring).catch(() => {}) // to its end: then the row is written, too
     while (maxBoundMs < Infinity) {
       signal?.throwIfAborted() // nobody waits any more
       const { boundMs, status } = sampler.estimate.peek()
