@@ -7,8 +7,8 @@
  *
  * @see F. Cristian, "Probabilistic clock synchronization", 1989
  */
+import { LOCAL_DRIFT } from './assumed.ts'
 import { wrongType } from './errors.ts'
-import { ppm } from './interval.ts'
 
 /** Of the answer of `GET /v1/time`, what is needed here. */
 export interface TimeAnswer {
@@ -28,9 +28,6 @@ export interface RemoteTime {
   boundMs: number | null
 }
 
-/** Of the client's clock while it waits. */
-const DRIFT = ppm(100)
-
 /**
  * What time it was at `receivedMs`.
  *
@@ -43,7 +40,7 @@ export function cristian(answer: TimeAnswer, sentMs: number, receivedMs: number)
   const waited = receivedMs - sentMs
   if (!(waited >= 0)) throw wrongType('receivedMs', 'a number of milliseconds, not before sentMs', receivedMs)
   const { processingMs = 0 } = answer
-  const onTheWay = Math.max(0, waited - (processingMs > 0 ? processingMs : 0)) + DRIFT * waited
+  const onTheWay = Math.max(0, waited - (processingMs > 0 ? processingMs : 0)) + LOCAL_DRIFT * waited
   const timeMs = time + onTheWay / 2
   if (answer.earliest === null || answer.latest === null) {
     return { timeMs, earliestMs: null, latestMs: null, boundMs: null }

@@ -5,14 +5,10 @@
  * monotonic one. Then this machine may have slept, unseen by the clock that all is measured by, and `latest` is later by as
  * much, `disrupted`, until a sample tells. (A wall clock that was set back proves nothing: nobody wakes before having slept.)
  */
+import { GAP_US, HOLD_US, LOCAL_DRIFT } from './assumed.ts'
 import type { LocalClock } from './clock.ts'
 import type { Interval } from './interval.ts'
 import { Reading, type TimeSource, type TimeStatus } from './reading.ts'
-
-/** How old a measurement may be, in microseconds: eight polls of 64 s, as ClockBound has it. */
-const HOLD = 512_000_000
-/** The wall clock ran further than the monotonic one: by more microseconds than both of them tick, and may drift apart since. */
-export const GAP = 5_000
 
 /** What is shown from `at` on: offsets from the monotonic clock, all in microseconds. */
 export interface Face extends Interval {
@@ -31,7 +27,6 @@ export interface Face extends Interval {
 
 export class Dial {
   readonly #clock: LocalClock
-  readonly #drift: number
   readonly #ahead: number
   #last = -Infinity // milliseconds
   #gap: number
@@ -39,10 +34,8 @@ export class Dial {
   #gapped = false
   #face: Face
 
-  /** @param drift  of this clock against the database's, in a microsecond. */
-  constructor(clock: LocalClock, drift: number) {
+  constructor(clock: LocalClock) {
     this.#clock = clock
-    this.#drift = drift
     this.#ahead = clock.granularity + clock.lag
     this.#regardedAt = clock.mono()
     this.#gap = clock.wall() - this.#regardedAt
@@ -64,7 +57,7 @@ export class Dial {
   /** By how much the wall clock is further ahead than it was at the last sample; 0: by no more than clocks drift. */
   ran(gap: number, at: number): number {
     const ran = gap - this.#gap
-    return Math.abs(ran) > GAP + this.#drift * (at - this.#regardedAt) ? ran : 0
+    return Math.abs(ran) > GAP_US + LOCAL_DRIFT * (at - this.#regardedAt) ? ran : 0
   }
 
   /** A sample has told what there was to tell: the wall clock was `gap` ahead, `at`. */
@@ -82,7 +75,7 @@ export class Dial {
     const wall = this.#clock.wall()
     const passed = mono - at
     const ran = this.ran(wall - mono, mono)
-    if (status === 'synchronized' && mono - measured > HOLD) status = 'free-running'
+    if (status === 'synchronized' && mono - measured > HOLD_US) status = 'free-running'
     lo -= growth * passed
     hi += growth * passed
     if (ran !== 0) this.#gapped = true
@@ -97,7 +90,7 @@ export class Dial {
     if (timeMs < this.#last) timeMs = this.#last
     else if (keep) this.#last = timeMs
     const ahead = this.#ahead
-    const spreadMs = spread === Infinity ? null : (spread + this.#drift * passed + ahead) / 1_000
+    const spreadMs = spread === Infinity ? null : (spread + LOCAL_DRIFT * passed + ahead) / 1_000
     const known = lo > -Infinity
     const earliestMs = known ? (mono + lo) / 1_000 : null
     const latestMs = known ? (mono + hi + ahead) / 1_000 : null

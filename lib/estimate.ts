@@ -11,10 +11,9 @@
  * need the database any more once it is known: while that is away, or restarted, or another one after a fail-over, φ only grows,
  * by 100 millionths of the time that passes.
  *
- * WHAT IS ASSUMED. (a) Clocks keep their rates: ours to within 100 ppm of the database's and of true time, the database's to
- * within 50 ppm of true time, apart from disturbances of a millisecond, which {@link SLACK} covers. (b) Of n NTP servers at
- * most ⌊(n−1)/2⌋ are wrong by more than they say. (c) Nobody sets a clock or suspends this machine unseen. Under these true
- * time is never outside. What breaks (c) is *seen*, since a sample then does not meet what was known:
+ * What is assumed is told in assumed.ts. A clock that was set, and a machine that slept, are *seen* by who was there, since a
+ * sample then does not meet what was known. (Who comes fresh to a clock that was set since it was measured believes the row,
+ * until it is measured again.)
  *
  * - The database's clock was set, or ours stood still, and no clock here can tell which. Both stories are kept, and the
  *   answer is their hull, `disrupted`, until the row has a revision later than the one that came with the sample in which
@@ -25,39 +24,18 @@
  *   in doubt. In one that lives on it may as well be that somebody set the clock of a machine on which both run: two stories.
  * - Between two samples, the wall clock ran further than the monotonic one: we may have slept. Until the next sample
  *   `latest` is later by as much.
- *
- * Another server's clock (its identity changed) drops θ and ψ, and leaves φ.
+ * - The server is another (its identity changed): θ and ψ are dropped, and φ stays.
  *
  * `time` is the middle of the narrowest sample, not of the interval, and never goes back: where the guess was ahead, it
  * stands until true time has caught up. `earliest` and `latest` do not wait for it.
  */
 import type { Anchor, Offer, Sample } from './anchor.ts'
+import { DATABASE_DRIFT, GAP_US, LOCAL_DRIFT, SLACK_US, WOKEN_US } from './assumed.ts'
 import type { Heard, LocalClock } from './clock.ts'
-import { Dial, GAP } from './dial.ts'
-import {
-  bracket,
-  hull,
-  type Interval,
-  meet,
-  middle,
-  minus,
-  Offset,
-  PAD_US,
-  plus,
-  ppm,
-  widened,
-  width,
-} from './interval.ts'
+import { Dial } from './dial.ts'
+import { bracket, hull, type Interval, meet, middle, minus, Offset, PAD_US, plus, widened, width } from './interval.ts'
 import type { Reading, TimeSource } from './reading.ts'
 
-/** Of this process's clock against any other. */
-const LOCAL_DRIFT = ppm(100)
-/** Of the database's clock against true time. chrony's own 1 ppm is an estimate; AWS's ClockBound advises 50 for a bound. */
-const DATABASE_DRIFT = ppm(50)
-/** Microseconds for disturbances that no sample can see: they hide in its round trip. */
-const SLACK = 1_000
-/** By how much the wall clock and the database may disagree about how long we slept, besides what they drift. */
-const WOKEN = 50_000
 /** What was measured by this process: true time minus its monotonic clock, at `at`. */
 export interface Measured extends Interval {
   at: number
@@ -96,7 +74,7 @@ export class Estimate {
     this.#clock = clock
     this.#source = source
     this.#freezes = freezes
-    this.#dial = new Dial(clock, LOCAL_DRIFT)
+    this.#dial = new Dial(clock)
   }
 
   /** Whether a clock was found to have been set, or to have stood still, and which is not known yet. */
@@ -126,7 +104,7 @@ export class Estimate {
 
   /** Learns from a reading of the database's clock. */
   hear(heard: Heard): Fit {
-    if (Math.abs(heard.gap - heard.gapBefore) > GAP) return 'void'
+    if (Math.abs(heard.gap - heard.gapBefore) > GAP_US) return 'void'
     const { before, after, us, server } = heard
     const slept = this.#dial.ran(heard.gap, after)
     let fit: Fit = 'fits'
@@ -141,9 +119,10 @@ export class Estimate {
       if (this.#contradicted !== null) this.#contradicted = Infinity
     }
     const theta = this.#theta.at(after)
-    const jump = this.#theta.learn(bracket(before, after, us, us + 1, LOCAL_DRIFT), after)
-    const drifted = (LOCAL_DRIFT + DATABASE_DRIFT) * slept
-    if (jump !== null && this.#freezes && slept > 0 && Math.abs(jump - slept) < WOKEN + drifted) {
+    const sample = bracket(before, after, us, us + 1, LOCAL_DRIFT)
+    const jump = this.#theta.learn(sample, after)
+    const slack = WOKEN_US + (LOCAL_DRIFT + DATABASE_DRIFT) * slept
+    if (jump !== null && this.#freezes && slept > 0 && Math.abs(jump - slept) < slack) {
       fit = 'slept'
       const missed = minus(this.#theta.at(after), theta)
       if (this.#phi.known) this.#shift(widened(missed, DATABASE_DRIFT * slept), after)
@@ -152,6 +131,11 @@ export class Estimate {
       fit = 'contradicts'
       this.#mayHaveSlept(slept, after)
       if (this.#phi.known) this.#contradicted = Infinity
+    } else if (slept > 0 && theta.lo > -Infinity) {
+      // It can only have been so short a sleep as hides in what the two say; or it was the wall clock that was set.
+      this.#mayHaveSlept(Math.min(slept, width(theta) + width(sample)), after, 0)
+      this.#theta.forget()
+      this.#theta.learn(sample, after)
     }
     this.#dial.regard(heard.gap, after)
     this.#show(after)
@@ -204,19 +188,18 @@ export class Estimate {
     const now = this.#clock.mono()
     const theta = this.#theta.at(now)
     const phi = widened({ lo, hi }, LOCAL_DRIFT * (now - at))
-    const { granularity } = this.#clock
     return {
       server: this.#server,
-      shows: { lo: now + theta.lo, hi: now + theta.hi + granularity },
+      shows: { lo: now + theta.lo, hi: now + theta.hi + this.#clock.granularity },
       ...minus(phi, theta),
       guess: guess - this.#theta.guess(now),
       falsetickers,
     }
   }
 
-  // The database's clock was set as well, perhaps, so it is no witness of how long. The guess stays on the old line.
-  #mayHaveSlept(slept: number, at: number): void {
-    if (slept > 0 && this.#phi.known) this.#shift({ lo: 0, hi: slept + WOKEN + LOCAL_DRIFT * slept }, at, 0)
+  // For at most so long, as the wall clock has it: the database's is no witness. The guess stays on the old line.
+  #mayHaveSlept(slept: number, at: number, slack = WOKEN_US + LOCAL_DRIFT * slept): void {
+    if (slept > 0 && this.#phi.known) this.#shift({ lo: 0, hi: slept + slack }, at, 0)
   }
 
   // Our clock missed as much.
@@ -274,12 +257,12 @@ export class Estimate {
       const guess = this.#phi.guess(at)
       const all = disputed ? stories.reduce(hull, known) : known
       const status = disputed ? 'disrupted' : 'synchronized'
-      this.#dial.show({ ...face, ...widened(all, SLACK), growth: growth(disputed), guess, status, source })
+      this.#dial.show({ ...face, ...widened(all, SLACK_US), growth: growth(disputed), guess, status, source })
     } else if (this.#anchor?.rival) {
       // Two measurements that contradict each other, and nothing of our own.
       const all = stories.reduce(hull)
       const guess = this.#theta.guess(at) + this.#anchor.guess
-      this.#dial.show({ ...face, ...widened(all, SLACK), growth: growth(true), guess, status: 'disrupted', source })
+      this.#dial.show({ ...face, ...widened(all, SLACK_US), growth: growth(true), guess, status: 'disrupted', source })
     } else if (this.#theta.known) {
       this.#dial.show({ ...face, ...this.#database(at), lo: -Infinity, hi: Infinity, status: 'unsynchronized' })
     }

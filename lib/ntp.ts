@@ -15,9 +15,10 @@
  */
 import { lookup } from 'node:dns/promises'
 import { isIP } from 'node:net'
+import { LOCAL_DRIFT } from './assumed.ts'
 import { outOfRange, UnavailableError, wrongType } from './errors.ts'
 import { type Address, exchange } from './exchange.ts'
-import { agree, type Interval, Offset, PAD_US, ppm, widened, width, within } from './interval.ts'
+import { agree, type Interval, Offset, PAD_US, widened, width, within } from './interval.ts'
 import { checkInteger } from './options.ts'
 import { offsetOf } from './packet.ts'
 
@@ -77,7 +78,6 @@ export interface Ntp {
   forget(): void
 }
 
-const DRIFT = ppm(100)
 const KISSED_MS = 3_600_000
 
 /** @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field` servers or timeoutMs. */
@@ -116,7 +116,7 @@ class Servers implements Ntp {
     this.servers = [...servers]
     this.#places = places
     this.#timeoutMs = timeoutMs
-    this.#offsets = servers.map(() => new Offset(DRIFT))
+    this.#offsets = servers.map(() => new Offset(LOCAL_DRIFT))
     this.#askAgainAt = servers.map(() => -Infinity)
   }
 
@@ -154,7 +154,7 @@ class Servers implements Ntp {
       const { before, after, received, sent, distance, stratum } = answer
       const offset = this.#offsets[i] as Offset
       const guess = (sent - after + (received - before)) / 2
-      offset.learn(widened(offsetOf(answer, before, after), PAD_US + DRIFT * (after - before)), after, guess)
+      offset.learn(widened(offsetOf(answer, before, after), PAD_US + LOCAL_DRIFT * (after - before)), after, guess)
       const rttUs = Math.round(after - before - (sent - received))
       const known = offset.at(after)
       return {

@@ -178,7 +178,10 @@ export class Sampler {
     for (let tries = 0; tries < 3; tries++) {
       // So that the database's clock is known as it is after a sleep, too.
       if (this.#source === 'ntp') this.estimate.regard()
-      else if (this.estimate.apart) this.estimate.take(await this.#anchors.sample(false, false))
+      else if (this.estimate.apart) {
+        ntp.forget()
+        this.#heard(this.estimate.take(await this.#anchors.sample(false, false)))
+      }
       const measured = await ntp.measure({ signal })
       if (!this.estimate.apart) return measured
       ntp.forget()

@@ -253,6 +253,20 @@ describe('when this machine slept', () => {
     })
   })
 
+  test('so shortly that it hides in the next round trip, which was a slow one', () => {
+    inEach((world) => {
+      for (const each of three(world).all) {
+        each.sleep(0.03)
+        each.check('awake')
+        const heard = each.hear({ back: () => world.pass(40_000) })
+        expect(each.estimate.hear(heard)).toBe('fits')
+        each.check('heard')
+        each.sample()
+        each.check('sampled')
+      }
+    })
+  })
+
   test('during a statement, what that statement says is not taken', () => {
     inEach((world) => {
       const { reads, frozen } = three(world)

@@ -154,7 +154,7 @@ export class Simulated {
   }
 
   /** Reads the database's clock, in a bracket. */
-  hear({ during = () => {} }: { during?: () => void } = {}): Heard {
+  hear({ during = () => {}, back = () => {} }: { during?: () => void; back?: () => void } = {}): Heard {
     const { world } = this
     const clock = this.#clock
     const before = clock.mono()
@@ -164,6 +164,7 @@ export class Simulated {
     const us = world.d
     const { server } = world.database
     world.pass()
+    back()
     const mono = clock.mono()
     return { before, after: mono + clock.granularity, gapBefore, gap: clock.wall() - mono, us, server }
   }
