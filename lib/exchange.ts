@@ -13,8 +13,8 @@
  * Only a good one is passed on; and the Date that comes out must be the instant that the guard saw, or somebody spoke in
  * between. The guard is in the same process, and outside the bracket: it costs a tenth of a millisecond and no accuracy.
  *
- * An empty datagram makes `ntp-client` call back and close; so it is ended whenever we end. Its own time limit is a variable
- * of its module, and is set so high that it never decides.
+ * An empty datagram makes `ntp-client` call back and close; so it is ended whenever we end, and the guard stays open until it
+ * has called back. Its own time limit is a variable of its module, and is set so high that it never decides.
  */
 import { randomFillSync } from 'node:crypto'
 import dgram from 'node:dgram'
@@ -51,8 +51,7 @@ export function exchange(to: Address, near: number, signal: AbortSignal): Promis
   let client: dgram.RemoteInfo | undefined
   let before = Number.NaN
   let good: Exchange | undefined
-  let called = false
-  let passedOn = false
+  let calling = false // ntp-client, which has a socket open then
   let over = false
 
   const finish = (settle: () => void) => {
@@ -60,14 +59,12 @@ export function exchange(to: Address, near: number, signal: AbortSignal): Promis
     over = true
     signal.removeEventListener('abort', aborted)
     close(upstream)
-    if (!called || passedOn) close(guard)
+    if (!calling) close(guard)
     else if (client) dismiss(client)
     settle()
   }
-  // Makes ntp-client close its socket. If it has not spoken yet, that waits until it does.
-  const dismiss = ({ port, address }: dgram.RemoteInfo) => {
-    guard.send(new Uint8Array(), port, address, () => close(guard))
-  }
+  // Makes ntp-client close its socket and call back. If it has not spoken yet, that waits until it does.
+  const dismiss = ({ port, address }: dgram.RemoteInfo) => guard.send(new Uint8Array(), port, address)
   const fail = (why: string) => finish(() => reject(new Error(why)))
   const aborted = () => finish(() => reject(signal.reason))
   signal.addEventListener('abort', aborted)
@@ -80,15 +77,12 @@ export function exchange(to: Address, near: number, signal: AbortSignal): Promis
     if (answer === null) return
     if (typeof answer === 'string') return fail(answer)
     good = { ...answer, before, after }
-    if (!client) return
-    passedOn = true
-    guard.send(packet, client.port, client.address)
+    if (client) guard.send(packet, client.port, client.address)
   })
   guard.on('error', (error) => fail(error.message))
   guard.on('message', (packet, from) => {
     if (packet.length !== PACKET_BYTES) return
-    if (over) return dismiss(from)
-    if (client) return
+    if (over || client) return dismiss(from) // the second to speak: one of the two is a stranger
     client = from
     before = now()
     upstream.send(question(cookie), (error) => {
@@ -96,7 +90,8 @@ export function exchange(to: Address, near: number, signal: AbortSignal): Promis
     })
   })
   const heard = (error: Error | string | null, date: Date | null) => {
-    if (over) return
+    calling = false
+    if (over) return close(guard)
     if (error || !date || !good) return fail(error ? String(error) : 'ntp-client was answered by somebody else')
     // It counts milliseconds from 1900, in whole ones.
     const difference = inEra(date.getTime(), near / 1_000) - Math.floor(good.sent / 1_000)
@@ -106,15 +101,17 @@ export function exchange(to: Address, near: number, signal: AbortSignal): Promis
   }
   if (signal.aborted) aborted()
   else {
-    upstream.connect(to.port, to.address, () => {
+    // Not as a callback of connect, which is handed the error too, of a network that is not there.
+    upstream.on('connect', () => {
       if (over) return
       guard.bind(0, '127.0.0.1', () => {
         if (over) return
         ntpClient.ntpReplyTimeout = NEVER_MS
-        called = true
+        calling = true
         ntpClient.getNetworkTime('127.0.0.1', guard.address().port, heard)
       })
     })
+    upstream.connect(to.port, to.address)
   }
   return promise
 }

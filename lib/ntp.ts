@@ -14,7 +14,7 @@
  * @see RFC 5905 §11.2.1; RFC 8633 §3.2 (how many servers); RFC 4330 §8 (Kiss-o'-death)
  */
 import { lookup } from 'node:dns/promises'
-import { isIP } from 'node:net'
+import { isIP, SocketAddress } from 'node:net'
 import { LOCAL_DRIFT } from './assumed.ts'
 import { outOfRange, UnavailableError, wrongType } from './errors.ts'
 import { type Address, exchange } from './exchange.ts'
@@ -89,7 +89,7 @@ export function ntp({ servers = NTP_SERVERS, timeoutMs = 1_000 }: NtpOptions = {
     throw outOfRange('servers', expected, `${servers.length} of them`)
   }
   const places = servers.map((server) => placeOf(server, expected))
-  const keys = places.map(({ host, port }) => `${host.toLowerCase()} ${port}`)
+  const keys = places.map(({ host, port }) => `${host.toLowerCase().replace(/\.$/, '')} ${port}`)
   const twice = servers.find((_, i) => keys.indexOf(keys[i] as string) < i)
   if (twice !== undefined) throw outOfRange('servers', expected, `${twice} twice`)
   return new Servers(servers, places, timeoutMs)
@@ -167,7 +167,7 @@ class Servers implements Ntp {
         guess: offset.guess(after),
       }
     } catch (error) {
-      const problem = (error as Error).message
+      const problem = error instanceof Error ? error.message : String(error) // an abort's reason is anything
       if (problem.startsWith('KoD')) this.#askAgainAt[i] = performance.now() + KISSED_MS
       return { server, problem }
     }
@@ -218,7 +218,15 @@ function placeOf(server: unknown, expected: string): Place {
   const port = Number(digits)
   const named = bracketed ? isIP(host) === 6 : isIP(host) > 0 || (host.length <= 253 && NAME.test(host))
   if (!named || port < 1 || port > 65_535) throw outOfRange('servers', expected, server)
-  return { host, port }
+  return { host: canonical(host), port }
+}
+
+// An address has one spelling, or it could vote once for each: `0:0::1` is `::1`, and `::ffff:10.0.0.1` is `10.0.0.1`.
+function canonical(host: string): string {
+  if (isIP(host) !== 6 || host.includes('%')) return host // SocketAddress forgets a zone
+  const { address } = new SocketAddress({ address: host, family: 'ipv6' })
+  const mapped = address.replace(/^::ffff:/, '')
+  return isIP(mapped) === 4 ? mapped : address
 }
 const NAME = /^[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?$/i
 

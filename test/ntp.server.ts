@@ -37,9 +37,11 @@ export interface Behaviour {
   says?: (said: Said) => Partial<Said>
   /** Changes the packet; null: it is silent. */
   sends?: (packet: Buffer, question: Buffer) => Buffer | null
+  /** What it sends before the answer, given one as it should be: a forgery that comes first. */
+  first?: (packet: Buffer, question: Buffer) => Buffer
   /** Waits before the answer is sent, after it was stamped: the way back. */
   back?: () => Promise<unknown> | undefined
-  /** Sends the answer from another socket than was asked. */
+  /** Sends `first` from another socket than was asked. */
   fromElsewhere?: boolean
   host?: string
 }
@@ -79,7 +81,7 @@ export async function fakeServer(behaviour: Behaviour = {}): Promise<FakeServer>
     },
   }
   socket.on('message', async (question, from) => {
-    const { offsetUs = wallOffset, wrongMs = 0, says, sends, back, fromElsewhere } = server.behaviour
+    const { offsetUs = wallOffset, wrongMs = 0, says, first, sends, back, fromElsewhere } = server.behaviour
     server.asked += 1
     const wrong = (typeof wrongMs === 'function' ? wrongMs() : wrongMs) * 1_000
     const clock = () => performance.now() * 1_000 + offsetUs() + wrong
@@ -90,8 +92,12 @@ export async function fakeServer(behaviour: Behaviour = {}): Promise<FakeServer>
     said.sentUs = clock()
     const packet = written({ ...said, ...says?.(said) })
     const sent = sends ? sends(packet, question) : packet
+    if (first) {
+      const forged = first(Buffer.from(packet), question)
+      await new Promise((done) => (fromElsewhere ? elsewhere : socket).send(forged, from.port, from.address, done))
+    }
     await back?.()
-    if (sent && !closed) (fromElsewhere ? elsewhere : socket).send(sent, from.port, from.address, () => {})
+    if (sent && !closed) socket.send(sent, from.port, from.address, () => {})
   })
   return server
 }
