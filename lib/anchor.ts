@@ -54,23 +54,21 @@ export type Verdict = 'begun' | 'agreed' | 'disputed' | 'late' | 'another clock'
 
 export class Anchors {
   readonly #database: Database
-  readonly #measures: boolean
   #writer: string | undefined // in the row. Not made before it is needed: a Worker has no random numbers while it loads
 
-  /** @param measures  whether this process can ask NTP servers. */
-  constructor(database: Database, measures: boolean) {
+  constructor(database: Database) {
     this.#database = database
-    this.#measures = measures
   }
 
   /**
+   * @param measures whether this process can ask NTP servers, and would now.
    * @param settles  whether this process would measure now to settle a doubt: the row's, or its own.
    * @param doubts   whether it has one: it found that a clock was set.
    * @throws {UnavailableError}
    */
-  async sample(settles: boolean, doubts: boolean): Promise<Sample> {
+  async sample(measures: boolean, settles: boolean, doubts: boolean): Promise<Sample> {
     const nonce = crypto.randomUUID()
-    return this.#ask(nonce, sql`lockstep.sample_time(${nonce}, ${this.#measures}, ${settles}, ${doubts})`)
+    return this.#ask(nonce, sql`lockstep.sample_time(${nonce}, ${measures}, ${settles}, ${doubts})`)
   }
 
   /** Offers a measurement; the answer is a sample too. @throws {UnavailableError} */
@@ -97,6 +95,11 @@ export class Anchors {
       verdict = row.nonce_.slice(0, -nonce.length) as Verdict
     })
     return { ...sample, verdict }
+  }
+
+  /** Gives a claim back: this process could not measure, and another may. @throws {UnavailableError} */
+  async release(): Promise<void> {
+    await this.#database.control(sql`update lockstep.time_anchor set claimed_until = null where id = 1`)
   }
 
   async #ask(nonce: string, from: RawBuilder<unknown>, seen?: (row: Row) => void): Promise<Sample> {

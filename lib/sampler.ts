@@ -21,6 +21,8 @@ const SEE_ROW_MS = 30_000
 const MEASURE_MS = 64_000
 /** Between samples that `now()` asks for, since the database may be away. */
 const WONDERS_MS = 1_000
+/** After a measurement that failed. Another process may measure at once. */
+const FAILED_MS = 20_000
 /** Between two measurements of which the second says which of two stories is right. NTP's own bursts keep as far apart. */
 const AGAIN_MS = 2_000
 
@@ -48,13 +50,14 @@ export class Sampler {
   #triedAt = -Infinity
   #sampledAt = -Infinity
   #measuredAt = -Infinity
+  #failedAt = -Infinity
 
   constructor(database: Database, { source, ntp, background }: SamplerOptions) {
     this.#database = database
     this.#source = source
     this.#ntp = ntp
     this.#background = background
-    this.#anchors = new Anchors(database, ntp !== undefined)
+    this.#anchors = new Anchors(database)
     this.estimate = new Estimate(database.ear.clock, { source, freezes: !background })
     if (this.asksDatabase) database.ear.on = (heard) => this.#heard(this.estimate.hear(heard))
   }
@@ -143,9 +146,10 @@ export class Sampler {
 
   async #take(asked: boolean): Promise<void> {
     this.#triedAt = performance.now()
+    const measures = this.#ntp !== undefined && (asked || this.#triedAt - this.#failedAt >= FAILED_MS)
     const settles = asked || this.#triedAt - this.#measuredAt >= AGAIN_MS
     for (let tries = 0; tries < 3; tries++) {
-      const sample = await this.#anchors.sample(settles, this.estimate.doubts)
+      const sample = await this.#anchors.sample(measures, settles, this.estimate.doubts)
       const fit = this.estimate.take(sample)
       if (fit !== 'void') this.#sampledAt = performance.now()
       this.#heard(fit)
@@ -180,7 +184,7 @@ export class Sampler {
       if (this.#source === 'ntp') this.estimate.regard()
       else if (this.estimate.apart) {
         ntp.forget()
-        this.#heard(this.estimate.take(await this.#anchors.sample(false, false)))
+        this.#heard(this.estimate.take(await this.#anchors.sample(false, false, false)))
       }
       const measured = await ntp.measure({ signal })
       if (!this.estimate.apart) return measured
@@ -190,7 +194,11 @@ export class Sampler {
   }
 
   async #ask(): Promise<void> {
-    const measured = await this.#awake()
+    const measured = await this.#awake().catch((error) => {
+      this.#failedAt = performance.now()
+      if (this.#source !== 'ntp') void this.#anchors.release().catch(() => {}) // else the claim runs out
+      throw error
+    })
     const { doubts } = this.estimate
     this.estimate.measured(measured)
     this.#measuredAt = performance.now()
