@@ -32,7 +32,6 @@ async function expectTruth(truth: Truth, process: Process) {
   expect(Date.parse(json.earliest)).toBeLessThanOrEqual(after)
   expect(Date.parse(json.latest)).toBeGreaterThanOrEqual(before)
   expect(json).toMatchObject({ status: 'synchronized', source: 'database+ntp', falsetickers: ['liar.example:123'] })
-  expect(json.boundMs).toBeLessThan(100)
   return json
 }
 
@@ -53,6 +52,7 @@ describe('a Worker', () => {
     for (let round = 0; round < 10; round++) {
       await Promise.all(Array.from({ length: 10 }, () => expectTruth(truth, worker)))
     }
+    await until('it is known to within 100 ms', async () => (await expectTruth(truth, worker)).boundMs < 100)
     await until('no connection is left', async () => (await connections()) === 0)
   })
 
@@ -60,7 +60,7 @@ describe('a Worker', () => {
     const json = await expectTruth(await measured(), worker)
     expect(json.boundMs).toBeGreaterThan(50)
     expect(json.spreadMs).toBeGreaterThan(50)
-    expect(Date.parse(json.time) - Date.parse(json.earliest)).toBeLessThan(50) // `earliest` need not
+    expect(json.boundMs).toBeGreaterThan(Date.parse(json.time) - Date.parse(json.earliest)) // `earliest` need not
   })
 
   test('says so where nobody has measured, and locks as well', async () => {
@@ -81,7 +81,7 @@ describe('a Lambda', () => {
   test('knows true time from one statement, again after it was frozen and its connection was cut', async () => {
     const truth = await measured()
     await using lambda = startLambda(db.url)
-    await expectTruth(truth, lambda)
+    await until('it is known to within 100 ms', async () => (await expectTruth(truth, lambda)).boundMs < 100)
     lambda.freeze()
     const cut = 'select pg_terminate_backend(pid) from pg_stat_activity where datname = $1 and pid <> pg_backend_pid()'
     await db.pool.query(`${cut} and application_name = 'lockstep'`, [db.name])
