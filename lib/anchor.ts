@@ -6,10 +6,11 @@
  * nonce comes back in the answer: one out of a cache (Hyperdrive keeps answers for a minute) has another, and is refused.
  */
 import { type RawBuilder, sql } from 'kysely'
+import { DATABASE_DRIFT } from './assumed.ts'
 import type { Clocked, Heard } from './clock.ts'
 import type { Database } from './db.ts'
 import { UnavailableError } from './errors.ts'
-import type { Interval } from './interval.ts'
+import { type Interval, middle, PAD_US, plus, widened } from './interval.ts'
 
 /** True time minus the database's clock, in microseconds, when that clock showed `at`. */
 export interface Correction extends Interval {
@@ -43,7 +44,7 @@ export interface Offer extends Interval {
   /** What that clock shows now. */
   shows: Interval
   guess: number
-  /** Whether this process has seen that clock set: what was measured before does not count then. */
+  /** Whether what the row says may be from before this process began to know that clock, or saw it set. */
   doubts: boolean
   falsetickers: string[]
   /** What each NTP server said, for who looks. */
@@ -110,6 +111,14 @@ export class Anchors {
     seen?.(row)
     return { heard, anchor: anchorIn(row), claimed: row.claimed }
   }
+}
+
+/** True time minus our clock `at`, as the row has it, and as its rival has it, where the database's clock minus ours is `theta`. */
+export function claims(anchor: Anchor, theta: Interval, at: number): { story: Interval; rival: Interval | null } {
+  const shows = at + middle(theta)
+  const claim = (correction: Correction) =>
+    plus(theta, widened(correction, DATABASE_DRIFT * Math.abs(shows - correction.at) + PAD_US))
+  return { story: claim(anchor), rival: anchor.rival && claim(anchor.rival) }
 }
 
 interface Row extends Clocked {

@@ -2,7 +2,8 @@
  * What is assumed of clocks. While it is true, true time is never outside of what is answered.
  *
  * (a) Clocks keep their rates: ours to within 100 ppm of any other, the database's to within 50 ppm of true time, apart from
- *     disturbances of a millisecond.
+ *     disturbances of a millisecond in all. (What is said of the database's clock alone, `spreadMs` and the source
+ *     `database`, does not allow for these.)
  * (b) Of n NTP servers at most ⌊(n−1)/2⌋ are wrong by more than they say.
  * (c) Nobody sets a clock, or suspends this machine, unseen. What is seen, by whom, and what comes of it: estimate.ts.
  */

@@ -5,7 +5,7 @@
  * monotonic one. Then this machine may have slept, unseen by the clock that all is measured by, and `latest` is later by as
  * much, `disrupted`, until a sample tells. (A wall clock that was set back proves nothing: nobody wakes before having slept.)
  */
-import { GAP_US, HOLD_US, LOCAL_DRIFT } from './assumed.ts'
+import { GAP_US, HOLD_US, LOCAL_DRIFT, WOKEN_US } from './assumed.ts'
 import type { LocalClock } from './clock.ts'
 import type { Interval } from './interval.ts'
 import { Reading, type TimeSource, type TimeStatus } from './reading.ts'
@@ -80,7 +80,7 @@ export class Dial {
     hi += growth * passed
     if (ran !== 0) this.#gapped = true
     if (ran > 0) {
-      hi += ran
+      hi += ran + WOKEN_US + LOCAL_DRIFT * ran
       if (status !== 'unsynchronized') status = 'disrupted'
     }
     if (source === 'local') guess = wall - mono

@@ -18,7 +18,9 @@
  * - The database's clock was set, or ours stood still, and no clock here can tell which. Both stories are kept, and the
  *   answer is their hull, `disrupted`, until the row has a revision later than the one that came with the sample in which
  *   this was seen, or until a measurement of our own. (A revision and not a time: after a clock was set back, an
- *   old measurement looks new. So 169 readings were 5 s wrong in a first attempt.)
+ *   old measurement looks new. So 169 readings were 5 s wrong in a first attempt.) Either *replaces* what was in doubt, and
+ *   does not narrow it: a step of 30 ms is seen, since θ is narrow; but what was known before it, to ± 20 ms as NTP is over
+ *   the internet, still meets what is true after it. To intersect the two is narrow, and wrong, and lasts.
  * - The wall clock agrees with the database that time passed which the monotonic clock did not see. In a process that is
  *   frozen between requests (a Lambda) this is the usual thing: it slept; θ is taken anew, φ moves with it, and nothing is
  *   in doubt. In one that lives on it may as well be that somebody set the clock of a machine on which both run: two stories.
@@ -29,11 +31,11 @@
  * `time` is the middle of the narrowest sample, not of the interval, and never goes back: where the guess was ahead, it
  * stands until true time has caught up. `earliest` and `latest` do not wait for it.
  */
-import type { Anchor, Offer, Sample } from './anchor.ts'
+import { type Anchor, claims, type Offer, type Sample } from './anchor.ts'
 import { DATABASE_DRIFT, GAP_US, LOCAL_DRIFT, SLACK_US, WOKEN_US } from './assumed.ts'
 import type { Heard, LocalClock } from './clock.ts'
 import { Dial } from './dial.ts'
-import { bracket, hull, type Interval, meet, middle, minus, Offset, PAD_US, plus, widened, width } from './interval.ts'
+import { bracket, hull, type Interval, meet, middle, minus, Offset, plus, widened, width } from './interval.ts'
 import type { Reading, TimeSource } from './reading.ts'
 
 /** What was measured by this process: true time minus its monotonic clock, at `at`. */
@@ -64,9 +66,14 @@ export class Estimate {
   readonly #phi = new Offset(LOCAL_DRIFT)
   #server: string | undefined
   #anchor: Anchor | null = null
-  #row: 'seen' | 'unknown' = 'seen' // of the server that was heard last
-  #contradicted: number | null = null // the row's revision then; a later one ends it
-  #rival: { known: Interval; at: number } | null = null // a measurement of our own that contradicts φ
+  // The row's revision when we began to know this clock, or again after it jumped; Infinity: the row was not seen since.
+  // What it said up to there may be from before the clock was set.
+  #since = Infinity
+  #contradicted = false // a later revision ends it
+  #look = 0 // counts them
+  #hearsay: number | null = null // φ is from such a row, in that look at the clock
+  // A measurement of our own that contradicts φ, and the row's revision then.
+  #rival: { known: Interval; at: number; revision: number } | null = null
   #falsetickers: readonly string[] = []
   #measured = -Infinity // when what φ is from was measured, by our clock
 
@@ -79,12 +86,12 @@ export class Estimate {
 
   /** Whether a clock was found to have been set, or to have stood still, and which is not known yet. */
   get doubts(): boolean {
-    return this.#contradicted !== null || this.#rival !== null
+    return this.#contradicted || this.#rival !== null
   }
 
   /** Whether something was noticed that only a sample can explain. */
   get wonders(): boolean {
-    return this.#dial.gapped || this.#contradicted === Infinity || this.#row === 'unknown'
+    return this.#dial.gapped || (this.#server !== undefined && this.#since === Infinity)
   }
 
   now(): Reading {
@@ -109,16 +116,23 @@ export class Estimate {
     const slept = this.#dial.ran(heard.gap, after)
     let fit: Fit = 'fits'
     if (server !== this.#server) {
+      // The stories that the old clock told are lost with it.
+      if (this.#disputed) {
+        const known = this.#known(after)
+        if (known) this.#keep(known, 0, after)
+        this.#contradicted = true
+      }
       // How long we slept cannot be told from a clock that was not known before.
       this.#mayHaveSlept(slept, after)
+      if (slept > 0 && this.#phi.known) this.#contradicted = true
       this.#server = server
       this.#theta.forget()
       this.#anchor = null
-      this.#row = 'unknown'
-      // What was measured of this clock may be from before it was set: it takes a measurement from after this look at it.
-      if (this.#contradicted !== null) this.#contradicted = Infinity
+      this.#since = Infinity
+      this.#look += 1
     }
     const theta = this.#theta.at(after)
+    const known = this.#known(after)
     const sample = bracket(before, after, us, us + 1, LOCAL_DRIFT)
     const jump = this.#theta.learn(sample, after)
     const slack = WOKEN_US + (LOCAL_DRIFT + DATABASE_DRIFT) * slept
@@ -126,11 +140,14 @@ export class Estimate {
       fit = 'slept'
       const missed = minus(this.#theta.at(after), theta)
       if (this.#phi.known) this.#shift(widened(missed, DATABASE_DRIFT * slept), after)
-      this.#rival = null
+      this.#hearsay = this.#look // φ rests on the database's clock, which may have been set by a little meanwhile
     } else if (jump !== null) {
       fit = 'contradicts'
+      if (known) this.#keep(known, Math.max(0, minus(this.#theta.at(after), theta).hi), after)
       this.#mayHaveSlept(slept, after)
-      if (this.#phi.known) this.#contradicted = Infinity
+      this.#contradicted = true
+      this.#since = Infinity
+      this.#look += 1
     } else if (slept > 0 && theta.lo > -Infinity) {
       // It can only have been so short a sleep as hides in what the two say; or it was the wall clock that was set.
       this.#mayHaveSlept(Math.min(slept, width(theta) + width(sample)), after, 0)
@@ -147,9 +164,8 @@ export class Estimate {
     const fit = this.hear(heard)
     if (fit === 'void') return fit
     this.#anchor = anchor
-    this.#row = 'seen'
     if (anchor) this.#falsetickers = anchor.falsetickers
-    if (this.#contradicted === Infinity) this.#contradicted = anchor?.revision ?? 0
+    if (this.#since === Infinity) this.#since = anchor?.revision ?? 0
     this.#reconcile(heard.after)
     this.#show(heard.after)
     return fit
@@ -159,18 +175,19 @@ export class Estimate {
   measured({ at, lo, hi, guess, falsetickers }: Measured): void {
     const known = { lo, hi }
     this.#falsetickers = falsetickers
-    if (this.#phi.known && !meet(this.#phi.at(at), known)) {
-      const rival = this.#rival
-      const twice = rival && meet(widened(rival.known, LOCAL_DRIFT * (at - rival.at)), known)
-      if (!twice && this.#contradicted === null) {
-        this.#rival = { known, at }
+    if (this.#phi.known && !this.#contradicted && !meet(this.#phi.at(at), known)) {
+      const rival = this.#rivalAt(at)
+      if (!rival || !meet(rival, known)) {
+        this.#rival = { known, at, revision: this.#anchor?.revision ?? 0 }
         this.#show(at)
         return
       }
-      this.#phi.forget()
     }
+    // What is in doubt is replaced, not narrowed: it may agree and be wrong.
+    if (this.doubts || this.#hearsay !== null) this.#phi.forget()
     this.#rival = null
-    this.#contradicted = null
+    this.#contradicted = false
+    this.#hearsay = null
     this.#phi.learn(known, at, guess)
     this.#measured = at
     this.#show(at)
@@ -179,11 +196,16 @@ export class Estimate {
   /** Without a database: our two clocks were looked at, and what they tell is known. */
   regard(): void {
     const mono = this.#clock.mono()
-    this.#dial.regard(this.#clock.wall() - mono, mono)
+    const gap = this.#clock.wall() - mono
+    const slept = this.#dial.ran(gap, mono)
+    this.#mayHaveSlept(slept, mono)
+    if (slept > 0 && this.#phi.known) this.#contradicted = true
+    this.#dial.regard(gap, mono)
+    this.#show(mono)
   }
 
   /** A measurement as it is offered to the row; null: the database's clock is not known. */
-  offered({ at, lo, hi, guess, falsetickers }: Measured): Omit<Offer, 'servers' | 'doubts'> | null {
+  offered({ at, lo, hi, guess, falsetickers }: Measured): Omit<Offer, 'servers'> | null {
     if (this.#server === undefined || !this.#theta.known) return null
     const now = this.#clock.mono()
     const theta = this.#theta.at(now)
@@ -193,6 +215,7 @@ export class Estimate {
       shows: { lo: now + theta.lo, hi: now + theta.hi + this.#clock.granularity },
       ...minus(phi, theta),
       guess: guess - this.#theta.guess(now),
+      doubts: !this.#anchor || this.#anchor.revision <= this.#since,
       falsetickers,
     }
   }
@@ -202,6 +225,13 @@ export class Estimate {
     if (slept > 0 && this.#phi.known) this.#shift({ lo: 0, hi: slept + slack }, at, 0)
   }
 
+  // Every story of φ, and that our clock missed so much besides: φ is one of them.
+  #keep({ lo, hi }: Interval, missed: number, at: number): void {
+    const guess = this.#guess(at)
+    this.#phi.forget()
+    this.#phi.learn({ lo, hi: hi + missed }, at, guess)
+  }
+
   // Our clock missed as much.
   #shift(by: Interval, at: number, likely = middle(by)): void {
     const { lo, hi } = plus(this.#phi.at(at), by)
@@ -209,34 +239,40 @@ export class Estimate {
     this.#phi.forget()
     this.#phi.learn({ lo, hi }, at, guess)
     this.#measured -= by.hi
+    const rival = this.#rivalAt(at)
+    if (this.#rival && rival) this.#rival = { ...this.#rival, known: plus(rival, by), at }
   }
 
-  // φ as the row and the database's clock have it.
-  #claims(at: number): { story: Interval | null; rival: Interval | null } {
+  #claims(at: number) {
     if (!this.#anchor || !this.#theta.known) return { story: null, rival: null }
-    const theta = this.#theta.at(at)
-    const shows = at + middle(theta)
-    const claim = (correction: Interval & { at: number }) =>
-      plus(theta, widened(correction, DATABASE_DRIFT * Math.abs(shows - correction.at) + PAD_US))
-    const { rival } = this.#anchor
-    return { story: claim(this.#anchor), rival: rival && claim(rival) }
+    return claims(this.#anchor, this.#theta.at(at), at)
   }
 
   #reconcile(at: number): void {
     const anchor = this.#anchor
     const { story } = this.#claims(at)
     if (!anchor || !story || anchor.rival) return
-    const later = this.#contradicted !== null && anchor.revision > this.#contradicted
-    if (this.#phi.known && !meet(this.#phi.at(at), story)) {
-      // Measured after what we have seen: then it is we who were wrong. Else the clock may have been set since it was measured.
-      if (!later) {
-        this.#contradicted ??= anchor.revision
-        return
-      }
+    const known = this.#phi.known && this.#phi.at(at)
+    const agrees = !known || meet(known, story) !== null
+    const later = anchor.revision > this.#since
+    const rival = this.#rivalAt(at)
+    if (later && (this.#contradicted || this.#hearsay !== null)) {
+      // Measured after what we have seen: then it is we who were wrong, or believed one that was. What is in doubt is
+      // replaced, not narrowed: it may agree and be wrong.
       this.#phi.forget()
       this.#rival = null
-    } else if (this.#contradicted !== null && !later) return
-    this.#contradicted = null
+      this.#contradicted = false
+      this.#hearsay = null
+    } else if (!agrees) {
+      // The clock may have been set since it was measured.
+      this.#contradicted = true
+      this.#since = Math.max(this.#since, anchor.revision)
+      return
+    } else if (later) {
+      // A second witness.
+      if (this.#rival && rival && anchor.revision > this.#rival.revision && !meet(rival, story)) this.#rival = null
+    } else if (this.#contradicted || (known && this.#hearsay !== this.#look)) return
+    else this.#hearsay = this.#look
     this.#phi.learn(story, at, this.#theta.guess(at) + anchor.guess)
     this.#measured = Math.max(this.#measured, anchor.at - middle(this.#theta.at(at)))
   }
@@ -250,19 +286,12 @@ export class Estimate {
       return
     }
     const source = this.#source
-    const disputed = this.doubts || this.#anchor?.rival
-    const stories = this.#stories(at)
-    if (this.#phi.known) {
-      const known = this.#phi.at(at)
-      const guess = this.#phi.guess(at)
-      const all = disputed ? stories.reduce(hull, known) : known
+    const disputed = this.#disputed
+    const known = this.#known(at)
+    if (known) {
       const status = disputed ? 'disrupted' : 'synchronized'
-      this.#dial.show({ ...face, ...widened(all, SLACK_US), growth: growth(disputed), guess, status, source })
-    } else if (this.#anchor?.rival) {
-      // Two measurements that contradict each other, and nothing of our own.
-      const all = stories.reduce(hull)
-      const guess = this.#theta.guess(at) + this.#anchor.guess
-      this.#dial.show({ ...face, ...widened(all, SLACK_US), growth: growth(true), guess, status: 'disrupted', source })
+      const guess = this.#guess(at)
+      this.#dial.show({ ...face, ...widened(known, SLACK_US), growth: growth(disputed), guess, status, source })
     } else if (this.#theta.known) {
       this.#dial.show({ ...face, ...this.#database(at), lo: -Infinity, hi: Infinity, status: 'unsynchronized' })
     }
@@ -273,10 +302,26 @@ export class Estimate {
     return { ...this.#theta.at(at), growth: LOCAL_DRIFT, guess: this.#theta.guess(at), source: 'database' as const }
   }
 
-  // φ as the row has it, with its rival, and as our own measurement has it that contradicts φ.
-  #stories(at: number): Interval[] {
+  get #disputed(): boolean {
+    return this.doubts || this.#anchor?.rival != null
+  }
+
+  // What is known of φ; if that is disputed, with every story of it.
+  #known(at: number): Interval | null {
+    const phi = this.#phi.known ? this.#phi.at(at) : null
+    if (!this.#disputed) return phi
     const { story, rival } = this.#claims(at)
-    return [story, rival, this.#rival?.known].filter((each) => each != null)
+    if (!phi && !rival) return null
+    return [phi, story, rival, this.#rivalAt(at)].filter((each) => each !== null).reduce(hull)
+  }
+
+  #guess(at: number): number {
+    return this.#phi.known ? this.#phi.guess(at) : this.#theta.guess(at) + (this.#anchor?.guess ?? 0)
+  }
+
+  // φ as our own measurement has it that contradicts it.
+  #rivalAt(at: number): Interval | null {
+    return this.#rival && widened(this.#rival.known, LOCAL_DRIFT * Math.abs(at - this.#rival.at))
   }
 }
 

@@ -181,9 +181,9 @@ export class Sampler {
     const ntp = this.#ntp as Ntp
     for (let tries = 0; tries < 3; tries++) {
       // So that the database's clock is known as it is after a sleep, too.
+      if (this.estimate.apart) ntp.forget()
       if (this.#source === 'ntp') this.estimate.regard()
       else if (this.estimate.apart) {
-        ntp.forget()
         this.#heard(this.estimate.take(await this.#anchors.sample(false, false, false)))
       }
       const measured = await ntp.measure({ signal })
@@ -199,12 +199,11 @@ export class Sampler {
       if (this.#source !== 'ntp') void this.#anchors.release().catch(() => {}) // else the claim runs out
       throw error
     })
-    const { doubts } = this.estimate
     this.estimate.measured(measured)
     this.#measuredAt = performance.now()
     const offer = this.estimate.offered(measured)
     if (this.#source === 'ntp' || !offer) return
-    const sample = await this.#anchors.offer({ ...offer, doubts, servers: measured.servers })
+    const sample = await this.#anchors.offer({ ...offer, servers: measured.servers })
     this.#heard(this.estimate.take(sample))
     if (sample.verdict === 'disputed' || this.estimate.doubts) this.#soon(AGAIN_MS)
   }

@@ -66,7 +66,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/packet': ['lib/interval'],
   'lib/exchange': ['lib/packet'],
   'lib/ntp': ['lib/errors', 'lib/options', 'lib/interval', 'lib/assumed', 'lib/packet', 'lib/exchange'],
-  'lib/anchor': ['lib/errors', 'lib/interval', 'lib/clock', 'lib/db'],
+  'lib/anchor': ['lib/errors', 'lib/interval', 'lib/assumed', 'lib/clock', 'lib/db'],
   'lib/dial': ['lib/interval', 'lib/assumed', 'lib/clock', 'lib/reading'],
   'lib/estimate': ['lib/interval', 'lib/assumed', 'lib/clock', 'lib/reading', 'lib/anchor', 'lib/dial'],
   'lib/sampler': ['lib/errors', 'lib/db', 'lib/reading', 'lib/anchor', 'lib/estimate', 'type lib/ntp'],
@@ -229,6 +229,7 @@ const PUBLIC = {
 
 /** Files that are longer than they should be, and how long they may be until they are divided. */
 const LONG: Record<string, number> = {
+  'lib/estimate.ts': 330,
   'lib/line.ts': 340,
   'lib/lock.ts': 320,
   'lib/session.ts': 325,

@@ -82,7 +82,11 @@ export class World {
       said = 'begun'
       this.epoch += 1
     } else {
-      const both = meet(grown(row), { lo, hi })
+      const stale = grown(row)
+      const both = meet(stale, { lo, hi }) && {
+        lo: Math.max(stale.lo - Math.max(0, now - from), lo),
+        hi: Math.min(stale.hi + Math.max(0, to - now), hi),
+      }
       const rival = row.rival
       const second = rival && meet(grown(rival), { lo, hi })
       if (both) {
@@ -193,12 +197,11 @@ export class Simulated {
     const at = clock.mono() + clock.granularity
     const known = widened(bracket(before, at, said, said, ppm(100)), bound)
     const measured = { ...known, at, guess: middle(known), falsetickers: [] }
-    const { doubts } = this.estimate
     this.estimate.measured(measured)
     const offer = offers && this.estimate.offered(measured)
     if (!offer) return 'not offered'
     world.pass()
-    const verdict = world.offer(offer, doubts, this.name)
+    const verdict = world.offer(offer, offer.doubts, this.name)
     this.sample()
     return verdict
   }

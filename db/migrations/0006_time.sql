@@ -77,7 +77,7 @@ end $$;
 --
 -- `from_us`, `to_us`: what this clock shows at the sending, as the sender believes. What it shows more than that is time under
 -- way or a step of the clock, which nobody can tell apart; so it is taken off the interval. If it is more than 20 ms, or if
--- the row is in doubt, or the sender (`doubts`: it has seen the clock set), then a measurement that agrees replaces the row
+-- the row is in doubt, or the sender has not watched the clock since it was written (`doubts`), then a measurement that agrees replaces the row
 -- instead of being intersected with it: a row from before a small step may agree and be wrong. Beyond 2 s it is refused, so that a process that was frozen in between cannot write an old truth; and so it is if the clock
 -- shows less, for then it was set back.
 create function lockstep.offer_time(
@@ -110,8 +110,9 @@ begin
   elsif greatest(a.lo_us - drift, lo) <= least(a.hi_us + drift, hi) then
     said := 'agreed';
     if now_us - from_us <= 20000 and a.rival_at_us is null and not doubts then
-      lo := greatest(a.lo_us - drift, lo);
-      hi := least(a.hi_us + drift, hi);
+      -- the clock may have been set under way, after the row was written
+      lo := greatest(a.lo_us - drift - greatest(0, now_us - from_us), lo);
+      hi := least(a.hi_us + drift + greatest(0, to_us - now_us), hi);
       if given > a.guess_width_us + 2 * drift then -- the row's guess is from a narrower one
         guess := a.guess_us;
         given := a.guess_width_us + 2 * drift;
