@@ -20,8 +20,6 @@ export interface Correction extends Interval {
 export interface Anchor extends Correction {
   /** The likeliest, in between. */
   guess: number
-  /** One more whenever it was begun anew. */
-  epoch: number
   /** One more with each measurement. */
   revision: number
   /** What contradicts it, until another measurement says which is right. */
@@ -123,9 +121,8 @@ export function claims(anchor: Anchor, theta: Interval, at: number): { story: In
 
 interface Row extends Clocked {
   nonce_: string
-  epoch: number | null
   revision: string
-  at_us: string
+  at_us: string | null
   lo_us: string
   hi_us: string
   guess_us: string
@@ -137,7 +134,7 @@ interface Row extends Clocked {
 }
 
 function anchorIn(row: Row): Anchor | null {
-  if (row.epoch === null) return null
+  if (row.at_us === null) return null
   const rival =
     row.rival_at_us === null
       ? null
@@ -147,7 +144,6 @@ function anchorIn(row: Row): Anchor | null {
     lo: Number(row.lo_us),
     hi: Number(row.hi_us),
     guess: Number(row.guess_us),
-    epoch: row.epoch,
     revision: Number(row.revision),
     rival,
     falsetickers: row.falsetickers,

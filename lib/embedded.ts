@@ -18,6 +18,7 @@ import * as path from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Guarded, User } from './child.ts'
 import { guarded, idsOf, lives, self, serverUser, temporaryFolder } from './child.ts'
+import { heeding } from './heed.ts'
 
 export interface Place {
   dir: string
@@ -232,18 +233,12 @@ function ownCopy(copy: string): fs.Stats | undefined {
 
 /** Ends the child when the signal aborts, and rejects with its reason once the child is gone. */
 export async function unlessAborted<T>(child: Guarded, work: Promise<T>, signal?: AbortSignal): Promise<T> {
-  const aborted = Promise.withResolvers<never>()
-  const abort = () => aborted.reject(signal?.reason)
-  signal?.addEventListener('abort', abort, { once: true })
   try {
-    signal?.throwIfAborted()
-    return await Promise.race([work, aborted.promise])
+    return await heeding(signal, work)
   } catch (error) {
     child.end()
     await child.exited.catch(() => {})
     throw error
-  } finally {
-    signal?.removeEventListener('abort', abort)
   }
 }
 

@@ -18,6 +18,7 @@ import { isIP, SocketAddress } from 'node:net'
 import { LOCAL_DRIFT } from './assumed.ts'
 import { outOfRange, UnavailableError, wrongType } from './errors.ts'
 import { type Address, exchange } from './exchange.ts'
+import { heeding } from './heed.ts'
 import { agree, type Interval, Offset, PAD_US, widened, width, within } from './interval.ts'
 import { checkInteger } from './options.ts'
 import { offsetOf } from './packet.ts'
@@ -234,17 +235,9 @@ const NAME = /^[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_]
 async function addressOf({ host, port }: Place, signal: AbortSignal): Promise<Address> {
   const literal = isIP(host)
   if (literal) return { address: host, family: literal as 4 | 6, port }
-  const { promise: ended, reject } = Promise.withResolvers<never>()
-  const aborted = () => reject(signal.reason)
-  signal.addEventListener('abort', aborted)
-  if (signal.aborted) aborted()
-  try {
-    const found = lookup(host).catch((error: NodeJS.ErrnoException) => {
-      throw new Error(`no address: ${error.code ?? error.message}`)
-    })
-    const { address, family } = await Promise.race([found, ended])
-    return { address, family: family as 4 | 6, port }
-  } finally {
-    signal.removeEventListener('abort', aborted)
-  }
+  const found = lookup(host).catch((error: NodeJS.ErrnoException) => {
+    throw new Error(`no address: ${error.code ?? error.message}`)
+  })
+  const { address, family } = await heeding(signal, found)
+  return { address, family: family as 4 | 6, port }
 }

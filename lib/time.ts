@@ -22,6 +22,7 @@ import { sql } from 'kysely'
 import { batched } from './batch.ts'
 import type { Database } from './db.ts'
 import { outOfRange, UnavailableError, wrongType } from './errors.ts'
+import { heeding } from './heed.ts'
 import type { Ntp } from './ntp.ts'
 import { checkMs, checkWord, WAIT } from './options.ts'
 import type { Reading, TimeSource } from './reading.ts'
@@ -108,7 +109,7 @@ export class Time {
     checkMs('maxAgeMs', maxAgeMs, WAIT)
     checkMs('waitMs', waitMs, WAIT)
     signal?.throwIfAborted()
-    return unless(signal, this.#ready(maxBoundMs, maxAgeMs, waitMs, signal))
+    return heeding(signal, this.#ready(maxBoundMs, maxAgeMs, waitMs, signal))
   }
 
   async #ready(maxBoundMs: number, maxAgeMs: number, waitMs: number, signal?: AbortSignal): Promise<Reading> {
@@ -119,13 +120,13 @@ export class Time {
     await sampler.fresh(maxAgeMs)
     for (let i = 1; first && i < FIRST_SAMPLES; i++) await sampler.fresh(0)
     const until = AbortSignal.timeout(Math.min(waitMs, MOST_WAIT_MS))
-    if (unknown) await unless(until, sampler.measuring).catch(() => {}) // to its end: then the row is written, too
+    if (unknown) await heeding(until, sampler.measuring).catch(() => {}) // to its end: then the row is written, too
     while (maxBoundMs < Infinity) {
       signal?.throwIfAborted() // nobody waits any more
       const { boundMs, status } = sampler.estimate.peek()
       if (boundMs !== null && boundMs <= maxBoundMs) break
       if (performance.now() - since >= waitMs) throw tooWide(maxBoundMs, boundMs, status)
-      await unless(until, sampler.measuring).catch(() => {})
+      await heeding(until, sampler.measuring).catch(() => {})
       await pause(Math.min(100, waitMs), signal)
       await sampler.fresh(0)
     }
@@ -198,9 +199,9 @@ export class Time {
     signal?.throwIfAborted()
     const sampler = this.#sampler
     const before = sampler.measuring
-    await unless(signal, sampler.fresh(0, true))
+    await heeding(signal, sampler.fresh(0, true))
     if (sampler.measuring === before) return false
-    await unless(signal, sampler.measuring)
+    await heeding(signal, sampler.measuring)
     return true
   }
 
@@ -223,16 +224,6 @@ function milliseconds(instant: Date | number): number {
   const ms = instant instanceof Date ? instant.getTime() : instant
   if (typeof ms === 'number' && !Number.isNaN(ms)) return ms
   throw wrongType('instant', 'a valid Date, or milliseconds since 1970', instant)
-}
-
-// Waits, but not for longer than until the signal aborts.
-async function unless<T>(signal: AbortSignal | undefined, work: T | Promise<T>): Promise<T> {
-  if (!signal) return work
-  signal.throwIfAborted()
-  const { promise, reject } = Promise.withResolvers<never>()
-  const aborted = () => reject(signal.reason)
-  signal.addEventListener('abort', aborted)
-  return Promise.race([work, promise]).finally(() => signal.removeEventListener('abort', aborted))
 }
 
 // timers/promises rejects with an error of its own.

@@ -46,10 +46,14 @@ export function wrongClock(how: string): WrongClock {
 
 /** A server of one's own under a clock that is wrong, migrated. */
 export async function skewedServer(clock: WrongClock): Promise<DedicatedServer> {
-  // Its programs inherit our environment.
+  return under(clock, dedicatedServer)
+}
+
+/** What is started meanwhile lives under that clock: programs inherit our environment. */
+export async function under<T>(clock: WrongClock, start: () => Promise<T>): Promise<T> {
   Object.assign(process.env, clock.env)
   try {
-    return await dedicatedServer()
+    return await start()
   } finally {
     for (const name of Object.keys(clock.env)) delete process.env[name]
   }

@@ -18,6 +18,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/trust': [],
   'lib/bell': [],
   'lib/steady': [],
+  'lib/heed': [],
   'lib/options': ['lib/errors'],
   'lib/clock': [],
   'lib/pool': ['lib/errors'],
@@ -65,13 +66,15 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/cristian': ['lib/errors', 'lib/assumed'],
   'lib/packet': ['lib/interval'],
   'lib/exchange': ['lib/packet'],
-  'lib/ntp': ['lib/errors', 'lib/options', 'lib/interval', 'lib/assumed', 'lib/packet', 'lib/exchange'],
+  'lib/ntp': [
+    ...['lib/errors', 'lib/heed', 'lib/options', 'lib/interval', 'lib/assumed', 'lib/packet', 'lib/exchange'],
+  ],
   'lib/anchor': ['lib/errors', 'lib/interval', 'lib/assumed', 'lib/clock', 'lib/db'],
   'lib/dial': ['lib/interval', 'lib/assumed', 'lib/clock', 'lib/reading'],
   'lib/estimate': ['lib/interval', 'lib/assumed', 'lib/clock', 'lib/reading', 'lib/anchor', 'lib/dial'],
   'lib/sampler': ['lib/errors', 'lib/db', 'lib/reading', 'lib/anchor', 'lib/estimate', 'type lib/ntp'],
   'lib/time': [
-    ...['lib/errors', 'lib/options', 'lib/db', 'lib/batch', 'lib/reading', 'lib/estimate', 'lib/sampler'],
+    ...['lib/errors', 'lib/heed', 'lib/options', 'lib/db', 'lib/batch', 'lib/reading', 'lib/estimate', 'lib/sampler'],
     'type lib/ntp',
   ],
 
@@ -139,7 +142,7 @@ const MAY_IMPORT: Record<string, string[]> = {
 
   'lib/migrate': ['lib/errors'],
   'lib/child': [],
-  'lib/embedded': ['lib/child'],
+  'lib/embedded': ['lib/heed', 'lib/child'],
   'lib/postgres': ['lib/errors', 'lib/child', 'lib/embedded'],
 
   'functions/problem': ['lib/index'],

@@ -1,15 +1,7 @@
 /** The arithmetic of time: what the vote and the tracking of an offset promise, over many thousands of seeded cases. */
 import { describe, expect, test } from 'vitest'
 import { agree, bracket, type Interval, middle, Offset, ppm, width } from '../lib/interval.ts'
-
-/** Numbers in [0, 1) that are the same in every run. */
-function random(seed: number): () => number {
-  let state = seed
-  return () => {
-    state = (state * 48_271) % 2_147_483_647
-    return state / 2_147_483_647
-  }
-}
+import { seeded } from './chaos/random.ts'
 
 const has = ({ lo, hi }: Interval, x: number) => lo <= x && x <= hi
 
@@ -31,7 +23,7 @@ function bestOverlap(intervals: Interval[]): Interval {
 describe('the vote', () => {
   /** n servers, at most f of them wrong; the truth is 0. */
   function cases(seed: number, count: number, each: (intervals: Interval[], f: number, liars: number[]) => void): void {
-    const next = random(seed)
+    const next = seeded(seed)
     for (let i = 0; i < count; i++) {
       const n = 3 + Math.floor(next() * 7)
       const f = Math.floor((n - 1) / 2)
@@ -119,7 +111,7 @@ describe('an offset', () => {
     samples: number,
     each: (offset: Offset, at: number, truth: number) => void,
   ) {
-    const next = random(seed)
+    const next = seeded(seed)
     const offset = new Offset(ppm(100))
     const other = (m: number) => 1.7e15 + m * (1 + rate * 1e-6)
     let m = 0

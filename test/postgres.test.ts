@@ -329,7 +329,7 @@ function owner(options: object, how: SpawnOptions & { lib?: string; umask?: numb
 /** The sources alone, where nothing is installed. */
 function copyOfLib(folder: string): string {
   fs.mkdirSync(path.join(folder, 'lib'))
-  for (const file of ['postgres.ts', 'embedded.ts', 'child.ts', 'errors.ts'])
+  for (const file of ['postgres.ts', 'embedded.ts', 'child.ts', 'errors.ts', 'heed.ts'])
     fs.copyFileSync(path.join(root, 'lib', file), path.join(folder, 'lib', file))
   fs.writeFileSync(path.join(folder, 'package.json'), '{"type":"module"}')
   return path.join(folder, 'lib/postgres.ts')

@@ -15,7 +15,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { createLockstep, type Lockstep, type Reading } from '../lib/index.ts'
 import { ntp } from '../lib/ntp.ts'
 import { type DedicatedServer, dedicatedServer, tcpProxy } from './database.ts'
-import { faketimeAvailable, skewedServer, type WrongClock, wrongClock } from './faketime.ts'
+import { faketimeAvailable, skewedServer, under, type WrongClock, wrongClock } from './faketime.ts'
 import { chronyd, chronydAvailable, type FakeServer, fakeServer, wallOffset } from './ntp.server.ts'
 import { startLambda, startWorker } from './runtime/processes.ts'
 import { until } from './until.ts'
@@ -230,10 +230,7 @@ describe.skipIf(!faketimeAvailable())('with clocks that are wrong', () => {
       expect(reads.time.now().boundMs).toBeLessThan(200)
     }
     await server.stop()
-    Object.assign(process.env, clock.env)
-    await server.start().finally(() => {
-      for (const name of Object.keys(clock.env)) delete process.env[name]
-    })
+    await under(clock, server.start)
     await settled()
     proxy.target(second.url)
     proxy.cut()

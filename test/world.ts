@@ -9,15 +9,7 @@ import type { Anchor, Correction } from '../lib/anchor.ts'
 import type { Heard, LocalClock } from '../lib/clock.ts'
 import { Estimate, type EstimateOptions, type Fit } from '../lib/estimate.ts'
 import { bracket, meet, middle, ppm, widened, width } from '../lib/interval.ts'
-
-/** Numbers in [0, 1) that are the same in every run. */
-export function random(seed: number): () => number {
-  let state = seed
-  return () => {
-    state = (state * 48_271) % 2_147_483_647
-    return state / 2_147_483_647
-  }
-}
+import { seeded } from './chaos/random.ts'
 
 const S = 1e6
 const BEGIN = 1.79e15 // microseconds since 1970
@@ -30,11 +22,10 @@ export class World {
   database: { offset: number; rate: number; server: string; steppedAt: number }
   row: (Anchor & { server: string; rivalWriter: string; rivalSince: number; width: number }) | null = null
   revision = 0
-  epoch = 0
 
   constructor(seed: number) {
     this.seed = seed
-    this.next = random(seed)
+    this.next = seeded(seed)
     this.database = { offset: 3.25 * S, rate: 30, server: 'first', steppedAt: BEGIN }
   }
 
@@ -80,7 +71,6 @@ export class World {
     let said = 'agreed'
     if (row?.server !== offer.server) {
       said = 'begun'
-      this.epoch += 1
     } else {
       const stale = grown(row)
       const both = meet(stale, { lo, hi }) && {
@@ -101,7 +91,6 @@ export class World {
           return 'disputed'
         }
         said = 'begun'
-        this.epoch += 1
       } else {
         const stands = { at: now, lo, hi }
         this.row = { ...row, revision: this.revision, rival: stands, rivalWriter: writer, rivalSince: now }
@@ -110,7 +99,7 @@ export class World {
     }
     this.row = {
       ...{ server: offer.server, at: now, lo, hi, guess: Math.min(hi, Math.max(lo, guess)), width: given },
-      ...{ epoch: this.epoch, revision: this.revision, rival: null, rivalWriter: '', rivalSince: 0, falsetickers: [] },
+      ...{ revision: this.revision, rival: null, rivalWriter: '', rivalSince: 0, falsetickers: [] },
     }
     return said
   }

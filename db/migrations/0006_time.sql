@@ -45,7 +45,7 @@ $$ select (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint $$;
 -- waited for.
 create function lockstep.sample_time(nonce text, measures boolean, settles boolean, doubts boolean)
 returns table (
-  nonce_ text, us bigint, server bigint, epoch integer, revision bigint, at_us bigint, lo_us bigint, hi_us bigint,
+  nonce_ text, us bigint, server bigint, revision bigint, at_us bigint, lo_us bigint, hi_us bigint,
   guess_us bigint, rival_at_us bigint, rival_lo_us bigint, rival_hi_us bigint, falsetickers text[], claimed boolean
 )
 language plpgsql as $$
@@ -66,7 +66,7 @@ begin
     end if;
   end if;
   return query
-    select nonce, lockstep.microseconds(clock_timestamp()), mine, a.epoch, a.revision, a.at_us, a.lo_us, a.hi_us,
+    select nonce, lockstep.microseconds(clock_timestamp()), mine, a.revision, a.at_us, a.lo_us, a.hi_us,
            a.guess_us, a.rival_at_us, a.rival_lo_us, a.rival_hi_us, a.falsetickers, got
       from (select) one left join lockstep.time_anchor a on a.id = 1 and a.server = mine;
 end $$;
@@ -77,9 +77,10 @@ end $$;
 --
 -- `from_us`, `to_us`: what this clock shows at the sending, as the sender believes. What it shows more than that is time under
 -- way or a step of the clock, which nobody can tell apart; so it is taken off the interval. If it is more than 20 ms, or if
--- the row is in doubt, or the sender has not watched the clock since it was written (`doubts`), then a measurement that agrees replaces the row
--- instead of being intersected with it: a row from before a small step may agree and be wrong. Beyond 2 s it is refused, so that a process that was frozen in between cannot write an old truth; and so it is if the clock
--- shows less, for then it was set back.
+-- the row is in doubt, or the sender has not watched the clock since it was written (`doubts`), then a measurement that
+-- agrees replaces the row instead of being intersected with it: a row from before a small step may agree and be wrong.
+-- Beyond 2 s it is refused, so that a process that was frozen in between cannot write an old truth; and so it is if the
+-- clock shows less, for then it was set back.
 create function lockstep.offer_time(
   whose bigint, from_us bigint, to_us bigint, lo bigint, hi bigint, guess bigint, doubts boolean,
   who text, wrong text[], told jsonb
