@@ -18,16 +18,20 @@ import type { HonoRequest } from 'hono'
 import { bodyLimit } from 'hono/body-limit'
 import { requestId } from 'hono/request-id'
 import { secureHeaders } from 'hono/secure-headers'
+import type { Events } from '../lib/event.ts'
 import type { Lockstep } from '../lib/index.ts'
 import type { Tasks } from '../lib/task.ts'
 import { claimRouter } from './claim.ts'
+import { eventRouter, streamRouter } from './event.ts'
 import { checked } from './field.ts'
+import { groupRouter } from './group.ts'
 import { authenticate, type Env, parseKeys } from './keys.ts'
 import { leaderRouter } from './leader.ts'
 import { lockRouter } from './lock.ts'
+import { pollRouter } from './poll.ts'
 import { answer, Problem, problem, problems } from './problem.ts'
 import { scheduleRouter } from './schedule.ts'
-import type { StreamOptions } from './stream.ts'
+import { type StreamOptions, Streams } from './stream.ts'
 import { taskRouter } from './task.ts'
 import { tickRouter } from './tick.ts'
 import { noted, timeRouter } from './time.ts'
@@ -35,17 +39,20 @@ import { noted, timeRouter } from './time.ts'
 export interface AppOptions extends StreamOptions {
   /** Made by `createTasks`. Absent: there are no routes for tasks, and no pg-boss in the bundle. */
   tasks?: Tasks
+  /** Made by `createEvents`. Absent: there are no routes for streams and groups. */
+  events?: Events
   /** The text of LOCKSTEP_API_KEYS (see keys.ts). Absent or blank: everybody may do everything. */
   keys?: string | undefined
   /** Shown in openapi.json. */
   version?: string
-  /** Hears of every 500, and of every 503 that is the database's doing. */
+  /** Hears of every 500, and of every 503 that is the database's doing; with '' for a request, of what a door does itself. */
   onError?: (error: unknown, requestId: string) => void
   /** Aborts when the server is stopping: waits end with a 503, streams end. */
   signal?: AbortSignal
 }
 
 const MAX_BODY = 64 * 1024
+const MAX_APPEND = 4 * 1024 * 1024 // some events of the largest kind
 
 /**
  * Makes the application. `createApp(…).fetch` answers requests.
@@ -62,7 +69,10 @@ export function createApp(lockstep: Lockstep, options: AppOptions = {}): OpenAPI
     await next()
   })
   for (const path of ['/v1/*', '/readyz', '/openapi.json']) app.use(path, keyed)
-  app.use('/v1/*', (c, next) => (mayBeLarge(c.req) ? limited(c, next) : next()))
+  app.use('/v1/*', (c, next) => {
+    const most = appends(c.req) ? MAX_APPEND : MAX_BODY
+    return mayBeLarge(c.req, most) ? limited(most)(c, next) : next()
+  })
 
   app.openapi(healthz, (c) => c.json({ status: 'ok' as const }, 200))
   app.openapi(readyz, async (c) => {
@@ -75,13 +85,20 @@ export function createApp(lockstep: Lockstep, options: AppOptions = {}): OpenAPI
     return c.json(document, 200)
   })
   app.route('/v1/locks', lockRouter(lockstep.locks, options.signal))
-  app.route('/v1/leaders', leaderRouter(lockstep.leaders, options.signal, options))
+  const streams = new Streams(options.signal, options)
+  app.route('/v1/leaders', leaderRouter(lockstep.leaders, streams, options.signal))
   app.route('/v1/time', timeRouter(lockstep.time))
   if (options.tasks) {
     app.route('/v1/tasks', claimRouter(options.tasks, options.signal))
     app.route('/v1/tasks', taskRouter(options.tasks, options.signal))
     app.route('/v1/schedules', scheduleRouter(options.tasks))
     app.route('/v1/tick', tickRouter(options.tasks, options.signal))
+  }
+  if (options.events) {
+    app.route('/v1/streams', streamRouter(options.events, streams, options.signal))
+    app.route('/v1/events', eventRouter(options.events, streams, options.signal))
+    app.route('/v1/groups', groupRouter(options.events))
+    app.route('/v1/groups', pollRouter(options.events, options.signal))
   }
 
   app.openAPIRegistry.registerComponent('securitySchemes', 'key', {
@@ -163,15 +180,20 @@ function refuseOtherMethods(app: OpenAPIHono<Env>): void {
   }
 }
 
-const limited = bodyLimit({
-  maxSize: MAX_BODY,
-  onError: (c) => problem(c, new Problem(413, 'TOO_LARGE', `The body is over ${MAX_BODY} bytes`)),
-})
+const limited = (maxSize: number) =>
+  bodyLimit({
+    maxSize,
+    onError: (c) => problem(c, new Problem(413, 'TOO_LARGE', `The body is over ${maxSize} bytes`)),
+  })
+
+function appends({ method, path }: HonoRequest): boolean {
+  return method === 'POST' && /^\/v1\/streams\/[^/]+$/.test(path)
+}
 
 // The first thing bodyLimit does is look at `request.body`, and on Node that look makes a stream: a third of the time
 // of the whole request. Bodies that nobody reads, or whose length was announced (the platform enforces it), need not.
-function mayBeLarge(request: HonoRequest): boolean {
+function mayBeLarge(request: HonoRequest, most: number): boolean {
   if (!['POST', 'PUT', 'PATCH'].includes(request.method)) return false
   const announced = Number(request.header('Content-Length') ?? Number.NaN)
-  return !(announced <= MAX_BODY) || request.header('Transfer-Encoding') !== undefined
+  return !(announced <= most) || request.header('Transfer-Encoding') !== undefined
 }

@@ -11,6 +11,7 @@
 import { once } from 'node:events'
 import { readFile } from 'node:fs/promises'
 import { parseArgs } from 'node:util'
+import { createEvents } from '../lib/event.ts'
 import { createLockstep, type Lockstep } from '../lib/index.ts'
 import { migrate } from '../lib/migrate.ts'
 import { NTP_SERVERS, type Ntp, ntp } from '../lib/ntp.ts'
@@ -113,8 +114,10 @@ async function start({ port, host, url: given, keys, ntp }: Settings): Promise<v
 
     const lockstep = createLockstep({ connectionString: url, time: ntp ? { ntp } : {} })
     undo.push(() => lockstep.close())
-    const tasks = createTasks(lockstep, { onError: report })
-    const server = await serve({ lockstep, tasks, host, port, keys, version: await version(), onError: report })
+    const tasks = createTasks(lockstep, { onError: (error) => report('tasks', error) })
+    const events = createEvents(lockstep, { onError: (error) => report('events', error) })
+    const onError = (error: unknown, id: string) => report(id === '' ? 'sweep' : `request ${id}`, error)
+    const server = await serve({ lockstep, tasks, events, host, port, keys, version: await version(), onError })
     undo.splice(-1, 1, () => server.close())
     console.log(greeting(server.url, keys))
     if (ntp) void tellTime(lockstep, ntp, stop)
@@ -167,9 +170,9 @@ function greeting(url: string, keys: string | undefined): string {
 let lastOutage = Number.NEGATIVE_INFINITY
 
 /** A 500 is a bug and comes with its stack; an outage of the database is one line every ten seconds. */
-function report(error: unknown, requestId?: string): void {
+function report(where: string, error: unknown): void {
   if ((error as { code?: unknown }).code !== 'UNAVAILABLE') {
-    console.error(requestId === undefined ? 'tasks:' : `request ${requestId}:`, error)
+    console.error(`${where}:`, error)
   } else if (performance.now() - lastOutage > 10_000) {
     lastOutage = performance.now()
     console.error(sentence(error))

@@ -36,8 +36,9 @@ export function number({ min, max }: { min: number; max: number }) {
 
 /** One of these words. */
 export function word<const W extends string>(...words: W[]) {
-  return z.enum(words, { error: words.join(', ').replace(/, ([^,]+)$/, ' or $1') })
+  return z.enum(words, { error: listed(words) })
 }
+const listed = (words: string[]) => words.join(', ').replace(/, ([^,]+)$/, ' or $1')
 
 /** A whole number in a query string: digits only, no `1e3`, no sign, no spaces. */
 export function digits({ min, max }: { min: number; max: number }) {
@@ -53,15 +54,38 @@ export function digits({ min, max }: { min: number; max: number }) {
 const QUEUE = 'a string of 1–255 letters, digits, `_`, `-`, `.` and `/`'
 // Postgres reads jsonb by recursion, and so does JSON.stringify write it: either would end at some thousands.
 const MAX_DEPTH = 1_000
-const TOKEN = 'a decimal string, 1–9223372036854775807'
+const MAX = 2n ** 63n - 1n
 
-/** A fencing token: a string, because JSON numbers lose precision above 2^53. */
-export const token = z
-  .string({ error: TOKEN })
-  .regex(/^[1-9]\d{0,18}$/, { error: TOKEN })
-  .transform(BigInt)
-  .refine((n) => n < 2n ** 63n, { error: TOKEN })
-  .openapi({ type: 'string', pattern: '^[1-9][0-9]{0,18}$', example: '4711' })
+/** A whole number of 64 bits, from 1: a string, because JSON numbers lose precision above 2^53. */
+export function decimal(max = MAX) {
+  const error = `a decimal string, 1–${max}`
+  return z
+    .string({ error })
+    .regex(/^[1-9]\d{0,18}$/, { error })
+    .transform(BigInt)
+    .refine((n) => n <= max, { error })
+    .openapi({ type: 'string', pattern: '^[1-9][0-9]{0,18}$', example: '4711' })
+}
+
+/** Such a number, or one of these words. */
+export function decimalOr<const W extends string>(min: 0n | 1n, ...words: W[]) {
+  const error = `a decimal string, ${min}–${MAX}, ${listed(words)}`
+  const pattern = `^(${words.join('|')}|${min === 0n ? '0|' : ''}[1-9][0-9]{0,18})$`
+  return z
+    .string({ error })
+    .regex(new RegExp(pattern), { error })
+    .transform((text) => (words.includes(text as W) ? (text as W) : BigInt(text)))
+    .refine((value) => typeof value === 'string' || value <= MAX, { error })
+    .openapi({ type: 'string', pattern })
+}
+
+/** A fencing token. */
+export const token = decimal()
+/** Where an event is in its stream; as a cursor: where it is among all. */
+export const position = decimal()
+
+/** A switch in a query string. */
+export const yes = z.literal('true', { error: '`true`, or left out' })
 
 /** The name of a queue: what pg-boss allows. */
 export const queue = z

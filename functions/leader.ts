@@ -18,7 +18,7 @@ import { allow, type Env, listable, needs } from './keys.ts'
 import { Granted, granted, grantTo, Release, tokenOf } from './lease.ts'
 import { problems } from './problem.ts'
 import { body, defined, instant, json, List, Name, NoQuery, next, nextOf, token } from './shape.ts'
-import { type StreamOptions, Streams } from './stream.ts'
+import type { Streams } from './stream.ts'
 
 const Campaign = field
   .strict({
@@ -150,13 +150,8 @@ const list = createRoute({
 })
 
 /** The router of `/v1/leaders`. `stopping` ends every wait and every stream. */
-export function leaderRouter(
-  leaders: Leaders,
-  stopping?: AbortSignal,
-  streamOptions: StreamOptions = {},
-): OpenAPIHono<Env> {
+export function leaderRouter(leaders: Leaders, streams: Streams, stopping?: AbortSignal): OpenAPIHono<Env> {
   const router = new OpenAPIHono<Env>({ defaultHook: field.checked })
-  const streams = new Streams(stopping, streamOptions)
   router.openAPIRegistry.register('Campaign', Campaign)
   router.openAPIRegistry.register('RenewTerm', RenewTerm)
 

@@ -80,7 +80,11 @@ export async function serve(options: ServeOptions): Promise<Server> {
   })
   await listen(server.listen(port, address), host, port)
 
-  const sweeping = setInterval(() => void lockstep.locks.sweep().catch(() => {}), SWEEP_MS)
+  const sweeping = setInterval(() => {
+    void lockstep.locks.sweep().catch(() => {})
+    const swept = options.events?.sweep({ signal: stopping.signal })
+    void swept?.catch((error) => stopping.signal.aborted || options.onError?.(error, ''))
+  }, SWEEP_MS)
   sweeping.unref()
   // From now on it samples by itself, and measures if it can.
   void lockstep.time.ready().catch(() => {})
@@ -106,7 +110,7 @@ export async function serve(options: ServeOptions): Promise<Server> {
   }
 }
 
-// Names that nobody used for a day; what is away now is asked again next time.
+// Names that nobody used for a day, and events that need not be kept; what is away now is asked again next time.
 const SWEEP_MS = 600_000
 
 const LIMITS = {

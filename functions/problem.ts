@@ -24,6 +24,7 @@ const TITLES = {
   404: 'Not Found',
   405: 'Method Not Allowed',
   409: 'Conflict',
+  412: 'Precondition Failed',
   413: 'Content Too Large',
   423: 'Locked',
   499: 'Client Closed Request',
@@ -34,6 +35,9 @@ const TITLES = {
 
 export type ProblemStatus = keyof typeof TITLES
 
+/** Of RUN_TIMEOUT the job; of POSITION_CONFLICT where the stream was expected, and where it is. */
+type Members = { id: string } | { expected: string; actual: string }
+
 /** A refusal, thrown by a handler or a middleware. */
 export class Problem extends Error {
   override readonly name = 'Problem'
@@ -41,21 +45,21 @@ export class Problem extends Error {
   readonly code: string
   readonly headers: Record<string, string>
   readonly errors: FieldError[] | undefined
-  /** Of the job that it is about. */
-  readonly id: string | undefined
+  /** What else there is to say of it, by `code`. */
+  readonly members: Members | undefined
 
   constructor(
     status: ProblemStatus,
     code: string,
     detail: string,
-    more: { headers?: Record<string, string>; errors?: FieldError[]; id?: string } = {},
+    more: { headers?: Record<string, string>; errors?: FieldError[]; members?: Members } = {},
   ) {
     super(detail)
     this.status = status
     this.code = code
     this.headers = more.headers ?? {}
     this.errors = more.errors
-    this.id = more.id
+    this.members = more.members
   }
 }
 
@@ -67,8 +71,8 @@ export function invalid(...errors: FieldError[]): Problem {
 }
 
 /** Writes a problem as this request's answer. */
-export function problem(c: Context, { status, code, message, headers, errors, id }: Problem): Response {
-  const body = JSON.stringify({ ...problemBody(status, code, message), ...(id && { id }), ...(errors && { errors }) })
+export function problem(c: Context, { status, code, message, headers, errors, members }: Problem): Response {
+  const body = JSON.stringify({ ...problemBody(status, code, message), ...members, ...(errors && { errors }) })
   // The type of hono knows no 499; nobody reads it, for the client has gone.
   return c.body(body, status as ContentfulStatusCode, { ...headers, 'Content-Type': 'application/problem+json' })
 }
@@ -91,11 +95,13 @@ export function answer(c: Context, error: unknown, report?: (error: unknown, req
 
 function fromLibrary(error: unknown): Problem | undefined {
   if (!(error instanceof Error)) return undefined
-  const { code, message, field, retryAfterMs, id } = error as Error & {
+  const { code, message, field, retryAfterMs, id, expected, actual } = error as Error & {
     code?: unknown
     id?: string
     field?: string
     retryAfterMs?: number | undefined
+    expected?: unknown
+    actual?: unknown
   }
   switch (code) {
     case 'LEASE_HELD': {
@@ -107,7 +113,9 @@ function fromLibrary(error: unknown): Problem | undefined {
     case 'NOT_FOUND':
       return new Problem(404, code, message)
     case 'RUN_TIMEOUT':
-      return new Problem(504, code, message, id === undefined ? {} : { id })
+      return new Problem(504, code, message, id === undefined ? {} : { members: { id } })
+    case 'POSITION_CONFLICT':
+      return new Problem(412, code, message, { members: { expected: String(expected), actual: String(actual) } })
     case 'UNAVAILABLE':
       return unavailable(message)
     case 'INVALID_ARGUMENT':
@@ -142,6 +150,8 @@ const Shape = z
     code: z.string().openapi({ description: 'What happened, for a program. Stable.' }),
     detail: z.string().openapi({ description: 'What happened, for a person. May change.' }),
     id: z.uuid().optional().openapi({ description: 'The job that goes on, of RUN_TIMEOUT' }),
+    expected: z.string().optional().openapi({ description: 'As it was asked, of POSITION_CONFLICT' }),
+    actual: z.string().optional().openapi({ description: 'The position of the stream, of POSITION_CONFLICT' }),
     errors: z.array(z.object({ field: z.string(), expected: z.string() })).optional(),
   })
   .openapi('Problem')
@@ -153,6 +163,7 @@ const DESCRIPTIONS = {
   404: 'NOT_FOUND',
   405: 'METHOD_NOT_ALLOWED',
   409: 'LEASE_LOST: not held under this token (any more): stop the work it guarded',
+  412: 'POSITION_CONFLICT: the stream is not where `expected` says. Nothing was appended',
   413: 'TOO_LARGE: the body is over 64 KiB',
   423: 'LEASE_HELD: somebody else holds it; `Retry-After` is when the hold ends unless renewed',
   499: '',

@@ -14,6 +14,7 @@ export const Name = z.object({ name: field.name })
 export const NoQuery = field.strict({})
 export const instant = z.iso.datetime({ precision: 3 }).openapi({ example: '2026-01-01T12:00:00.000Z' })
 export const token = z.string().openapi({ pattern: '^[1-9][0-9]{0,18}$', example: '4711' })
+export const position = z.string().openapi({ pattern: '^(0|[1-9][0-9]{0,18})$', example: '42' })
 export const next = z.string().nullable().openapi({ description: 'null: this was the last page' })
 
 export const List = field.strict({

@@ -1,16 +1,17 @@
 /**
  * Answers that never end by themselves: server-sent events (WHATWG HTML §9.2), as `EventSource` reads them.
  *
- * The first state is asked for before the answer begins: a database that is away is a 503, not a stream that breaks.
- * From then on a failure ends the stream, and so do a server that stops and a client that goes away; what was
- * observed is let go of at once. Nobody is told why, for whoever wants to know more connects again by itself, and
- * `Last-Event-ID` spares it what it has seen. Every so often a comment shows proxies that the stream lives.
+ * There are two kinds. Where there is always a state (who leads) the first is waited for before the answer begins. Where
+ * there may be nothing for a week (events) the answer begins at once, after a `check` that something could be had. Either
+ * way a database that is away is a 503, not a stream that breaks. From then on a failure ends the stream, and so do a server
+ * that stops and a client that goes away; what was observed is let go of at once. Nobody is told why, for whoever wants to
+ * know more connects again by itself, and `Last-Event-ID` spares it what it has seen. Every so often a comment shows proxies
+ * that the stream lives.
  *
  * A client that does not read costs no memory. The stream is pulled: the next state is only asked for when the last one
- * was taken, and until then the library keeps the latest few. That is why hono's `streamSSE` is not used: it pushes, its
- * heartbeats would queue up behind a client that does not read, it writes failures to the console and to the client,
- * and it sets headers of HTTP/1.1 that other doors must not send. An open stream is a connection, though, and somebody
- * has to say how many there may be: `maxStreams`.
+ * was taken. That is why hono's `streamSSE` is not used: it pushes, its heartbeats would queue up behind a client that does
+ * not read, it writes failures to the console and to the client, and it sets headers of HTTP/1.1 that other doors must not
+ * send. An open stream is a connection, though, and somebody has to say how many there may be: `maxStreams`.
  */
 import type { Context } from 'hono'
 import { gone, stopping, unavailable } from './problem.ts'
@@ -18,7 +19,7 @@ import { gone, stopping, unavailable } from './problem.ts'
 export interface StreamOptions {
   /** Milliseconds without an event after which a stream shows that it lives, 10–3,600,000. @default 15_000 */
   keepAliveMs?: number
-  /** Streams that may be open at a time; one more is a 503. @default 256 */
+  /** Streams that may be open at a time, of all kinds together; one more is a 503. @default 256 */
   maxStreams?: number
 }
 
@@ -36,6 +37,20 @@ const HEADERS = {
 /** Milliseconds after which a client connects again. */
 const RETRY = 'retry: 1000\n\n'
 const ALIVE = ': alive\n\n'
+
+/** Whether the client asks for a stream: it has to say so, and not that it likes JSON as well as that. */
+export function wantsStream(c: Context): boolean {
+  return liked(c, 'text/event-stream') > liked(c, 'application/json')
+}
+
+// How much (RFC 9110 §12.5.1), 0–1; 0: it was not named.
+function liked(c: Context, type: string): number {
+  for (const range of (c.req.header('Accept') ?? '').toLowerCase().split(',')) {
+    const [name, ...parameters] = range.split(';').map((part) => part.trim())
+    if (name === type) return Number(parameters.find((each) => each.startsWith('q='))?.slice(2) ?? 1)
+  }
+  return 0
+}
 
 /** The streams of one application. */
 export class Streams {
@@ -55,15 +70,19 @@ export class Streams {
   }
 
   /**
-   * Answers with the latest state, unless the client has seen it, and then with every one that follows.
+   * Answers with the latest state, unless the client has seen it, and then with every one that follows; with a `check`, with
+   * everything from the beginning on.
    *
-   * @param observe  the latest state first; ends by the signal.
-   * @throws {Problem} 503: too many, or the server is stopping; 499. And what the first state could not be had for.
+   * @param observe  without a check the latest state first; ends by the signal.
+   * @param check  whether anything can be had; then nothing needs to be there yet.
+   * @throws {Problem} 503: too many, or the server is stopping; 499. And what the first state could not be had for, or the
+   *   check.
    */
   async open<T>(
     c: Context,
-    observe: (signal: AbortSignal) => AsyncGenerator<T, never, void>,
+    observe: (signal: AbortSignal) => AsyncGenerator<T, void, void>,
     eventOf: (state: T) => ServerEvent,
+    check?: () => Promise<unknown>,
   ): Promise<Response> {
     const client = c.req.raw.signal
     const early = () => (client.aborted ? gone() : this.#stop?.aborted ? stopping() : undefined)
@@ -77,18 +96,19 @@ export class Streams {
     this.#open++
     over.signal.addEventListener('abort', () => {
       this.#open--
-      void states.return(undefined as never).catch(() => {}) // it may rest at a `yield`, where it hears no signal
+      void states.return().catch(() => {}) // it may rest at a `yield`, where it hears no signal
     })
     for (const other of [client, this.#stop]) other?.addEventListener('abort', end, { signal: over.signal })
     try {
-      const { value } = await states.next()
-      const event = eventOf(value)
+      await check?.()
+      const first = check ? undefined : (await states.next()).value
       const problem = early()
       if (problem) throw problem
       if (c.req.method !== 'HEAD') {
-        const seen = c.req.header('Last-Event-ID') === event.id
+        const event = first && eventOf(first)
+        const unseen = event && event.id !== c.req.header('Last-Event-ID') ? written(event) : ''
         const next = patient(states, this.#keepAliveMs, over)
-        return c.body(body(RETRY + (seen ? '' : written(event)), next, eventOf, over), 200, HEADERS)
+        return c.body(body(RETRY + unseen, next, eventOf, over), 200, HEADERS)
       }
     } catch (error) {
       end()
@@ -124,13 +144,15 @@ function body<T>(
  * Gives the next of `states`, or `undefined` when none has come for `ms`, or it is over. Then asked again, it goes on
  * waiting for the same one: a stream that is quiet for a month leaves nothing behind but one promise.
  */
-function patient<T>(states: AsyncIterator<T>, ms: number, over: AbortController): () => Promise<T | undefined> {
+function patient<T>(states: AsyncIterator<T, void>, ms: number, over: AbortController): () => Promise<T | undefined> {
   let [asked, came] = [false, undefined as T | undefined]
   let wake = () => {}
   over.signal.addEventListener('abort', () => wake())
   const ask = async () => {
     try {
-      came = (await states.next()).value
+      const { done, value } = await states.next()
+      if (done) over.abort()
+      else came = value
     } catch {
       over.abort() // the client connects again, and hears from the new answer what is wrong
     }

@@ -9,13 +9,15 @@
 /**
  * Calls of one tick go together; calls with the same `key` go one after another.
  *
- * @param run   one statement for many items; answers in their order.
- * @param most  items in one statement. @default 32
+ * @param run       one statement for many items; answers in their order.
+ * @param most      items in one statement. @default 32
+ * @param together  calls with the same key may share a statement; it is only that no two statements have it. @default false
  */
 export function batched<T, R>(
   run: (items: T[]) => Promise<R[]>,
   key: (item: T) => string,
   most = 32,
+  together = false,
 ): (item: T) => Promise<R> {
   type Call = { item: T; key: string; resolve: (result: R) => void; reject: (error: unknown) => void }
   let waiting: Call[] = []
@@ -33,10 +35,12 @@ export function batched<T, R>(
     soon = false
     const calls: Call[] = []
     const later: Call[] = []
+    const ours = new Set<string>()
     for (const call of waiting) {
-      if (calls.length >= most || keys.has(call.key)) later.push(call)
+      if (calls.length >= most || (keys.has(call.key) && !(together && ours.has(call.key)))) later.push(call)
       else {
         keys.add(call.key)
+        ours.add(call.key)
         calls.push(call)
       }
     }

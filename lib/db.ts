@@ -22,53 +22,7 @@ import { fromDatabase, outOfRange, UnavailableError, wrongType } from './errors.
 import { announcedPid, Pool } from './pool.ts'
 
 export { announcedPid, type Pool } from './pool.ts'
-
-/** Our tables, for a Kysely of your own: `Kysely<YourTables & Tables>`. */
-export interface Tables {
-  'lockstep.lease': {
-    name: string
-    holder: string | null
-    token: string
-    granted_at: Date
-    expires_at: Date
-    ttl_ms: number | null
-    meta: unknown
-    revision: string | null
-    witness: string | null
-    deposed: boolean
-    over_at: Date | null
-  }
-  'lockstep.candidate': {
-    name: string
-    holder: string
-    priority: number
-    place: string
-    since: Date
-    meta: unknown
-    witness: string | null
-    expires_at: Date
-  }
-  /** Microseconds; `bigint`s come as strings. See db/migrations/0006_time.sql. */
-  'lockstep.time_anchor': {
-    id: number
-    server: string | null
-    epoch: number
-    revision: string
-    at_us: string | null
-    lo_us: string | null
-    hi_us: string | null
-    guess_us: string | null
-    guess_width_us: string | null
-    rival_at_us: string | null
-    rival_lo_us: string | null
-    rival_hi_us: string | null
-    rival_writer: string | null
-    falsetickers: string[]
-    servers: unknown
-    writer: string | null
-    claimed_until: Date | null
-  }
-}
+export type { Tables } from './tables.ts'
 
 /** An open transaction of yours: Kysely's, or a `pg` client between BEGIN and COMMIT. */
 // biome-ignore lint/suspicious/noExplicitAny: a transaction over any tables will do
@@ -91,7 +45,7 @@ export interface ConnectOptions {
 }
 
 /** The last migration that this code needs. */
-export const SCHEMA = '0006_time'
+export const SCHEMA = '0007_event'
 
 const CONTROL_CONNECTIONS = 2
 const CONNECT_TIMEOUT_MS = 5_000
@@ -250,7 +204,7 @@ export async function textWithin(trx: AnyTransaction, text: string, values: unkn
 
 const compiler = new Kysely<unknown>({ dialect: new PostgresDialect({ pool: async () => Promise.reject() }) })
 
-type ArrayType = 'text' | 'integer' | 'bigint' | 'uuid' | 'jsonb' | 'double precision'
+type ArrayType = 'text' | 'integer' | 'bigint' | 'boolean' | 'uuid' | 'jsonb' | 'double precision'
 
 /** An array parameter with its type, as our functions take them. */
 export const list = (values: readonly unknown[], type: ArrayType) => sql`${values}::${sql.raw(type)}[]`

@@ -10,6 +10,7 @@
 export type ErrorCode =
   | 'LEASE_HELD'
   | 'LEASE_LOST'
+  | 'POSITION_CONFLICT'
   | 'UNAVAILABLE'
   | 'INVALID_ARGUMENT'
   | 'NOT_FOUND'
@@ -43,6 +44,26 @@ export class LeaseLostError extends Error {
     super(`${JSON.stringify(leaseName)} is not held under token ${token}: ${why}`, options)
     this.leaseName = leaseName
     this.token = token
+  }
+}
+
+/** Where an append expects its stream to be: at a position, empty, not empty, or anywhere. */
+export type Expected = bigint | 'none' | 'exists' | 'any'
+
+/** The stream is not where the append expected it: read what has been appended, decide anew. */
+export class PositionConflictError extends Error {
+  override readonly name = 'PositionConflictError'
+  readonly code = 'POSITION_CONFLICT'
+  readonly stream: string
+  readonly expected: Expected
+  /** Of the stream's last event; 0n: it has none. */
+  readonly actual: bigint
+
+  constructor(stream: string, expected: Expected, actual: bigint) {
+    super(`${JSON.stringify(stream)} was expected at ${expected}, and is at ${actual}`)
+    this.stream = stream
+    this.expected = expected
+    this.actual = actual
   }
 }
 

@@ -10,12 +10,14 @@ export { cristian, type RemoteTime, type TimeAnswer } from './cristian.ts'
 export type { AnyTransaction, ConnectOptions, Tables } from './db.ts'
 export {
   type ErrorCode,
+  type Expected,
   HandedBackError,
   type InvalidArgument,
   JobFailedError,
   LeaseHeldError,
   LeaseLostError,
   NotFoundError,
+  PositionConflictError,
   RunTimeoutError,
   UnavailableError,
 } from './errors.ts'

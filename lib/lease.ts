@@ -138,7 +138,7 @@ export class Leases {
     this.#database = database
     this.#room = room
     this.#grant = batched(
-      (asks) => grantAll(asks, (statement) => database.control(statement)),
+      (asks) => grantAll(asks, (statement) => database.control(statement), room.prefix),
       (ask) => ask.name,
     )
     this.#renew = batched(
@@ -234,8 +234,9 @@ export class Leases {
 export async function grantAll(
   asks: GrantRequest[],
   run: (statement: RawBuilder<Granted>) => Promise<Granted[]>,
+  prefix = '',
 ): Promise<(Grant | Refusal)[]> {
-  const names = column(asks, 'text', (a) => a.name)
+  const names = column(asks, 'text', (a) => prefix + a.name)
   const holders = column(asks, 'text', (a) => a.holder)
   const ttls = column(asks, 'integer', (a) => a.ttlMs)
   const metas = column(asks, 'text', (a) => a.meta)

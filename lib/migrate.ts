@@ -10,6 +10,9 @@
  * Forward only. A database that knows a migration which this code does not is refused: the answer to an old
  * deployment on a new database is the new deployment, never a rollback.
  *
+ * A database that was restored, or replicated logically, without its sequences would grant a token a second time. Each run sees
+ * that and sets them right, also when there is nothing else to do.
+ *
  * In a file: no `begin`/`commit`, nothing that refuses to run in a transaction (`create index concurrently`).
  */
 
@@ -79,7 +82,7 @@ async function apply<DB>(db: Kysely<DB>, options: MigrateOptions) {
   try {
     const before = await stateOf(db, files)
     refuseNewer(before)
-    if (before.pending.length === 0) return { applied: [], latest }
+    if (before.pending.length === 0 && !before.misaligned) return { applied: [], latest }
     return await db
       .transaction()
       .setIsolationLevel('read committed') // what another process did while we waited must be seen
@@ -98,6 +101,7 @@ async function apply<DB>(db: Kysely<DB>, options: MigrateOptions) {
           migrationLockTableName: 'migration_lock',
         }).migrateToLatest()
         if (error !== undefined) throw error
+        if (await isMisaligned(trx)) await sql`select lockstep.realign()`.execute(trx)
         return { applied: (results ?? []).map((result) => result.migrationName), latest }
       })
   } catch (error) {
@@ -108,7 +112,7 @@ async function apply<DB>(db: Kysely<DB>, options: MigrateOptions) {
 async function stateOf<DB>(
   db: Kysely<DB>,
   files: Map<string, Migration>,
-): Promise<SchemaState & { unknown: string[] }> {
+): Promise<SchemaState & { unknown: string[]; misaligned: boolean }> {
   const known = [...files.keys()]
   const { rows } = await sql<{ there: boolean }>`select to_regclass('lockstep.migration') is not null as there`.execute(
     db,
@@ -125,7 +129,16 @@ async function stateOf<DB>(
     pending: known.filter((name) => !done.includes(name)),
     newer: unknown.length > 0,
     unknown,
+    misaligned: await isMisaligned(db),
   }
+}
+
+// Anybody may ask; of a schema that does not know yet, it is not so.
+async function isMisaligned<DB>(db: Kysely<DB>): Promise<boolean> {
+  const known = sql<{ known: boolean }>`select to_regprocedure('lockstep.misaligned()') is not null as known`
+  if (!(await known.execute(db)).rows[0]?.known) return false
+  const { rows } = await sql<{ misaligned: boolean }>`select lockstep.misaligned() as misaligned`.execute(db)
+  return rows[0]?.misaligned ?? false
 }
 
 function refuseNewer({ unknown, latest }: { unknown: string[]; latest: string }): void {

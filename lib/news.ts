@@ -11,25 +11,41 @@ import type { Sessions } from './sessions.ts'
 
 type Ear<T> = (told: T | null) => void
 
+/** What a session that listens does besides. */
+export interface Attendance {
+  come(session: Session): Promise<unknown>
+  go(session: Session): Promise<unknown>
+}
+
 // LISTEN makes every NOTIFY of the database dearer, and who wants to know often wants to again.
 const LINGER_MS = 10_000
 
 export class News<T> {
   readonly #sessions: Sessions
   readonly #channel: string
-  readonly #read: (message: string) => { name: string; told: T }
+  readonly #read: (message: string) => { name: string; told: T }[]
+  readonly #attend: Attendance | undefined
   readonly #ears = new Map<string, Set<Ear<T>>>()
-  readonly #any = new Set<(name: string | null) => void>()
+  readonly #any = new Set<(name: string | null, told: T | null) => void>()
   #session: Session | undefined
   #keeping = false
   #linger: NodeJS.Timeout | undefined
   #hush = () => {}
 
-  /** @param read  whom a message is for, and what it says; may throw. */
-  constructor(sessions: Sessions, channel: string, read: (message: string) => { name: string; told: T }) {
+  /**
+   * @param read    what a message says, of which names; nothing: perhaps of any. May throw.
+   * @param attend  so that it is known whether anybody listens.
+   */
+  constructor(
+    sessions: Sessions,
+    channel: string,
+    read: (message: string) => { name: string; told: T }[],
+    attend?: Attendance,
+  ) {
     this.#sessions = sessions
     this.#channel = channel
     this.#read = read
+    this.#attend = attend
   }
 
   /** The session over which news comes now. */
@@ -51,7 +67,7 @@ export class News<T> {
   }
 
   /** Hears that there was news, and of what name; null: perhaps of any. Until the answer is called. */
-  onAny(ear: (name: string | null) => void): () => void {
+  onAny(ear: (name: string | null, told: T | null) => void): () => void {
     this.#any.add(ear)
     this.#begin()
     return () => {
@@ -84,13 +100,16 @@ export class News<T> {
         const session = await this.#sessions.shared()
         if (session === null) break // behind a pooler: for good
         await session.subscribe(this.#channel, (message) => this.#tell(message))
+        await this.#attend?.come(session)
         this.#session = session
         this.#tellAll()
         await this.#over(session)
         this.#session = undefined
         this.#tellAll()
         pauseMs = 50
-        if (!session.lost) await session.unsubscribe(this.#channel)
+        if (session.lost) continue
+        await this.#attend?.go(session)
+        await session.unsubscribe(this.#channel)
       } catch {
         await sleep(pauseMs, undefined, { ref: false }) // who asks by itself keeps the process alive
       }
@@ -113,9 +132,12 @@ export class News<T> {
   // Whoever may connect may notify: what makes no sense is no reason to fail, but one to look.
   #tell(message: string): void {
     try {
-      const { name, told } = this.#read(message)
-      for (const ear of this.#ears.get(name) ?? []) ear(told)
-      for (const ear of this.#any) ear(name)
+      const all = this.#read(message)
+      if (all.length === 0) this.#tellAll()
+      for (const { name, told } of all) {
+        for (const ear of this.#ears.get(name) ?? []) ear(told)
+        for (const ear of this.#any) ear(name, told)
+      }
     } catch {
       this.#tellAll()
     }
@@ -123,6 +145,6 @@ export class News<T> {
 
   #tellAll(): void {
     for (const ears of this.#ears.values()) for (const ear of ears) ear(null)
-    for (const ear of this.#any) ear(null)
+    for (const ear of this.#any) ear(null, null)
   }
 }

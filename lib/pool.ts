@@ -7,12 +7,13 @@
  */
 import { Kysely, PostgresDialect, type RawBuilder, type Transaction } from 'kysely'
 import pg from 'pg'
-import { fromDatabase } from './errors.ts'
+import { fromDatabase, UnavailableError } from './errors.ts'
 
 export class Pool {
   // biome-ignore lint/suspicious/noExplicitAny: ours, pg-boss's and the user's tables
   readonly kysely: Kysely<any>
   readonly #pool: pg.Pool
+  #closed = false
 
   constructor(config: pg.PoolConfig) {
     this.#pool = new pg.Pool(config)
@@ -28,7 +29,7 @@ export class Pool {
     try {
       return (await statement.execute(this.kysely)).rows
     } catch (error) {
-      throw fromDatabase(error)
+      throw this.#explained(error)
     }
   }
 
@@ -38,7 +39,7 @@ export class Pool {
     try {
       return await this.#pool.query(text, values)
     } catch (error) {
-      throw fromDatabase(error)
+      throw this.#explained(error)
     }
   }
 
@@ -48,7 +49,7 @@ export class Pool {
     try {
       return await this.kysely.transaction().setIsolationLevel('read committed').execute(work)
     } catch (error) {
-      throw fromDatabase(error)
+      throw this.#explained(error)
     }
   }
 
@@ -62,7 +63,10 @@ export class Pool {
     let ended = false
     severed.catch(() => ended || client.sever())
     try {
-      return await over(this.#pool, async () => ({ ...client, release: () => {} }))
+      // Who keeps `trx` beyond its end must not write into what the connection is used for next.
+      const query: Guarded['query'] = (...args) =>
+        ended ? Promise.reject(new Error('The transaction has ended')) : client.query(...args)
+      return await over(this.#pool, async () => ({ ...client, query, release: () => {} }))
         .transaction()
         .setIsolationLevel('read committed')
         .execute((trx) => {
@@ -77,7 +81,15 @@ export class Pool {
   }
 
   close(): Promise<void> {
+    this.#closed = true
     return this.kysely.destroy()
+  }
+
+  // A Kysely that is destroyed while it is used for the first time fails with a TypeError.
+  #explained(error: unknown): unknown {
+    const known = fromDatabase(error)
+    if (!this.#closed || !(known instanceof TypeError)) return known
+    return new UnavailableError('Lockstep was closed', { cause: error })
   }
 }
 

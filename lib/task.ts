@@ -287,7 +287,7 @@ const nameOf = (queue: AnyQueue): string => (typeof queue === 'string' ? queue :
 
 // What is told is only that it is worth a look.
 const news = (sessions: ReturnType<typeof partsOf>['sessions'], channel: string): News<null> =>
-  new News(sessions, channel, (message) => ({ name: message, told: null }))
+  new News(sessions, channel, (message) => [{ name: message, told: null }])
 
 function warn(error: unknown): void {
   const text = error instanceof Error ? (error.stack ?? error.message) : String(error)

@@ -25,5 +25,5 @@ export type ElectionNews = News<Told>
 export const electionNews = (sessions: Sessions): ElectionNews =>
   new News(sessions, 'lockstep_leader', (message) => {
     const told = JSON.parse(message) as Told
-    return { name: told.name, told }
+    return [{ name: told.name, told }]
   })

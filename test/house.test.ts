@@ -22,7 +22,8 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/options': ['lib/errors'],
   'lib/clock': [],
   'lib/pool': ['lib/errors'],
-  'lib/db': ['lib/errors', 'lib/clock', 'lib/pool'],
+  'lib/tables': [],
+  'lib/db': ['lib/errors', 'lib/clock', 'lib/pool', 'lib/tables'],
   'lib/batch': ['lib/errors', 'lib/db'],
   'lib/session': ['lib/errors', 'lib/trust', 'lib/db'],
   'lib/sessions': ['lib/errors', 'lib/db', 'lib/session'],
@@ -140,6 +141,33 @@ const MAY_IMPORT: Record<string, string[]> = {
     ...['lib/running', 'lib/worker', 'lib/member', 'lib/claim', 'lib/cron', 'lib/tick', 'lib/tasks'],
   ],
 
+  'lib/ask': ['lib/errors', 'lib/options', 'lib/db'],
+  'lib/append': ['lib/errors', 'lib/trust', 'lib/db', 'lib/batch', 'lib/ask'],
+  'lib/read': ['lib/errors', 'lib/options', 'lib/db'],
+  'lib/tidings': ['lib/bell', 'lib/sessions', 'lib/news'],
+  'lib/subscribe': ['lib/errors', 'lib/trust', 'lib/options', 'lib/read', 'lib/tidings'],
+  'lib/group': ['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/lease', 'lib/read'],
+  'lib/given': ['lib/options', 'lib/db', 'lib/batch', 'lib/read'],
+  'lib/partition': ['lib/errors', 'lib/db', 'lib/keeper', 'lib/read', 'lib/tidings', 'lib/group', 'lib/given'],
+  'lib/consumer': [
+    ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/options', 'lib/db', 'lib/keeper', 'lib/tidings', 'lib/group'],
+    ...['lib/given', 'lib/partition'],
+  ],
+  'lib/poll': [
+    ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/read', 'lib/tidings', 'lib/group', 'lib/given'],
+  ],
+  'lib/lag': ['lib/errors', 'lib/options', 'lib/db', 'lib/group'],
+  'lib/retain': ['lib/errors', 'lib/options', 'lib/db', 'lib/read'],
+  'lib/events': [
+    ...['lib/db', 'lib/ask', 'lib/append', 'lib/read', 'lib/subscribe', 'lib/group', 'lib/partition', 'lib/consumer'],
+    ...['lib/poll', 'lib/lag', 'lib/retain'],
+  ],
+  'lib/event': [
+    ...['lib/errors', 'lib/options', 'lib/db', 'lib/keeper', 'lib/parts', 'type lib/index', 'lib/ask', 'lib/append'],
+    ...['lib/read', 'lib/tidings', 'lib/subscribe', 'lib/group', 'lib/partition', 'lib/consumer', 'lib/poll'],
+    ...['lib/lag', 'lib/retain', 'lib/events'],
+  ],
+
   'lib/migrate': ['lib/errors'],
   'lib/child': [],
   'lib/embedded': ['lib/heed', 'lib/child'],
@@ -172,14 +200,29 @@ const MAY_IMPORT: Record<string, string[]> = {
     ...['type lib/task', 'functions/problem', 'functions/keys', 'functions/field', 'functions/shape', 'functions/job'],
   ],
   'functions/time': ['lib/index', 'functions/problem', 'functions/keys', 'functions/field', 'functions/shape'],
+  'functions/record': ['type lib/event', 'functions/keys', 'functions/field', 'functions/shape'],
+  'functions/event': [
+    ...['lib/index', 'type lib/event', 'functions/problem', 'functions/keys', 'functions/field', 'functions/shape'],
+    ...['functions/stream', 'functions/record'],
+  ],
+  'functions/group': [
+    ...['type lib/event', 'functions/problem', 'functions/keys', 'functions/field', 'functions/shape'],
+    'functions/record',
+  ],
+  'functions/poll': [
+    ...['type lib/event', 'functions/problem', 'functions/keys', 'functions/field', 'functions/shape'],
+    'functions/record',
+  ],
   'functions/app': [
-    ...['lib/index', 'type lib/task', 'functions/problem', 'functions/keys', 'functions/field', 'functions/stream'],
-    ...['functions/lock', 'functions/leader', 'functions/claim', 'functions/task', 'functions/schedule'],
-    ...['functions/tick', 'functions/time'],
+    ...['lib/index', 'type lib/task', 'type lib/event', 'functions/problem', 'functions/keys', 'functions/field'],
+    ...['functions/stream', 'functions/lock', 'functions/leader', 'functions/claim', 'functions/task'],
+    ...['functions/schedule', 'functions/tick', 'functions/time', 'functions/event', 'functions/group'],
+    'functions/poll',
   ],
   'functions/node': ['lib/index', 'functions/problem', 'functions/keys', 'functions/app'],
   'functions/cli': [
-    ...['lib/index', 'lib/task', 'lib/ntp', 'lib/migrate', 'lib/postgres', 'functions/keys', 'functions/node'],
+    ...['lib/index', 'lib/task', 'lib/event', 'lib/ntp', 'lib/migrate', 'lib/postgres', 'functions/keys'],
+    'functions/node',
   ],
 }
 
@@ -188,11 +231,21 @@ const PUBLIC = {
   'lib/index': {
     values: [
       ...['HandedBackError', 'JobFailedError', 'LIMITS', 'LeaseHeldError', 'LeaseLostError', 'NotFoundError'],
-      ...['RunTimeoutError', 'UnavailableError', 'createLockstep', 'cristian'],
+      ...['PositionConflictError', 'RunTimeoutError', 'UnavailableError', 'createLockstep', 'cristian'],
     ],
     types: [
       ...['AcquireOptions', 'AnyTransaction', 'Backoff', 'CampaignOptions', 'Candidate', 'ConnectOptions'],
-      ...['ElectionState', 'ErrorCode', 'Grant', 'Held', 'InvalidArgument', 'LeadOptions', 'LeadWork', 'Leader'],
+      ...[
+        'ElectionState',
+        'ErrorCode',
+        'Expected',
+        'Grant',
+        'Held',
+        'InvalidArgument',
+        'LeadOptions',
+        'LeadWork',
+        'Leader',
+      ],
       ...['Leaders', 'LockState', 'Locks', 'Lockstep', 'LockstepOptions', 'Members', 'Reading', 'ReadyOptions'],
       ...['RemoteTime', 'Tables', 'Term', 'Time', 'TimeAnswer', 'TimeOptions', 'TimeSource', 'TimeStatus'],
       ...['TransactionOptions', 'TransactionWork', 'TryCampaignOptions', 'TryOptions'],
@@ -215,13 +268,23 @@ const PUBLIC = {
       'Worker',
     ],
   },
+  'lib/event': {
+    values: ['createEvents'],
+    types: [
+      ...['AllOptions', 'AppendOptions', 'Appended', 'ArchiveOptions', 'Batch', 'BatchEnd', 'ConsumeOptions'],
+      ...['Consumer', 'EventContext', 'EventHandler', 'EventPage', 'Events', 'EventsOptions', 'FailOptions'],
+      ...['Group', 'GroupLag', 'GroupOptions', 'Holdup', 'Horizon', 'NewEvent', 'Parked', 'PartitionLag'],
+      ...['PollOptions', 'ReadOptions', 'RetentionRule', 'StoredEvent', 'StreamLag', 'StreamState'],
+      ...['SubscribeOptions', 'Swept', 'TruncateOptions', 'Truncated'],
+    ],
+  },
   'lib/pgboss': { values: ['bossOf', 'keepBoss'], types: [] },
   'lib/errors': {
     values: [
-      ...['HandedBackError', 'JobFailedError', 'LeaseHeldError', 'LeaseLostError', 'NotFoundError', 'RunTimeoutError'],
-      ...['UnavailableError', 'fromDatabase', 'outOfRange', 'wrongType'],
+      ...['HandedBackError', 'JobFailedError', 'LeaseHeldError', 'LeaseLostError', 'NotFoundError'],
+      ...['PositionConflictError', 'RunTimeoutError', 'UnavailableError', 'fromDatabase', 'outOfRange', 'wrongType'],
     ],
-    types: ['ErrorCode', 'InvalidArgument'],
+    types: ['ErrorCode', 'Expected', 'InvalidArgument'],
   },
   'lib/ntp': { values: ['NTP_SERVERS', 'ntp'], types: ['Measurement', 'Ntp', 'NtpOptions', 'ServerReport'] },
   'lib/migrate': { values: ['migrate', 'schemaState'], types: ['MigrateOptions', 'SchemaState'] },
@@ -320,26 +383,29 @@ describe('imports', () => {
     }
   })
 
-  test.each(['lib/index.ts', 'functions/app.ts', 'lib/task.ts'])('%s reaches only what a Worker has', (file) => {
-    const reached = [...reach(file)]
-    expect(reached).toContain('pg') // so it does reach
-    for (const not of [
-      'lib/ntp',
-      'lib/migrate',
-      'lib/postgres',
-      'lib/embedded',
-      'lib/child',
-      'functions/node',
-      'functions/cli',
-    ]) {
-      expect(reached).not.toContain(not)
-    }
-    expect(reached.filter((what) => what.startsWith('node:'))).toEqual(['node:timers/promises'])
-  })
+  test.each(['lib/index.ts', 'functions/app.ts', 'lib/task.ts', 'lib/event.ts'])(
+    '%s reaches only what a Worker has',
+    (file) => {
+      const reached = [...reach(file)]
+      expect(reached).toContain('pg') // so it does reach
+      for (const not of [
+        'lib/ntp',
+        'lib/migrate',
+        'lib/postgres',
+        'lib/embedded',
+        'lib/child',
+        'functions/node',
+        'functions/cli',
+      ]) {
+        expect(reached).not.toContain(not)
+      }
+      expect(reached.filter((what) => what.startsWith('node:'))).toEqual(['node:timers/promises'])
+    },
+  )
 
   test('who does not ask for tasks does not get pg-boss', () => {
     expect([...reach('lib/task.ts')]).toContain('pg-boss') // so it would be found
-    for (const file of ['lib/index.ts', 'functions/app.ts', 'functions/node.ts']) {
+    for (const file of ['lib/index.ts', 'lib/event.ts', 'functions/app.ts', 'functions/node.ts']) {
       expect([...reach(file)]).not.toContain('pg-boss')
     }
   })

@@ -10,6 +10,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { Kysely, PostgresDialect, sql } from 'kysely'
 import pg from 'pg'
 import { afterEach, expect, test } from 'vitest'
+import { createEvents } from '../lib/event.ts'
 import { createLockstep } from '../lib/index.ts'
 import { migrate, schemaState } from '../lib/migrate.ts'
 import { createTasks } from '../lib/task.ts'
@@ -177,7 +178,7 @@ test('a role without the right to create is told so; with nothing to apply it ne
   }
 })
 
-test('a role with the rights that the README names can lock, lead, observe, sweep, keep time, and everything with tasks', async () => {
+test('a role with the rights that the README names can lock, lead, observe, sweep, keep time, and everything with events and tasks', async () => {
   const db = await fresh()
   await migrate(db.url)
   const role = `${db.name}_app`
@@ -206,6 +207,35 @@ test('a role with the rights that the README names can lock, lead, observe, swee
     await lockstep.locks.sweep()
 
     const failures: unknown[] = []
+    const events = createEvents(lockstep, { onError: (error) => failures.push(error) })
+    await events.append('s', [{ type: 'x' }, { type: 'x' }])
+    await events.append('s', { type: 'x', id: '1' }, { expected: 2n })
+    await lockstep.kysely.transaction().execute((trx) => events.append('t', { type: 'x' }, { trx }))
+    expect((await events.readAll()).events).toHaveLength(4)
+    expect((await events.read('s', { backwards: true })).events).toHaveLength(3)
+    expect((await events.subscribe({ stream: 't' }).next()).value).toMatchObject({ type: 'x' })
+    const consumer = events.consume('g', { retryLimit: 0, partitions: 2 }, ({ stream }) => {
+      if (stream === 't') throw new Error('never')
+    })
+    await until('it is parked', async () => (await events.group('g')) !== null && (await events.parked('g')).length > 0)
+    await until('the rest is applied', async () => (await events.lag('g')).behind === 0)
+    await consumer.stop()
+    expect(failures.splice(0)).toHaveLength(1)
+    await events.redeliver('g')
+    const [batch] = await events.poll('g', { holder: 'h' })
+    if (batch) await events.fail('g', { ...batch, event: batch.events[0]?.cursor as bigint })
+    await events.redeliver('g', { skip: true })
+    await events.append('s', { type: 'x' })
+    const [last] = await events.poll('g', { holder: 'h' })
+    if (last) await events.commit('g', last)
+    await events.leave('g', 'h')
+    await events.streamLag('s')
+    await events.retain('', { maxCount: 1 })
+    expect((await events.sweep()).removed).toBe(3)
+    await events.truncate('s', 10n)
+    await events.retain('', null)
+    await events.deleteGroup('g')
+
     const tasks = createTasks(lockstep, { onError: (error) => failures.push(error) })
     tasks.define('plain', (data: unknown) => data, { deadLetter: 'dead' })
     tasks.define('transactional', async (_: null, { progress }) => progress(1), { transactional: true })

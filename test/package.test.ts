@@ -123,6 +123,7 @@ describe('for a project with strict types', () => {
        import { migrate, type SchemaState } from 'lockstep/migrate'
        import { type Postgres, startPostgres } from 'lockstep/postgres'
        import { createTasks, type Job, type Tasks } from 'lockstep/task'
+       import { type Consumer, createEvents, type Events, type StoredEvent } from 'lockstep/event'
        import { type Measurement, ntp } from 'lockstep/ntp'
        import { createApp } from 'lockstep/app'
        import { type Server, serve } from 'lockstep/node'
@@ -152,6 +153,17 @@ describe('for a project with strict types', () => {
        await tasks.send(count, 4)
        // @ts-expect-error a handler has a transaction only if it is transactional
        tasks.define('neither', async (_: null, { trx }) => void trx)
+
+       const events: Events = createEvents(lockstep)
+       export const appended: bigint = (await events.append('s', { type: 't' }, { expected: 3n })).last
+       export const page: StoredEvent[] = (await events.read('s', { from: 1n })).events
+       export const consumer: Consumer = events.consume('g', {}, async ({ stream }, { trx }) => void [stream, trx])
+       for await (const event of events.subscribe({ prefix: 's' })) use(event)
+       function use(event: StoredEvent) { return event.cursor }
+       // @ts-expect-error a position is a bigint
+       await events.read('s', { from: 1 })
+       // @ts-expect-error an event has a type
+       await events.append('s', {})
 
        // @ts-expect-error a name is a string
        await lockstep.locks.acquire(1)
@@ -203,8 +215,8 @@ describe('with a database', () => {
 
   test('the programs of the README run, on a fenced table', async () => {
     await using database = await freshDatabase()
-    await database.pool.query(`create table orders (id int primary key, state text, token bigint)`)
-    await database.pool.query(`insert into orders values (7, 'new', null)`)
+    await database.pool.query(`create table orders (id int primary key, state text, token bigint, seen bigint)`)
+    await database.pool.query(`insert into orders (id, state) values (7, 'new')`)
     await database.pool.query(`select lockstep.fence_table('orders')`)
     await using lockstep = createLockstep({ connectionString: database.url })
     const server = await serve({ lockstep, port: 0 })

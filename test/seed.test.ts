@@ -4,6 +4,7 @@
  */
 import { once } from 'node:events'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { createEvents } from '../lib/event.ts'
 import { createLockstep, type Lockstep } from '../lib/index.ts'
 import { ntp } from '../lib/ntp.ts'
 import { createTasks, type Tasks } from '../lib/task.ts'
@@ -353,5 +354,42 @@ describe('Time', () => {
       await lockstep.time.ready()
       expect(lockstep.time.now().time).toBeInstanceOf(Date)
     }
+  })
+})
+
+describe('Log, the interface of an event stream that was never made', () => {
+  test('Write(Record{ Metadata, Data }): append, strongly consistent: in order, on disk, all or nothing', async () => {
+    const events = createEvents(a)
+    const record = { type: 'record', data: 'of any kind', meta: { trace: 7 } }
+    await events.append('log', record)
+    await expect(events.append('log', record, { expected: 'none' })).rejects.toMatchObject({
+      code: 'POSITION_CONFLICT',
+    })
+    expect(await events.stream('log')).toMatchObject({ name: 'log', position: 1n }) // Id()
+  })
+
+  test('Read(), again and again: what there is, and then what comes, in another process too', async () => {
+    const [writer, reader] = [createEvents(a), createEvents(b)]
+    await writer.append('read', [{ type: '1' }, { type: '2' }])
+    const log = reader.subscribe({ stream: 'read' })
+    const read = async () => (await log.next()).value?.type
+    expect([await read(), await read()]).toEqual(['1', '2'])
+    const third = read()
+    await writer.append('read', { type: '3' })
+    expect(await third).toBe('3')
+    await log.return(undefined as never) // Close()
+    expect(await log.next()).toEqual({ done: true, value: undefined })
+  })
+
+  test('Seek(offset): read and subscribe from a position', async () => {
+    const events = createEvents(a)
+    await events.append(
+      'seek',
+      Array.from({ length: 9 }, (_, i) => ({ type: String(i + 1) })),
+    )
+    const { events: page } = await events.read('seek', { from: 8n })
+    expect(page.map(({ type }) => type)).toEqual(['8', '9'])
+    const { value } = await events.subscribe({ stream: 'seek', from: 5n }).next()
+    expect(value?.type).toBe('5')
   })
 })

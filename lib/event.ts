@@ -1,0 +1,254 @@
+/**
+ * Events: what has happened, in order, in the same database and in the same transaction as the rest.
+ *
+ * PROMISE. A stream is a name with positions 1, 2, 3 … without gaps, in the order of commits. An append is on disk, or in your
+ * transaction; with `expected` it is made only where the stream is as you have read it. All streams together have one order, that of
+ * cursors, in which each stream's own is kept; a reader never skips an event that commits late, and never sees one that does not
+ * commit. In a group each event is applied by one consumer, those of a stream one after another; what its handler writes to this
+ * database happens exactly once.
+ *
+ *   append ─► stream: its row is locked until the commit ─► 1 2 3 …            read, subscribe({ stream })
+ *               └─► cursor, drawn under that lock ─► horizon ─► everything     readAll, subscribe({ prefix })
+ *                                                       └─► partition ─► lease ─► handler + checkpoint, one commit
+ *                                                              └─ it failed: its stream stands still, and is tried again
+ *
+ * THE ORDER OF EVERYTHING. The first design ordered by (transaction id, position), and readers stopped at the oldest transaction
+ * that was open. Three things were wrong with it. A transaction that had its id early and appended late came before events of the
+ * same stream that had committed before it. Any transaction that wrote anything, in any database of the cluster, stalled all
+ * readers. And a dump restored into another cluster had ids from the future. So the cursor is a number of a sequence, drawn while
+ * the stream is locked; and before it draws one, a transaction publishes the number it began at, in the key of an advisory
+ * lock that ends with it. The lowest that is published is the horizon (0007_event.sql): only who has appended can hold it up,
+ * and is named (lag.ts); and a dump brings its sequences along.
+ *
+ * FAILURES. The answer to an append is lost: append again, with ids. A consumer dies: its partitions go to others after its ttl;
+ * its transaction was rolled back with its progress. It is frozen: when it comes to itself its commits are refused. An event
+ * cannot be applied: it is tried again, then parked and listed; its stream waits, so that the order is kept, the others do not.
+ *
+ * NOT PROMISED. Effects elsewhere (a mail, an API) happen once more when a consumer dies between them and the commit: give them the
+ * stream and the position as their key for once. `at` is a clock's, and clocks are set. After a fail-over to a standby that had not
+ * received the last commits, cursors of the lost events are given out again: who keeps a cursor elsewhere may have passed them;
+ * use synchronous replication. All streams can be read from the primary only: a standby does not know what may still commit.
+ *
+ * A room apart from `createLockstep`, as tasks are: who only locks does not bundle it.
+ */
+import { type Appended, Appender, type AppendOptions, WAITERS } from './append.ts'
+import type { NewEvent } from './ask.ts'
+import { type ConsumeOptions, type Consumer, GroupConsumer } from './consumer.ts'
+import type { AnyTransaction, Pool } from './db.ts'
+import { UnavailableError } from './errors.ts'
+import type { Events } from './events.ts'
+import { type Group, type GroupOptions, Groups } from './group.ts'
+import type { Lockstep } from './index.ts'
+import { Keeper } from './keeper.ts'
+import { type GroupLag, Lags, type StreamLag } from './lag.ts'
+import { checkInteger } from './options.ts'
+import type { EventHandler } from './partition.ts'
+import { partsOf } from './parts.ts'
+import { type Batch, type BatchEnd, type FailOptions, type Parked, type PollOptions, Polls } from './poll.ts'
+import { type EventPage, Reader, type StoredEvent, type StreamState } from './read.ts'
+import {
+  type ArchiveOptions,
+  Retention,
+  type RetentionRule,
+  type Swept,
+  type Truncated,
+  type TruncateOptions,
+} from './retain.ts'
+import { type AllOptions, Followers, type ReadOptions, type SubscribeOptions } from './subscribe.ts'
+import { Tidings } from './tidings.ts'
+
+export type { Appended, AppendOptions } from './append.ts'
+export type { NewEvent } from './ask.ts'
+export type { ConsumeOptions, Consumer } from './consumer.ts'
+export type { Events } from './events.ts'
+export type { Group, GroupOptions } from './group.ts'
+export type { GroupLag, Holdup, Horizon, PartitionLag, StreamLag } from './lag.ts'
+export type { EventContext, EventHandler } from './partition.ts'
+export type { Batch, BatchEnd, FailOptions, Parked, PollOptions } from './poll.ts'
+export type { EventPage, StoredEvent, StreamState } from './read.ts'
+export type { ArchiveOptions, RetentionRule, Swept, Truncated, TruncateOptions } from './retain.ts'
+export type { AllOptions, ReadOptions, SubscribeOptions } from './subscribe.ts'
+
+export interface EventsOptions {
+  /** Connections for events, 1–100. @default 4 */
+  connections?: number
+  /** Hears of what no caller is there to hear. @default a warning of the process */
+  onError?: (error: unknown) => void
+}
+
+/**
+ * Makes the events of a Lockstep. One for a process; it is closed with it.
+ *
+ * ```ts
+ * await using lockstep = createLockstep({ connectionString: 'postgres://…' })
+ * const events = createEvents(lockstep)
+ * ```
+ *
+ * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
+ */
+export function createEvents(lockstep: Lockstep, options: EventsOptions = {}): Events {
+  return new Room(lockstep, options)
+}
+
+/** Its verbs are told in events.ts. */
+class Room implements Events {
+  readonly #pools: Pool[]
+  readonly #closing = new AbortController()
+  readonly #consumers = new Set<Consumer>()
+  readonly #appender: Appender
+  readonly #reader: Reader
+  readonly #followers: Followers
+  readonly #groups: Groups
+  readonly #polls: Polls
+  readonly #lags: Lags
+  readonly #retention: Retention
+  readonly #open: (group: string, options: ConsumeOptions, handler: EventHandler) => Consumer
+  #closed: Promise<void> | undefined
+
+  constructor(lockstep: Lockstep, { connections = 4, onError = warn }: EventsOptions) {
+    const { database, sessions, closing } = partsOf(lockstep)
+    checkInteger('connections', connections, { min: 1, max: 100 })
+    const pool = database.pool(connections)
+    const waiters = database.pool(WAITERS)
+    const tidings = new Tidings(sessions)
+    const keeper = new Keeper()
+    const { signal } = this.#closing
+    this.#pools = [pool, waiters]
+    this.#appender = new Appender(pool, waiters, (streams) => tidings.announce(streams))
+    this.#reader = new Reader(pool)
+    this.#followers = new Followers(this.#reader, tidings, signal)
+    this.#groups = new Groups(database, pool)
+    this.#polls = new Polls(pool, this.#groups, tidings, signal)
+    this.#lags = new Lags(pool, this.#groups)
+    this.#retention = new Retention(pool, this.#reader)
+    const told = (error: unknown) => {
+      try {
+        onError(error)
+      } catch {} // there is nobody left to tell
+    }
+    const parts = { database, pool, groups: this.#groups, keeper, tidings, onError: told }
+    this.#open = (group, options, handler) => {
+      const consumer = new GroupConsumer(parts, group, options, handler, () => this.#consumers.delete(consumer))
+      this.#consumers.add(consumer)
+      return consumer
+    }
+    closing.add(() => this.close())
+  }
+
+  append(stream: string, events: NewEvent | readonly NewEvent[], options?: AppendOptions): Promise<Appended> {
+    return this.#appender.append(stream, events, options)
+  }
+
+  read(stream: string, options?: ReadOptions): Promise<EventPage> {
+    return this.#followers.read(stream, options)
+  }
+
+  readAll(options?: AllOptions): Promise<EventPage> {
+    return this.#followers.readAll(options)
+  }
+
+  subscribe(options?: SubscribeOptions): AsyncGenerator<StoredEvent, never, void> {
+    return this.#followers.subscribe(options)
+  }
+
+  stream(stream: string): Promise<StreamState | null> {
+    return this.#reader.state(stream)
+  }
+
+  async streams(page: { prefix?: string; limit?: number; after?: string } = {}): Promise<StreamState[]> {
+    return this.#reader.states(page)
+  }
+
+  declareGroup(group: string, options?: GroupOptions): Promise<boolean> {
+    return this.#groups.declare(group, options)
+  }
+
+  consume(group: string, options: ConsumeOptions, handler: EventHandler): Consumer {
+    if (this.#closed) throw new UnavailableError('Lockstep was closed')
+    return this.#open(group, options, handler)
+  }
+
+  group(group: string): Promise<Group | null> {
+    return this.#groups.get(group)
+  }
+
+  async groups(page?: { prefix?: string; limit?: number; after?: string }): Promise<Group[]> {
+    return this.#groups.list(page)
+  }
+
+  deleteGroup(group: string): Promise<boolean> {
+    return this.#groups.delete(group)
+  }
+
+  parked(group: string, page?: { limit?: number; after?: string }): Promise<Parked[]> {
+    return this.#polls.parked(group, page)
+  }
+
+  redeliver(group: string, options?: { stream?: string; skip?: boolean }): Promise<number> {
+    return this.#polls.redeliver(group, options)
+  }
+
+  lag(group: string): Promise<GroupLag> {
+    return this.#lags.group(group)
+  }
+
+  streamLag(stream: string): Promise<StreamLag> {
+    return this.#lags.stream(stream)
+  }
+
+  poll(group: string, options: PollOptions): Promise<Batch[]> {
+    return this.#polls.poll(group, options)
+  }
+
+  commit(group: string, batch: BatchEnd, options?: { trx?: AnyTransaction }): Promise<void> {
+    return this.#polls.commit(group, batch, options)
+  }
+
+  fail(group: string, batch: FailOptions): Promise<{ attempts: number; parked: boolean; retryAt: Date | null }> {
+    return this.#polls.fail(group, batch)
+  }
+
+  leave(group: string, holder: string): Promise<void> {
+    return this.#polls.leave(group, holder)
+  }
+
+  retain(prefix: string, rule: RetentionRule | null): Promise<void> {
+    return this.#retention.retain(prefix, rule)
+  }
+
+  retention(): Promise<({ prefix: string } & RetentionRule)[]> {
+    return this.#retention.rules()
+  }
+
+  sweep(options?: { signal?: AbortSignal }): Promise<Swept> {
+    return this.#retention.sweep(options)
+  }
+
+  truncate(stream: string, before: bigint, options?: TruncateOptions): Promise<Truncated> {
+    return this.#retention.truncate(stream, before, options)
+  }
+
+  archive(options?: ArchiveOptions): AsyncGenerator<string, void, void> {
+    return this.#retention.archive(options)
+  }
+
+  close(): Promise<void> {
+    this.#closed ??= this.#close()
+    return this.#closed
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  async #close(): Promise<void> {
+    this.#closing.abort(new UnavailableError('Lockstep was closed'))
+    await Promise.all([...this.#consumers].map((consumer) => consumer.stop()))
+    await Promise.all(this.#pools.map((pool) => pool.close()))
+  }
+}
+
+function warn(error: unknown): void {
+  const text = error instanceof Error ? (error.stack ?? error.message) : String(error)
+  globalThis.process?.emitWarning?.(`Events: ${text}`, 'LockstepWarning')
+}

@@ -1,0 +1,212 @@
+/**
+ * Groups for consumers that live elsewhere, over HTTP and in any language: the verbs without memory.
+ *
+ * A poll keeps the holder's place as a member, its share of the partitions, and their leases, and gives what is next of each. What
+ * was given is given again until it is committed: an answer may get lost, and the commit made again. Whoever has not polled for
+ * `leaseMs` is taken for dead; then its partitions go to others, and its commits are refused by their tokens.
+ */
+import { sql } from 'kysely'
+import { type AnyTransaction, type Pool, within } from './db.ts'
+import { LeaseLostError, NotFoundError, wrongType } from './errors.ts'
+import { commitEvents, failEvent, type Given, type GivenEvent, type Next, readAll } from './given.ts'
+import { type Group, type Groups, memberName, partitionName, pick, sqlState } from './group.ts'
+import { checkInteger, checkMs, checkText, WAIT } from './options.ts'
+import { checkLimit, checkPlace, LIMIT, MOST_PLACE } from './read.ts'
+import type { Tidings } from './tidings.ts'
+import { Moment } from './trust.ts'
+
+export interface PollOptions {
+  /** Who polls, 1–255 characters: one consumer, that does one thing at a time. */
+  holder: string
+  /** Events of each partition at most, 1–1,000. @default 100 */
+  limit?: number
+  /** Milliseconds for which its partitions are its own from each poll on, 1,000–3,600,000. @default 30_000 */
+  leaseMs?: number
+  /** Milliseconds to wait for an event, ≥ 0. @default 0 */
+  waitMs?: number
+  /** Ends the wait. */
+  signal?: AbortSignal
+}
+
+/** What is next of a partition. */
+export interface Batch {
+  partition: number
+  /** The fencing token of the partition. */
+  token: bigint
+  events: GivenEvent[]
+  /** To be given back to `commit`. */
+  next: string
+}
+
+export interface BatchEnd {
+  partition: number
+  token: bigint
+  next: string
+}
+
+export interface FailOptions extends BatchEnd {
+  /** Its cursor. */
+  event: bigint
+  /** Why, for whoever looks: JSON, of which 4 KiB are kept. */
+  reason?: unknown
+}
+
+/** A stream that stands still, since an event of it failed too often. */
+export interface Parked {
+  stream: string
+  /** Of the event that failed. */
+  position: bigint
+  attempts: number
+  reason: unknown
+  /** When it failed last. */
+  at: Date
+}
+
+const LEASE = { min: 1_000, max: 3_600_000 }
+const TOKEN = 'a bigint ≥ 1n'
+
+export class Polls {
+  readonly #pool: Pool
+  readonly #groups: Groups
+  readonly #tidings: Tidings
+  readonly #closed: AbortSignal
+
+  /** @param closed  ends every wait. */
+  constructor(pool: Pool, groups: Groups, tidings: Tidings, closed: AbortSignal) {
+    this.#pool = pool
+    this.#groups = groups
+    this.#tidings = tidings
+    this.#closed = closed
+  }
+
+  async poll(name: string, options: PollOptions): Promise<Batch[]> {
+    const { holder, limit = LIMIT.default, leaseMs = 30_000, waitMs = 0, signal } = options
+    checkText('group', name)
+    checkText('holder', holder)
+    checkLimit(limit)
+    checkMs('leaseMs', leaseMs, LEASE)
+    checkMs('waitMs', waitMs, WAIT)
+    signal?.throwIfAborted()
+    const since = new Moment()
+    const group = await this.#groups.known(name)
+    const lookout = this.#tidings.watch((stream) => stream?.startsWith(group.prefix) ?? true)
+    const ring = () => lookout.ring()
+    const stops = signal ? [signal, this.#closed] : [this.#closed]
+    for (const stop of stops) stop.addEventListener('abort', ring)
+    try {
+      for (;;) {
+        for (const stop of stops) stop.throwIfAborted()
+        const { batches, more, waits, dueMs } = await this.#look(name, holder, limit, leaseMs)
+        const leftMs = waitMs - since.elapsed()
+        if (batches.length > 0 || (leftMs <= 0 && !more)) return batches
+        if (!more) await lookout.wait(waits, Math.min(leftMs, dueMs, leaseMs / 3))
+      }
+    } finally {
+      for (const stop of stops) stop.removeEventListener('abort', ring)
+      lookout.leave()
+    }
+  }
+
+  async commit(group: string, batch: BatchEnd, { trx }: { trx?: AnyTransaction } = {}): Promise<void> {
+    // In a transaction of yours it must not have been committed before: its effects would happen once more.
+    const statement = sql`select ${commitEvents(givenOf(group, batch), trx === undefined)}`
+    await this.#explained(group, batch, trx ? within(trx, statement) : this.#pool.run(statement))
+  }
+
+  async fail(group: string, batch: FailOptions): Promise<{ attempts: number; parked: boolean; retryAt: Date | null }> {
+    const given = givenOf(group, batch)
+    checkPlace('event', batch.event)
+    const [row] = await this.#explained(
+      group,
+      batch,
+      this.#pool.run(failEvent(given, batch.event, batch.reason ?? null)),
+    )
+    const { attempts = 0, due_ms = null } = row ?? {}
+    return { attempts, parked: due_ms === null, retryAt: due_ms === null ? null : new Date(due_ms) }
+  }
+
+  async leave(name: string, holder: string): Promise<void> {
+    checkText('holder', holder)
+    const group = await this.#known(name)
+    await this.#groups.leave(group.name, holder)
+  }
+
+  async parked(name: string, { limit = LIMIT.default, after = '' } = {}): Promise<Parked[]> {
+    await this.#known(name)
+    checkLimit(limit)
+    if (after !== '') checkText('after', after)
+    const rows = await this.#pool.run<Omit<Parked, 'position'> & { position: string }>(
+      sql`select s.name as stream, k.position, k.attempts, k.reason, k.at
+            from lockstep.stuck k join lockstep.stream s on s.id = k.stream
+           where k.group_name = ${name} and k.due_at = 'infinity' and s.name > ${after}
+           order by s.name limit ${limit}`,
+    )
+    return rows.map((row) => ({ ...row, position: BigInt(row.position) }))
+  }
+
+  async redeliver(name: string, { stream, skip = false }: { stream?: string; skip?: boolean } = {}): Promise<number> {
+    await this.#known(name)
+    if (stream !== undefined) checkText('stream', stream)
+    if (typeof skip !== 'boolean') throw wrongType('skip', 'a boolean', skip)
+    const [row] = await this.#pool.run<{ done: number }>(
+      sql`select lockstep.redeliver(${name}, ${stream ?? null}, ${skip}) as done`,
+    )
+    return row?.done ?? 0
+  }
+
+  async #known(name: string): Promise<Group> {
+    checkText('group', name)
+    return this.#groups.known(name)
+  }
+
+  // The place as a member, the share, and what is next of it.
+  async #look(name: string, holder: string, limit: number, leaseMs: number) {
+    const { leases } = this.#groups
+    await leases.grant({ name: memberName(name, holder), holder, ttlMs: leaseMs, meta: null })
+    const { mine, free, quota } = await this.#groups.seats(name, holder)
+    const excess = mine.slice(quota)
+    await Promise.all(
+      excess.map(({ partition, token }) => leases.revoke(partitionName(name, partition), token).catch(() => {})),
+    )
+    const share = [...mine.slice(0, quota).map(({ partition }) => partition), ...pick(free, quota - mine.length)]
+    const held = await this.#groups.take(name, share, holder, leaseMs)
+    const asks = held.map(({ partition, grant }) => ({ partition, token: grant.token }))
+    const all = asks.length === 0 ? [] : await readAll(this.#pool, name, asks, limit)
+    return {
+      batches: all.flatMap((next, i) => (next.events.length === 0 ? [] : [batchOf(asks[i] as (typeof asks)[0], next)])),
+      more: all.some(({ more }) => more),
+      waits: all.some(({ waits }) => waits),
+      dueMs: Math.min(...all.map(({ dueMs = Infinity }) => dueMs), Infinity),
+    }
+  }
+
+  async #explained<T>(group: string, { partition, token }: BatchEnd, call: Promise<T>): Promise<T> {
+    try {
+      return await call
+    } catch (error) {
+      const state = sqlState(error)
+      const lost = (why: string) => new LeaseLostError(`${group}, partition ${partition}`, token, why, { cause: error })
+      if (state === 'LS001') throw lost('it expired or passed on')
+      if (state === 'LS005')
+        throw lost('an event of it failed, or a stream caught up, since this was given: poll again')
+      if (state === 'LS007') throw new NotFoundError(`There is no such event in partition ${partition}`)
+      throw error
+    }
+  }
+}
+
+const batchOf = ({ partition, token }: { partition: number; token: bigint }, { events, next, turn }: Next): Batch => ({
+  partition,
+  token,
+  events,
+  next: `${next}.${turn}`,
+})
+
+function givenOf(group: string, { partition, token, next }: BatchEnd): Given {
+  checkText('group', group)
+  checkInteger('partition', partition, { min: 0, max: 255 })
+  if (typeof token !== 'bigint' || token < 1n || token > MOST_PLACE) throw wrongType('token', TOKEN, token)
+  const [, seq, turn] = /^(\d{1,18})\.(\d{1,18})$/.exec(String(next)) ?? []
+  if (seq === undefined || turn === undefined) throw wrongType('next', 'the next of the batch', next)
+  return { group, partition, token, next: BigInt(seq), turn: BigInt(turn) }
+}
