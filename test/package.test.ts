@@ -229,5 +229,5 @@ describe('with a database', () => {
     await server.close()
     const { rows } = await database.pool.query('select state, token > 0 as token from orders')
     expect(rows).toEqual([{ state: 'billed', token: true }])
-  })
+  }, 120_000) // each of them is a process
 })

@@ -1,4 +1,7 @@
-/** The README's worker in another language, as it stands there: it claims, keeps, completes and fails jobs over HTTP. */
+/**
+ * The README's programs in another language, as they stand there: a worker that claims, keeps, completes and fails jobs over
+ * HTTP, and a consumer that polls a group.
+ */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import * as fs from 'node:fs'
@@ -6,6 +9,7 @@ import * as os from 'node:os'
 import * as path from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { type Server, serve } from '../functions/node.ts'
+import { createEvents } from '../lib/event.ts'
 import { createLockstep } from '../lib/index.ts'
 import { createTasks, type Tasks } from '../lib/task.ts'
 import { type FreshDatabase, freshDatabase } from './database.ts'
@@ -20,9 +24,13 @@ function python(): boolean {
   }
 }
 
+const readme = fs.readFileSync(path.join(import.meta.dirname, '..', 'README.md'), 'utf8')
+const programs = [...readme.matchAll(/```python\n([\s\S]*?)```/g)].map(([, program = '']) => program)
+const programOf = (path: string) => programs.find((program) => program.includes(path)) ?? ''
+const lines = (program: string) => program.split('\n').filter((line) => line.trim() !== '').length
+
 describe.skipIf(!python())('the worker of the README (skipped without python3)', () => {
-  const readme = fs.readFileSync(path.join(import.meta.dirname, '..', 'README.md'), 'utf8')
-  const program = /```python\n([\s\S]*?)```/.exec(readme)?.[1] ?? ''
+  const program = programOf('/v1/tasks/')
   let db: FreshDatabase
   let server: Server
   let tasks: Tasks
@@ -59,7 +67,7 @@ describe.skipIf(!python())('the worker of the README (skipped without python3)',
     })
 
   test('is thirty-odd lines', () => {
-    expect(program.split('\n').filter((line) => line.trim() !== '').length).toBeLessThanOrEqual(35)
+    expect(lines(program)).toBeLessThanOrEqual(35)
   })
 
   test('runs a job that is waited for', async () => {
@@ -79,5 +87,59 @@ describe.skipIf(!python())('the worker of the README (skipped without python3)',
     await tasks.schedule('every second', '* * * * * *', { queue: 'greet', data: { name: 'cron' } })
     await until('a slot is greeted', () => said.includes('Hello, cron!'))
     await tasks.unschedule('every second')
+  })
+})
+
+describe.skipIf(!python())('the consumer of the README (skipped without python3)', () => {
+  const program = programOf('/v1/groups/')
+
+  test('is thirty lines, and two of them apply each event once, whatever becomes of one', async () => {
+    expect(lines(program)).toBeLessThanOrEqual(30)
+    await using db = await freshDatabase()
+    const lockstep = createLockstep({ connectionString: db.url })
+    const events = createEvents(lockstep)
+    const server = await serve({ lockstep, events, port: 0 })
+    const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'lockstep-python-'))
+    const file = path.join(folder, 'consumer.py')
+    const applied = path.join(folder, 'applied.db')
+    fs.writeFileSync(
+      file,
+      program.replace('http://127.0.0.1:3000', server.url).replace('leaseMs=30_000', 'leaseMs=1_000'),
+    )
+    const consumer = () => spawn('python3', [file, 'billing', applied], { stdio: ['ignore', 'inherit', 'inherit'] })
+    const fill = () =>
+      Promise.all(
+        Array.from({ length: 20 }, (_, s) =>
+          events.append(
+            `order-${s}`,
+            [1, 2, 3].map((n) => ({ type: 'x', data: n })),
+          ),
+        ),
+      )
+    await fill()
+    await events.declareGroup('billing', { prefix: 'order-', partitions: 4 })
+    const [first, second] = [consumer(), consumer()]
+    await until('both take part', async () => {
+      await events.append('order-0', { type: 'x', data: 0 })
+      return new Set((await events.lag('billing')).partitions.map(({ holder }) => holder)).size === 2
+    })
+    first.kill('SIGKILL')
+    await fill()
+    await until('all is applied', async () => (await events.lag('billing')).behind === 0)
+    second.kill('SIGTERM')
+    await once(second, 'exit')
+    const { partitions } = await events.lag('billing')
+    expect(partitions.map(({ holder }) => holder)).toEqual([null, null, null, null]) // it has left
+    const read = `import sqlite3, json; print(json.dumps(sqlite3.connect(${JSON.stringify(applied)}).execute("select stream, position from applied").fetchall()))`
+    const rows = JSON.parse(execFileSync('python3', ['-c', read], { encoding: 'utf8' })) as [string, number][]
+    let count = 0
+    for (const { name, position } of await events.streams({ limit: 1_000 })) {
+      const those = rows.filter(([stream]) => stream === name).map(([, position]) => position)
+      expect(those).toEqual(Array.from({ length: Number(position) }, (_, i) => i + 1)) // each once, in their order
+      count += those.length
+    }
+    expect(rows).toHaveLength(count)
+    await server.close()
+    fs.rmSync(folder, { recursive: true, force: true })
   })
 })

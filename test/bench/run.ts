@@ -1,16 +1,17 @@
 /**
  * The bench: `npm run bench`.
  *
- *     npm run bench -- [locks] [leaders] [tasks] [time] [--rounds 5] [--seconds 1.5] [--only <row>]…
+ *     npm run bench -- [locks] [leaders] [tasks] [time] [events] [--rounds 5] [--seconds 1.5] [--only <row>]…
  *
  * A line of JSON for each contender of each row on stdout, and a table at the end of each part; progress on stderr. What
- * is measured is told in lock.ts, leader.ts, task.ts and time.ts, how in harness.ts, beside what servers in servers.ts.
+ * is measured is told in lock.ts, leader.ts, task.ts, time.ts and event.ts, how in harness.ts, beside what servers in servers.ts.
  *
  * A wrong result fails the run. A slow one does not.
  */
 
 import * as os from 'node:os'
 import { parseArgs } from 'node:util'
+import { EVENTS } from './event.ts'
 import { type Line, table } from './harness.ts'
 import { LEADERS } from './leader.ts'
 import { LOCKS } from './lock.ts'
@@ -28,6 +29,7 @@ const PARTS: Record<string, Part> = {
   leaders: { rows: LEADERS, peers: ['etcd'] },
   tasks: { rows: TASKS, peers: ['redis'] },
   time: { rows: TIME, peers: [] },
+  events: { rows: EVENTS, peers: ['redis'] },
 }
 
 const { values, positionals } = parseArgs({
