@@ -137,12 +137,8 @@ export class GroupConsumer implements Consumer {
     }
     const { group, free, quota } = await groups.seats(this.group, this.id)
     if (this.#stopping) return
-    const mine = [...this.#partitions.values()]
-    for (const partition of pick(
-      mine.map(({ index }) => index),
-      mine.length - quota,
-    ))
-      this.#giveUp(partition)
+    const mine = [...this.#partitions.values()].filter(({ stopping }) => !stopping).map(({ index }) => index)
+    for (const index of pick(mine, mine.length - quota)) this.#giveUp(index)
     const wanted = pick(
       free.filter((partition) => !this.#partitions.has(partition)),
       quota - this.#partitions.size,

@@ -206,8 +206,10 @@ const compiler = new Kysely<unknown>({ dialect: new PostgresDialect({ pool: asyn
 
 type ArrayType = 'text' | 'integer' | 'bigint' | 'boolean' | 'uuid' | 'jsonb' | 'double precision'
 
-/** An array parameter with its type, as our functions take them. */
-export const list = (values: readonly unknown[], type: ArrayType) => sql`${values}::${sql.raw(type)}[]`
+/** An array parameter with its type, as our functions take them. Numbers are written here: pg quotes each, which takes longer. */
+export const list = (values: readonly unknown[], type: ArrayType) =>
+  sql`${PLAIN.has(type) ? `{${values.map((value) => value ?? 'NULL').join(',')}}` : values}::${sql.raw(type)}[]`
+const PLAIN = new Set<ArrayType>(['integer', 'bigint', 'boolean', 'double precision'])
 
 /** One property of many items, as an array parameter. */
 export const column = <T>(items: readonly T[], type: ArrayType, of: (item: T) => unknown) => list(items.map(of), type)

@@ -45,7 +45,7 @@ export interface Events extends AsyncDisposable {
   readAll(options?: AllOptions): Promise<EventPage>
 
   /**
-   * Everything from a place on, then what follows, as it is appended. Nothing is read ahead of the consumer but one page.
+   * Everything from a place on, then what follows, as it is appended. Nothing is read ahead of the consumer but a page.
    * Ends by its `signal`, or `break`. An outage of the database is waited out.
    */
   subscribe(options?: SubscribeOptions): AsyncGenerator<StoredEvent, never, void>

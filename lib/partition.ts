@@ -86,6 +86,10 @@ export class Partition {
     this.ended = this.#run()
   }
 
+  get stopping(): boolean {
+    return this.#stop.signal.aborted
+  }
+
   /** Ends when the batch that is under way has been applied. */
   stop(): void {
     this.#stop.abort()
@@ -103,7 +107,7 @@ export class Partition {
       (stream, bucket) =>
         stream === null || (stream.startsWith(prefix) && (bucket === null || bucket % partitions === this.index)),
     )
-    const ring = () => lookout.ring()
+    const ring = () => lookout.end()
     const over = [this.#stop.signal, this.hold.signal]
     for (const signal of over) signal.addEventListener('abort', ring)
     let pauseMs = PAUSE_MS.first
@@ -123,7 +127,7 @@ export class Partition {
         if (error instanceof GivenUp || error instanceof LeaseLostError || /^LS00[157]$/.test(state)) continue
         this.#faults++
         if (!isFault(error)) this.#parts.onError(error)
-        await lookout.wait(false, pauseMs)
+        await lookout.pause(pauseMs)
         pauseMs = Math.min(pauseMs * 2, PAUSE_MS.most)
       }
     }
@@ -178,12 +182,18 @@ export class Partition {
     const { database, timeoutMs } = this.#parts
     if (this.#stop.signal.aborted) throw new GivenUp('The consumer stops')
     const late = new AbortController()
-    const signal = AbortSignal.any([this.hold.signal, this.#cut.signal, late.signal])
+    // One of its own, and not AbortSignal.any: what a handler leaves on such a one is kept for as long as the others live.
+    const own = new AbortController()
+    const { signal } = own
+    const sources = [this.hold.signal, this.#cut.signal, late.signal]
+    const pass = () => own.abort(sources.find(({ aborted }) => aborted)?.reason)
+    for (const source of sources) source.addEventListener('abort', pass)
     const severed = Promise.withResolvers<never>()
     severed.promise.catch(() => {}) // perhaps before there is a connection
     const timers: NodeJS.Timeout[] = []
     const aborted = () => timers.push(setTimeout(() => severed.reject(signal.reason), SETTLE_MS))
     signal.addEventListener('abort', aborted)
+    if (sources.some(({ aborted }) => aborted)) pass()
     let at = 0
     let committing = false
     try {
@@ -195,10 +205,15 @@ export class Partition {
         if (events.length > 0) await this.#check(trx, rows[0]?.xid, events.length)
         signal.throwIfAborted() // the last may only have stopped in time
         committing = true
-        for (const timer of timers) clearTimeout(timer) // the server's own limits are for the commit too
         return rows
       })
     } catch (error) {
+      // The server's own limits end where a COMMIT begins. What came of it is read anew.
+      if (signal.aborted && committing && !answered(error)) {
+        const message = `A commit of ${JSON.stringify(this.#group.name)} was left alone: it had not ended in time`
+        this.#parts.onError(new Error(message, { cause: error }))
+        throw new UnavailableError('It is not known whether it was committed', { cause: error })
+      }
       if (late.signal.aborted && !committing)
         throw new HandlerFailed(Math.min(at, events.length - 1), late.signal.reason)
       if (signal.aborted && !committing) {
@@ -208,7 +223,7 @@ export class Partition {
       throw committing && answered(error) && !isFault(error) ? new HandlerFailed(-1, error) : error
     } finally {
       for (const timer of timers) clearTimeout(timer)
-      signal.removeEventListener('abort', aborted)
+      for (const source of sources) source.removeEventListener('abort', pass)
     }
   }
 

@@ -90,7 +90,7 @@ export class Polls {
     const since = new Moment()
     const group = await this.#groups.known(name)
     const lookout = this.#tidings.watch((stream) => stream?.startsWith(group.prefix) ?? true)
-    const ring = () => lookout.ring()
+    const ring = () => lookout.end()
     const stops = signal ? [signal, this.#closed] : [this.#closed]
     for (const stop of stops) stop.addEventListener('abort', ring)
     try {

@@ -63,10 +63,7 @@ export class Pool {
     let ended = false
     severed.catch(() => ended || client.sever())
     try {
-      // Who keeps `trx` beyond its end must not write into what the connection is used for next.
-      const query: Guarded['query'] = (...args) =>
-        ended ? Promise.reject(new Error('The transaction has ended')) : client.query(...args)
-      return await over(this.#pool, async () => ({ ...client, query, release: () => {} }))
+      return await over(this.#pool, async () => ({ ...client, release: () => {} }))
         .transaction()
         .setIsolationLevel('read committed')
         .execute((trx) => {

@@ -1,8 +1,8 @@
 /**
  * Following: everything from a place on, then what comes (tidings.ts tells when to look).
  *
- * The consumer asks for the next event when it is done with the last: one page is all that is ever read ahead, and a consumer
- * that is slow holds up nobody and costs no memory.
+ * The consumer asks for the next event when it is done with the last: two pages are all that is ever in memory, and a consumer that
+ * is slow holds up nobody.
  */
 import { UnavailableError, wrongType } from './errors.ts'
 import { checkMs, checkText, WAIT } from './options.ts'
@@ -47,6 +47,8 @@ const PAGE = 1_000
 const OUTAGE_MS = { first: 100, most: 5_000 }
 const LAST = 2n ** 63n - 1n
 
+type Failed = { failed: unknown }
+
 /** What is followed: how a page of it is read, and which news concern it. */
 interface Source {
   read(from: bigint, limit: number): Promise<Chunk>
@@ -84,49 +86,59 @@ export class Followers {
     return this.#page(this.#all(prefix), { ...options, from })
   }
 
-  async *subscribe(options: SubscribeOptions = {}): AsyncGenerator<StoredEvent, never, void> {
+  subscribe(options: SubscribeOptions = {}): AsyncGenerator<StoredEvent, never, void> {
     const { stream, prefix, from = 1n, signal } = options
     if (stream !== undefined) checkText('stream', stream)
     if (prefix !== undefined) checkText('prefix', prefix)
-    if (stream !== undefined && prefix !== undefined)
+    if (stream !== undefined && prefix !== undefined) {
       throw wrongType('prefix', 'left out when there is a stream', prefix)
+    }
     if (from !== 'end') checkPlace('from', from)
-    signal?.throwIfAborted()
-    const source = stream === undefined ? this.#all(prefix ?? '') : this.#stream(stream)
-    return yield* this.#follow(source, from === 'end' ? await source.end() : from, signal)
+    return this.#follow(stream === undefined ? this.#all(prefix ?? '') : this.#stream(stream), from, signal)
   }
 
-  async *#follow(source: Source, from: bigint, signal?: AbortSignal): AsyncGenerator<StoredEvent, never, void> {
+  async *#follow(source: Source, from: bigint | 'end', signal?: AbortSignal): AsyncGenerator<StoredEvent, never, void> {
+    signal?.throwIfAborted()
     const lookout = this.#tidings.watch(source.wants)
-    const ring = () => lookout.ring()
     const stops = signal ? [signal, this.#closed] : [this.#closed]
-    for (const stop of stops) stop.addEventListener('abort', ring)
+    const check = () => {
+      for (const stop of stops) stop.throwIfAborted()
+    }
+    const end = () => lookout.end()
+    for (const stop of stops) stop.addEventListener('abort', end)
+    const read = async (place: bigint): Promise<Chunk | Failed> =>
+      source.read(place, PAGE).catch((error) => ({ failed: error }))
     let outageMs: number = OUTAGE_MS.first
     let first = true
     try {
-      for (;;) {
-        for (const stop of stops) stop.throwIfAborted()
-        let chunk: Chunk
-        try {
-          chunk = await source.read(from, PAGE)
-        } catch (error) {
-          if (first || !(error instanceof UnavailableError)) throw error
-          await lookout.wait(false, outageMs)
+      let place = from === 'end' ? await source.end() : from
+      for (let coming = read(place); ; ) {
+        check()
+        const chunk = await coming
+        check()
+        if ('failed' in chunk) {
+          if (first || !(chunk.failed instanceof UnavailableError)) throw chunk.failed
+          await lookout.pause(outageMs)
           outageMs = Math.min(outageMs * 2, OUTAGE_MS.most)
+          coming = read(place)
           continue
         }
         outageMs = OUTAGE_MS.first
         first = false
+        place = chunk.next
+        // the next page is read while the consumer is at this one
+        if (chunk.more) coming = read(place)
+        if (chunk.events.length > 0) lookout.found()
         for (const event of chunk.events) {
-          for (const stop of stops) stop.throwIfAborted()
+          check()
           yield event
         }
-        from = chunk.next
-        if (chunk.events.length > 0) lookout.found()
-        if (!chunk.more) await lookout.wait(chunk.waits)
+        if (chunk.more) continue
+        await lookout.wait(chunk.waits)
+        coming = read(place)
       }
     } finally {
-      for (const stop of stops) stop.removeEventListener('abort', ring)
+      for (const stop of stops) stop.removeEventListener('abort', end)
       lookout.leave()
     }
   }
@@ -138,7 +150,7 @@ export class Followers {
     signal?.throwIfAborted()
     const since = new Moment()
     let lookout: Lookout | undefined
-    const ring = () => lookout?.ring()
+    const ring = () => lookout?.end()
     const stops = signal ? [signal, this.#closed] : [this.#closed]
     for (const stop of stops) stop.addEventListener('abort', ring)
     try {

@@ -11,6 +11,7 @@ import { sql } from 'kysely'
 import { Bell } from './bell.ts'
 import { News } from './news.ts'
 import type { Sessions } from './sessions.ts'
+import { Moment } from './trust.ts'
 
 /** Which events somebody waits for; null: it is not known which there are. */
 export type Wants = (stream: string | null, bucket: number | null) => boolean
@@ -65,6 +66,7 @@ export class Lookout {
   readonly leave: () => void
   readonly #bell: Bell
   readonly #most: () => number
+  #ended = false
   #pauseMs = FIRST_MS
   #undecidedMs = UNDECIDED_MS.first
 
@@ -74,8 +76,9 @@ export class Lookout {
     this.#most = most
   }
 
-  /** Ends the wait. */
-  ring(): void {
+  /** Ends the wait, and every pause from now on. */
+  end(): void {
+    this.#ended = true
     this.#bell.ring()
   }
 
@@ -83,6 +86,12 @@ export class Lookout {
   found(): void {
     this.#pauseMs = FIRST_MS
     this.#undecidedMs = UNDECIDED_MS.first
+  }
+
+  /** After a fault: for so long, whatever is heard, or until somebody ends it. */
+  async pause(ms: number): Promise<void> {
+    const since = new Moment()
+    while (!this.#ended && since.elapsed() < ms) await this.#bell.wait(ms - since.elapsed())
   }
 
   /**

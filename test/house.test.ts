@@ -144,7 +144,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/ask': ['lib/errors', 'lib/options', 'lib/db'],
   'lib/append': ['lib/errors', 'lib/trust', 'lib/db', 'lib/batch', 'lib/ask'],
   'lib/read': ['lib/errors', 'lib/options', 'lib/db'],
-  'lib/tidings': ['lib/bell', 'lib/sessions', 'lib/news'],
+  'lib/tidings': ['lib/trust', 'lib/bell', 'lib/sessions', 'lib/news'],
   'lib/subscribe': ['lib/errors', 'lib/trust', 'lib/options', 'lib/read', 'lib/tidings'],
   'lib/group': ['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/lease', 'lib/read'],
   'lib/given': ['lib/options', 'lib/db', 'lib/batch', 'lib/read'],

@@ -1,11 +1,14 @@
 -- Events: streams, and the groups that read them. The whole is told in lib/event.ts.
 --
 -- Rules kept below:
--- · A stream's row is locked by whoever appends to it, until that commits: so its positions have no gaps and follow the order
---   of commits. `seq`, the order of everything, is drawn under that lock: of one stream it rises with the position.
+-- · Whoever appends to a stream has its gate, an advisory lock, until that commits: so its positions have no gaps and follow the
+--   order of commits. `seq`, the order of everything, is drawn behind that gate: of one stream it rises with the position. A gate
+--   costs a twentieth of a row lock, and can be tried.
 -- · Before a transaction draws its first seq it has published, as a shared advisory lock that ends with it, the last seq that
 --   was drawn before. So whoever looks at the locks knows the lowest seq that may still commit (event_horizon).
--- · What many share never waits: a stream that is locked is skipped, and asked for again by a call of its own.
+-- · Events are always found by seq, or by stream and position, and the name of a stream looked up for each (lateral … limit 1): a
+--   plan that begins with the streams would sort all of their events.
+-- · What many share never waits: a stream whose gate is taken is skipped, and asked for again by a call of its own.
 -- · The settings of the planner are those of 0001_lease.sql, for the same reason: tables that grow from nothing in a burst.
 
 create sequence lockstep.event_sequence minvalue 0 start 0;
@@ -92,14 +95,10 @@ return lockstep.key(E'event\tlisteners');
 
 -- Whether anybody listens. At worst somebody else asks in this moment, and then it is said that somebody does.
 create function lockstep.events_heard() returns boolean
-language plpgsql as $$
-begin
-  if pg_try_advisory_lock(lockstep.events_key()) then
-    perform pg_advisory_unlock(lockstep.events_key());
-    return false;
-  end if;
-  return true;
-end $$;
+language sql as $$
+  -- one expression: a cancel between two statements would leave the lock behind
+  select case when pg_try_advisory_lock(lockstep.events_key()) then not pg_advisory_unlock(lockstep.events_key()) else true end;
+$$;
 
 -- Tells that there are new events in these streams. A payload has at most 8,000 bytes: with too many, none is named.
 create function lockstep.tell_events(streams text[]) returns void
@@ -110,25 +109,10 @@ begin
   perform pg_notify('lockstep_event', case when octet_length(news) > 7900 then '[]' else news end);
 end $$;
 
--- The rows of streams, locked until the end of the transaction, by their places in `streams`; without `waits` those that somebody
--- else has locked are left out, as are those that are not there.
-create function lockstep.lock_streams(streams text[], waits boolean,
-                                      out places bigint[], out ids bigint[], out positions bigint[], out buckets smallint[])
-language plpgsql
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
-begin
-  if waits then
-    select array_agg(a.k), array_agg(s.id), array_agg(s.position), array_agg(s.bucket) into places, ids, positions, buckets
-      from unnest(streams) with ordinality a(name, k)
-     cross join lateral (select x.id, x.position, x.bucket from lockstep.stream x
-                          where x.name = a.name collate "C" limit 1 for no key update) s;
-  else
-    select array_agg(a.k), array_agg(s.id), array_agg(s.position), array_agg(s.bucket) into places, ids, positions, buckets
-      from unnest(streams) with ordinality a(name, k)
-     cross join lateral (select x.id, x.position, x.bucket from lockstep.stream x
-                          where x.name = a.name collate "C" limit 1 for no key update skip locked) s;
-  end if;
-end $$;
+-- Only who has it appends to a stream, makes it, or removes from it.
+create function lockstep.gate(stream text) returns bigint
+language sql immutable strict parallel safe
+return lockstep.key(E'stream\t' || stream);
 
 -- What every append begins with.
 create function lockstep.begin_append() returns void
@@ -138,12 +122,16 @@ declare
   drawn bigint;
   begun boolean;
 begin
-  -- A database that was restored, or replicated, without its sequences would give numbers a second time.
-  select max(e.seq) into top from lockstep.event e;
-  select s.last_value, s.is_called into drawn, begun from lockstep.event_sequence s;
-  if top > drawn or not begun then
-    raise exception 'lockstep: the sequences of this database are behind its rows'
-      using errcode = 'LS006', hint = 'After a restore run the migrations: they set it right.';
+  -- A database that was restored, or replicated, without its sequences would give numbers a second time. Once in a session: whoever
+  -- restores is not connected while it is done.
+  if coalesce(current_setting('lockstep.aligned', true), '') = '' then
+    select max(e.seq) into top from lockstep.event e;
+    select s.last_value, s.is_called into drawn, begun from lockstep.event_sequence s;
+    if top > drawn or not begun then
+      raise exception 'lockstep: the sequences of this database are behind its rows'
+        using errcode = 'LS006', hint = 'After a restore run the migrations: they set it right.';
+    end if;
+    perform set_config('lockstep.aligned', 'on', false);
   end if;
   -- Publish, once in a transaction. A savepoint that is rolled back takes both back, and the events with them.
   if coalesce(current_setting('lockstep.appending', true), '') = '' then
@@ -155,7 +143,7 @@ end $$;
 
 -- append, for many at once, to streams that are there, wherever they are: what is usual, in two queries. Streams are sorted, in one
 -- order for everybody, so that no two calls wait crosswise; event j is the nths[j]th of streams[which[j]], of which there are
--- totals. befores: where each stream was; null: nothing was appended to it, since somebody else has it locked or it is not there.
+-- totals. befores: where each stream was; null: nothing was appended to it, since somebody else has its gate or it is not there.
 -- heard: somebody listens and has not been told, which `tells` does within the transaction.
 create function lockstep.append_any(
   streams text[], totals integer[], which integer[], nths integer[], types text[], datas jsonb, metas jsonb, tells boolean,
@@ -163,23 +151,29 @@ create function lockstep.append_any(
 ) language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
 declare
+  places bigint[];
   ids bigint[];
   buckets smallint[];
   now timestamptz;
 begin
+  if current_setting('transaction_isolation') <> 'read committed' then
+    perform lockstep.check_isolation();
+  end if;
   perform lockstep.begin_append();
-  -- By place: a row that has moved since it was looked at was locked by somebody else a moment ago.
-  with locked as materialized (
-    select a.k, a.total, s.at
-      from unnest(streams, totals) with ordinality a(name, total, k)
-     cross join lateral (select x.ctid as at from lockstep.stream x
-                          where x.name = a.name collate "C" limit 1 for no key update skip locked) s
+  with gated as materialized (
+    select a.k, a.name, a.total from unnest(streams, totals) with ordinality a(name, total, k)
+     where pg_try_advisory_xact_lock(lockstep.gate(a.name))
   ), moved as (
-    update lockstep.stream s set position = s.position + l.total from locked l where s.ctid = l.at
-    returning l.k, s.id, s.bucket, s.position - l.total as before
+    update lockstep.stream s set position = s.position + g.total from gated g where s.name = g.name collate "C"
+    returning g.k, s.id, s.bucket, s.position - g.total as before
   )
-  select array_agg(m.id order by a.k), array_agg(m.bucket order by a.k), array_agg(m.before order by a.k) into ids, buckets, befores
-    from generate_series(1, cardinality(streams)) a(k) left join moved m on m.k = a.k;
+  select array_agg(m.k order by m.k), array_agg(m.id order by m.k), array_agg(m.bucket order by m.k), array_agg(m.before order by m.k)
+    into places, ids, buckets, befores from moved m;
+  if coalesce(cardinality(places), 0) < cardinality(streams) then  -- with holes, for those that were left out
+    select array_agg(ids[b.i] order by a.k), array_agg(buckets[b.i] order by a.k), array_agg(befores[b.i] order by a.k)
+      into ids, buckets, befores
+      from generate_series(1, cardinality(streams)) a(k), lateral (select array_position(places, a.k::bigint) as i) b;
+  end if;
   now := clock_timestamp();
   insert into lockstep.event (seq, stream, position, at, bytes, bucket, type, data, meta)
   select nextval('lockstep.event_sequence'), ids[v.w], befores[v.w] + v.nth, now, pg_column_size(v.data), buckets[v.w], v.type, v.data, nullif(v.meta, 'null')
@@ -199,8 +193,8 @@ end $$;
 --   repeated  events with these ids are there, from firsts to lasts
 --   reused    some of the ids are of other events
 --   conflict  the stream is at lasts
---   busy      somebody else appends to the stream, or makes it
--- waits: for so many milliseconds for a stream that somebody else has locked; 0: as the transaction is set; null: it is busy.
+--   busy      somebody else has its gate
+-- waits: for so many milliseconds for the gate of a stream; 0: as the transaction is set; null: it is busy.
 -- heard: somebody listens and has not been told, which `tells` does within the transaction.
 create function lockstep.append(
   streams text[], which integer[], expecteds bigint[], counts integer[],
@@ -209,8 +203,7 @@ create function lockstep.append(
 ) language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
 declare
-  locked record;
-  absent text[];
+  gated boolean[];
   ids bigint[];
   positions bigint[];
   buckets smallint[];
@@ -221,54 +214,44 @@ declare
   start integer := 0;
   w integer;
 begin
-  if waits > 0 then
-    perform set_config('lock_timeout', waits || 'ms', true);
+  if current_setting('transaction_isolation') <> 'read committed' and waits is distinct from 0 then
+    perform lockstep.check_isolation();
   end if;
   perform lockstep.begin_append();
-  locked := lockstep.lock_streams(streams, waits is not null);
-  if coalesce(cardinality(locked.places), 0) < cardinality(streams) then
-    -- Streams that are not there yet. Whoever makes one has its gate until the end, so that without `waits` nobody waits for
-    -- a row that may never be.
-    absent := array(
-      select a.name from unnest(streams) with ordinality a(name, k)
-       where not exists (select from lockstep.stream s where s.name = a.name collate "C")
-         and exists (select from unnest(which, expecteds) b(w, expected) where b.w = a.k and coalesce(b.expected, 0) = 0)
-       order by a.k);
-    if absent <> '{}' then
-      if waits is not null then
-        perform pg_advisory_xact_lock(lockstep.key(E'stream\t' || a.name)) from unnest(absent) a(name);
-      end if;
-      insert into lockstep.stream (name, bucket)
-      select a.name, lockstep.bucket(a.name) from unnest(absent) a(name)
-       where waits is not null or pg_try_advisory_xact_lock(lockstep.key(E'stream\t' || a.name))
-      on conflict (name) do nothing;
-      locked := lockstep.lock_streams(streams, waits is not null);
-    end if;
-    for k in 1 .. cardinality(streams) loop
-      ids[k] := null;
-      positions[k] := 0;
-      buckets[k] := null;
-    end loop;
-    for k in 1 .. coalesce(cardinality(locked.places), 0) loop
-      ids[locked.places[k]] := locked.ids[k];
-      positions[locked.places[k]] := locked.positions[k];
-      buckets[locked.places[k]] := locked.buckets[k];
-    end loop;
+  if waits is null then
+    gated := array(select pg_try_advisory_xact_lock(lockstep.gate(a.name)) from unnest(streams) with ordinality a(name, k) order by a.k);
   else
-    ids := locked.ids;
-    positions := locked.positions;
-    buckets := locked.buckets;
+    if waits > 0 then
+      perform set_config('lock_timeout', waits || 'ms', true);
+    end if;
+    perform pg_advisory_xact_lock(lockstep.gate(a.name)) from unnest(streams) a(name);
+    gated := array_fill(true, array[cardinality(streams)]);
   end if;
+  -- From here on each query sees what was committed before the gates were gained.
+  for again in 1 .. 2 loop
+    select array_agg(s.id order by a.k), array_agg(coalesce(s.position, 0) order by a.k), array_agg(s.bucket order by a.k)
+      into ids, positions, buckets
+      from unnest(streams) with ordinality a(name, k)
+      left join lateral (select x.id, x.position, x.bucket from lockstep.stream x
+                          where x.name = a.name collate "C" and gated[a.k] limit 1) s on true;
+    exit when again = 2 or array_position(ids, null) is null;
+    insert into lockstep.stream (name, bucket)
+    select a.name, lockstep.bucket(a.name) from unnest(streams) with ordinality a(name, k)
+     where gated[a.k] and ids[a.k] is null
+       and exists (select from unnest(which, expecteds) b(w, expected) where b.w = a.k and coalesce(b.expected, 0) = 0)
+    on conflict (name) do nothing;
+    exit when not found;
+  end loop;
 
   for k in 1 .. cardinality(which) loop
     w := which[k];
     outcomes[k] := null;
     firsts[k] := null;
     lasts[k] := positions[w];
-    if ids[w] is null then
-      outcomes[k] := case
-        when streams[w] = any (absent) or exists (select from lockstep.stream s where s.name = streams[w] collate "C")
-        then 'busy' else 'conflict' end;
+    if not gated[w] then
+      outcomes[k] := 'busy';
+    elsif ids[w] is null then
+      outcomes[k] := 'conflict';
     elsif keys[start + 1] is not null then
       select min(e.position), max(e.position), array_agg(e.key order by e.position) into low, high, found_keys
         from unnest(keys[start + 1 : start + counts[k]]) wanted(key)
@@ -294,6 +277,12 @@ begin
     return;
   end if;
 
+  -- first: in a REPEATABLE READ transaction, which does not see what came between, it fails to serialize
+  update lockstep.stream s set position = p.position
+    from (select ids[which[a.k]] as id, max(a.last) as position
+            from unnest(lasts, outcomes) with ordinality a(last, outcome, k) where a.outcome = 'appended'
+           group by 1) p
+   where s.id = p.id;
   now := clock_timestamp();
   insert into lockstep.event (seq, stream, position, at, bytes, bucket, type, data, meta, key)
   select nextval('lockstep.event_sequence'), ids[which[v.ask]], firsts[v.ask] + v.nth - 1, now, pg_column_size(v.data), buckets[which[v.ask]],
@@ -301,11 +290,6 @@ begin
     from rows from (unnest(asked), unnest(nths), unnest(types), jsonb_array_elements(datas), jsonb_array_elements(metas), unnest(keys))
       as v(ask, nth, type, data, meta, key)
    where outcomes[v.ask] = 'appended';
-  update lockstep.stream s set position = p.position
-    from (select ids[which[a.k]] as id, max(a.last) as position
-            from unnest(lasts, outcomes) with ordinality a(last, outcome, k) where a.outcome = 'appended'
-           group by 1) p
-   where s.id = p.id;
 
   heard := lockstep.events_heard();
   if heard and tells then
@@ -319,37 +303,53 @@ end $$;
 -- ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 -- An event as it is read: one array, so that a page is one text. Positions are strings: JSON's numbers end at 2⁵³.
-create function lockstep.shown(e lockstep.event, stream text, attempt integer) returns json
-language sql immutable parallel safe
-return json_build_array(stream, e.position::text, e.seq::text, e.type, e.data, e.meta, e.key,
-                        floor(extract(epoch from e.at) * 1000), attempt);
+create function lockstep.shown(stream text, "position" bigint, seq bigint, type text, data jsonb, meta jsonb, key text, at timestamptz,
+                               attempt integer) returns json
+language sql stable parallel safe
+return json_build_array(stream, "position"::text, seq::text, type, data, meta, key, floor(extract(epoch from at) * 1000), attempt);
 
--- A page of a stream from a position on. At most 4 MiB of data, but one event always.
+-- A page has at most 4 MiB of data, but one event always.
+create function lockstep.page_bytes() returns bigint language sql immutable parallel safe return 4194304;
+
+-- A page of a stream from a position on.
 create function lockstep.read_stream(stream text, start bigint, most integer, backwards boolean,
                                      out events json, out last bigint, out first bigint, out stands bigint)
 language plpgsql
 set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   s lockstep.stream;
+  total bigint;
 begin
   select * into s from lockstep.stream x where x.name = read_stream.stream collate "C";
   stands := coalesce(s.position, 0);
-  if backwards then
-    select json_agg(lockstep.shown(p.e, s.name, null) order by p.n), min((p.e).position) into events, last from (
-      select r.e, row_number() over w as n, sum((r.e).bytes) over w as bytes
-        from (select x as e from lockstep.event x where x.stream = s.id and x.position <= start
-               order by x.position desc limit most) r
-      window w as (order by (r.e).position desc rows unbounded preceding)) p
-     where p.n = 1 or p.bytes <= 4194304;
-  else
-    select json_agg(lockstep.shown(p.e, s.name, null) order by p.n), max((p.e).position) into events, last from (
-      select r.e, row_number() over w as n, sum((r.e).bytes) over w as bytes
-        from (select x as e from lockstep.event x where x.stream = s.id and x.position >= start
-               order by x.position limit most) r
-      window w as (order by (r.e).position rows unbounded preceding)) p
-     where p.n = 1 or p.bytes <= 4194304;
-  end if;
   first := coalesce(s.first, 1);
+  if backwards then
+    select min(p.position), sum(p.bytes) into last, total from (
+      select x.position, x.bytes from lockstep.event x where x.stream = s.id and x.position <= start
+       order by x.position desc limit most) p;
+    if total > lockstep.page_bytes() then
+      select min(p.position) into last from (
+        select x.position, row_number() over w as n, sum(x.bytes) over w as bytes
+          from lockstep.event x where x.stream = s.id and x.position <= start and x.position >= last
+        window w as (order by x.position desc rows unbounded preceding)) p
+       where p.n = 1 or p.bytes <= lockstep.page_bytes();
+    end if;
+    select json_agg(lockstep.shown(s.name, x.position, x.seq, x.type, x.data, x.meta, x.key, x.at, null)) into events from (
+      select * from lockstep.event y where y.stream = s.id and y.position <= start and y.position >= last order by y.position desc) x;
+  else
+    select max(p.position), sum(p.bytes) into last, total from (
+      select x.position, x.bytes from lockstep.event x where x.stream = s.id and x.position >= start
+       order by x.position limit most) p;
+    if total > lockstep.page_bytes() then
+      select max(p.position) into last from (
+        select x.position, row_number() over w as n, sum(x.bytes) over w as bytes
+          from lockstep.event x where x.stream = s.id and x.position >= start and x.position <= last
+        window w as (order by x.position rows unbounded preceding)) p
+       where p.n = 1 or p.bytes <= lockstep.page_bytes();
+    end if;
+    select json_agg(lockstep.shown(s.name, x.position, x.seq, x.type, x.data, x.meta, x.key, x.at, null)) into events from (
+      select * from lockstep.event y where y.stream = s.id and y.position >= start and y.position <= last order by y.position) x;
+  end if;
 end $$;
 
 -- A page of all streams under a prefix, after a seq. next: what the page reaches to. waits: something that was appended may
@@ -361,22 +361,35 @@ set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   horizon bigint;
   upto bigint;
-  taken bigint;
+  last bigint;
   seen bigint;
+  total bigint;
 begin
   select h.horizon, h.waits into horizon, waits from lockstep.event_horizon() h;
   upto := case when after > horizon then after else least(horizon, after + 50000) end;
-  select json_agg(lockstep.shown(p.e, p.name, null) order by p.n), max((p.e).seq), count(*), max(p.all) into events, next, taken, seen from (
-    select e.e, e.name, row_number() over w as n, sum((e.e).bytes) over w as bytes, count(*) over () as all
-      from (select x as e, s.name from lockstep.event x join lockstep.stream s on s.id = x.stream
-             where x.seq > after and x.seq <= upto and (prefix = '' or starts_with(s.name, prefix))
-             order by x.seq limit most) e
-    window w as (order by (e.e).seq rows unbounded preceding)) p
-   where p.n = 1 or p.bytes <= 4194304;
-  if taken = 0 or taken = seen and seen < most then
-    next := greatest(upto, after);  -- there is no more up to there
+  if prefix = '' then
+    select max(p.seq), count(*), sum(p.bytes) into last, seen, total from (
+      select x.seq, x.bytes from lockstep.event x where x.seq > after and x.seq <= upto order by x.seq limit most) p;
+  else
+    select max(p.seq), count(*), sum(p.bytes) into last, seen, total from (
+      select x.seq, x.bytes from lockstep.event x cross join lateral (select z.name from lockstep.stream z where z.id = x.stream limit 1) s
+       where x.seq > after and x.seq <= upto and starts_with(s.name, prefix) order by x.seq limit most) p;
   end if;
+  if total > lockstep.page_bytes() then
+    select max(p.seq) into last from (
+      select x.seq, row_number() over w as n, sum(x.bytes) over w as bytes
+        from lockstep.event x cross join lateral (select z.name from lockstep.stream z where z.id = x.stream limit 1) s
+       where x.seq > after and x.seq <= last and starts_with(s.name, prefix)
+      window w as (order by x.seq rows unbounded preceding)) p
+     where p.n = 1 or p.bytes <= lockstep.page_bytes();
+  end if;
+  next := case when seen = most or total > lockstep.page_bytes() then last else greatest(upto, after) end;
   more := next < horizon;
+  if seen > 0 then
+    select json_agg(lockstep.shown(x.name, x.position, x.seq, x.type, x.data, x.meta, x.key, x.at, null)) into events from (
+      select y.*, s.name from lockstep.event y cross join lateral (select z.name from lockstep.stream z where z.id = y.stream limit 1) s
+       where y.seq > after and y.seq <= last and starts_with(s.name, prefix) order by y.seq) x;
+  end if;
 end $$;
 
 
@@ -519,8 +532,9 @@ declare
   k lockstep.stuck;
   horizon bigint;
   upto bigint;
-  taken bigint;
+  last bigint;
   seen bigint;
+  total bigint;
 begin
   more := false;
   select h.horizon, h.waits into horizon, waits from lockstep.event_horizon() h;
@@ -540,14 +554,16 @@ begin
    where x.group_name = read_partition.group_name and x.partition = read_partition.partition and x.due_at <= clock_timestamp()
    order by x.due_at limit 1;
   if found then
-    select json_agg(lockstep.shown(p.e, p.name, case when p.n = 1 then k.attempts + 1 else 1 end) order by p.n), max((p.e).seq)
-      into events, next from (
-      select e.e, e.name, row_number() over w as n, sum((e.e).bytes) over w as bytes
-        from (select x as e, s.name from lockstep.event x join lockstep.stream s on s.id = x.stream
-               where x.stream = k.stream and x.position >= k.position and x.seq <= c.seq
-               order by x.position limit most) e
-      window w as (order by (e.e).position rows unbounded preceding)) p
-     where p.n = 1 or p.bytes <= 4194304;
+    select max(p.seq) into next from (
+      select x.seq, row_number() over w as n, sum(x.bytes) over w as bytes
+        from (select y.seq, y.position, y.bytes from lockstep.event y
+               where y.stream = k.stream and y.position >= k.position and y.seq <= c.seq order by y.position limit most) x
+      window w as (order by x.position rows unbounded preceding)) p
+     where p.n = 1 or p.bytes <= lockstep.page_bytes();
+    select json_agg(lockstep.shown(x.name, x.position, x.seq, x.type, x.data, x.meta, x.key, x.at,
+                                   case when x.position = x.least then k.attempts + 1 else 1 end)) into events from (
+      select y.*, s.name, min(y.position) over () as least from lockstep.event y cross join lateral (select z.name from lockstep.stream z where z.id = y.stream limit 1) s
+       where y.stream = k.stream and y.position >= k.position and y.seq <= next order by y.position) x;
     more := true;
     if events is null then  -- what it stood before was removed
       perform from lockstep.checkpoint x
@@ -562,24 +578,33 @@ begin
   end if;
 
   upto := least(horizon, c.seq + 50000);
-  select json_agg(lockstep.shown(p.e, p.name, 1) order by p.n), max((p.e).seq), count(*), max(p.all)
-    into events, next, taken, seen from (
-    select e.e, e.name, row_number() over w as n, sum((e.e).bytes) over w as bytes, count(*) over () as all
-      from (select x as e, s.name from lockstep.event x join lockstep.stream s on s.id = x.stream
-             where x.seq > c.seq and x.seq <= upto and x.bucket % g.partitions = read_partition.partition
-               and (g.prefix = '' or starts_with(s.name, g.prefix))
-               and not exists (select from lockstep.stuck y where y.group_name = g.name and y.stream = x.stream)
-             order by x.seq limit most) e
-    window w as (order by (e.e).seq rows unbounded preceding)) p
-   where p.n = 1 or p.bytes <= 4194304;
-  if taken = 0 or taken = seen and seen < most then
-    next := greatest(upto, c.seq);
+  select max(p.seq), count(*), sum(p.bytes) into last, seen, total from (
+    select x.seq, x.bytes from lockstep.event x cross join lateral (select z.name from lockstep.stream z where z.id = x.stream limit 1) s
+     where x.seq > c.seq and x.seq <= upto and x.bucket % g.partitions = read_partition.partition and starts_with(s.name, g.prefix)
+       and not exists (select from lockstep.stuck y where y.group_name = g.name and y.stream = x.stream)
+     order by x.seq limit most) p;
+  if total > lockstep.page_bytes() then
+    select max(p.seq) into last from (
+      select x.seq, row_number() over w as n, sum(x.bytes) over w as bytes
+        from lockstep.event x cross join lateral (select z.name from lockstep.stream z where z.id = x.stream limit 1) s
+       where x.seq > c.seq and x.seq <= last and x.bucket % g.partitions = read_partition.partition and starts_with(s.name, g.prefix)
+         and not exists (select from lockstep.stuck y where y.group_name = g.name and y.stream = x.stream)
+      window w as (order by x.seq rows unbounded preceding)) p
+     where p.n = 1 or p.bytes <= lockstep.page_bytes();
   end if;
+  if seen > 0 then
+    select json_agg(lockstep.shown(x.name, x.position, x.seq, x.type, x.data, x.meta, x.key, x.at, 1)) into events from (
+      select y.*, s.name from lockstep.event y cross join lateral (select z.name from lockstep.stream z where z.id = y.stream limit 1) s
+       where y.seq > c.seq and y.seq <= last and y.bucket % g.partitions = read_partition.partition and starts_with(s.name, g.prefix)
+         and not exists (select from lockstep.stuck z where z.group_name = g.name and z.stream = y.stream)
+       order by y.seq) x;
+  end if;
+  next := case when seen = most or total > lockstep.page_bytes() then last else greatest(upto, c.seq) end;
   more := next < horizon;
   select extract(epoch from min(x.due_at) - clock_timestamp()) * 1000 into wait_ms from lockstep.stuck x
    where x.group_name = read_partition.group_name and x.partition = read_partition.partition and x.due_at < 'infinity';
   -- a stretch without events: so that nobody looks through it twice
-  if taken = 0 and next > c.seq + 1000 then
+  if seen = 0 and next > c.seq + 1000 then
     perform from lockstep.checkpoint x
       where x.group_name = read_partition.group_name and x.partition = read_partition.partition and x.turn = c.turn
         for no key update skip locked;
@@ -704,10 +729,11 @@ begin
   waiting_for := '{}';
   more := false;
   if waits then
-    select * into s from lockstep.stream x where x.name = truncate_stream.stream collate "C" for no key update;
-  else
-    select * into s from lockstep.stream x where x.name = truncate_stream.stream collate "C" for no key update skip locked;
+    perform pg_advisory_xact_lock(lockstep.gate(stream));
+  elsif not pg_try_advisory_xact_lock(lockstep.gate(stream)) then
+    return;
   end if;
+  select * into s from lockstep.stream x where x.name = truncate_stream.stream collate "C";
   first := coalesce(s.first, 1);
   if s.id is null then
     return;
