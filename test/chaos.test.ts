@@ -1,7 +1,9 @@
 /** The short runs of `npm run chaos`: a few processes, a few seconds. */
+import { execFileSync } from 'node:child_process'
 import { expect, test } from 'vitest'
 import { runCounter } from './chaos/counter.ts'
 import { runElection } from './chaos/election.ts'
+import { runEvents } from './chaos/events.ts'
 import { runJobs } from './chaos/jobs.ts'
 import { dedicatedServer, freshDatabase } from './database.ts'
 
@@ -63,3 +65,40 @@ test('every job has its effect once, and every slot its job, through every fault
   expect(again).toBeGreaterThan(0)
   expect(kills + stops + crashes).toBeGreaterThan(1)
 })
+
+function python(): boolean {
+  try {
+    execFileSync('python3', ['--version'])
+    return true
+  } catch {
+    return false
+  }
+}
+
+test.for([
+  { door: 'library', seed: 4 },
+  { door: 'http', seed: 5 },
+] as const)(
+  'every event is applied once, in order, through every fault: $door',
+  { timeout: 300_000 },
+  async (how, { skip }) => {
+    skip(how.door === 'http' && !python(), 'it needs python3')
+    await using server = await dedicatedServer({ settings: { synchronous_commit: 'on' } })
+    const { violations, events, back, crashes } = await runEvents({
+      url: server.url,
+      async restart(how) {
+        await (how === 'crash' ? server.crash() : server.stop())
+        await server.start()
+      },
+      ...how,
+      writers: 2,
+      consumers: 3,
+      streams: 40,
+      seconds: 5,
+    })
+    expect(violations).toEqual([])
+    expect(events).toBeGreaterThan(0)
+    expect(back).toBeGreaterThan(0)
+    expect(crashes).toBe(1)
+  },
+)

@@ -1,10 +1,11 @@
 /**
- * `npm run chaos -- [--workers N] [--seconds 60] [--seed N] [--jobs 10000] [--kind KIND]`, KIND: connection, lease,
- * transaction, mixed, election, election-connection or jobs.
+ * `npm run chaos -- [--workers N] [--seconds 60] [--seed N] [--jobs 10000] [--kind KIND] [--door http]`, KIND: connection,
+ * lease, transaction, mixed, election, election-connection, jobs, events or events-http, which is events with `--door http`.
  *
  * The long proof: 64 processes on one counter, under each kind of hold and under all mixed; then 3 that lead by turns, by
- * their leases and by their connections; then 3 that work off jobs; a minute each. One line of JSON for each; exit code 1
- * when anything was violated.
+ * their leases and by their connections; then 3 that work off jobs; then 8 that append events and 6 that consume them, in
+ * the library and over HTTP (that needs python3); a minute each. One line of JSON for each; exit code 1 when anything was
+ * violated.
  */
 import { randomBytes } from 'node:crypto'
 import * as fs from 'node:fs'
@@ -15,9 +16,12 @@ import { migrate } from '../../lib/migrate.ts'
 import { type Postgres, startPostgres } from '../../lib/postgres.ts'
 import { runCounter } from './counter.ts'
 import { runElection } from './election.ts'
+import { runEvents } from './events.ts'
 import { runJobs } from './jobs.ts'
 
-const KINDS = ['connection', 'lease', 'transaction', 'mixed', 'election', 'election-connection', 'jobs'] as const
+const COUNTERS = ['connection', 'lease', 'transaction', 'mixed'] as const
+const KINDS = [...COUNTERS, 'election', 'election-connection', 'jobs', 'events', 'events-http'] as const
+const WRITERS = 8 // of events, besides the workers, who consume them
 
 const { values } = parseArgs({
   options: {
@@ -26,13 +30,15 @@ const { values } = parseArgs({
     seed: { type: 'string', default: String(Date.now() % 1_000_000) },
     kind: { type: 'string' },
     jobs: { type: 'string', default: '10000' },
+    door: { type: 'string' },
   },
 })
-const kinds = KINDS.filter((kind) => values.kind === undefined || kind === values.kind)
+const wanted = values.kind === 'events' && values.door === 'http' ? 'events-http' : values.kind
+const kinds = KINDS.filter((kind) => wanted === undefined || kind === wanted)
 if (kinds.length === 0) throw new Error(`--kind is one of ${KINDS.join(', ')}`)
 
 for (const kind of kinds) {
-  const workers = Number(values.workers ?? (kind.startsWith('election') || kind === 'jobs' ? 3 : 64))
+  const workers = Number(values.workers ?? usual(kind))
   const plan = { kind, workers, seconds: Number(values.seconds), seed: Number(values.seed) }
   console.error(`${kind}: ${plan.workers} processes, ${plan.seconds} s, seed ${plan.seed} …`)
   const { violations, ...outcome } = await run(plan)
@@ -43,13 +49,23 @@ for (const kind of kinds) {
 // A socket that was reset under a fault can keep Node from ever ending by itself: it turns in its own clean-up.
 process.exit()
 
+function usual(kind: (typeof KINDS)[number]): number {
+  if (kind.startsWith('events')) return 6
+  return COUNTERS.includes(kind as 'mixed') ? 64 : 3
+}
+
 async function run(plan: { kind: (typeof KINDS)[number]; workers: number; seconds: number; seed: number }) {
-  await using server = await restartable(plan.workers)
+  await using server = await restartable(plan.kind.startsWith('events') ? 3 * (plan.workers + WRITERS) : plan.workers)
   const { url, restart } = server
   const { kind, ...rest } = plan
   if (kind === 'election') return await runElection({ url, restart, failover: 'lease', ...rest })
   if (kind === 'election-connection') return await runElection({ url, restart, failover: 'connection', ...rest })
   if (kind === 'jobs') return await runJobs({ url, restart, jobs: Number(values.jobs), ...rest })
+  if (kind === 'events' || kind === 'events-http') {
+    const { workers: consumers, ...when } = rest
+    const door = kind === 'events' ? 'library' : 'http'
+    return await runEvents({ url, restart, door, writers: WRITERS, consumers, streams: 200, ...when })
+  }
   return await runCounter({ url, kind, ...rest })
 }
 
