@@ -2,10 +2,10 @@
  * Appending: what many callers append at once goes in one statement.
  *
  * The first goes at once; what comes while it is under way goes together in the next (batch.ts), also what is for one stream. The
- * statement locks the rows of its streams, checks what each caller expects, and gives out positions (append, in
- * 0007_event.sql). It waits for nobody: a stream that somebody else has locked, in a transaction that may last, is skipped, and
- * asked for by a statement of its own that waits. Should a shared statement fail, each is asked again by itself, so that what is
- * wrong with one fails no other.
+ * statement gains the gates of its streams, checks what each caller expects, and gives out positions (append, in
+ * 0007_event.sql). It waits for nobody: a stream whose gate somebody else has, in a transaction that may last, is skipped, and
+ * asked for by a statement of its own that waits. Should a shared statement fail, nothing of it was appended, and each is asked
+ * again by itself, so that what is wrong with one fails no other.
  *
  * Whoever listens is told after the commit, by a statement of its own: a NOTIFY within would hold one lock of the whole
  * database through the commit's fsync. One caller alone is spared that round trip: its NOTIFY is in the transaction.
@@ -113,37 +113,27 @@ export class Appender {
     }
   }
 
+  // What is usual first: to streams that are there, wherever they are. Then what that leaves out, and all else.
   async #run(asks: Ask[]): Promise<Result[]> {
-    const inOrder = sorted(asks)
-    try {
-      const plain = asks.every(({ at, ids }) => at === null && ids === undefined)
-      const answers = plain ? await this.#runPlain(inOrder) : await this.#runAny(inOrder)
-      const of = new Map(inOrder.map((ask, i) => [ask, answers[i] as Answer]))
-      return asks.map((ask) => of.get(ask) as Answer)
-    } catch (error) {
-      if (asks.length === 1 || error instanceof UnavailableError) return asks.map(() => ({ error: explained(error) }))
-      return (await Promise.all(asks.map((ask) => this.#run([ask])))).flat()
-    }
+    const plain = asks.every(({ at, ids }) => at === null && ids === undefined)
+    const results = plain ? await each(asks, (some) => this.#runPlain(some)) : new Map<Ask, Result>()
+    const rest = asks.filter((ask) => !results.has(ask))
+    const others = rest.length > 0 ? await each(rest, (some) => this.#runAny(some)) : results
+    return asks.map((ask) => (results.get(ask) ?? others.get(ask)) as Result)
   }
 
-  // What is usual: to streams that are there, wherever they are.
-  async #runPlain(asks: Ask[]): Promise<Answer[]> {
+  async #runPlain(asks: Ask[]): Promise<(Answer | undefined)[]> {
     const { streams, which, places, statement } = plainStatementOf(asks, asks.length === 1)
     const [row] = await this.#pool.run<PlainRow>(statement)
     const befores = row?.befores.map((before) => (before === null ? undefined : BigInt(before))) ?? []
-    const answers = asks.map(({ count }, k): Answer | undefined => {
+    const there = streams.filter((_, i) => befores[i] !== undefined)
+    this.#hear(there, row?.heard)
+    return asks.map(({ count }, k) => {
       const before = befores[(which[k] as number) - 1]
       if (before === undefined) return undefined
       const first = before + BigInt(places[k] as number)
       return { outcome: 'appended', first, last: first + BigInt(count - 1) }
     })
-    this.#hear(
-      streams.filter((_, i) => befores[i] !== undefined),
-      row?.heard,
-    )
-    const rest = asks.filter((_, k) => !answers[k])
-    const others = rest.length > 0 ? await this.#runAny(rest) : []
-    return answers.map((answer) => answer ?? (others.shift() as Answer))
   }
 
   async #runAny(asks: Ask[]): Promise<Answer[]> {
@@ -177,19 +167,13 @@ export class Appender {
 
   // In one statement and not in a transaction of ours: should the network break, nothing stays locked.
   async #runWaiting(asks: Ask[]): Promise<Result[]> {
-    try {
-      const [row] = await this.#waiters.run<Row>(statementOf(asks, { waits: WAIT_MS, tells: true }))
+    const results = await each(asks, async (some) => {
+      const [row] = await this.#waiters.run<Row>(statementOf(some, { waits: WAIT_MS, tells: true }))
       const answers = answersOf(row)
-      this.#hear(written(asks, answers))
+      this.#hear(written(some, answers))
       return answers
-    } catch (error) {
-      if (asks.length > 1 && !(error instanceof UnavailableError) && !isLate(error)) {
-        const results: Result[] = []
-        for (const ask of asks) results.push(...(await this.#runWaiting([ask])))
-        return results
-      }
-      return asks.map(() => ({ error: explained(error) }))
-    }
+    })
+    return asks.map((ask) => results.get(ask) as Result)
   }
 
   async #askAgain(ask: Ask): Promise<Result> {
@@ -205,6 +189,21 @@ export class Appender {
 
 type Result = Answer | { error: unknown }
 
+// One statement for all, in their order; if it fails, for it says of nobody whose fault it was, one for each.
+async function each(asks: Ask[], run: (asks: Ask[]) => Promise<(Answer | undefined)[]>): Promise<Map<Ask, Result>> {
+  const inOrder = sorted(asks)
+  try {
+    const answers = await run(inOrder)
+    return new Map(inOrder.flatMap((ask, i) => (answers[i] ? [[ask, answers[i]] as const] : [])))
+  } catch (error) {
+    if (asks.length === 1 || error instanceof UnavailableError || isLate(error)) {
+      return new Map(asks.map((ask) => [ask, { error: explained(error) }]))
+    }
+    const results = await Promise.all(asks.map((ask) => each([ask], run)))
+    return new Map(results.flatMap((result) => [...result]))
+  }
+}
+
 const written = (asks: Ask[], answers: Answer[]): string[] => [
   ...new Set(asks.filter((_, i) => answers[i]?.outcome === 'appended').map(streamOf)),
 ]
@@ -215,17 +214,9 @@ const isLate = (error: unknown): boolean => (error as { code?: unknown })?.code 
 const late = (cause?: unknown) =>
   new UnavailableError(`Another transaction that appends to the stream has been open for ${WAIT_MS} ms`, { cause })
 
-function explained(error: unknown): unknown {
-  if (isLate(error)) {
-    return late(error)
-  }
-  if ((error as { code?: unknown })?.code === 'LS006') {
-    return new UnavailableError(
-      'The sequences of the database are behind its rows, as after a restore: run the migrations',
-      {
-        cause: error,
-      },
-    )
-  }
-  return fromDatabase(error)
+function explained(cause: unknown): unknown {
+  if (isLate(cause)) return late(cause)
+  if ((cause as { code?: unknown })?.code !== 'LS006') return fromDatabase(cause)
+  const why = 'The sequences of the database are behind its rows, as after a restore: run the migrations'
+  return new UnavailableError(why, { cause })
 }

@@ -67,7 +67,6 @@ export class GroupConsumer implements Consumer {
   readonly #over: () => void
   readonly #ttlMs: number
   readonly #partitions = new Map<number, Partition>()
-  readonly #ending = new Set<Promise<void>>()
   readonly #bell = new Bell()
   readonly #running: Promise<void>
   #member: LeaseHold | undefined
@@ -138,14 +137,14 @@ export class GroupConsumer implements Consumer {
     const { group, free, quota } = await groups.seats(this.group, this.id)
     if (this.#stopping) return
     const mine = [...this.#partitions.values()].filter(({ stopping }) => !stopping).map(({ index }) => index)
-    for (const index of pick(mine, mine.length - quota)) this.#giveUp(index)
+    for (const index of pick(mine, mine.length - quota)) this.#partitions.get(index)?.stop()
     const wanted = pick(
       free.filter((partition) => !this.#partitions.has(partition)),
       quota - this.#partitions.size,
     )
     for (const { partition, grant, attempted } of await groups.take(this.group, wanted, this.id, this.#ttlMs)) {
       const hold = new LeaseHold(database, groups.leases, keeper, grant, this.#ttlMs, attempted)
-      if (this.#stopping || this.#partitions.has(partition)) void hold.release().catch(() => {})
+      if (this.#stopping || this.#partitions.has(partition)) await hold.release().catch(() => {})
       else this.#begin(group, partition, hold, parts)
     }
   }
@@ -158,14 +157,6 @@ export class GroupConsumer implements Consumer {
       if (!hold.signal.aborted) await hold.release().catch(() => {}) // it runs out
       this.#bell.ring()
     })
-  }
-
-  #giveUp(index: number): void {
-    const partition = this.#partitions.get(index)
-    if (!partition) return
-    partition.stop()
-    const ended = partition.ended.finally(() => this.#ending.delete(ended))
-    this.#ending.add(ended)
   }
 
   #partitionParts(): PartitionParts {
@@ -184,11 +175,10 @@ export class GroupConsumer implements Consumer {
     await this.#running
     const all = [...this.#partitions.values()]
     for (const partition of all) partition.stop()
-    const ended = Promise.all([...all.map((partition) => partition.ended), ...this.#ending])
     const timer = setTimeout(() => {
       for (const partition of all) partition.cut()
     }, graceMs)
-    await ended
+    await Promise.all(all.map((partition) => partition.ended))
     clearTimeout(timer)
     await Promise.all(all.map(({ hold }) => hold.release().catch(() => {}))) // lost, or they run out
     await this.#member?.release().catch(() => {})

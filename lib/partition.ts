@@ -194,30 +194,32 @@ export class Partition {
     const aborted = () => timers.push(setTimeout(() => severed.reject(signal.reason), SETTLE_MS))
     signal.addEventListener('abort', aborted)
     if (sources.some(({ aborted }) => aborted)) pass()
-    let at = 0
+    let at = -1 // it has not begun
     let committing = false
     try {
       return await database.users.severable(severed.promise, async (trx) => {
         const tooLate = new Error(`The events were not applied within ${timeoutMs} ms`)
         timers.push(setTimeout(() => late.abort(tooLate), timeoutMs))
         const { rows } = await beginning(told, timeoutMs).execute(trx)
-        for (; at < events.length; at++) await this.#handle(events, at, trx, signal)
+        for (at = 0; at < events.length; at++) await this.#handle(events, at, trx, signal)
         if (events.length > 0) await this.#check(trx, rows[0]?.xid, events.length)
         signal.throwIfAborted() // the last may only have stopped in time
         committing = true
         return rows
       })
     } catch (error) {
-      // The server's own limits end where a COMMIT begins. What came of it is read anew.
-      if (signal.aborted && committing && !answered(error)) {
-        const message = `A commit of ${JSON.stringify(this.#group.name)} was left alone: it had not ended in time`
-        this.#parts.onError(new Error(message, { cause: error }))
-        throw new UnavailableError('It is not known whether it was committed', { cause: error })
-      }
-      if (late.signal.aborted && !committing)
-        throw new HandlerFailed(Math.min(at, events.length - 1), late.signal.reason)
       if (signal.aborted && !committing) {
-        throw signal.reason instanceof LeaseLostError ? signal.reason : new GivenUp('The consumer stops')
+        if (signal.reason !== late.signal.reason) {
+          throw signal.reason instanceof LeaseLostError ? signal.reason : new GivenUp('The consumer stops')
+        }
+        if (at >= 0 && events.length > 0) throw new HandlerFailed(Math.min(at, events.length - 1), signal.reason)
+      }
+      // A COMMIT, for which the server has no limit; or something else has the partition's checkpoint locked. What came of it is
+      // read anew.
+      if (signal.aborted && !answered(error)) {
+        const message = `${JSON.stringify(this.#group.name)} waits in the database for longer than ${timeoutMs} ms`
+        this.#parts.onError(new Error(message, { cause: error }))
+        throw new UnavailableError(message, { cause: error })
       }
       // what the commit refuses (a deferred constraint, a fenced table) is the handler's doing
       throw committing && answered(error) && !isFault(error) ? new HandlerFailed(-1, error) : error

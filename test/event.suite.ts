@@ -166,6 +166,29 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       expect(statements.size).toBeLessThan(150)
     })
 
+    test.each(['a stream that is there', 'one that is yet to be made'])(
+      'of appends that share a statement one to %s that fails takes no other along, and none is appended twice',
+      async (which) => {
+        const [old, made, other] = [fresh(), fresh(), fresh()]
+        await ours.append(old, { type: '1' })
+        await db.pool.query(`
+          create function refuse() returns trigger language plpgsql as
+            'begin if new.type = ''refused'' then raise exception ''refused''; end if; return new; end';
+          create trigger refuse before insert on lockstep.event for each row execute function refuse()`)
+        const results = await Promise.allSettled([
+          ...['2', '3'].map((type) => ours.append(old, { type })),
+          ours.append(which === 'a stream that is there' ? old : made, { type: 'refused' }),
+          ours.append(other, { type: '1' }),
+          ours.append(old, { type: '4' }),
+        ])
+        await db.pool.query('drop function refuse() cascade')
+        const outcomes = ['fulfilled', 'fulfilled', 'rejected', 'fulfilled', 'fulfilled']
+        expect(results.map(({ status }) => status)).toEqual(outcomes)
+        expect((await types(old)).sort()).toEqual(['1', '2', '3', '4'])
+        expect([await types(made), await types(other)]).toEqual([[], ['1']])
+      },
+    )
+
     test('10,000 events of one call are appended together', async () => {
       const stream = fresh()
       const events = Array.from({ length: 10_000 }, (_, i) => ({ type: 'n', data: i }))
