@@ -1,0 +1,284 @@
+/**
+ * One process of the chaos of events, by its role, until it is killed or told to stop: a writer, a consumer, one that follows
+ * all streams, one that pages through them, or the door, over which the others do the same by HTTP.
+ *
+ * What they know is told to the parent on stdout, a line each. It is the parent who checks.
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { sql } from 'kysely'
+import { fromDatabase, PositionConflictError, UnavailableError } from '../../lib/errors.ts'
+import { type Appended, type AppendOptions, createEvents, type NewEvent } from '../../lib/event.ts'
+import { createLockstep } from '../../lib/index.ts'
+import { CONSUMER, GROUP, NOISE, PREFIX, type Role } from './events.ts'
+import { seeded } from './random.ts'
+
+const [role = 'writer', url = '', id = '0', seed = '1', streams = '200', door = ''] = process.argv.slice(2)
+const random = seeded(Number(seed))
+const lockstep = createLockstep({ connectionString: url, applicationName: `${role} ${id}` })
+const events = createEvents(lockstep, { onError: failed })
+const stopping = new AbortController()
+const tell = (...words: unknown[]) => console.log(words.join(' ').replaceAll('\n', ' '))
+const upTo = (n: number) => Math.floor(random() * n)
+
+// The database is away, or the event was parked: what is told and goes on. Anything else is a fault, and ends the run.
+function failed(error: unknown) {
+  if (error instanceof Error && / has parked /.test(error.message)) return tell('parked')
+  if (fromDatabase(error) instanceof UnavailableError) return
+  tell('fault', error instanceof Error ? (error.stack ?? error.message) : String(error))
+}
+
+// ---- A writer ----------------------------------------------------------------------------------------------------
+
+/** Thrown to roll back. */
+class Rollback extends Error {}
+
+// Of an append that was begun exactly one line tells how it ended.
+type Append = (stream: string, events: NewEvent[], options?: AppendOptions) => Promise<Appended>
+const append: Append = door === '' ? (...args) => events.append(...args) : overHttp
+const known = new Map<string, bigint>() // where streams were when this writer last heard of them
+let appends = 0
+
+// A few streams have much of it, so that writers meet; some are of no concern to the group.
+const someStream = () =>
+  random() < 0.03
+    ? `${NOISE}${upTo(4)}`
+    : `${PREFIX}${Math.floor(Number(streams) * random() ** 3)
+        .toString()
+        .padStart(3, '0')}`
+
+// Each says what it is, so that every append can be found again, whole and in order.
+function some(count: number, { ids = false, row = false } = {}): { tag: string; those: NewEvent[] } {
+  const tag = `${id}.${appends++}`
+  const those = Array.from({ length: count }, (_, i) => ({
+    type: 'chaos',
+    data: { tag, i, of: count, row, sour: random() < 0.003 },
+    ...(ids && { id: `${tag}.${i}` }),
+  }))
+  return { tag, those }
+}
+
+async function write(kind: string, stream: string, count: number, options: AppendOptions = {}) {
+  const { tag, those } = some(count)
+  try {
+    const { first, last } = await append(stream, those, options)
+    known.set(stream, last)
+    tell('done', kind, tag, stream, first, last)
+  } catch (error) {
+    if (error instanceof PositionConflictError) {
+      known.set(stream, error.actual)
+      return tell('conflict', tag)
+    }
+    tell('unknown', tag)
+    await away(error)
+  }
+}
+
+// Appended, the answer thrown away, and appended again, until it is known where.
+async function writeAgain(stream: string) {
+  const { tag, those } = some(1 + upTo(3), { ids: true })
+  const lost = append(stream, those).catch(() => {})
+  if (random() < 0.5) await lost
+  for (;;) {
+    try {
+      const { first, last } = await append(stream, those)
+      await lost
+      return tell('done', 'again', tag, stream, first, last)
+    } catch (error) {
+      await away(error)
+    }
+  }
+}
+
+// With rows of the writer's own, in one transaction: to one stream or a few, in any order.
+async function writeWithin(kind: 'within' | 'late' | 'back' | 'savepoint') {
+  const made: { tag: string; stream: string; first: bigint; last: bigint }[] = []
+  const begun: string[] = []
+  let committing = false
+  try {
+    await lockstep.kysely.transaction().execute(async (trx) => {
+      for (let left = 1 + upTo(3); left > 0; left--) {
+        const stream = someStream()
+        const { tag, those } = some(1 + upTo(4), { row: true })
+        begun.push(tag)
+        if (kind === 'savepoint') {
+          const undone = some(2)
+          tell('back', undone.tag)
+          await sql`savepoint undone`.execute(trx)
+          await events.append(random() < 0.5 ? stream : someStream(), undone.those, { trx })
+          await sql`rollback to undone`.execute(trx)
+        }
+        const { first, last } = await events.append(stream, those, { trx })
+        await sql`insert into committed (tag, stream, first) values (${tag}, ${stream}, ${first})`.execute(trx)
+        made.push({ tag, stream, first, last })
+      }
+      await sleep(kind === 'late' ? 1_000 + random() * 3_000 : random() * 20)
+      if (kind === 'back') throw new Rollback()
+      committing = true
+    })
+    for (const { tag, stream, first, last } of made) tell('done', kind, tag, stream, first, last)
+  } catch (error) {
+    for (const tag of begun) tell(committing ? 'unknown' : 'back', tag)
+    const { code } = error as { code?: string }
+    if (!(error instanceof Rollback) && code !== '40P01') await away(error) // they may wait for each other
+  }
+}
+
+// Other errors than that the database, or the door, is away are faults.
+async function away(error: unknown) {
+  if (!(fromDatabase(error) instanceof UnavailableError)) failed(error)
+  await sleep(100 + random() * 200)
+}
+
+async function overHttp(
+  stream: string,
+  those: NewEvent[],
+  { expected = 'any' }: AppendOptions = {},
+): Promise<Appended> {
+  const answer = await asked(`/v1/streams/${encodeURIComponent(stream)}`, {
+    method: 'POST',
+    headers: { 'Content-Type': 'application/json' },
+    body: JSON.stringify({ events: those, expected: String(expected) }),
+  })
+  const { first, last, actual } = await told<Record<string, string>>(answer)
+  if (answer.status === 412) throw new PositionConflictError(stream, expected, BigInt(actual ?? 0))
+  return { first: BigInt(first ?? 0), last: BigInt(last ?? 0), repeated: answer.status === 200 }
+}
+
+async function hand() {
+  while (!stopping.signal.aborted) {
+    await sleep(random() * 80)
+    const stream = someStream()
+    const at = known.get(stream)
+    const dice = random()
+    if (dice < 0.35) await write('single', stream, 1)
+    else if (dice < 0.5) await write('batch', stream, 2 + upTo(20))
+    else if (dice < 0.62) await write('expected', stream, 1 + upTo(3), { expected: at ?? 'none' })
+    else if (dice < 0.65) await write('expected', stream, 1, { expected: 'exists' })
+    else if (dice < 0.78) await writeAgain(stream)
+    else if (dice < 0.88) await writeWithin('within')
+    else if (dice < 0.93) await writeWithin('back')
+    else if (dice < 0.98) await writeWithin('savepoint')
+    else await writeWithin('late')
+  }
+}
+
+// ---- HTTP --------------------------------------------------------------------------------------------------------
+
+/** @throws {UnavailableError} the door is shut, or the database behind it is away. */
+async function asked(path: string, init: RequestInit = {}): Promise<Response> {
+  const answer = await fetch(`${door}${path}`, init).catch((error) => {
+    throw new UnavailableError('no answer', { cause: error })
+  })
+  if (answer.ok || answer.status === 412) return answer
+  const text = await answer.text().catch(() => '')
+  throw answer.status === 503 ? new UnavailableError(text) : new Error(`${path}: ${answer.status} ${text}`)
+}
+
+async function told<T>(answer: Response): Promise<T> {
+  return (await answer.json().catch((error) => {
+    throw new UnavailableError('half an answer', { cause: error })
+  })) as T
+}
+
+interface Seen {
+  stream: string
+  position: string | bigint
+  cursor: string | bigint
+}
+
+async function* followed(): AsyncGenerator<Seen> {
+  for (let last: unknown; ; ) {
+    try {
+      const headers = { Accept: 'text/event-stream', ...(last !== undefined && { 'Last-Event-ID': String(last) }) }
+      const answer = await asked(`/v1/events?prefix=${encodeURIComponent(PREFIX)}`, { headers })
+      let text = ''
+      for await (const some of (answer.body as ReadableStream<Uint8Array<ArrayBuffer>>).pipeThrough(
+        new TextDecoderStream(),
+      )) {
+        const messages = (text + some).split('\n\n')
+        text = messages.pop() ?? ''
+        for (const message of messages) {
+          const data = /^data: (.*)$/m.exec(message)?.[1]
+          if (data === undefined) continue
+          const event = JSON.parse(data) as Seen
+          last = event.cursor
+          yield event
+        }
+      }
+    } catch (error) {
+      // a stream that breaks is a TypeError of fetch
+      if (!(error instanceof UnavailableError || error instanceof TypeError)) failed(error)
+    }
+    await sleep(100)
+  }
+}
+
+async function page(from: bigint): Promise<{ events: Seen[]; next: bigint }> {
+  const query = new URLSearchParams({ prefix: PREFIX, from: String(from), limit: '50', waitMs: '500' })
+  const { events, next } = await told<{ events: Seen[]; next: string }>(await asked(`/v1/events?${query}`))
+  return { events, next: BigInt(next) }
+}
+
+// ---- The roles ---------------------------------------------------------------------------------------------------
+
+const saw = ({ stream, position, cursor }: Seen) => tell('saw', cursor, stream, position)
+
+const roles: Record<Role, () => unknown> = {
+  async writer() {
+    tell('ready')
+    await Promise.all([hand(), hand()])
+    await end()
+  },
+
+  consumer() {
+    const consumer = events.consume(GROUP, CONSUMER, async (event, { trx, partition, token, attempt }) => {
+      const { stream, position } = event
+      await sql`insert into applied (stream, position, partition, token, attempt, worker)
+                values (${stream}, ${position}, ${partition}, ${token}, ${attempt}, ${id})`.execute(trx)
+      await sleep(random() * (random() < 0.01 ? 1_000 : 4))
+      // Now and then; and of some events so often that they are parked now and then.
+      if (random() < ((event.data as { sour: boolean }).sour ? 0.7 : 0.02)) {
+        tell('threw')
+        throw new Error('now and then')
+      }
+    })
+    stopping.signal.addEventListener('abort', () => void consumer.stop().then(end))
+    tell('ready')
+  },
+
+  async follower() {
+    tell('ready')
+    for await (const event of door === '' ? events.subscribe({ prefix: PREFIX }) : followed()) saw(event)
+  },
+
+  async pager() {
+    tell('ready')
+    for (let from = 1n; ; ) {
+      try {
+        const found =
+          door === '' ? await events.readAll({ prefix: PREFIX, from, limit: 50, waitMs: 500 }) : await page(from)
+        for (const event of found.events) saw(event)
+        from = found.next as bigint
+      } catch (error) {
+        await away(error)
+      }
+    }
+  },
+
+  async door() {
+    // The errors of a database that is away are the callers' to tell.
+    const onError = (error: unknown) => failed(error)
+    const { serve } = await import('../../functions/node.ts') // the others start sooner without
+    const server = await serve({ lockstep, events, port: Number(new URL(door).port), onError })
+    stopping.signal.addEventListener('abort', () => void server.close().then(end))
+    tell('ready')
+  },
+}
+
+async function end() {
+  await lockstep.close()
+  process.exit() // a socket that was reset may keep Node
+}
+
+process.once('SIGTERM', () => stopping.abort())
+await roles[role as Role]()
