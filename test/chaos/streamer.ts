@@ -20,9 +20,10 @@ const stopping = new AbortController()
 const tell = (...words: unknown[]) => console.log(words.join(' ').replaceAll('\n', ' '))
 const upTo = (n: number) => Math.floor(random() * n)
 
-// The database is away, or the event was parked: what is told and goes on. Anything else is a fault, and ends the run.
+// The database is away, or slow, or an event was parked: what is told, and goes on. Anything else is a fault.
 function failed(error: unknown) {
   if (error instanceof Error && / has parked /.test(error.message)) return tell('parked')
+  if (error instanceof Error && / waits in the database /.test(error.message)) return
   if (fromDatabase(error) instanceof UnavailableError) return
   tell('fault', error instanceof Error ? (error.stack ?? error.message) : String(error))
 }
