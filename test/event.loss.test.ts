@@ -200,6 +200,7 @@ describe('the database', () => {
     const following = (async () => {
       for await (const { stream, position } of subscription) followed.push(`${stream}:${position}`)
     })()
+    following.catch(() => {}) // it ends before anybody waits for it
     let over = false
     const acknowledged = new Map<string, number>()
     const writers = Array.from({ length: 6 }, async (_, w) => {

@@ -144,7 +144,7 @@ export async function runEvents(plan: EventsPlan): Promise<EventsOutcome> {
   const there: There = { events: everything, ...(await restThere(lockstep, file)) }
   violations.push(...check(there, told, PREFIX))
   if (violations.length === 0) fs.rmSync(folder, { recursive: true })
-  else violations.push(`the history is in ${writeHistory(folder, { there, told })}`)
+  else violations.push(`the history is in ${writeHistory(folder, { violations, there, told })}`)
   const appends: Record<string, number> = {}
   for (const { kind } of told.done) appends[kind] = (appends[kind] ?? 0) + 1
   return {
@@ -198,7 +198,7 @@ class Crew {
     const elsewhere = role === 'consumer' && this.#worker.length > 0
     const child = elsewhere
       ? spawn('python3', this.#worker, { stdio: ['ignore', 'pipe', 'pipe'] })
-      : spawn(process.execPath, this.#args(role, n), { stdio: ['ignore', 'pipe', 'inherit'] })
+      : spawn(process.execPath, this.#args(role, n), { stdio: ['pipe', 'pipe', 'inherit'] })
     const { promise: ready, resolve } = Promise.withResolvers<void>()
     const it: Member = {
       ...{ name: `${role} ${n}`, role, child, ready, gone: once(child, 'close') },

@@ -282,4 +282,5 @@ async function end() {
 }
 
 process.once('SIGTERM', () => stopping.abort())
+process.stdin.resume().once('close', () => process.exit()) // the parent is gone
 await roles[role as Role]()
