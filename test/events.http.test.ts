@@ -910,15 +910,16 @@ describe('over a socket', () => {
   test('a stop ends streams and waits at once and cleanly', async () => {
     const { url, close } = await door({ drainMs: 3_600_000 }) // longer than this test may last
     const stream = fresh()
-    const readers = [at(stream), all(stream)].map(
-      async (path) => new Reader(await fetch(`${url}${path}`, { headers: STREAM })),
-    )
-    for (const reader of readers) expect(await (await reader).block()).toBe('retry: 1000')
+    // the waits first: nobody else is there who could be the one that has been seen to ask
     const waits = await locked(async (queued) => {
       const waits = [at(stream, '?'), all(stream, '&')].map((path) => fetch(`${url}${path}waitMs=20000`))
       await queued(2)
       return { answers: Promise.all(waits) } // not awaited yet
     })
+    const readers = [at(stream), all(stream)].map(
+      async (path) => new Reader(await fetch(`${url}${path}`, { headers: STREAM })),
+    )
+    for (const reader of readers) expect(await (await reader).block()).toBe('retry: 1000')
     const closed = close()
     for (const reader of readers) expect(await (await reader).block()).toBe(undefined)
     for (const answer of await waits.answers) {
