@@ -196,6 +196,8 @@ async function each(asks: Ask[], run: (asks: Ask[]) => Promise<(Answer | undefin
     const answers = await run(inOrder)
     return new Map(inOrder.flatMap((ask, i) => (answers[i] ? [[ask, answers[i]] as const] : [])))
   } catch (error) {
+    // Others wait for each other, and this one stood in the line between them: nothing was done, and it is not its doing.
+    if (stateOf(error) === '40P01') return each(asks, run)
     if (asks.length === 1 || error instanceof UnavailableError || isLate(error)) {
       return new Map(asks.map((ask) => [ask, { error: explained(error) }]))
     }
@@ -209,14 +211,15 @@ const written = (asks: Ask[], answers: Answer[]): string[] => [
 ]
 
 // SQLSTATE of lock_timeout.
-const isLate = (error: unknown): boolean => (error as { code?: unknown })?.code === '55P03'
+const isLate = (error: unknown): boolean => stateOf(error) === '55P03'
+const stateOf = (error: unknown): unknown => (error as { code?: unknown } | null)?.code
 
 const late = (cause?: unknown) =>
   new UnavailableError(`Another transaction that appends to the stream has been open for ${WAIT_MS} ms`, { cause })
 
 function explained(cause: unknown): unknown {
   if (isLate(cause)) return late(cause)
-  if ((cause as { code?: unknown })?.code !== 'LS006') return fromDatabase(cause)
+  if (stateOf(cause) !== 'LS006') return fromDatabase(cause)
   const why = 'The sequences of the database are behind its rows, as after a restore: run the migrations'
   return new UnavailableError(why, { cause })
 }

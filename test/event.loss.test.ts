@@ -165,6 +165,43 @@ describe('an append', () => {
     expect((await events.read(`${folder}a`)).events.map(({ type }) => type)).toEqual(['first', 'second'])
   })
 
+  test('that stands in the line between two transactions which wait for each other is made all the same', async () => {
+    const { folder } = fresh()
+    const [a, b] = [`${folder}a`, `${folder}b`]
+    const [one, two] = [new pg.Client(db.url), new pg.Client(db.url)]
+    for (const client of [one, two]) {
+      client.on('error', () => {})
+      await client.connect()
+      await client.query('begin')
+    }
+    await events.append(a, { type: 'one' }, { trx: one })
+    await events.append(b, { type: 'two' }, { trx: two })
+    const waiting = (n: number) =>
+      until(`${n} wait`, async () => {
+        const { rows } = await db.pool.query(
+          `select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()`,
+        )
+        return rows.length >= n
+      })
+    const between = events.append(a, { type: 'between' })
+    await waiting(1)
+    const crosswise = [events.append(a, { type: 'two' }, { trx: two }), events.append(b, { type: 'one' }, { trx: one })]
+    const ends = crosswise.map((append, i) =>
+      append
+        .then(
+          () => 'made',
+          (error) => error.code,
+        )
+        .then(async (how) => {
+          await (i === 0 ? two : one).query(how === 'made' ? 'commit' : 'rollback')
+          return how
+        }),
+    )
+    expect((await Promise.all(ends)).filter((how) => how === '40P01').length).toBeLessThanOrEqual(1)
+    expect((await between).repeated).toBe(false)
+    await Promise.all([one.end(), two.end()])
+  })
+
   test('to a stream that a forgotten transaction holds is refused after a while, and was not made', async () => {
     const { folder } = fresh()
     await events.append(`${folder}a`, { type: 'x' })
