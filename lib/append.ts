@@ -26,7 +26,7 @@ import {
   streamOf,
 } from './ask.ts'
 import { batched } from './batch.ts'
-import { type AnyTransaction, list, type Pool, within } from './db.ts'
+import { type AnyTransaction, list, type Pool, sqlState, within } from './db.ts'
 import { type Expected, fromDatabase, PositionConflictError, UnavailableError, wrongType } from './errors.ts'
 import { Moment } from './trust.ts'
 
@@ -197,7 +197,7 @@ async function each(asks: Ask[], run: (asks: Ask[]) => Promise<(Answer | undefin
     return new Map(inOrder.flatMap((ask, i) => (answers[i] ? [[ask, answers[i]] as const] : [])))
   } catch (error) {
     // Others wait for each other, and this one stood in the line between them: nothing was done, and it is not its doing.
-    if (stateOf(error) === '40P01') return each(asks, run)
+    if (sqlState(error) === '40P01') return each(asks, run)
     if (asks.length === 1 || error instanceof UnavailableError || isLate(error)) {
       return new Map(asks.map((ask) => [ask, { error: explained(error) }]))
     }
@@ -211,15 +211,14 @@ const written = (asks: Ask[], answers: Answer[]): string[] => [
 ]
 
 // SQLSTATE of lock_timeout.
-const isLate = (error: unknown): boolean => stateOf(error) === '55P03'
-const stateOf = (error: unknown): unknown => (error as { code?: unknown } | null)?.code
+const isLate = (error: unknown): boolean => sqlState(error) === '55P03'
 
 const late = (cause?: unknown) =>
   new UnavailableError(`Another transaction that appends to the stream has been open for ${WAIT_MS} ms`, { cause })
 
 function explained(cause: unknown): unknown {
   if (isLate(cause)) return late(cause)
-  if (stateOf(cause) !== 'LS006') return fromDatabase(cause)
+  if (sqlState(cause) !== 'LS006') return fromDatabase(cause)
   const why = 'The sequences of the database are behind its rows, as after a restore: run the migrations'
   return new UnavailableError(why, { cause })
 }

@@ -144,7 +144,7 @@ export function plainStatementOf(asks: Ask[], tells: boolean) {
   return { streams, which, places, statement }
 }
 
-/** @param waits  milliseconds, for a stream that somebody else has locked; 0: as the transaction is set; null: not at all. */
+/** @param waits  milliseconds, for a gate that somebody else has; 0: as the transaction is set; null: not at all. */
 export function statementOf(asks: Ask[], { waits, tells }: { waits: number | null; tells: boolean }) {
   const { streams, which } = placed(asks)
   const asked = asks.flatMap(({ count }, i) => Array.from({ length: count }, () => i + 1))

@@ -202,6 +202,15 @@ export async function textWithin(trx: AnyTransaction, text: string, values: unkn
   return { rows }
 }
 
+/** The code of an error, which is its SQLSTATE if the database said it; '' of what has none: a handler may throw anything. */
+export function sqlState(error: unknown): string {
+  try {
+    return String((error as { code?: unknown } | null)?.code ?? '')
+  } catch {
+    return ''
+  }
+}
+
 const compiler = new Kysely<unknown>({ dialect: new PostgresDialect({ pool: async () => Promise.reject() }) })
 
 type ArrayType = 'text' | 'integer' | 'bigint' | 'boolean' | 'uuid' | 'jsonb' | 'double precision'

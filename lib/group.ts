@@ -203,13 +203,4 @@ export function pick(from: number[], most: number): number[] {
 
 const SELECT = sql`select name, prefix, partitions, retry_limit as "retryLimit", retry_delay_ms as "retryDelayMs" from lockstep.consumer_group`
 
-export const noGroup = (group: string): NotFoundError => new NotFoundError(`There is no group ${JSON.stringify(group)}`)
-
-/** What the functions on partitions say: LS001, not held; LS005, another turn; LS007, no such event. '' of what is no error. */
-export function sqlState(error: unknown): string {
-  try {
-    return String((error as { code?: unknown } | null)?.code ?? '')
-  } catch {
-    return '' // a handler may throw anything
-  }
-}
+const noGroup = (group: string): NotFoundError => new NotFoundError(`There is no group ${JSON.stringify(group)}`)

@@ -13,10 +13,10 @@
  * Nothing here remembers where the partition stands: each read asks the database. So an answer that was lost is no special case.
  */
 import { type RawBuilder, sql, type Transaction } from 'kysely'
-import type { Database } from './db.ts'
+import { type Database, sqlState } from './db.ts'
 import { fromDatabase, LeaseLostError, UnavailableError } from './errors.ts'
 import { commitEvents, failEvent, type Given, type GivenEvent, type Next } from './given.ts'
-import { type Group, sqlState } from './group.ts'
+import type { Group } from './group.ts'
 import type { LeaseHold } from './keeper.ts'
 import type { StoredEvent } from './read.ts'
 import type { Tidings } from './tidings.ts'

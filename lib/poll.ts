@@ -6,10 +6,10 @@
  * `leaseMs` is taken for dead; then its partitions go to others, and its commits are refused by their tokens.
  */
 import { sql } from 'kysely'
-import { type AnyTransaction, type Pool, within } from './db.ts'
+import { type AnyTransaction, type Pool, sqlState, within } from './db.ts'
 import { LeaseLostError, NotFoundError, wrongType } from './errors.ts'
 import { commitEvents, failEvent, type Given, type GivenEvent, type Next, readAll } from './given.ts'
-import { type Group, type Groups, memberName, partitionName, pick, sqlState } from './group.ts'
+import { type Group, type Groups, memberName, partitionName, pick } from './group.ts'
 import { checkInteger, checkMs, checkText, WAIT } from './options.ts'
 import { checkLimit, checkPlace, LIMIT, MOST_PLACE } from './read.ts'
 import type { Tidings } from './tidings.ts'
@@ -187,8 +187,7 @@ export class Polls {
       const state = sqlState(error)
       const lost = (why: string) => new LeaseLostError(`${group}, partition ${partition}`, token, why, { cause: error })
       if (state === 'LS001') throw lost('it expired or passed on')
-      if (state === 'LS005')
-        throw lost('an event of it failed, or a stream caught up, since this was given: poll again')
+      if (state === 'LS005') throw lost('this is not its last batch: poll again')
       if (state === 'LS007') throw new NotFoundError(`There is no such event in partition ${partition}`)
       throw error
     }

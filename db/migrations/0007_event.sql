@@ -723,7 +723,6 @@ set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   s lockstep.stream;
   upto bigint;
-  g record;
 begin
   removed := 0;
   waiting_for := '{}';
@@ -744,32 +743,19 @@ begin
     return;
   end if;
   if not force then
-    for g in
-      select x.name, least(k.position, (
-               select e.position from lockstep.event e
-                where e.stream = s.id and e.position >= s.first and e.position < upto and e.seq > c.seq
-                order by e.position limit 1)) as unread
-        from lockstep.consumer_group x
-        join lockstep.checkpoint c on c.group_name = x.name and c.partition = s.bucket % x.partitions
-        left join lockstep.stuck k on k.group_name = x.name and k.stream = s.id
-       where starts_with(s.name, x.prefix)
-       order by x.name
-    loop
-      if g.unread < upto then
-        waiting_for := waiting_for || g.name;
-      end if;
-    end loop;
-    if waiting_for <> '{}' then
-      select least(upto, min(least(k.position, (
-               select e.position from lockstep.event e
-                where e.stream = s.id and e.position >= s.first and e.position < upto and e.seq > c.seq
-                order by e.position limit 1)))) into upto
-        from lockstep.consumer_group x
-        join lockstep.checkpoint c on c.group_name = x.name and c.partition = s.bucket % x.partitions
-        left join lockstep.stuck k on k.group_name = x.name and k.stream = s.id
-       where x.name = any (waiting_for);
-      upto := greatest(upto, s.first);
-    end if;
+    select coalesce(array_agg(g.name order by g.name), '{}'), greatest(s.first, least(upto, min(g.unread)))
+      into waiting_for, upto
+      from (
+        select x.name, least(k.position, (
+                 select e.position from lockstep.event e
+                  where e.stream = s.id and e.position >= s.first and e.position < upto and e.seq > c.seq
+                  order by e.position limit 1)) as unread
+          from lockstep.consumer_group x
+          join lockstep.checkpoint c on c.group_name = x.name and c.partition = s.bucket % x.partitions
+          left join lockstep.stuck k on k.group_name = x.name and k.stream = s.id
+         where starts_with(s.name, x.prefix)
+      ) g
+     where g.unread < upto;
   end if;
   delete from lockstep.event e where e.stream = s.id and e.position < upto;
   get diagnostics removed = row_count;
