@@ -258,7 +258,14 @@ describe('who waits', () => {
     const first = await b.locks.acquire(name, { ttlMs: 60_000 })
     const child = spawn(process.execPath, [fileURLToPath(new URL('holder.ts', import.meta.url)), db.url, name, 'wait'])
     try {
-      await until('it waits', async () => (await b.locks.query(name)).waiting === 1)
+      // It has been told to wait: released between its gaining K and its look at the row, the lock would be its own.
+      await until('it waits', async () => {
+        const { rows } = await db.pool.query(
+          `select from pg_stat_activity where datname = current_database() and query like '%lockstep.take(%'
+             and state = 'idle in transaction' and pid <> pg_backend_pid()`,
+        )
+        return rows.length === 1 && (await b.locks.query(name)).waiting === 1
+      })
       child.kill('SIGSTOP')
       await first.release()
       const next = await b.locks.acquire(name)
