@@ -24,6 +24,7 @@ const HELP = `lockstep: distributed coordination on Postgres
 
   lockstep [start]     migrate the database, then serve HTTP
   lockstep migrate     migrate the database of DATABASE_URL
+    --grant <role>     and give a role exactly the rights that the functions need
   lockstep --version   lockstep --help
 
 Environment
@@ -45,19 +46,26 @@ async function main(args: string[], env: NodeJS.ProcessEnv): Promise<void> {
   const { values, positionals } = parseArgs({
     args,
     allowPositionals: true,
-    options: { help: { type: 'boolean', short: 'h' }, version: { type: 'boolean', short: 'v' } },
+    options: {
+      help: { type: 'boolean', short: 'h' },
+      version: { type: 'boolean', short: 'v' },
+      grant: { type: 'string' },
+    },
   })
   if (values.help) return console.log(HELP)
   if (values.version) return console.log(await version())
   const [command = 'start', ...more] = positionals
   if (more.length > 0 || !['start', 'migrate'].includes(command)) {
-    throw Object.assign(new Error(`There is no command "${positionals.join(' ')}": try --help`), { exitCode: 2 })
+    throw misunderstood(`There is no command "${positionals.join(' ')}": try --help`)
   }
+  if (values.grant !== undefined && command !== 'migrate') throw misunderstood('--grant goes with migrate: try --help')
   const settings = readSettings(env)
   if (command === 'start') return start(settings)
   if (!settings.url) throw new Error('migrate needs DATABASE_URL (the embedded PostgreSQL is migrated by start)')
-  await migrated(settings.url)
+  await migrated(settings.url, values.grant)
 }
+
+const misunderstood = (sentence: string) => Object.assign(new Error(sentence), { exitCode: 2 })
 
 interface Settings {
   port: number
@@ -152,9 +160,10 @@ function stopSignal(): AbortSignal {
   return stop.signal
 }
 
-async function migrated(url: string): Promise<void> {
-  const { applied, latest } = await migrate(url)
+async function migrated(url: string, role?: string): Promise<void> {
+  const { applied, latest, granted } = await migrate(url, role === undefined ? {} : { grant: role })
   console.log(applied.length > 0 ? `migrations applied: ${applied.join(', ')}` : `schema is up to date (${latest})`)
+  if (granted) console.log(`granted to ${role}: ${granted.length} rights, which are exactly what the functions need`)
 }
 
 function greeting(url: string, keys: string | undefined): string {

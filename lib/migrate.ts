@@ -23,10 +23,26 @@ import type { Migration } from 'kysely/migration'
 import { Migrator } from 'kysely/migration'
 import pg from 'pg'
 import { fromDatabase } from './errors.ts'
+import { checkRole, grant } from './grant.ts'
 
 export interface MigrateOptions {
   /** Folder of `NNNN_name.sql` files. @default the `db/migrations` of this package */
   folder?: string
+  /**
+   * A role that shall have exactly the rights that the functions need, in the same transaction; also when there is nothing to
+   * migrate.
+   */
+  grant?: string
+}
+
+/** What {@link migrate} did. */
+export interface Migrated {
+  /** The migrations applied by this call, in order; none: up to date. */
+  applied: string[]
+  /** The last one known. */
+  latest: string
+  /** With `grant`: every right that the role has now, like `INSERT on lockstep.stream (name)`. */
+  granted?: string[]
 }
 
 /** Where a database stands; migrations are named like their files, without `.sql`. */
@@ -45,15 +61,13 @@ export interface SchemaState {
  * Brings the database to the schema this code needs; does nothing, and needs no rights, when it is there already.
  *
  * @param database  a connection string (direct or pooled), or a Kysely, which stays open.
- * @returns the migrations applied by this call, in order (none: up to date), and the last one known.
  * @throws {Error} one sentence: the database is newer than this code, a file failed (which, and in which line),
- *   the role lacks a right, or the folder holds something unexpected. Nothing was changed.
+ *   the role lacks a right, there is nobody to grant to, or the folder holds something unexpected. Nothing was changed.
+ * @throws {TypeError} or {RangeError}, `code` INVALID_ARGUMENT: `grant` cannot be a role of yours.
  * @throws {UnavailableError} the database cannot be reached.
  */
-export async function migrate<DB>(
-  database: string | Kysely<DB>,
-  options: MigrateOptions = {},
-): Promise<{ applied: string[]; latest: string }> {
+export async function migrate<DB>(database: string | Kysely<DB>, options: MigrateOptions = {}): Promise<Migrated> {
+  if (options.grant !== undefined) checkRole(options.grant)
   if (typeof database !== 'string') return apply(database, options)
   const pool = new pg.Pool({ connectionString: database, max: 1 })
   pool.on('error', () => {}) // an idle connection that breaks is not our business
@@ -76,13 +90,13 @@ export async function schemaState<DB>(db: Kysely<DB>, options: MigrateOptions = 
   })
 }
 
-async function apply<DB>(db: Kysely<DB>, options: MigrateOptions) {
+async function apply<DB>(db: Kysely<DB>, options: MigrateOptions): Promise<Migrated> {
   const files = await migrationFiles(options.folder)
   const latest = [...files.keys()].at(-1) as string
   try {
     const before = await stateOf(db, files)
     refuseNewer(before)
-    if (before.pending.length === 0 && !before.misaligned) return { applied: [], latest }
+    if (before.pending.length === 0 && !before.misaligned && options.grant === undefined) return { applied: [], latest }
     return await db
       .transaction()
       .setIsolationLevel('read committed') // what another process did while we waited must be seen
@@ -102,7 +116,8 @@ async function apply<DB>(db: Kysely<DB>, options: MigrateOptions) {
         }).migrateToLatest()
         if (error !== undefined) throw error
         if (await isMisaligned(trx)) await sql`select lockstep.realign()`.execute(trx)
-        return { applied: (results ?? []).map((result) => result.migrationName), latest }
+        const applied = (results ?? []).map((result) => result.migrationName)
+        return { applied, latest, ...(options.grant !== undefined && { granted: await grant(trx, options.grant) }) }
       })
   } catch (error) {
     throw fromDatabase(error)

@@ -35,31 +35,73 @@ export interface PooledDatabase extends FreshDatabase {
   pooledUrl: string
 }
 
+export interface RoleDatabase extends FreshDatabase {
+  /** A role that may log in, has what the functions need and nothing else, and goes with the database. */
+  role: string
+  /** Direct, as that role. */
+  roleUrl: string
+}
+
+export interface PooledRoleDatabase extends PooledDatabase, RoleDatabase {
+  /** Through a PgBouncer of its own, as that role. */
+  pooledRoleUrl: string
+}
+
 export interface FreshOptions {
   /** Without our schema: nothing was ever migrated. @default false */
   empty?: boolean
   /** PgBouncer in front of it ({@link pgbouncerAvailable}): true, or its size. @default false */
   pooled?: boolean | PoolSize
+  /** A role of its own besides, with the rights of `lockstep migrate --grant`: 0.1 s more. @default false */
+  role?: boolean
 }
 
+type Made = FreshDatabase & Partial<Omit<PooledRoleDatabase, keyof FreshDatabase>>
+
 /** A database of one's own on the server of this run: a copy of the migrated template, 0.1–0.3 s. */
+export async function freshDatabase(
+  options: FreshOptions & { pooled: true | PoolSize; role: true },
+): Promise<PooledRoleDatabase>
 export async function freshDatabase(options: FreshOptions & { pooled: true | PoolSize }): Promise<PooledDatabase>
+export async function freshDatabase(options: FreshOptions & { role: true }): Promise<RoleDatabase>
 export async function freshDatabase(options?: FreshOptions): Promise<FreshDatabase>
-export async function freshDatabase(options: FreshOptions = {}): Promise<FreshDatabase & { pooledUrl?: string }> {
+export async function freshDatabase(options: FreshOptions = {}): Promise<Made> {
   const name = `lockstep_test_${randomBytes(6).toString('hex')}`
   await onServer(`create database ${name} template ${options.empty ? 'template1' : inject('template')}`)
   const url = withDatabase(inject('serverUrl'), name)
-  const pooler = options.pooled ? await pgbouncer(url, options.pooled === true ? {} : options.pooled) : undefined
+  const pooler = (to: string) => pgbouncer(to, typeof options.pooled === 'object' ? options.pooled : {})
+  const poolers = options.pooled ? [await pooler(url)] : []
+  const role = options.role ? await freshRole(url, name) : undefined
+  if (role && options.pooled) poolers.push(await pooler(role.roleUrl))
   const pool = new pg.Pool({ connectionString: url, max: 10 })
   pool.on('error', () => {}) // dropping the database ends idle connections
   const closed = async () => {
-    await pooler?.stop()
-    await onServer(`drop database if exists ${name} with (force)`)
+    for (const each of poolers) await each.stop()
+    await onServer(`drop database if exists ${name} with (force)`) // and with it all that the role was granted
+    if (role) await onServer(`drop role if exists ${role.role}`)
     await pool.end()
   }
   let closing: Promise<void> | undefined
   const close = () => (closing ??= closed())
-  return { name, url, pool, close, ...(pooler && { pooledUrl: pooler.url }), [Symbol.asyncDispose]: close }
+  const [ours, theirs] = poolers
+  return {
+    ...{ name, url, pool, close, [Symbol.asyncDispose]: close },
+    ...(ours && { pooledUrl: ours.url }),
+    ...role,
+    ...(theirs && { pooledRoleUrl: theirs.url }),
+  }
+}
+
+/** A role is the whole server's, so it is named after its database. */
+async function freshRole(url: string, name: string): Promise<{ role: string; roleUrl: string }> {
+  const role = `${name}_role`
+  const password = randomBytes(12).toString('hex')
+  await onServer(`create role ${role} login password '${password}'`)
+  await migrate(url, { grant: role })
+  const roleUrl = new URL(url)
+  roleUrl.username = role
+  roleUrl.password = password
+  return { role, roleUrl: roleUrl.href }
 }
 
 // ---- A server that stops -----------------------------------------------------------------------------------------
