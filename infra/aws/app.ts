@@ -1,0 +1,34 @@
+/**
+ * The CDK application: options → bundle → stack, checked by cdk-nag. `cdk deploy -c database=rds` in this folder runs it.
+ *
+ * The stack says nothing about an account or a region: it goes where the credentials of the deployment point. So
+ * nothing has to be looked up, and it can be synthesised without a network.
+ *
+ * A finding of cdk-nag that has no reason (accept.ts) ends the synthesis, and with it the deployment. Each reason is written
+ * into the template too, beside what it is about.
+ */
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import * as path from 'node:path'
+import { App, Validations } from 'aws-cdk-lib'
+import * as lambda from 'aws-cdk-lib/aws-lambda'
+import { AwsSolutionsChecks } from 'cdk-nag'
+import { bundle } from './bundle.ts'
+import { readOptions } from './options.ts'
+import { LockstepStack } from './stack.ts'
+
+const folder = await mkdtemp(path.join(tmpdir(), 'lockstep-lambda-'))
+try {
+  const app = new App()
+  const { stackName = 'Lockstep', ...context } = app.node.getAllContext()
+  const options = readOptions(context)
+  await bundle(folder)
+  Validations.of(app).addPlugins(new AwsSolutionsChecks(app, { writeSuppressionsToCloudFormation: true }))
+  new LockstepStack(app, String(stackName), { options, code: lambda.Code.fromAsset(folder) })
+  app.synth()
+} catch (error) {
+  console.error((error as Error).message)
+  process.exitCode = 1
+} finally {
+  await rm(folder, { recursive: true, force: true })
+}

@@ -1,0 +1,71 @@
+/**
+ * The two entrances: an HTTP API for answers in one piece, and a function URL for those that come bit by bit.
+ *
+ * API Gateway bounds how many requests come in, and logs them; but it waits for the whole answer, thirty seconds at most, so
+ * server-sent events need the function URL. That one has no bound but the number of streams at once. Either URL
+ * serves every path.
+ *
+ * Neither asks IAM who is there: the keys do that, in the function, for both and in the same way as everywhere else
+ * (functions/keys.ts). Without keys the function refuses everybody.
+ */
+import { RemovalPolicy } from 'aws-cdk-lib'
+import { AccessLogFormat } from 'aws-cdk-lib/aws-apigateway'
+import * as apigateway from 'aws-cdk-lib/aws-apigatewayv2'
+import { HttpLambdaIntegration } from 'aws-cdk-lib/aws-apigatewayv2-integrations'
+import * as lambda from 'aws-cdk-lib/aws-lambda'
+import * as logs from 'aws-cdk-lib/aws-logs'
+import { Construct } from 'constructs'
+import { accept } from './accept.ts'
+import type { Functions } from './functions.ts'
+import type { Options } from './options.ts'
+
+export class Entrances extends Construct {
+  readonly api: apigateway.HttpApi
+  readonly url: string
+  readonly streamUrl: string
+
+  constructor(scope: Construct, id: string, { http, stream }: Functions, options: Options) {
+    super(scope, id)
+    this.api = new apigateway.HttpApi(this, 'Api', {
+      description: 'Lockstep',
+      defaultIntegration: new HttpLambdaIntegration('Http', http),
+      createDefaultStage: false,
+    })
+    const reason = 'The API keys of Lockstep authorize, in the function: one way for all clouds and both entrances'
+    accept(this.api, 'AwsSolutions-APIG4', reason)
+    const logGroup = new logs.LogGroup(this, 'AccessLog', {
+      retention: options.logRetentionDays as logs.RetentionDays,
+      removalPolicy: RemovalPolicy.DESTROY,
+    })
+    const stage = new apigateway.HttpStage(this, 'Stage', {
+      httpApi: this.api,
+      stageName: '$default',
+      autoDeploy: true,
+      throttle: { rateLimit: options.requestsPerSecond, burstLimit: 2 * options.requestsPerSecond },
+      accessLogSettings: {
+        destination: new apigateway.LogGroupLogDestination(logGroup),
+        format: AccessLogFormat.custom(JSON.stringify(LINE)),
+      },
+    })
+    const urls = stream.addFunctionUrl({
+      authType: lambda.FunctionUrlAuthType.NONE,
+      invokeMode: lambda.InvokeMode.RESPONSE_STREAM,
+    })
+    this.url = stage.url
+    this.streamUrl = urls.url
+  }
+}
+
+/** The path, but not the query, which has tokens in it. */
+const LINE = {
+  at: '$context.requestTime',
+  requestId: '$context.requestId',
+  ip: '$context.identity.sourceIp',
+  method: '$context.httpMethod',
+  path: '$context.path',
+  status: '$context.status',
+  bytes: '$context.responseLength',
+  ms: '$context.responseLatency',
+  error: '$context.error.message',
+  integrationError: '$context.integrationErrorMessage',
+}
