@@ -12,14 +12,17 @@
  *   meet two backends proves nothing: an idle PgBouncer gives the same one again.)
  * - **the pool** (`kysely`): the user's own transactions.
  *
- * - **pools of a room's own** ({@link Database.pool}): statements that may wait for one another, of tasks.
+ * - **pools of a room's own** ({@link Database.pool}): statements that may wait for one another, of tasks and events.
+ *
+ * Where connections are scarcer than time (`shared`: a Lambda, a Worker) the limits stay apart, and the connections do not
+ * (share.ts).
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { CompiledQuery, Kysely, PostgresDialect, type RawBuilder, sql, type Transaction } from 'kysely'
 import pg from 'pg'
 import { type Clocked, Ear, type Heard } from './clock.ts'
 import { fromDatabase, outOfRange, UnavailableError, wrongType } from './errors.ts'
-import { announcedPid, Pool } from './pool.ts'
+import { announcedPid, clients, clientWith, Pool } from './pool.ts'
 
 export { announcedPid, type Pool } from './pool.ts'
 export type { Tables } from './tables.ts'
@@ -40,6 +43,17 @@ export interface ConnectOptions {
   max?: number
   /** Connections that may wait in the database's queues, ≥ 0; who finds none free polls. @default 8 */
   maxWaiting?: number
+  /**
+   * Asked at each new connection, instead of a password in connectionString: a secret that rotates, a token of IAM.
+   * @default the one in connectionString
+   */
+  password?: () => string | Promise<string>
+  /**
+   * One pool for all statements of this process, so that they need one connection as long as they come one after another: for
+   * a Lambda or a Worker, where each process serves one request. `max` and what the rooms may have besides is as before.
+   * @default false: pools of their own
+   */
+  shared?: boolean
   /** Seen in pg_stat_activity, and as the holder of a connection hold in `query`. @default 'lockstep' */
   applicationName?: string
 }
@@ -55,6 +69,8 @@ const CONTROL_TIMEOUT_MS = 5_000
 const CONTROL_IDLE_MS = 60_000
 // Upkeep of a large table lasts; a dead connection must be found out all the same.
 const POOL_TIMEOUT_MS = 30_000
+// Of a shared pool: each share of it has a limit of its own.
+const EVERYBODY = 1_000
 
 export class Database {
   /** The pool for your own transactions. */
@@ -66,8 +82,10 @@ export class Database {
   /** Hears of every reading of the database's clock that a statement brings back. */
   readonly ear = new Ear()
   readonly #control: Pool
+  readonly #Client: typeof pg.Client
   readonly #client: pg.ClientConfig
   readonly #common: pg.PoolConfig
+  readonly #shared: pg.Pool | undefined
   #pooled: boolean
 
   constructor(options: ConnectOptions) {
@@ -81,8 +99,10 @@ export class Database {
     ] as const) {
       if (!Number.isInteger(value) || value < min) throw outOfRange(field, `an integer ≥ ${min}`, value)
     }
+    this.#Client = options.password ? clientWith(options.password) : pg.Client
     const common = {
       connectionString,
+      Client: this.#Client,
       application_name: options.applicationName ?? 'lockstep',
       connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
       keepAlive: true,
@@ -91,15 +111,14 @@ export class Database {
     this.maxWaiting = maxWaiting
     this.#pooled = directConnectionString === null
     this.#common = common
+    this.#shared = options.shared
+      ? clients({ ...common, max: EVERYBODY, idleTimeoutMillis: CONTROL_IDLE_MS })
+      : undefined
     this.#client = { ...common, connectionString: directConnectionString ?? connectionString, pipeline: true }
-    this.users = new Pool({ ...common, max })
+    this.users = new Pool({ ...common, max }, this.#shared)
     this.kysely = this.users.kysely
-    this.#control = new Pool({
-      ...common,
-      max: CONTROL_CONNECTIONS,
-      query_timeout: CONTROL_TIMEOUT_MS,
-      idleTimeoutMillis: CONTROL_IDLE_MS,
-    })
+    const control = { max: CONTROL_CONNECTIONS, query_timeout: CONTROL_TIMEOUT_MS, idleTimeoutMillis: CONTROL_IDLE_MS }
+    this.#control = new Pool({ ...common, ...control }, this.#shared)
   }
 
   /**
@@ -133,7 +152,7 @@ export class Database {
 
   /** Connections of one's own for statements that may wait, or last: no lease depends on them. To be closed by who asks. */
   pool(max: number): Pool {
-    return new Pool({ ...this.#common, max, query_timeout: POOL_TIMEOUT_MS })
+    return new Pool({ ...this.#common, max, query_timeout: POOL_TIMEOUT_MS }, this.#shared)
   }
 
   /**
@@ -158,7 +177,7 @@ export class Database {
    */
   async direct(): Promise<pg.Client | null> {
     if (this.#pooled) return null
-    const client = new pg.Client(this.#client)
+    const client = new this.#Client(this.#client)
     client.on('error', () => {}) // 'end' follows and is what counts
     try {
       await client.connect()
@@ -184,6 +203,7 @@ export class Database {
   /** Ends the pools. Connections from {@link direct} are their owners' to end. */
   async close(): Promise<void> {
     await Promise.all([this.users.close(), this.#control.close()])
+    await this.#shared?.end()
   }
 }
 

@@ -8,20 +8,40 @@
 import { Kysely, PostgresDialect, type RawBuilder, type Transaction } from 'kysely'
 import pg from 'pg'
 import { fromDatabase, UnavailableError } from './errors.ts'
+import { Share, type Source } from './share.ts'
+
+/** pg's pool, whose clients' errors end nothing. */
+export function clients(config: pg.PoolConfig): pg.Pool {
+  const pool = new pg.Pool(config)
+  pool.on('error', () => {})
+  pool.on('connect', (client) => {
+    client.on('error', () => {})
+  })
+  return pool
+}
+
+/** A client that asks for its password. pg takes a connection string's, even an empty one, before a function. */
+export function clientWith(password: () => string | Promise<string>): typeof pg.Client {
+  return class extends pg.Client {
+    constructor(config?: string | pg.ClientConfig) {
+      super(config)
+      Object.assign(this, { password })
+    }
+  }
+}
 
 export class Pool {
   // biome-ignore lint/suspicious/noExplicitAny: ours, pg-boss's and the user's tables
   readonly kysely: Kysely<any>
-  readonly #pool: pg.Pool
+  readonly #pool: Source
+  readonly #timeoutMs: number | undefined
   #closed = false
 
-  constructor(config: pg.PoolConfig) {
-    this.#pool = new pg.Pool(config)
-    this.#pool.on('error', () => {})
-    this.#pool.on('connect', (client) => {
-      client.on('error', () => {})
-    })
-    this.kysely = over(this.#pool, () => guarded(this.#pool))
+  /** @param from  whose connections it has, at most `max` at a time; left out: its own. */
+  constructor({ query_timeout, ...config }: pg.PoolConfig & { max: number }, from?: pg.Pool) {
+    this.#timeoutMs = query_timeout
+    this.#pool = from ? new Share(from, config.max) : clients(config)
+    this.kysely = over(this.#pool, () => guarded(this.#pool, this.#timeoutMs))
   }
 
   /** @throws {UnavailableError} the database cannot be asked; the outcome is unknown. */
@@ -37,7 +57,7 @@ export class Pool {
   // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
   async query(text: string, values?: unknown[]): Promise<any> {
     try {
-      return await this.#pool.query(text, values)
+      return await this.#pool.query(timed(text, values, this.#timeoutMs))
     } catch (error) {
       throw this.#explained(error)
     }
@@ -59,7 +79,7 @@ export class Pool {
    */
   // biome-ignore lint/suspicious/noExplicitAny: in any schema
   async severable<T>(severed: Promise<never>, work: (trx: Transaction<any>) => Promise<T>): Promise<T> {
-    const client = await guarded(this.#pool)
+    const client = await guarded(this.#pool, this.#timeoutMs)
     let ended = false
     severed.catch(() => ended || client.sever())
     try {
@@ -95,23 +115,22 @@ export const announcedPid = (client: pg.Client): number => (client as unknown as
 
 interface Guarded {
   processID: number
-  // biome-ignore lint/suspicious/noExplicitAny: pg's overloads, passed through
-  query(...args: any[]): Promise<any>
+  // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
+  query(text: string, values?: unknown[]): Promise<any>
   release(): void
   /** Cuts the connection. */
   sever(): void
 }
 
 // A client that failed for any other reason than an answer of the server is not used again.
-async function guarded(pool: pg.Pool): Promise<Guarded> {
+async function guarded(pool: Source, timeoutMs: number | undefined): Promise<Guarded> {
   const client = await pool.connect()
   let broken: Error | undefined
   return {
     processID: announcedPid(client as unknown as pg.Client),
-    async query(...args) {
+    async query(text, values) {
       try {
-        // biome-ignore lint/suspicious/noExplicitAny: as above
-        return await (client.query as any)(...args)
+        return await client.query(timed(text, values, timeoutMs))
       } catch (error) {
         if (!(error instanceof pg.DatabaseError)) broken = error as Error
         throw error
@@ -125,7 +144,11 @@ async function guarded(pool: pg.Pool): Promise<Guarded> {
   }
 }
 
-function over(pool: pg.Pool, connect: () => Promise<Guarded>) {
+// Its types know no time limit of a single query. Of a client it would be everybody's who shares the connections.
+const timed = (text: string, values: unknown[] | undefined, timeoutMs: number | undefined): pg.QueryConfig =>
+  ({ text, values, query_timeout: timeoutMs }) as pg.QueryConfig
+
+function over(pool: Source, connect: () => Promise<Guarded>) {
   const { options } = pool
   // biome-ignore lint/suspicious/noExplicitAny: Kysely takes the structural subset that it uses
   const subset: any = { options, connect, end: () => pool.end() }

@@ -1,9 +1,9 @@
-/** Time in a Worker and in a Lambda's shape: NTP-corrected, from one statement. What is real here is told in runtime/processes.ts. */
+/** Time in a Worker and in a Lambda's shape: NTP-corrected, from one statement. What is real here is told in runtime/runtimes.ts. */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { createLockstep } from '../lib/index.ts'
 import { type FreshDatabase, freshDatabase } from './database.ts'
 import { fakeServer } from './ntp.server.ts'
-import { type Lambda, type Process, startLambda, startWorker } from './runtime/processes.ts'
+import { ask, type Lambda, lambdaEnv, type Runtime, startLambda, startWorker, type Worker } from './runtime/runtimes.ts'
 import { Truth } from './truth.ts'
 import { until } from './until.ts'
 
@@ -23,9 +23,9 @@ async function measured(falsetickers = ['liar.example:123']): Promise<Truth> {
   return truth
 }
 
-async function expectTruth(truth: Truth, process: Process) {
+async function expectTruth(truth: Truth, runtime: Runtime) {
   const before = truth.ms()
-  const { status, headers, json } = await process.request('/v1/time')
+  const { status, headers, json } = await ask(runtime, '/v1/time')
   const after = truth.ms()
   expect(status).toBe(200)
   expect(headers.get('cache-control')).toBe('no-store')
@@ -41,9 +41,9 @@ const connections = async () => {
 }
 
 describe('a Worker', () => {
-  let worker: Process
+  let worker: Worker
   beforeAll(async () => {
-    worker = await startWorker(db.url)
+    worker = await startWorker(db.url, 'off')
   }, 60_000)
   afterAll(() => worker?.[Symbol.asyncDispose]())
 
@@ -65,9 +65,9 @@ describe('a Worker', () => {
 
   test('says so where nobody has measured, and locks as well', async () => {
     await db.pool.query('update lockstep.time_anchor set server = 0')
-    const { json } = await worker.request('/v1/time')
+    const { json } = await ask(worker, '/v1/time')
     expect(json).toMatchObject({ status: 'unsynchronized', source: 'database', earliest: null, latest: null })
-    const granted = await worker.request('/v1/locks/from-a-worker', { method: 'POST', body: { ttlMs: 5_000 } })
+    const granted = await ask(worker, '/v1/locks/from-a-worker', 'POST', { ttlMs: 5_000 })
     expect(granted.status).toBe(201)
     expect(granted.json.token).toMatch(/^\d+$/)
   })
@@ -75,12 +75,12 @@ describe('a Worker', () => {
 
 describe('a Lambda', () => {
   async function thawed(lambda: Lambda): Promise<void> {
-    await until('it has the database again', async () => (await lambda.request('/readyz')).status === 200)
+    await until('it has the database again', async () => (await ask(lambda, '/readyz')).status === 200)
   }
 
   test('knows true time from one statement, again after it was frozen and its connection was cut', async () => {
     const truth = await measured()
-    await using lambda = startLambda(db.url)
+    await using lambda = await startLambda(lambdaEnv(db.url))
     await until('it is known to within 100 ms', async () => (await expectTruth(truth, lambda)).boundMs < 100)
     lambda.freeze()
     const cut = 'select pg_terminate_backend(pid) from pg_stat_activity where datname = $1 and pid <> pg_backend_pid()'
@@ -92,12 +92,12 @@ describe('a Lambda', () => {
 
   test('that is frozen while it asks is right when it is answered', async () => {
     const truth = await measured()
-    await using lambda = startLambda(db.url)
+    await using lambda = await startLambda(lambdaEnv(db.url))
     const locking = await db.pool.connect()
     // Its statement waits for the row that the sample reads.
     await locking.query('begin; lock lockstep.time_anchor in access exclusive mode')
     const asked = truth.ms()
-    const answer = lambda.request('/v1/time')
+    const answer = ask(lambda, '/v1/time')
     await until('it waits', async () => {
       const { rows } = await db.pool.query(
         `select from pg_stat_activity where datname = $1 and wait_event_type = 'Lock'`,
@@ -119,8 +119,8 @@ describe('a Lambda', () => {
     await db.pool.query('update lockstep.time_anchor set server = 0')
     const servers = await Promise.all([0, 0, 0, 10_000].map((wrongMs) => fakeServer({ wrongMs })))
     const names = servers.map(({ name }) => name)
-    await using lambda = startLambda(db.url, names)
-    const { json } = await lambda.request('/v1/time')
+    await using lambda = await startLambda(lambdaEnv(db.url, names))
+    const { json } = await ask(lambda, '/v1/time')
     expect(json).toMatchObject({ status: 'synchronized', falsetickers: [names[3]] })
     expect(json.boundMs).toBeLessThan(100)
     expect(Math.abs(Date.parse(json.time) - Date.now())).toBeLessThan(100)

