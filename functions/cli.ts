@@ -163,7 +163,16 @@ function stopSignal(): AbortSignal {
 async function migrated(url: string, role?: string): Promise<void> {
   const { applied, latest, granted } = await migrate(url, role === undefined ? {} : { grant: role })
   console.log(applied.length > 0 ? `migrations applied: ${applied.join(', ')}` : `schema is up to date (${latest})`)
-  if (granted) console.log(`granted to ${role}: ${granted.length} rights, which are exactly what the functions need`)
+  if (granted) console.log(`granted to ${role}: what the functions need of ${counted(granted)}`)
+}
+
+/** On how many things there are rights. */
+function counted(rights: string[]): string {
+  const objects = [...new Set(rights.map((right) => right.replace(/^\w+ on | \(.*/g, '')))]
+  const [sequences, functions] = ['sequence ', 'function '].map(
+    (kind) => objects.filter((it) => it.startsWith(kind)).length,
+  )
+  return `${objects.filter((it) => !it.includes(' ')).length} tables, ${sequences} sequences and ${functions} functions`
 }
 
 function greeting(url: string, keys: string | undefined): string {

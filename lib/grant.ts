@@ -20,7 +20,7 @@ import { outOfRange, wrongType } from './errors.ts'
 const RIGHTS = `
 usage on schema lockstep, lockstep_boss
 select (name) on lockstep.migration
-select, insert, update, delete on lockstep.lease, lockstep.candidate
+select, insert, update, delete on lockstep.lease, lockstep.candidate, lockstep.attempt, lockstep.schedule, lockstep.stuck
 usage on sequence lockstep.token
 select, update on lockstep.time_anchor
 select, update on sequence lockstep.tick_sequence
@@ -29,11 +29,13 @@ select, insert, delete on lockstep.event
 select, usage on sequence lockstep.event_sequence
 select, insert, update (retry_limit, retry_delay_ms), delete on lockstep.consumer_group
 select, insert (group_name, partition, seq), update (seq, turn, committed), delete on lockstep.checkpoint
-select, insert, update, delete on lockstep.stuck, lockstep.retention
-select, insert, update, delete on lockstep.attempt, lockstep.schedule
+select, insert, update (max_age_ms, max_count), delete on lockstep.retention
 select, insert, update (seen_at), delete on lockstep.worker
-select, insert, update, delete on lockstep_boss.version, lockstep_boss.queue, lockstep_boss.job, lockstep_boss.job_common
-select, insert, update, delete on lockstep_boss.job_dependency, lockstep_boss.subscription
+select, insert, update, delete on lockstep_boss.queue, lockstep_boss.job_common
+select, insert, update on lockstep_boss.job
+select, delete on lockstep_boss.job_dependency
+select (monitor_backoff_on) on lockstep_boss.version
+select (id, heartbeat_seconds, started_on, heartbeat_on, stopped_on), update (id), delete on lockstep_boss.instance
 execute on function lockstep.key, lockstep.check_isolation, lockstep.channel, lockstep.listen
 execute on function lockstep.grant_leases, lockstep.renew_leases, lockstep.revoke_leases, lockstep.release_held
 execute on function lockstep.force, lockstep.sweep, lockstep.take, lockstep.check_backend, lockstep.try, lockstep.turn
@@ -98,20 +100,22 @@ export async function grant<DB>(db: Kysely<DB>, role: string): Promise<string[]>
 }
 
 async function give<DB>(db: Kysely<DB>, role: string, owner: string, tables: string[]): Promise<void> {
-  const to = sql.id(role)
-  const text = sql.raw
-  for (const what of ['schema lockstep, lockstep_boss', ...IN_SCHEMAS]) {
-    await sql`revoke all on ${text(what)} from ${to}`.execute(db)
-  }
-  for (const line of [...RIGHTS.trim().split('\n'), ...tables.map((table) => `${PARTITION} on ${table}`)]) {
-    await sql`grant ${text(line)} to ${to}`.execute(db)
-  }
-  const defaults = sql`alter default privileges for role ${sql.id(owner)} in schema lockstep_boss`
-  await sql`${defaults} revoke all on tables from ${to}`.execute(db)
-  await sql`${defaults} grant ${text(PARTITION)} on tables to ${to}`.execute(db)
+  const defaults = `alter default privileges for role ${quoted(owner)} in schema lockstep_boss`
+  const lines = [
+    ...EVERYTHING.map((what) => `revoke all on ${what} from`),
+    ...[...RIGHTS.trim().split('\n'), ...tables.map((table) => `${PARTITION} on ${table}`)].map(
+      (line) => `grant ${line} to`,
+    ),
+    `${defaults} revoke all on tables from`,
+    `${defaults} grant ${PARTITION} on tables to`,
+  ]
+  await sql.raw(lines.map((line) => `${line} ${quoted(role)};`).join('\n')).execute(db)
 }
 
-const IN_SCHEMAS = ['tables', 'sequences', 'functions'].map((what) => `all ${what} in schema lockstep, lockstep_boss`)
+const quoted = (name: string) => `"${name.replaceAll('"', '""')}"`
+const EVERYTHING = ['schema', 'all tables in schema', 'all sequences in schema', 'all functions in schema'].map(
+  (what) => `${what} lockstep, lockstep_boss`,
+)
 
 /** @throws {TypeError} or {RangeError}, `code` INVALID_ARGUMENT: that cannot be a role to grant to. */
 export function checkRole(role: unknown): asserts role is string {

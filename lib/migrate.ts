@@ -13,6 +13,9 @@
  * A database that was restored, or replicated logically, without its sequences would grant a token a second time. Each run sees
  * that and sets them right, also when there is nothing else to do.
  *
+ * Who runs the functions need not own the tables: what such a role gets is in grant.ts, and it gets it in the same transaction,
+ * so that no program meets tables that it has no rights on yet.
+ *
  * In a file: no `begin`/`commit`, nothing that refuses to run in a transaction (`create index concurrently`).
  */
 
@@ -105,23 +108,28 @@ async function apply<DB>(db: Kysely<DB>, options: MigrateOptions): Promise<Migra
         await sql`set local statement_timeout = 0; set local lock_timeout = 0`.execute(trx)
         // two integers ('lock', 'step' in ASCII): a key space apart from that of the locks themselves
         await sql`select pg_advisory_xact_lock(1819239275, 1937007984)`.execute(trx)
-        refuseNewer(await stateOf(trx, files))
-        await makeSchema(trx)
-        const { error, results } = await new Migrator({
-          db: trx,
-          provider: { getMigrations: async () => Object.fromEntries(files) },
-          migrationTableSchema: 'lockstep',
-          migrationTableName: 'migration',
-          migrationLockTableName: 'migration_lock',
-        }).migrateToLatest()
-        if (error !== undefined) throw error
+        const now = await stateOf(trx, files)
+        refuseNewer(now)
+        const applied = now.pending.length > 0 ? await bringUp(trx, files) : []
         if (await isMisaligned(trx)) await sql`select lockstep.realign()`.execute(trx)
-        const applied = (results ?? []).map((result) => result.migrationName)
         return { applied, latest, ...(options.grant !== undefined && { granted: await grant(trx, options.grant) }) }
       })
   } catch (error) {
     throw fromDatabase(error)
   }
+}
+
+async function bringUp<DB>(trx: Kysely<DB>, files: Map<string, Migration>): Promise<string[]> {
+  await makeSchema(trx)
+  const { error, results } = await new Migrator({
+    db: trx,
+    provider: { getMigrations: async () => Object.fromEntries(files) },
+    migrationTableSchema: 'lockstep',
+    migrationTableName: 'migration',
+    migrationLockTableName: 'migration_lock',
+  }).migrateToLatest()
+  if (error !== undefined) throw error
+  return (results ?? []).map((result) => result.migrationName)
 }
 
 async function stateOf<DB>(

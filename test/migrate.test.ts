@@ -10,12 +10,9 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { Kysely, PostgresDialect, sql } from 'kysely'
 import pg from 'pg'
 import { afterEach, expect, test } from 'vitest'
-import { createEvents } from '../lib/event.ts'
 import { createLockstep } from '../lib/index.ts'
 import { migrate, schemaState } from '../lib/migrate.ts'
-import { createTasks } from '../lib/task.ts'
 import { freshDatabase, pgbouncerAvailable, tcpProxy } from './database.ts'
-import { Truth } from './truth.ts'
 import { until } from './until.ts'
 
 const ours = fs
@@ -172,89 +169,6 @@ test('a role without the right to create is told so; with nothing to apply it ne
     await migrate(db.url, { folder })
     await db.pool.query(`grant select on lockstep.migration to ${role}`)
     expect(await migrate(url.href, { folder })).toEqual({ applied: [], latest: second })
-  } finally {
-    await db.close()
-    await dropRole(role)
-  }
-})
-
-test('a role with the rights that the README names can lock, lead, observe, sweep, keep time, and everything with events and tasks', async () => {
-  const db = await fresh()
-  await migrate(db.url)
-  const role = `${db.name}_app`
-  const readme = fs.readFileSync(path.join(import.meta.dirname, '../README.md'), 'utf8')
-  const grants = /^grant usage on schema lockstep to app;\n[^`]*/m.exec(readme)?.[0] ?? ''
-  await db.pool.query(`create role ${role} login password 'secret'; ${grants.replaceAll(' to app;', ` to ${role};`)}`)
-  const url = new URL(db.url)
-  url.username = role
-  url.password = 'secret'
-  try {
-    await using lockstep = createLockstep({ connectionString: url.href, time: { ntp: new Truth().ntp() } })
-    await lockstep.ready()
-    expect(await lockstep.time.synchronize()).toBe(true)
-    await lockstep.time.waitUntilAfter(await lockstep.time.tick().then((us) => Number(us) / 1_000))
-    await sql`select * from lockstep.now_interval(), lockstep.now(), lockstep.tick()`.execute(lockstep.kysely)
-    for (const options of [{}, { ttlMs: 1_000 }]) await (await lockstep.locks.acquire('a', options)).release()
-    const term = await lockstep.leaders.campaign('a', { failover: 'connection' })
-    const next = lockstep.leaders.campaign('a')
-    await until('a candidate', async () => (await lockstep.leaders.members('a')).waiting.length === 1)
-    await term.proclaim('here')
-    await term.transaction(async () => {})
-    expect((await lockstep.leaders.observe('a').next()).value.leader?.meta).toBe('here')
-    await term.resign()
-    await lockstep.leaders.stepDown('a')
-    await (await next)[Symbol.asyncDispose]()
-    await lockstep.locks.sweep()
-
-    const failures: unknown[] = []
-    const events = createEvents(lockstep, { onError: (error) => failures.push(error) })
-    await events.append('s', [{ type: 'x' }, { type: 'x' }])
-    await events.append('s', { type: 'x', id: '1' }, { expected: 2n })
-    await lockstep.kysely.transaction().execute((trx) => events.append('t', { type: 'x' }, { trx }))
-    expect((await events.readAll()).events).toHaveLength(4)
-    expect((await events.read('s', { backwards: true })).events).toHaveLength(3)
-    expect((await events.subscribe({ stream: 't' }).next()).value).toMatchObject({ type: 'x' })
-    const consumer = events.consume('g', { retryLimit: 0, partitions: 2 }, ({ stream }) => {
-      if (stream === 't') throw new Error('never')
-    })
-    await until('it is parked', async () => (await events.group('g')) !== null && (await events.parked('g')).length > 0)
-    await until('the rest is applied', async () => (await events.lag('g')).behind === 0)
-    await consumer.stop()
-    expect(failures.splice(0)).toHaveLength(1)
-    await events.redeliver('g')
-    const [batch] = await events.poll('g', { holder: 'h' })
-    if (batch) await events.fail('g', { ...batch, event: batch.events[0]?.cursor as bigint })
-    await events.redeliver('g', { skip: true })
-    await events.append('s', { type: 'x' })
-    const [last] = await events.poll('g', { holder: 'h' })
-    if (last) await events.commit('g', last)
-    await events.leave('g', 'h')
-    await events.streamLag('s')
-    await events.retain('', { maxCount: 1 })
-    expect((await events.sweep()).removed).toBe(3)
-    await events.truncate('s', 10n)
-    await events.retain('', null)
-    await events.deleteGroup('g')
-
-    const tasks = createTasks(lockstep, { onError: (error) => failures.push(error) })
-    tasks.define('plain', (data: unknown) => data, { deadLetter: 'dead' })
-    tasks.define('transactional', async (_: null, { progress }) => progress(1), { transactional: true })
-    const worker = tasks.work()
-    expect(await tasks.run('plain', 1)).toBe(1)
-    await tasks.run('transactional', null)
-    await until('it hears broadcasts', async () => (await tasks.broadcast('plain', 2)).length === 1)
-    await worker.stop()
-    const id = (await tasks.send('plain', 3)) as string
-    const [job] = await tasks.claim('plain', { holder: 'me' })
-    await tasks.extend('plain', id, job?.token as bigint)
-    await tasks.handBack('plain', [{ id, token: job?.token as bigint }])
-    expect(await tasks.cancel('plain', id)).toBe(true)
-    await tasks.schedule('always', '* * * * * *', { queue: 'plain' })
-    await until('a slot was sent', async () => (await tasks.tick()).slots > 0)
-    await tasks.unschedule('always')
-    await db.pool.query('update lockstep_boss.queue set maintain_on = null')
-    await tasks.tick() // upkeep
-    expect(failures).toEqual([])
   } finally {
     await db.close()
     await dropRole(role)
