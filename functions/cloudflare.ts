@@ -9,9 +9,9 @@
  *
  * What is not attempted. A Worker reaches its database through Hyperdrive, or directly. Hyperdrive pools by transaction: it has
  * no session locks, no LISTEN and no state of a session, and so nothing here asks for them (`directConnectionString: null`);
- * who waits, polls. It also answers reads out of a cache that is up to 75 s old unless they call what PostgreSQL calls
- * volatile or stable, or write. No statement of ours may be answered so, and a test holds them all against that; yet make the
- * configuration with `--caching-disabled true`, so that nothing depends on what a cache takes a statement for.
+ * who waits, polls. It also answers reads out of a cache that is up to 75 s old; a grant out of it would be a second holder.
+ * So all statements are such that it must skip them (lib/volatile.ts), which a test holds against whatever a Worker says. Yet
+ * make the configuration with `--caching-disabled true`: then nothing depends on what a cache takes a statement for.
  *
  * A Worker has no UDP: true time is what another process has measured.
  */
@@ -25,8 +25,6 @@ import { parseKeys } from './keys.ts'
 export interface WorkerOptions extends RoomOptions {
   /** Milliseconds that a scheduled tick may take, 100–900,000. @default 25_000 */
   budgetMs?: number
-  /** Shown in openapi.json. */
-  version?: string
 }
 
 /** What is bound to the Worker. */
@@ -64,10 +62,11 @@ export function worker(options: WorkerOptions = {}): Worker {
     if (keys !== 'off' && parseKeys(keys).length === 0) {
       throw new Error('The secret LOCKSTEP_API_KEYS is missing, and a Worker is open to the world')
     }
+    const { tasks, events, ...rest } = options
     const app = createApp(facade(scopes), {
-      ...(options.tasks && { tasks: late(scopes, ({ tasks }) => tasks) }),
-      ...(options.events && { events: late(scopes, ({ events }) => events) }),
-      ...(options.version && { version: options.version }),
+      ...rest,
+      ...(tasks && { tasks: late(scopes, (rooms) => rooms.tasks) }),
+      ...(events && { events: late(scopes, (rooms) => rooms.events) }),
       keys: keys === 'off' ? undefined : keys,
       onError: report,
     })
@@ -79,7 +78,7 @@ export function worker(options: WorkerOptions = {}): Worker {
   function open(env: WorkerEnv): Rooms {
     const connectionString = env.HYPERDRIVE?.connectionString ?? env.DATABASE_URL
     if (!connectionString) throw new Error('The binding HYPERDRIVE or the secret DATABASE_URL is missing')
-    const lockstep = createLockstep({ connectionString, directConnectionString: null, shared: true })
+    const lockstep = createLockstep({ connectionString, directConnectionString: null, shared: true, volatile: true })
     return { lockstep, tasks: options.tasks?.(lockstep), events: options.events?.(lockstep) }
   }
 

@@ -9,6 +9,7 @@ import type { Events } from '../lib/event.ts'
 import type { Lockstep } from '../lib/index.ts'
 import type { Tasks, TickResult } from '../lib/task.ts'
 import { problemBody } from './problem.ts'
+import type { StreamOptions } from './stream.ts'
 
 /** What a deployment has. */
 export interface Rooms {
@@ -17,12 +18,14 @@ export interface Rooms {
   events: Events | undefined
 }
 
-/** Makes the rooms that a deployment wants; who leaves one out has nothing of it in the bundle. */
-export interface RoomOptions {
+/** What a deployment wants; who leaves a room out has nothing of it in the bundle. */
+export interface RoomOptions extends StreamOptions {
   /** `createTasks`, or what defines queues besides. */
   tasks?: (lockstep: Lockstep) => Tasks
   /** `createEvents`. */
   events?: (lockstep: Lockstep) => Events
+  /** Shown in openapi.json. */
+  version?: string
 }
 
 /** An outage is a warning; anything else that is not the caller's doing is a bug and comes with its stack. */

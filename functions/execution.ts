@@ -15,13 +15,11 @@ import { addressOf, type Environment, readDatabaseSecret, readSecret } from './s
 export interface ExecutionOptions extends RoomOptions {
   /** Measures true time at each tick; the function must reach NTP servers by UDP. */
   ntp?: Ntp
-  /** Shown in openapi.json. */
-  version?: string
+  /** Milliseconds after which keys are read again from their secret, ≥ 0. @default 300_000 */
+  keysMs?: number
 }
 
 type Answer = (request: Request) => Response | Promise<Response>
-
-const KEYS_MS = 300_000
 
 export class Execution {
   readonly rooms: Rooms
@@ -55,7 +53,8 @@ export class Execution {
 
   /** Reads them again if that was long ago. What cannot be read leaves them as they are. */
   async renewKeys(): Promise<void> {
-    if (Math.abs(Date.now() - this.#keys.readAt) < KEYS_MS) return
+    const { keysMs = 300_000 } = this.#options
+    if (Math.abs(Date.now() - this.#keys.readAt) < keysMs) return
     this.#keys.readAt = Date.now()
     try {
       const text = await keysOf(this.#env)
@@ -74,14 +73,9 @@ export class Execution {
 
   #application(): Answer {
     const { lockstep, tasks, events } = this.rooms
-    const { version } = this.#options
-    const app = createApp(lockstep, {
-      ...(tasks && { tasks }),
-      ...(events && { events }),
-      ...(version && { version }),
-      keys: this.#keys.text,
-      onError: report,
-    })
+    const { tasks: _, events: __, ...rest } = this.#options
+    const rooms = { ...(tasks && { tasks }), ...(events && { events }) }
+    const app = createApp(lockstep, { ...rest, ...rooms, keys: this.#keys.text, onError: report })
     return (request) => app.fetch(request)
   }
 }

@@ -22,7 +22,7 @@ import { CompiledQuery, Kysely, PostgresDialect, type RawBuilder, sql, type Tran
 import pg from 'pg'
 import { type Clocked, Ear, type Heard } from './clock.ts'
 import { fromDatabase, outOfRange, UnavailableError, wrongType } from './errors.ts'
-import { announcedPid, clients, clientWith, Pool } from './pool.ts'
+import { announcedPid, clients, clientWith, Pool, type PoolConfig } from './pool.ts'
 
 export { announcedPid, type Pool } from './pool.ts'
 export type { Tables } from './tables.ts'
@@ -54,6 +54,11 @@ export interface ConnectOptions {
    * @default false: pools of their own
    */
   shared?: boolean
+  /**
+   * Every statement that reads calls a volatile function, so that no proxy answers it out of a cache (Cloudflare's Hyperdrive).
+   * @default false
+   */
+  volatile?: boolean
   /** Seen in pg_stat_activity, and as the holder of a connection hold in `query`. @default 'lockstep' */
   applicationName?: string
 }
@@ -84,7 +89,7 @@ export class Database {
   readonly #control: Pool
   readonly #Client: typeof pg.Client
   readonly #client: pg.ClientConfig
-  readonly #common: pg.PoolConfig
+  readonly #common: Omit<PoolConfig, 'max'>
   readonly #shared: pg.Pool | undefined
   #pooled: boolean
 
@@ -103,6 +108,7 @@ export class Database {
     const common = {
       connectionString,
       Client: this.#Client,
+      volatile: options.volatile ?? false,
       application_name: options.applicationName ?? 'lockstep',
       connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
       keepAlive: true,
@@ -117,8 +123,10 @@ export class Database {
     this.#client = { ...common, connectionString: directConnectionString ?? connectionString, pipeline: true }
     this.users = new Pool({ ...common, max }, this.#shared)
     this.kysely = this.users.kysely
-    const control = { max: CONTROL_CONNECTIONS, query_timeout: CONTROL_TIMEOUT_MS, idleTimeoutMillis: CONTROL_IDLE_MS }
-    this.#control = new Pool({ ...common, ...control }, this.#shared)
+    const control = { query_timeout: CONTROL_TIMEOUT_MS, idleTimeoutMillis: CONTROL_IDLE_MS }
+    // One, where a second would be dearer than a moment's wait.
+    const controls = options.shared ? 1 : CONTROL_CONNECTIONS
+    this.#control = new Pool({ ...common, ...control, max: controls }, this.#shared)
   }
 
   /**

@@ -197,11 +197,11 @@ export function fromDatabase(error: unknown): unknown {
   return isTransport(error) ? new UnavailableError('The database cannot be reached', { cause: error }) : error
 }
 
-// pg has no error class of its own for a lost connection: node's codes, and these sentences of pg and pg-pool.
+// pg has no error class of its own for a lost connection: node's codes, and these sentences of pg, pg-pool and workerd.
 function isTransport(error: Error & { code?: unknown }): boolean {
   return (
     (typeof error.code === 'string' && /^E(?!RR_)[A-Z_]+$/.test(error.code)) ||
-    /^(Connection terminated|Client has encountered a connection error|Client was closed|Query read timeout|timeout expired|timeout exceeded when trying to connect|The server does not support SSL)/.test(
+    /^(Connection terminated|Client has encountered a connection error|Client was closed|Query read timeout|timeout expired|timeout exceeded when trying to connect|The server does not support SSL|Network connection lost)/.test(
       error.message,
     ) ||
     (error instanceof AggregateError && error.errors.every((e) => e instanceof Error && isTransport(e)))

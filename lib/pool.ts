@@ -9,6 +9,7 @@ import { Kysely, PostgresDialect, type RawBuilder, type Transaction } from 'kyse
 import pg from 'pg'
 import { fromDatabase, UnavailableError } from './errors.ts'
 import { Share, type Source } from './share.ts'
+import { volatile } from './volatile.ts'
 
 /** pg's pool, whose clients' errors end nothing. */
 export function clients(config: pg.PoolConfig): pg.Pool {
@@ -30,18 +31,26 @@ export function clientWith(password: () => string | Promise<string>): typeof pg.
   }
 }
 
+export interface PoolConfig extends pg.PoolConfig {
+  max: number
+  /** Statements are made {@link volatile}. */
+  volatile?: boolean
+}
+
 export class Pool {
   // biome-ignore lint/suspicious/noExplicitAny: ours, pg-boss's and the user's tables
   readonly kysely: Kysely<any>
   readonly #pool: Source
-  readonly #timeoutMs: number | undefined
+  readonly #query: (text: string, values?: unknown[]) => pg.QueryConfig
   #closed = false
 
   /** @param from  whose connections it has, at most `max` at a time; left out: its own. */
-  constructor({ query_timeout, ...config }: pg.PoolConfig & { max: number }, from?: pg.Pool) {
-    this.#timeoutMs = query_timeout
+  constructor({ query_timeout, volatile: marked, ...config }: PoolConfig, from?: pg.Pool) {
+    // Of a client the time limit would be everybody's who shares the connections; pg's types know none of a query.
+    this.#query = (text, values) =>
+      ({ text: marked ? volatile(text) : text, values, query_timeout }) as unknown as pg.QueryConfig
     this.#pool = from ? new Share(from, config.max) : clients(config)
-    this.kysely = over(this.#pool, () => guarded(this.#pool, this.#timeoutMs))
+    this.kysely = over(this.#pool, () => guarded(this.#pool, this.#query))
   }
 
   /** @throws {UnavailableError} the database cannot be asked; the outcome is unknown. */
@@ -57,7 +66,7 @@ export class Pool {
   // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
   async query(text: string, values?: unknown[]): Promise<any> {
     try {
-      return await this.#pool.query(timed(text, values, this.#timeoutMs))
+      return await this.#pool.query(this.#query(text, values))
     } catch (error) {
       throw this.#explained(error)
     }
@@ -79,7 +88,7 @@ export class Pool {
    */
   // biome-ignore lint/suspicious/noExplicitAny: in any schema
   async severable<T>(severed: Promise<never>, work: (trx: Transaction<any>) => Promise<T>): Promise<T> {
-    const client = await guarded(this.#pool, this.#timeoutMs)
+    const client = await guarded(this.#pool, this.#query)
     let ended = false
     severed.catch(() => ended || client.sever())
     try {
@@ -123,14 +132,16 @@ interface Guarded {
 }
 
 // A client that failed for any other reason than an answer of the server is not used again.
-async function guarded(pool: Source, timeoutMs: number | undefined): Promise<Guarded> {
-  const client = await pool.connect()
+async function guarded(pool: Source, query: (text: string, values?: unknown[]) => pg.QueryConfig): Promise<Guarded> {
+  const client = await pool.connect().catch((error) => {
+    throw unreachable(error)
+  })
   let broken: Error | undefined
   return {
     processID: announcedPid(client as unknown as pg.Client),
     async query(text, values) {
       try {
-        return await client.query(timed(text, values, timeoutMs))
+        return await client.query(query(text, values))
       } catch (error) {
         if (!(error instanceof pg.DatabaseError)) broken = error as Error
         throw error
@@ -144,9 +155,12 @@ async function guarded(pool: Source, timeoutMs: number | undefined): Promise<Gua
   }
 }
 
-// Its types know no time limit of a single query. Of a client it would be everybody's who shares the connections.
-const timed = (text: string, values: unknown[] | undefined, timeoutMs: number | undefined): pg.QueryConfig =>
-  ({ text, values, query_timeout: timeoutMs }) as pg.QueryConfig
+// Whatever it is that kept a connection from being made: each runtime says it in its own words.
+function unreachable(error: unknown): unknown {
+  const known = fromDatabase(error)
+  if (known instanceof UnavailableError || known instanceof pg.DatabaseError) return known
+  return new UnavailableError('The database cannot be reached', { cause: error })
+}
 
 function over(pool: Source, connect: () => Promise<Guarded>) {
   const { options } = pool

@@ -22,7 +22,8 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/options': ['lib/errors'],
   'lib/clock': [],
   'lib/share': [],
-  'lib/pool': ['lib/errors', 'lib/share'],
+  'lib/volatile': [],
+  'lib/pool': ['lib/errors', 'lib/share', 'lib/volatile'],
   'lib/tables': [],
   'lib/db': ['lib/errors', 'lib/clock', 'lib/pool', 'lib/tables'],
   'lib/batch': ['lib/errors', 'lib/db'],
@@ -221,7 +222,7 @@ const MAY_IMPORT: Record<string, string[]> = {
     ...['functions/schedule', 'functions/tick', 'functions/time', 'functions/event', 'functions/group'],
     'functions/poll',
   ],
-  'functions/door': ['lib/index', 'type lib/task', 'type lib/event', 'functions/problem'],
+  'functions/door': ['lib/index', 'type lib/task', 'type lib/event', 'functions/problem', 'functions/stream'],
   'functions/secret': [],
   'functions/execution': [
     ...['lib/index', 'type lib/ntp', 'functions/keys', 'functions/app', 'functions/door', 'functions/secret'],
@@ -320,7 +321,7 @@ function filesIn(folders: string[], ending: string): string[] {
     .flatMap((folder) =>
       fs.readdirSync(path.join(ROOT, folder), { recursive: true, encoding: 'utf8' }).map((file) => `${folder}/${file}`),
     )
-    .filter((file) => file.endsWith(ending) && !file.includes('node_modules/'))
+    .filter((file) => file.endsWith(ending) && !/(node_modules|\.wrangler)\//.test(file))
     .sort()
 }
 

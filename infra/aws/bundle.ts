@@ -1,5 +1,6 @@
 /**
- * What is deployed to Lambda: one module with everything in it but the client of AWS, which Lambda brings, and the migrations.
+ * What is deployed to Lambda: a module with everything in it but the client of AWS, which Lambda brings; another that migrates;
+ * and the migrations.
  *
  * ESM, for `await` at the top and static imports that can be left out; `require` is there for those of pg's dependencies that
  * call it. pg is taken as CommonJS (esbuild's order for `platform: node`): with its ES wrapper first, a class extends an
@@ -12,15 +13,16 @@ import { build, type Plugin } from 'esbuild'
 const ROOT = path.resolve(import.meta.dirname, '../..')
 
 /**
- * Writes `index.mjs`, its source map, and `migrations/` into a folder, which is emptied before.
- * @param entry  what Lambda loads. @default main.ts
+ * Writes `index.mjs`, `migrate.mjs`, their source maps, and `migrations/` into a folder, which is emptied before.
+ * @param entry  what becomes `index.mjs`. @default main.ts
  */
 export async function bundle(outdir: string, entry: string = path.join(import.meta.dirname, 'main.ts')): Promise<void> {
   await rm(outdir, { recursive: true, force: true })
   await mkdir(outdir, { recursive: true })
   await build({
-    entryPoints: [entry],
-    outfile: path.join(outdir, 'index.mjs'),
+    entryPoints: { index: entry, migrate: path.join(import.meta.dirname, 'migrate.ts') },
+    outdir,
+    outExtension: { '.js': '.mjs' },
     bundle: true,
     platform: 'node',
     target: 'node24',

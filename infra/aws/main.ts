@@ -9,4 +9,3 @@ const { LOCKSTEP_NTP_SERVERS: servers = 'off' } = process.env
 const time = servers === 'off' ? {} : { ntp: ntp({ servers: servers.split(',').map((server) => server.trim()) }) }
 
 export const { handler, stream, scheduled } = lambda({ tasks: createTasks, events: createEvents, ...time })
-export { migrate } from './migrate.ts'

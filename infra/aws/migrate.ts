@@ -9,15 +9,15 @@
 import { fileURLToPath } from 'node:url'
 import pg from 'pg'
 import { addressOf, readDatabaseSecret } from '../../functions/secret.ts'
-import { migrate as migrateDatabase } from '../../lib/migrate.ts'
+import { migrate } from '../../lib/migrate.ts'
 
 /** @throws {Error} in one sentence; the deployment fails, and nothing was changed but the role. */
-export async function migrate(): Promise<{ applied: string[]; latest: string; role: string | null }> {
+export async function handler(): Promise<{ applied: string[]; latest: string; role: string | null }> {
   const url = await ownerUrl()
   const { LOCKSTEP_ROLE_SECRET_ARN: arn } = process.env
   const role = arn ? await makeRole(url, arn) : null
   const folder = fileURLToPath(new URL('migrations', import.meta.url))
-  const { applied, latest } = await migrateDatabase(url, { folder, ...(role !== null && { grant: role }) })
+  const { applied, latest } = await migrate(url, { folder, ...(role !== null && { grant: role }) })
   console.info({ code: 'MIGRATED', applied, latest, role })
   return { applied, latest, role }
 }

@@ -23,6 +23,21 @@ export interface Asked {
 
 export interface Runtime extends AsyncDisposable {
   fetch(path: string, asked?: Asked): Promise<Response>
+  /** Reads an answer that does not end, as it comes, until that is enough; then goes away, or waits for its end (Lambda). */
+  follow(path: string, asked: Asked, enough: (text: string) => boolean): Promise<Response>
+}
+
+async function followed(response: Response, enough: (text: string) => boolean): Promise<Response> {
+  const reader = response.body?.getReader()
+  const decoder = new TextDecoder()
+  let text = ''
+  while (!enough(text)) {
+    const { done, value } = (await reader?.read()) ?? { done: true, value: undefined }
+    if (done) break
+    text += decoder.decode(value, { stream: true })
+  }
+  await reader?.cancel()
+  return new Response(text, response)
 }
 
 /** JSON there and back. */
@@ -42,16 +57,17 @@ export async function startNode(connectionString: string, keys: string): Promise
   const server = await serve({ lockstep, tasks, events, port: 0, keys: keys === 'off' ? undefined : keys })
   return {
     fetch: (at, asked) => fetch(server.url + at, asked),
+    follow: async (at, asked, enough) => followed(await fetch(server.url + at, asked), enough),
     [Symbol.asyncDispose]: () => server.close(),
   }
 }
 
 // ---- Lambda ------------------------------------------------------------------------------------------------------
 
-export interface Lambda extends Runtime, Omit<Sandbox, keyof AsyncDisposable> {
-  /** What has come of an answer that is streamed, as it comes. */
-  stream(path: string, asked: Asked, part: (text: string) => void, timeoutMs?: number): Promise<Response>
-}
+export interface Lambda extends Runtime, Omit<Sandbox, keyof AsyncDisposable> {}
+
+// What an invocation may take that has to end by itself soon.
+const SOON_MS = 4_000
 
 /** Its variables, for a database without a secret and without keys. */
 export const lambdaEnv = (url: string, ntpServers?: string[]): Record<string, string> => ({
@@ -87,8 +103,16 @@ export async function startLambda(env: Record<string, string>, handler = 'index.
   return {
     ...sandbox,
     fetch: (at, asked) => ask(urlEvent(at, asked)),
-    stream: (at, asked, part, timeoutMs = 30_000) =>
-      ask(urlEvent(at, asked), { timeoutMs, part: (bytes) => part(String(bytes)) }),
+    async follow(at, asked, enough) {
+      const seen = Promise.withResolvers<void>()
+      let text = ''
+      const part = (bytes: Buffer) => {
+        text += bytes
+        if (enough(text)) seen.resolve()
+      }
+      const [answer] = await Promise.all([ask(urlEvent(at, asked), { timeoutMs: SOON_MS, part }), seen.promise])
+      return answer
+    },
   }
 }
 
@@ -173,8 +197,11 @@ export async function startWorker(connectionString: string, keys: string, entry?
   } finally {
     fs.rmSync(configPath)
   }
+  const workerFetch = async (at: string, asked?: Asked) =>
+    (await harness.fetch(at, { ...asked, redirect: 'manual' })) as unknown as Response
   return {
-    fetch: async (at, asked) => (await harness.fetch(at, { ...asked, redirect: 'manual' })) as unknown as Response,
+    fetch: workerFetch,
+    follow: async (at, asked, enough) => followed(await workerFetch(at, asked), enough),
     scheduled: async () =>
       (await harness.getWorker().scheduled({ cron: '* * * * *', scheduledTime: new Date() })).outcome,
     log: () =>
