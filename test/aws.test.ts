@@ -412,6 +412,7 @@ describe('options', () => {
       { database: SECRET, databaseSecurityGroup: 'sg-0123456789abcdef0' },
       /^The option databaseSecurityGroup needs a VPC/,
     ],
+    [{ database: 'rds', databasePort: '5433' }, /^The option databasePort is for a given database, not for rds$/],
     [{ database: 'rds', databaseHost: 'db' }, /^The option databaseHost is for a given database, not for rds$/],
     [{ database: 'rds', logRetentionDays: '31' }, /^The option logRetentionDays must be one of 1, 3, 5, 7, 14, 30, /],
     [{ database: 'rds', tickMinutes: '0' }, /^The option tickMinutes must be a whole number, 1–60, not "0"$/],

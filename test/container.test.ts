@@ -138,6 +138,10 @@ describe('the compose file', () => {
   })
 })
 
+test('the runbook is of this version', () => {
+  expect(read('README.md')).toContain(`lockstep-${version}.tgz`)
+})
+
 describe('what the Dockerfile makes', () => {
   let folder: string
   let database: Awaited<ReturnType<typeof freshDatabase>>

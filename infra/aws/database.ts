@@ -54,7 +54,7 @@ export class Database extends Construct {
     if (options.database.startsWith('arn:')) {
       this.ownerSecret = secrets.Secret.fromSecretCompleteArn(this, 'Given', options.database)
       this.direct = this.pooled = placeOf(this.ownerSecret, options)
-      const { databaseSecurityGroup, databasePort } = options
+      const { databaseSecurityGroup, databasePort = 5432 } = options
       if (databaseSecurityGroup && this.network) this.#open(databaseSecurityGroup, this.network, databasePort)
       return
     }
@@ -235,7 +235,7 @@ function placeOf(secret: secrets.ISecret, options: Options): Place {
   const { databaseHost: host, databasePort: port, databaseName: name } = options
   return {
     DATABASE_HOST: host ?? from('host'),
-    DATABASE_PORT: host ? String(port) : from('port'),
+    DATABASE_PORT: port ? String(port) : host ? '5432' : from('port'),
     DATABASE_NAME: name ?? (host ? 'postgres' : from('dbname')),
   }
 }

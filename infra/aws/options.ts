@@ -16,7 +16,7 @@ export interface Options {
   database: 'aurora' | 'rds' | `arn:${string}`
   /** Of a given database: where it is, if its secret does not say so. */
   databaseHost: string | undefined
-  databasePort: number
+  databasePort: number | undefined
   databaseName: string | undefined
   /** Of a given database: its security group, which is opened to the functions. */
   databaseSecurityGroup: string | undefined
@@ -63,7 +63,7 @@ export function readOptions(context: Record<string, unknown>): Options {
   const options: Options = {
     database,
     databaseHost: take('databaseHost', HOST),
-    databasePort: Number(take('databasePort', number(1, 65_535), '5432')),
+    databasePort: numeric(take('databasePort', number(1, 65_535))),
     databaseName: take('databaseName', NAME),
     databaseSecurityGroup: take('databaseSecurityGroup', SECURITY_GROUP),
     vpc,
@@ -164,7 +164,7 @@ function checkTogether(options: Options): void {
   refuse(given && proxy && 'The option proxy must be false for a given database: give the host of its own proxy')
   refuse(given && vpc === 'new' && 'The option vpc must be none or a VPC (vpc-…) for a given database')
   refuse(!given && vpc === 'none' && 'The option vpc must be new or a VPC (vpc-…) for a database of its own')
-  for (const name of ['databaseHost', 'databaseName', 'databaseSecurityGroup'] as const) {
+  for (const name of ['databaseHost', 'databasePort', 'databaseName', 'databaseSecurityGroup'] as const) {
     refuse(!given && options[name] !== undefined && `The option ${name} is for a given database, not for ${database}`)
   }
   refuse(
@@ -179,4 +179,5 @@ function checkTogether(options: Options): void {
 }
 
 const list = (text: string | undefined): string[] => text?.split(',') ?? []
+const numeric = (text: string | undefined): number | undefined => (text === undefined ? undefined : Number(text))
 const limit = (text: string | undefined): number | undefined => (text === 'none' ? undefined : Number(text))
