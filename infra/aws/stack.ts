@@ -1,9 +1,9 @@
 /**
  * Lockstep on AWS: a database, the functions in front of it, their two entrances, the clock that ticks, and the alarms.
  *
- *     API Gateway ─ http ──┐
- *     function URL ─ stream ┼─ (proxy) ─ database ─ migrate, at a deploy, as its owner
- *     Scheduler ─ scheduled ┘
+ *     API Gateway ─── http ──┐
+ *     function URL ── stream ┼─ (proxy) ─ database ─ migrate, at a deploy, as its owner
+ *     Scheduler ── scheduled ┘
  *
  * The order of a deploy: the database, then the migrations, then the functions, then whatever calls them. Each step
  * waits for the one before it, so a migration that fails leaves the functions that run as they are.
