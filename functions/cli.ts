@@ -23,6 +23,7 @@ import { listenAddress, serve } from './node.ts'
 const HELP = `lockstep: distributed coordination on Postgres
 
   lockstep [start]     migrate the database, then serve HTTP
+    --no-migrate       serve on the schema as it is, also a newer one
   lockstep migrate     migrate the database of DATABASE_URL
     --grant <role>     and give a role exactly the rights that the functions need
   lockstep --version   lockstep --help
@@ -50,6 +51,7 @@ async function main(args: string[], env: NodeJS.ProcessEnv): Promise<void> {
       help: { type: 'boolean', short: 'h' },
       version: { type: 'boolean', short: 'v' },
       grant: { type: 'string' },
+      'no-migrate': { type: 'boolean' },
     },
   })
   if (values.help) return console.log(HELP)
@@ -59,8 +61,9 @@ async function main(args: string[], env: NodeJS.ProcessEnv): Promise<void> {
     throw misunderstood(`There is no command "${positionals.join(' ')}": try --help`)
   }
   if (values.grant !== undefined && command !== 'migrate') throw misunderstood('--grant goes with migrate: try --help')
+  if (values['no-migrate'] && command !== 'start') throw misunderstood('--no-migrate goes with start: try --help')
   const settings = readSettings(env)
-  if (command === 'start') return start(settings)
+  if (command === 'start') return start({ ...settings, migrates: !values['no-migrate'] })
   if (!settings.url) throw new Error('migrate needs DATABASE_URL (the embedded PostgreSQL is migrated by start)')
   await migrated(settings.url, values.grant)
 }
@@ -104,7 +107,7 @@ function readServers(text: string | undefined): Ntp | undefined {
   }
 }
 
-async function start({ port, host, url: given, keys, ntp }: Settings): Promise<void> {
+async function start({ port, host, url: given, keys, ntp, migrates }: Settings & { migrates: boolean }): Promise<void> {
   await listenAddress(host, keys)
   const stop = stopSignal()
   const undo: (() => Promise<void>)[] = []
@@ -117,7 +120,7 @@ async function start({ port, host, url: given, keys, ntp }: Settings): Promise<v
       url = postgres.url
     }
     stop.throwIfAborted()
-    await migrated(url)
+    if (migrates) await migrated(url)
     stop.throwIfAborted()
 
     const lockstep = createLockstep({ connectionString: url, time: ntp ? { ntp } : {} })

@@ -16,7 +16,7 @@
  * A Worker has no UDP: true time is what another process has measured.
  */
 import { AsyncLocalStorage } from 'node:async_hooks'
-import { createLockstep, type Lockstep } from '../lib/index.ts'
+import { createLockstep, type Lockstep, UnavailableError } from '../lib/index.ts'
 import { createApp } from './app.ts'
 import { keepUp, notReady, type RoomOptions, type Rooms, report, tellLoss } from './door.ts'
 import { parseKeys } from './keys.ts'
@@ -60,7 +60,7 @@ export function worker(options: WorkerOptions = {}): Worker {
     const made = application.get(keys)
     if (made) return made
     if (keys !== 'off' && parseKeys(keys).length === 0) {
-      throw new Error('The secret LOCKSTEP_API_KEYS is missing, and a Worker is open to the world')
+      throw new UnavailableError('The secret LOCKSTEP_API_KEYS is missing, and a Worker is open to the world')
     }
     const { tasks, events, ...rest } = options
     const app = createApp(facade(scopes), {
@@ -77,7 +77,7 @@ export function worker(options: WorkerOptions = {}): Worker {
 
   function open(env: WorkerEnv): Rooms {
     const connectionString = env.HYPERDRIVE?.connectionString ?? env.DATABASE_URL
-    if (!connectionString) throw new Error('The binding HYPERDRIVE or the secret DATABASE_URL is missing')
+    if (!connectionString) throw new UnavailableError('The binding HYPERDRIVE or the secret DATABASE_URL is missing')
     const lockstep = createLockstep({ connectionString, directConnectionString: null, shared: true, volatile: true })
     return { lockstep, tasks: options.tasks?.(lockstep), events: options.events?.(lockstep) }
   }
@@ -94,7 +94,7 @@ export function worker(options: WorkerOptions = {}): Worker {
     let ended: Promise<unknown> = Promise.resolve()
     try {
       const response = await scopes.run(rooms, answer, request)
-      tellLoss(request, response)
+      await tellLoss(request, response)
       if (!response.body || response.headers.get('Content-Type') !== 'text/event-stream') return response
       // What comes next is asked for when this function has returned.
       const { readable, writable } = new TransformStream()

@@ -37,11 +37,12 @@ export function report(error: unknown, requestId?: string): void {
 }
 
 /** Who renews or releases too late has lost its hold, and an operator may want to know how often that happens. */
-export function tellLoss(request: Request, response: Response): void {
+export async function tellLoss(request: Request, response: Response): Promise<void> {
   if (response.status !== 409) return
+  const { code } = (await response.clone().json()) as { code?: unknown }
+  if (code !== 'LEASE_LOST') return
   const { pathname: path } = new URL(request.url)
-  const requestId = response.headers.get('X-Request-Id')
-  console.warn({ code: 'LEASE_LOST', status: 409, method: request.method, path, requestId })
+  console.warn({ code, status: 409, method: request.method, path, requestId: response.headers.get('X-Request-Id') })
 }
 
 /** A 503 of a deployment that is not complete. What is missing is told to the log, and not to the world. */

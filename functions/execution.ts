@@ -5,7 +5,7 @@
  * its first request. What is behind them is asked for at the first invocation: a secret or a database that is away is a 503
  * then, and is asked for again by the next.
  */
-import { createLockstep } from '../lib/index.ts'
+import { createLockstep, type Lockstep, UnavailableError } from '../lib/index.ts'
 import type { Ntp } from '../lib/ntp.ts'
 import { createApp } from './app.ts'
 import { type RoomOptions, type Rooms, report } from './door.ts'
@@ -23,60 +23,53 @@ type Answer = (request: Request) => Response | Promise<Response>
 
 export class Execution {
   readonly rooms: Rooms
-  answer: Answer
   readonly #options: ExecutionOptions
   readonly #env: Environment
-  #keys: { text: string | undefined; readAt: number }
+  #application: { keys: string | undefined; readAt: number; answer: Answer } | undefined
 
-  /** @throws {Error} a secret cannot be read, or holds something else. */
+  /** @throws {Error} the secret of the database cannot be read, or holds something else. */
   static async open(options: ExecutionOptions, env: Environment): Promise<Execution> {
-    const [connection, keys] = await Promise.all([connectionOf(env), keysOf(env)])
-    return new Execution(options, env, connection, keys)
+    const time = options.ntp ? { ntp: options.ntp } : {}
+    const connection = await connectionOf(env)
+    const lockstep = createLockstep({ ...connection, directConnectionString: null, shared: true, time })
+    return new Execution(options, env, lockstep)
   }
 
-  private constructor(
-    options: ExecutionOptions,
-    env: Environment,
-    connection: { connectionString: string; password?: () => Promise<string> },
-    keys: string | undefined,
-  ) {
-    parseKeys(keys)
+  private constructor(options: ExecutionOptions, env: Environment, lockstep: Lockstep) {
     this.#options = options
     this.#env = env
-    const { ntp } = options
-    const time = ntp ? { ntp } : {}
-    const lockstep = createLockstep({ ...connection, directConnectionString: null, shared: true, time })
     this.rooms = { lockstep, tasks: options.tasks?.(lockstep), events: options.events?.(lockstep) }
-    this.#keys = { text: keys, readAt: Date.now() }
-    this.answer = this.#application()
   }
 
-  /** Reads them again if that was long ago. What cannot be read leaves them as they are. */
-  async renewKeys(): Promise<void> {
+  /**
+   * Answers with the keys of now: they are read again if that was long ago, and what cannot be read leaves them as they are.
+   * @throws {Error} there are none yet.
+   */
+  async answer(request: Request): Promise<Response> {
     const { keysMs = 300_000 } = this.#options
-    if (Math.abs(Date.now() - this.#keys.readAt) < keysMs) return
-    this.#keys.readAt = Date.now()
-    try {
-      const text = await keysOf(this.#env)
-      parseKeys(text)
-      if (text === this.#keys.text) return
-      this.#keys.text = text
-      this.answer = this.#application()
-    } catch (error) {
-      report(error)
+    const last = this.#application
+    if (!last || Math.abs(Date.now() - last.readAt) >= keysMs) {
+      if (last) last.readAt = Date.now()
+      await this.#readKeys().catch((error) => {
+        if (!last) throw error
+        report(error)
+      })
     }
+    return (this.#application as { answer: Answer }).answer(request)
+  }
+
+  async #readKeys(): Promise<void> {
+    const keys = await keysOf(this.#env)
+    if (this.#application && this.#application.keys === keys) return
+    const { lockstep, tasks, events } = this.rooms
+    const { tasks: _, events: __, ...rest } = this.#options
+    const rooms = { ...(tasks && { tasks }), ...(events && { events }) }
+    const app = createApp(lockstep, { ...rest, ...rooms, keys, onError: report })
+    this.#application = { keys, readAt: Date.now(), answer: (request) => app.fetch(request) }
   }
 
   close(): Promise<void> {
     return this.rooms.lockstep.close()
-  }
-
-  #application(): Answer {
-    const { lockstep, tasks, events } = this.rooms
-    const { tasks: _, events: __, ...rest } = this.#options
-    const rooms = { ...(tasks && { tasks }), ...(events && { events }) }
-    const app = createApp(lockstep, { ...rest, ...rooms, keys: this.#keys.text, onError: report })
-    return (request) => app.fetch(request)
   }
 }
 
@@ -114,5 +107,5 @@ async function keysOf(env: Environment): Promise<string | undefined> {
   const arn = env.LOCKSTEP_API_KEYS_SECRET_ARN as string
   const keys = await readSecret(arn)
   if (parseKeys(keys).length > 0) return keys
-  throw new Error(`The secret ${arn} has no keys yet: put the value of LOCKSTEP_API_KEYS into it`)
+  throw new UnavailableError(`The secret ${arn} has no keys yet: put the value of LOCKSTEP_API_KEYS into it`)
 }

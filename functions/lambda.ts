@@ -76,9 +76,7 @@ export function lambda(options: LambdaOptions = {}): Lambda {
   async function enter(): Promise<Execution> {
     execution ??= Execution.open(options, env)
     try {
-      const entered = await execution
-      await entered.renewKeys()
-      return entered
+      return await execution
     } catch (error) {
       execution = undefined // to be opened by the next
       throw error
@@ -94,7 +92,7 @@ export function lambda(options: LambdaOptions = {}): Lambda {
   async function answer(request: Request): Promise<Response> {
     try {
       const response = await (await enter()).answer(request)
-      tellLoss(request, response)
+      await tellLoss(request, response)
       return response
     } catch (error) {
       return notReady(error)

@@ -5,14 +5,18 @@
  * has everything in the environment need not pay. Secrets change while a process lives, so nobody keeps one for long.
  */
 
-/** The text of a secret. @throws {Error} which secret, and why not; never what is in it. */
+import { UnavailableError } from '../lib/index.ts'
+
+/** The text of a secret. @throws {UnavailableError} which secret, and why not; never what is in it. */
 export async function readSecret(arn: string): Promise<string> {
   const { GetSecretValueCommand, SecretsManagerClient } = await import('@aws-sdk/client-secrets-manager')
   try {
     const answer = await new SecretsManagerClient({}).send(new GetSecretValueCommand({ SecretId: arn }))
     return answer.SecretString ?? ''
   } catch (cause) {
-    throw new Error(`The secret ${arn} cannot be read: ${cause instanceof Error ? cause.message : cause}`, { cause })
+    throw new UnavailableError(`The secret ${arn} cannot be read: ${cause instanceof Error ? cause.message : cause}`, {
+      cause,
+    })
   }
 }
 
@@ -25,7 +29,7 @@ export interface DatabaseSecret {
   dbname?: string
 }
 
-/** @throws {Error} as {@link readSecret}, or what it lacks. */
+/** @throws {UnavailableError} as {@link readSecret}, or what it lacks. */
 export async function readDatabaseSecret(arn: string): Promise<DatabaseSecret> {
   const text = await readSecret(arn)
   const secret = parsed(text)
@@ -50,7 +54,7 @@ function parsed(text: string): Partial<DatabaseSecret> | undefined {
 /** Where the database of a secret is: DATABASE_HOST, DATABASE_PORT and DATABASE_NAME go before what it says. */
 export function addressOf(secret: DatabaseSecret, env: Environment): string {
   const host = env.DATABASE_HOST || secret.host
-  if (!host) throw new Error('The secret of the database names no host, and DATABASE_HOST is not set')
+  if (!host) throw new UnavailableError('The secret of the database names no host, and DATABASE_HOST is not set')
   const port = env.DATABASE_PORT || secret.port || 5432
   const name = env.DATABASE_NAME || secret.dbname || 'postgres'
   // The certificate is checked: RDS has its own authority, which NODE_EXTRA_CA_CERTS must name.

@@ -377,7 +377,7 @@ test('a given database is found by its secret, or by its options', () => {
 test('an older release can be deployed without its migrations', () => {
   const { template } = synthesise({ database: 'rds', migrate: 'false' })
   template.resourceCountIs('Custom::Trigger', 0)
-  template.resourcePropertiesCountIs('AWS::Lambda::Function', { Handler: 'index.migrate' }, 1)
+  template.resourcePropertiesCountIs('AWS::Lambda::Function', { Handler: 'migrate.handler' }, 1)
 })
 
 test('cdk-nag would find a bucket that is open, and a security group', () => {

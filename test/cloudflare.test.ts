@@ -2,10 +2,7 @@
  * The door of Cloudflare's Workers, in workerd, with the wrangler.jsonc that is deployed: one connection for a request, nothing
  * that Hyperdrive cannot do, nothing that its cache may answer, and what is due by the clock.
  */
-import { execFile } from 'node:child_process'
-import * as fs from 'node:fs'
 import * as path from 'node:path'
-import { promisify } from 'node:util'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { createLockstep } from '../lib/index.ts'
 import { createTasks } from '../lib/task.ts'
@@ -13,7 +10,10 @@ import { freshDatabase, type RoleDatabase } from './database.ts'
 import { contract, KEYS, transcript } from './runtime/contract.ts'
 import { ask, startWorker } from './runtime/runtimes.ts'
 import { wiretap } from './runtime/wiretap.ts'
+import { dryRun } from './runtime/wrangler.ts'
 import { until } from './until.ts'
+
+const LEAN = path.join(import.meta.dirname, 'runtime/lean.worker.ts')
 
 let db: RoleDatabase
 beforeAll(async () => {
@@ -115,21 +115,16 @@ describe('by the clock', () => {
   })
 })
 
-test('wrangler deploys it without a warning, and it weighs what it may', async () => {
-  const out = fs.mkdtempSync(path.join(import.meta.dirname, '../dist-lambda-worker-'))
-  try {
-    const config = path.join(import.meta.dirname, '../infra/cloudflare/wrangler.jsonc')
-    const env = { ...process.env, WRANGLER_SEND_METRICS: 'false', NO_COLOR: '1' }
-    const { stdout, stderr } = await promisify(execFile)(
-      'npx',
-      ['wrangler', 'deploy', '--dry-run', '-c', config, '--outdir', out],
-      { env },
-    )
-    expect(stdout + stderr).not.toMatch(/warning|error/i)
-    const weight = Number(/gzip: ([\d.]+) KiB/.exec(stdout)?.[1])
-    expect(weight).toBeGreaterThan(100)
-    expect(weight).toBeLessThanOrEqual(450)
-  } finally {
-    fs.rmSync(out, { recursive: true, force: true })
-  }
+describe('wrangler', () => {
+  test('would deploy it without a warning', async () => {
+    const { printed, bytes } = await dryRun()
+    expect(printed).not.toMatch(/warning|error/i)
+    expect(printed).toContain('env.HYPERDRIVE')
+    expect(bytes).toBeGreaterThan(100_000)
+    expect(bytes).toBeLessThanOrEqual(450_000)
+  })
+
+  test('packs only what a deployment uses: without tasks it is half', async () => {
+    expect((await dryRun(LEAN)).bytes).toBeLessThanOrEqual(200_000)
+  })
 })

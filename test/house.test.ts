@@ -223,7 +223,7 @@ const MAY_IMPORT: Record<string, string[]> = {
     'functions/poll',
   ],
   'functions/door': ['lib/index', 'type lib/task', 'type lib/event', 'functions/problem', 'functions/stream'],
-  'functions/secret': [],
+  'functions/secret': ['lib/index'],
   'functions/execution': [
     ...['lib/index', 'type lib/ntp', 'functions/keys', 'functions/app', 'functions/door', 'functions/secret'],
   ],

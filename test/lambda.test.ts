@@ -99,6 +99,13 @@ describe('secrets', () => {
     expect(first.applied).toHaveLength(7)
     expect(JSON.parse(String((await migrates.invoke({})).body))).toMatchObject({ applied: [] }) // and again
 
+    // A deployment that fails goes back, and calls an older one of these: it leaves what is newer as it is.
+    await admin.query(`insert into lockstep.migration (name, "timestamp") values ('9999_later', '2099-01-01')`)
+    const older = await migrates.invoke({})
+    expect(older.error).toBeUndefined()
+    expect(migrates.log()).toContain('NEWER_SCHEMA')
+    await admin.query(`delete from lockstep.migration where name = '9999_later'`)
+
     await using lambda = await startSandbox(users, 'index.handler', serving)
     const locked = (secret: string) =>
       whole(
@@ -185,12 +192,28 @@ describe('by the clock', () => {
     await tasks.cancel('lasting', id)
   })
 
+  test('needs no keys', async () => {
+    const env = { DATABASE_URL: db.url, LOCKSTEP_API_KEYS_SECRET_ARN: 'not even asked for' }
+    await using lambda = await startSandbox(folder, 'index.scheduled', env)
+    expect((await lambda.invoke({})).error).toBeUndefined()
+  })
+
   test('what fails is thrown, so that Lambda counts it', async () => {
     await using server = await dedicatedServer({ empty: true })
     await using lambda = await startSandbox(folder, 'index.scheduled', lambdaEnv(server.url))
     const { error } = await lambda.invoke({})
     expect(error?.errorMessage).toMatch(/run the migrations/)
   })
+})
+
+test('of the answers 409 only a lost hold is told to the log', async () => {
+  await using lambda = await startLambda(lambdaEnv(db.url))
+  await ask(lambda, '/v1/tasks/told', 'PUT', {})
+  const { json } = await ask(lambda, '/v1/tasks/told', 'POST', { data: 1 })
+  await ask(lambda, `/v1/tasks/told/${json.id}`, 'DELETE')
+  expect((await ask(lambda, `/v1/tasks/told/${json.id}`, 'DELETE')).status).toBe(409)
+  expect((await ask(lambda, '/v1/locks/told?token=1', 'DELETE')).status).toBe(409)
+  expect(lambda.log().match(/LEASE_LOST/g)).toHaveLength(1)
 })
 
 describe('the paths of an HTTP API', () => {

@@ -267,6 +267,20 @@ describe('lockstep', () => {
     expect(await run.ended).toBe(0)
   })
 
+  test('goes back a release with --no-migrate: it serves on a newer schema, which it would not migrate', async () => {
+    await using newer = await freshDatabase()
+    await newer.pool.query(`insert into lockstep.migration (name, "timestamp") values ('9999_later', '2099-01-01')`)
+    const refused = lockstep([], { DATABASE_URL: newer.url, LOCKSTEP_NTP_SERVERS: 'off' })
+    expect(await refused.ended).toBe(1)
+    expect(refused.err()).toMatch(/^The database has migration 9999_later, which this version/)
+    const run = lockstep(['start', '--no-migrate'], { DATABASE_URL: newer.url, LOCKSTEP_NTP_SERVERS: 'off' })
+    const url = await listening(run)
+    expect(run.out()).toMatch(/^listening/)
+    expect((await fetch(`${url}/readyz`)).status).toBe(200)
+    run.child.kill('SIGTERM')
+    expect(await run.ended).toBe(0)
+  })
+
   test.each(['time.example', 'a.example,b.example', 'a.example,b.example,c.example:0', 'a.example,b.example,', 'OFF'])(
     'LOCKSTEP_NTP_SERVERS=%s is refused in one sentence',
     async (servers) => {
@@ -293,6 +307,7 @@ describe('lockstep', () => {
     [['start', 'now'], 2, 'There is no command "start now": try --help\n'],
     [['--port', '80'], 2, "Unknown option '--port'"],
     [['migrate'], 1, 'migrate needs DATABASE_URL'],
+    [['migrate', '--no-migrate'], 2, '--no-migrate goes with start: try --help'],
   ])('%j is not understood', async (args, code, sentence) => {
     const run = lockstep(args)
     expect(await run.ended).toBe(code)

@@ -1,5 +1,5 @@
 /**
- * The functions: one bundle, entered at four places (infra/aws/main.ts), each with a log, a role and a limit of its own.
+ * The functions: one bundle, entered at four places (main.ts, migrate.ts), each with a log, a role and a limit of its own.
  *
  * A role may do three things: write its own log, read the secrets that its function needs, and, in a VPC, let Lambda
  * attach a network interface. AWS's managed policies would let it write every log of the account. Of the network
@@ -47,7 +47,7 @@ export class Functions extends Construct {
     this.#network = database.network
     this.#code = code
     const { ownerSecret, roleSecret } = database
-    this.migrate = this.#function('Migrate', 'index.migrate', {
+    this.migrate = this.#function('Migrate', 'migrate.handler', {
       timeout: MIGRATION,
       secrets: [ownerSecret.secretArn, roleSecret.secretArn],
       environment: {

@@ -2,24 +2,40 @@
  * Migrations at deploy: a function of its own, called once by each deployment before the others get their new code.
  *
  * It alone has the owner's secret. It makes the role that the other functions use, or sets its password anew, migrates, and
- * grants that role exactly what they need (lib/grant.ts). All of it may be done again, and at the same time by somebody else.
+ * grants that role exactly what they need (lib/grant.ts). All of it may be done again. A database that is newer is left as it is:
+ * when a deployment fails after its migrations, CloudFormation goes back and calls the older one of these, which must not fail
+ * for that. (Older functions serve on a newer schema.)
+ *
  * A session of that role that stands still in a transaction for a minute is ended: it belongs to a frozen environment, and
  * what it has locked would stay so for as long as Lambda likes.
  */
 import { fileURLToPath } from 'node:url'
+import { Kysely, PostgresDialect } from 'kysely'
 import pg from 'pg'
 import { addressOf, readDatabaseSecret } from '../../functions/secret.ts'
-import { migrate } from '../../lib/migrate.ts'
+import { migrate, schemaState } from '../../lib/migrate.ts'
+
+const folder = fileURLToPath(new URL('migrations', import.meta.url))
 
 /** @throws {Error} in one sentence; the deployment fails, and nothing was changed but the role. */
 export async function handler(): Promise<{ applied: string[]; latest: string; role: string | null }> {
-  const url = await ownerUrl()
   const { LOCKSTEP_ROLE_SECRET_ARN: arn } = process.env
-  const role = arn ? await makeRole(url, arn) : null
-  const folder = fileURLToPath(new URL('migrations', import.meta.url))
-  const { applied, latest } = await migrate(url, { folder, ...(role !== null && { grant: role }) })
-  console.info({ code: 'MIGRATED', applied, latest, role })
-  return { applied, latest, role }
+  const pool = new pg.Pool({ connectionString: await ownerUrl(), max: 1, connectionTimeoutMillis: 10_000 })
+  pool.on('error', () => {})
+  const db = new Kysely<unknown>({ dialect: new PostgresDialect({ pool }) })
+  try {
+    const role = arn ? await makeRole(pool, arn) : null
+    const { newer, current, latest } = await schemaState(db, { folder })
+    if (newer) {
+      console.warn({ code: 'NEWER_SCHEMA', current, latest, role })
+      return { applied: [], latest, role }
+    }
+    const { applied } = await migrate(db, { folder, ...(role !== null && { grant: role }) })
+    console.info({ code: 'MIGRATED', applied, latest, role })
+    return { applied, latest, role }
+  } finally {
+    await db.destroy()
+  }
 }
 
 async function ownerUrl(): Promise<string> {
@@ -33,21 +49,12 @@ async function ownerUrl(): Promise<string> {
   return url.href
 }
 
-async function makeRole(url: string, arn: string): Promise<string> {
+async function makeRole(pool: pg.Pool, arn: string): Promise<string> {
   const { username, password } = await readDatabaseSecret(arn)
-  const client = new pg.Client({ connectionString: url, connectionTimeoutMillis: 10_000 })
-  await client.connect()
-  try {
-    const [role, secret] = [pg.escapeIdentifier(username), pg.escapeLiteral(password)]
-    await client.query('begin; select pg_advisory_xact_lock(1819239275, 1937007984)') // as lib/migrate.ts: one at a time
-    const { rows } = await client.query('select from pg_roles where rolname = $1', [username])
-    if (rows.length === 0) await client.query(`create role ${role} login`)
-    await client.query(
-      `alter role ${role} login password ${secret}; alter role ${role} set idle_in_transaction_session_timeout = '60s'`,
-    )
-    await client.query('commit')
-  } finally {
-    await client.end()
-  }
+  const [role, secret] = [pg.escapeIdentifier(username), pg.escapeLiteral(password)]
+  const { rows } = await pool.query('select from pg_roles where rolname = $1', [username])
+  if (rows.length === 0) await pool.query(`create role ${role} login`)
+  await pool.query(`alter role ${role} login password ${secret}`)
+  await pool.query(`alter role ${role} set idle_in_transaction_session_timeout = '60s'`)
   return username
 }

@@ -1,16 +1,18 @@
 /**
  * The bench: `npm run bench`.
  *
- *     npm run bench -- [locks] [leaders] [tasks] [time] [events] [--rounds 5] [--seconds 1.5] [--only <row>]…
+ *     npm run bench -- [locks] [leaders] [tasks] [time] [events] [clouds] [--rounds 5] [--seconds 1.5] [--only <row>]…
  *
  * A line of JSON for each contender of each row on stdout, and a table at the end of each part; progress on stderr. What
- * is measured is told in lock.ts, leader.ts, task.ts, time.ts and event.ts, how in harness.ts, beside what servers in servers.ts.
+ * is measured is told in lock.ts, leader.ts, task.ts, time.ts, event.ts and cloud.ts, how in harness.ts, beside what servers in
+ * servers.ts.
  *
  * A wrong result fails the run. A slow one does not.
  */
 
 import * as os from 'node:os'
 import { parseArgs } from 'node:util'
+import { CLOUDS } from './cloud.ts'
 import { EVENTS } from './event.ts'
 import { type Line, table } from './harness.ts'
 import { LEADERS } from './leader.ts'
@@ -30,6 +32,7 @@ const PARTS: Record<string, Part> = {
   tasks: { rows: TASKS, peers: ['redis'] },
   time: { rows: TIME, peers: [] },
   events: { rows: EVENTS, peers: ['redis'] },
+  clouds: { rows: CLOUDS, peers: [] },
 }
 
 const { values, positionals } = parseArgs({

@@ -5,13 +5,14 @@
  */
 import * as fs from 'node:fs'
 import * as path from 'node:path'
-import { createTestHarness, experimental_readRawConfig } from 'wrangler'
+import { createTestHarness } from 'wrangler'
 import { serve } from '../../functions/node.ts'
 import { bundle } from '../../infra/aws/bundle.ts'
 import { createEvents } from '../../lib/event.ts'
 import { createLockstep } from '../../lib/index.ts'
 import { createTasks } from '../../lib/task.ts'
 import { type Sandbox, startSandbox } from './sandbox.ts'
+import { configured } from './wrangler.ts'
 
 const ROOT = path.resolve(import.meta.dirname, '../..')
 
@@ -177,26 +178,18 @@ export interface Worker extends Runtime {
 /** @param entry  in place of the one in wrangler.jsonc; `vars` besides the keys. */
 export async function startWorker(connectionString: string, keys: string, entry?: string): Promise<Worker> {
   process.env.WRANGLER_SEND_METRICS = 'false'
-  const cloud = path.join(ROOT, 'infra/cloudflare')
-  const { rawConfig } = experimental_readRawConfig({ config: path.join(cloud, 'wrangler.jsonc') })
-  const [binding] = rawConfig.hyperdrive ?? []
-  if (!binding) throw new Error('wrangler.jsonc has no Hyperdrive')
   const url = new URL(connectionString)
   url.password ||= 'any' // Hyperdrive wants one; a server that trusts does not ask
-  const config = {
-    ...rawConfig,
-    ...(entry && { main: entry }),
-    hyperdrive: [{ ...binding, localConnectionString: url.href }],
-    vars: { LOCKSTEP_API_KEYS: keys },
-  }
-  const configPath = path.join(cloud, `.test-${process.pid}-${Math.random().toString(36).slice(2)}.json`)
-  fs.writeFileSync(configPath, JSON.stringify(config)) // beside the original, for its paths are relative
-  const harness = createTestHarness({ workers: [{ configPath }] })
-  try {
-    await harness.listen()
-  } finally {
-    fs.rmSync(configPath)
-  }
+  const hyperdrive = [{ binding: 'HYPERDRIVE', id: 'local', localConnectionString: url.href }]
+  const vars = { LOCKSTEP_API_KEYS: keys }
+  const harness = await configured(
+    (config) => ({ ...config, ...(entry && { main: entry }), hyperdrive, vars }),
+    async (configPath) => {
+      const made = createTestHarness({ workers: [{ configPath }] })
+      await made.listen()
+      return made
+    },
+  )
   const workerFetch = async (at: string, asked?: Asked) =>
     (await harness.fetch(at, { ...asked, redirect: 'manual' })) as unknown as Response
   return {

@@ -1,0 +1,129 @@
+/**
+ * The two clouds, each in its runtime: `npm run bench -- clouds`.
+ *
+ * - Weight: what is uploaded, in kB of gzip. Lambda unpacks its part at a cold start, a Worker has a limit (3 MB on the free plan).
+ * - Cold: from nothing to the first answer of `/readyz`, which is one statement. Of Lambda without what AWS does before: no
+ *   micro-VM is made and no archive fetched. Of the Worker without Cloudflare's network, but with the start of workerd itself.
+ * - Warm: a lock acquired and released, one after another, beside Node. Node keeps its connections, and so does a Lambda; a
+ *   Worker makes one for each of the two requests, over loopback, where Hyperdrive would have one ready near by.
+ *
+ * All of it from this process, so the clients share the cores with the servers.
+ */
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import * as fs from 'node:fs'
+import * as path from 'node:path'
+import { gzipSync } from 'node:zlib'
+import { freePort } from '../../lib/child.ts'
+import { ask, lambdaEnv, lambdaFolder, type Runtime, startLambda, startNode, startWorker } from '../runtime/runtimes.ts'
+import { dryRun } from '../runtime/wrangler.ts'
+import {
+  atOnce,
+  byTurns,
+  figure,
+  type Line,
+  ratio,
+  type Sample,
+  type Settings,
+  spread,
+  WrongResult,
+} from './harness.ts'
+import type { Row, Servers } from './servers.ts'
+
+export const CLOUDS: Record<string, Row> = { weight, cold, warm }
+
+const LEAN = path.resolve(import.meta.dirname, '../runtime/lean.worker.ts')
+
+async function weight(): Promise<Line[]> {
+  const lambda = gzipSync(fs.readFileSync(path.join(await lambdaFolder(), 'index.mjs'))).length
+  const rows = [
+    ['Lambda, everything', lambda, 400],
+    ['a Worker, everything', (await dryRun()).bytes, 450],
+    ['a Worker without tasks', (await dryRun(LEAN)).bytes, 200],
+  ] as const
+  return rows.map(([row, bytes, most]) => {
+    const kB = bytes / 1_000
+    return {
+      row: `${row}: kB of gzip`,
+      beside: '–',
+      target: { atMost: most },
+      measured: { median: kB, min: kB, max: kB },
+      of: 'count',
+      rates: '–',
+    }
+  })
+}
+
+async function cold({ databaseUrl }: Servers, settings: Settings): Promise<Line[]> {
+  await lambdaFolder()
+  const starts = {
+    Node: () => startNodeProcess(databaseUrl),
+    Lambda: () => startLambda(lambdaEnv(databaseUrl)),
+    'a Worker': () => startWorker(databaseUrl, 'off'),
+  }
+  const lines: Line[] = []
+  for (const [name, start] of Object.entries(starts)) {
+    const times: number[] = []
+    for (let round = 0; round < settings.rounds; round++) {
+      const since = performance.now()
+      await using runtime: Runtime = await start()
+      const { status } = await ask(runtime, '/readyz')
+      times.push(performance.now() - since)
+      if (status !== 200) throw new WrongResult(`${name} answered ${status}`)
+    }
+    console.error(`cold: ${name} ${times.map(figure).join(' · ')} ms`)
+    lines.push({
+      row: `${name}, cold: ms to the first answer`,
+      beside: '–',
+      measured: spread(times),
+      of: 'count',
+      rates: '–',
+    })
+  }
+  return lines
+}
+
+/** As `npx lockstep` does it, in a process of its own. */
+async function startNodeProcess(url: string): Promise<Runtime> {
+  const port = await freePort()
+  const env = { ...process.env, DATABASE_URL: url, PORT: String(port), LOCKSTEP_NTP_SERVERS: 'off' }
+  const cli = path.resolve(import.meta.dirname, '../../functions/cli.ts')
+  const child = spawn(process.execPath, [cli, 'start'], { env, stdio: ['ignore', 'pipe', 'inherit'] })
+  for await (const bytes of child.stdout) if (String(bytes).includes('listening')) break
+  return {
+    fetch: (at, asked) => fetch(`http://127.0.0.1:${port}${at}`, asked),
+    follow: () => Promise.reject(new Error('not here')),
+    async [Symbol.asyncDispose]() {
+      child.kill('SIGKILL')
+      await once(child, 'exit')
+    },
+  }
+}
+
+async function warm({ databaseUrl }: Servers, settings: Settings): Promise<Line[]> {
+  await using node = await startNode(databaseUrl, 'off')
+  await using lambda = await startLambda(lambdaEnv(databaseUrl))
+  await using worker = await startWorker(databaseUrl, 'off')
+  const cycles = (runtime: Runtime, name: string) => (seconds: number) =>
+    atOnce(1, seconds, async () => {
+      const granted = await ask(runtime, `/v1/locks/${name}`, 'POST', {})
+      if (granted.status !== 201) throw new WrongResult(`${name} answered ${granted.status}`)
+      const { status } = await ask(runtime, `/v1/locks/${name}?token=${granted.json.token}`, 'DELETE')
+      if (status !== 204) throw new WrongResult(`${name} answered ${status}`)
+    })
+  const samples = await byTurns(
+    'warm',
+    { node: cycles(node, 'node'), lambda: cycles(lambda, 'lambda'), worker: cycles(worker, 'worker') },
+    settings,
+  )
+  const ms = (of: Sample[]) => `${figure(1e3 / spread(of.map(({ rate }) => rate)).median)} ms`
+  return [
+    ['Lambda', samples.lambda],
+    ['a Worker', samples.worker],
+  ].map(([name, of]) => ({
+    row: `${name}, warm: acquire + release`,
+    beside: 'time of Node',
+    measured: ratio(samples.node, of as Sample[]),
+    rates: `${ms(of as Sample[])} · Node ${ms(samples.node)}`,
+  }))
+}
