@@ -70,7 +70,8 @@ export class Functions extends Construct {
     })
     this.stream = this.#function('Stream', 'index.stream', {
       ...common,
-      timeout: Duration.minutes(15), // the most there is; then the client comes back with what it has seen
+      // An execution goes on, and is paid for, when its client has gone. Who is still there comes back with what it has seen.
+      timeout: Duration.minutes(2),
       concurrency: options.maxStreams,
     })
     const longTick = options.tickMinutes >= 5
@@ -81,7 +82,7 @@ export class Functions extends Construct {
       retryAttempts: longTick ? 2 : 0, // the next tick does what this one did not
       maxEventAge: Duration.minutes(longTick ? 5 : 1),
     })
-    if (options.migrate) this.#migrateBefore([this.http, this.stream, this.scheduled], database)
+    this.#migrateBefore([this.http, this.stream, this.scheduled], database)
   }
 
   #function(name: string, handler: string, given: Given): lambda.Function {

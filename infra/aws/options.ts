@@ -35,8 +35,6 @@ export interface Options {
   maxCapacity: number
   /** Of a database of its own: whether it refuses to be deleted. */
   deletionProtection: boolean
-  /** Whether a deploy migrates. Not when an older release is deployed again: it would refuse the newer database. */
-  migrate: boolean
   /** Between two ticks. */
   tickMinutes: number
   /** How many requests, and how many streams, are served at once; undefined: as many as the account allows. */
@@ -75,7 +73,6 @@ export function readOptions(context: Record<string, unknown>): Options {
     minCapacity: Number(take('minCapacity', CAPACITY, '0.5')),
     maxCapacity: Number(take('maxCapacity', CAPACITY, '4')),
     deletionProtection: take('deletionProtection', BOOLEAN, 'true') === 'true',
-    migrate: take('migrate', BOOLEAN, 'true') === 'true',
     tickMinutes: Number(take('tickMinutes', number(1, 60), '1')),
     maxConcurrency: limit(take('maxConcurrency', LIMIT, '20')),
     maxStreams: limit(take('maxStreams', LIMIT, '10')),
