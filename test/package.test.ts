@@ -222,9 +222,10 @@ describe('with a database', () => {
     const server = await serve({ lockstep, port: 0 })
     const programs = examples()
     expect(programs.length).toBeGreaterThan(4)
+    const env = { DATABASE_URL: database.url, LOCKSTEP_URL: server.url, LOCKSTEP_API_KEYS: 'off' }
     for (const [i, text] of programs.entries()) {
       write(`readme-${i}.ts`, text)
-      await inProject('node', [`readme-${i}.ts`], { DATABASE_URL: database.url, LOCKSTEP_URL: server.url })
+      await inProject('node', [`readme-${i}.ts`], env)
     }
     await server.close()
     const { rows } = await database.pool.query('select state, token > 0 as token from orders')
