@@ -36,8 +36,8 @@ describe('each request', () => {
     }
   })
 
-  test('of twenty at once for one lock, one gets it', async () => {
-    await using worker = await startWorker(db.roleUrl, 'off')
+  test('of twenty at once for one lock, one gets it, also without Hyperdrive', async () => {
+    await using worker = await startWorker(db.roleUrl, 'off', { direct: true })
     const answers = await Promise.all(Array.from({ length: 20 }, () => ask(worker, '/v1/locks/contended', 'POST', {})))
     expect(answers.map(({ status }) => status).sort()).toEqual([201, ...Array(19).fill(423)])
   })

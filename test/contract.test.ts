@@ -70,7 +70,7 @@ describe.each(['Node', 'Lambda, streamed', 'a Worker'] as const)('%s streams', (
   test('who leads, and what is appended, as it comes, and leaves no connection behind', async () => {
     await using db = await freshDatabase({ role: true })
     await using runtime =
-      name === 'a Worker' ? await startWorker(db.roleUrl, KEYS, ATTENTIVE) : await START[name](db.roleUrl)
+      name === 'a Worker' ? await startWorker(db.roleUrl, KEYS, { entry: ATTENTIVE }) : await START[name](db.roleUrl)
     const post = (path: string, body: object) => {
       const headers = { ...AUTHORIZED, 'Content-Type': 'application/json' }
       return runtime.fetch(path, { method: 'POST', headers, body: JSON.stringify(body) })

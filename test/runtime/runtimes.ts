@@ -175,13 +175,23 @@ export interface Worker extends Runtime {
   log(): string
 }
 
-/** @param entry  in place of the one in wrangler.jsonc; `vars` besides the keys. */
-export async function startWorker(connectionString: string, keys: string, entry?: string): Promise<Worker> {
+export interface WorkerSettings {
+  /** In place of the one in wrangler.jsonc. */
+  entry?: string
+  /** Without Hyperdrive. @default false */
+  direct?: boolean
+}
+
+export async function startWorker(
+  connectionString: string,
+  keys: string,
+  { entry, direct = false }: WorkerSettings = {},
+): Promise<Worker> {
   process.env.WRANGLER_SEND_METRICS = 'false'
   const url = new URL(connectionString)
   url.password ||= 'any' // Hyperdrive wants one; a server that trusts does not ask
-  const hyperdrive = [{ binding: 'HYPERDRIVE', id: 'local', localConnectionString: url.href }]
-  const vars = { LOCKSTEP_API_KEYS: keys }
+  const hyperdrive = direct ? [] : [{ binding: 'HYPERDRIVE', id: 'local', localConnectionString: url.href }]
+  const vars = { LOCKSTEP_API_KEYS: keys, ...(direct && { DATABASE_URL: connectionString }) }
   const harness = await configured(
     (config) => ({ ...config, ...(entry && { main: entry }), hyperdrive, vars }),
     async (configPath) => {
