@@ -54,11 +54,10 @@ type Answer = (request: Request) => Response | Promise<Response>
 export function worker(options: WorkerOptions = {}): Worker {
   const { budgetMs = 25_000 } = options
   const scopes = new AsyncLocalStorage<Rooms>()
-  const application = new Map<string, Answer>() // at most one, by its keys
+  let application: { keys: string; answer: Answer } | undefined
 
   function answerOf({ LOCKSTEP_API_KEYS: keys = '' }: WorkerEnv): Answer {
-    const made = application.get(keys)
-    if (made) return made
+    if (application?.keys === keys) return application.answer
     if (keys !== 'off' && parseKeys(keys).length === 0) {
       throw new UnavailableError('The secret LOCKSTEP_API_KEYS is missing, and a Worker is open to the world')
     }
@@ -70,9 +69,9 @@ export function worker(options: WorkerOptions = {}): Worker {
       keys: keys === 'off' ? undefined : keys,
       onError: report,
     })
-    application.clear()
-    application.set(keys, (request) => app.fetch(request))
-    return application.get(keys) as Answer
+    const answer: Answer = (request) => app.fetch(request)
+    application = { keys, answer }
+    return answer
   }
 
   function open(env: WorkerEnv): Rooms {

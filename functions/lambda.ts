@@ -106,11 +106,8 @@ export function lambda(options: LambdaOptions = {}): Lambda {
   }
 
   const whole = handle(door(answer))
-  // Ends by itself before Lambda would end it, so that the client hears of an end, and comes back with what it has seen.
-  const endless = (request: Request, { context }: { context: LambdaContext }) => {
-    const leftMs = Math.max(context.getRemainingTimeInMillis() - END_MS, 0)
-    return answer(new Request(request, { signal: AbortSignal.timeout(leftMs) }))
-  }
+  const endless = async (request: Request, { context }: { context: LambdaContext }) =>
+    ending(await answer(request), context.getRemainingTimeInMillis() - END_MS)
   return {
     handler: (event, context) => invoked(() => whole(asSent(event), context)),
     stream: streamed(
@@ -119,6 +116,34 @@ export function lambda(options: LambdaOptions = {}): Lambda {
     ),
     scheduled: (_event, context) => invoked(() => tick(context)),
   }
+}
+
+/**
+ * A stream that ends by itself before Lambda would end it, so that its client hears of an end, and comes back with what it has
+ * seen. Not by a signal of the request: nothing but the request holds on to that, and once the request is garbage it is deaf.
+ */
+function ending(response: Response, leftMs: number): Response {
+  if (!response.body || response.headers.get('Content-Type') !== 'text/event-stream') return response
+  const reader = response.body.getReader()
+  const end = Promise.withResolvers<undefined>()
+  const timer = setTimeout(() => end.resolve(undefined), Math.max(leftMs, 0))
+  const body = new ReadableStream<Uint8Array>(
+    {
+      async pull(controller) {
+        const read = await Promise.race([reader.read(), end.promise])
+        if (read && !read.done) return controller.enqueue(read.value)
+        clearTimeout(timer)
+        controller.close()
+        await reader.cancel()
+      },
+      cancel(reason) {
+        clearTimeout(timer)
+        return reader.cancel(reason)
+      },
+    },
+    { highWaterMark: 0 }, // nothing in store
+  )
+  return new Response(body, response)
 }
 
 // Of an application Hono's adapters use no more than this.
@@ -141,6 +166,6 @@ function asSent(event: LambdaEvent): LambdaEvent {
   if (!('rawPath' in event)) return event
   const { domainName = '', stage = '$default' } = event.requestContext as { domainName?: string; stage?: string }
   if (/\.lambda-url\.[^.]+\.on\.aws(\.cn)?$/.test(domainName)) return event
-  const path = stage === '$default' ? event.rawPath : event.rawPath.replace(`/${stage}`, '')
+  const path = event.rawPath.startsWith(`/${stage}/`) ? event.rawPath.slice(stage.length + 1) : event.rawPath
   return { ...event, rawPath: path.split('/').map(encodeURIComponent).join('/') }
 }

@@ -62,7 +62,6 @@ test('Node answers as the table says', () => {
 })
 
 const FOLLOWING = { ...AUTHORIZED, Accept: 'text/event-stream' }
-const count = (what: string) => (text: string) => text.split(what).length - 1
 
 const ATTENTIVE = path.join(import.meta.dirname, 'runtime/worker.ts')
 
@@ -91,10 +90,13 @@ describe.each(['Node', 'Lambda, streamed', 'a Worker'] as const)('%s streams', (
       { type: 'one', data: {} },
       { type: 'two', data: {} },
     ])
-    const later = setTimeout(() => void events.append('s', { type: 'three', data: {} }), 500)
+    let third: Promise<unknown> | undefined
     const headers = { ...FOLLOWING, 'Last-Event-ID': '1' }
-    const stream = await runtime.follow('/v1/streams/s', { headers }, (text) => count('data: ')(text) >= 2)
-    clearTimeout(later)
+    const stream = await runtime.follow('/v1/streams/s', { headers }, (text) => {
+      if (text.includes('"two"')) third ??= events.append('s', { type: 'three', data: {} })
+      return text.includes('"three"')
+    })
+    await third
     const text = await stream.text()
     expect([...text.matchAll(/"type":"(\w+)"/g)].map(([, type]) => type)).toEqual(['two', 'three'])
     const open = `select from pg_stat_activity where usename = $1 and state <> 'idle'`
@@ -108,7 +110,9 @@ describe.each([
   ['directly', false],
   ['through PgBouncer', true],
 ] as const)('%s', (_how, pooled) => {
-  for (const name of Object.keys(START) as Name[]) {
+  // Node directly is what the others are held against; a Lambda's two handlers differ in how they hand the answer on only.
+  const not = pooled ? 'Lambda, whole' : 'Node'
+  for (const name of (Object.keys(START) as Name[]).filter((each) => each !== not)) {
     test.skipIf(pooled && !pgbouncerAvailable())(
       `${name} answers the same`,
       async () => {

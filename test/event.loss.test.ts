@@ -152,7 +152,10 @@ describe('an append', () => {
     const lost = cut.append(`${folder}a`, { type: 'second', id: '2' })
     lost.catch(() => {})
     await until('it is under way', async () => {
-      const { rows } = await gate.query(`select from pg_locks where locktype = 'advisory' and not granted`)
+      const { rows } = await gate.query(
+        `select from pg_locks where locktype = 'advisory' and objid = 42 and not granted
+           and database = (select oid from pg_database where datname = current_database())`,
+      )
       return rows.length > 0
     })
     proxy.cut()

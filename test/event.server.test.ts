@@ -117,10 +117,15 @@ test('a page of large events reads what it gives, not all that might have been i
   const client = new pg.Client(db.url)
   await client.connect()
   const { rows } = await client.query(`select token from lockstep.lease where name = E'group\\tg\\t0'`)
+  // The least of three: what others do to the catalogs makes a backend read them again.
   const blocks = async (call: string) => {
-    const { rows } = await client.query(`explain (analyze, buffers, format json) select * from lockstep.${call}`)
-    const plan = rows[0]['QUERY PLAN'][0].Plan
-    return plan['Shared Hit Blocks'] + plan['Shared Read Blocks'] + plan['Temp Written Blocks']
+    let least = Number.POSITIVE_INFINITY
+    for (let i = 0; i < 3; i++) {
+      const { rows } = await client.query(`explain (analyze, buffers, format json) select * from lockstep.${call}`)
+      const plan = rows[0]['QUERY PLAN'][0].Plan
+      least = Math.min(least, plan['Shared Hit Blocks'] + plan['Shared Read Blocks'] + plan['Temp Written Blocks'])
+    }
+    return least
   }
   for (const call of [
     (most: number) => `read_stream('s', 1, ${most}, false)`,
