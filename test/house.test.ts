@@ -540,9 +540,31 @@ describe('the README', () => {
       [],
     )
   })
+})
 
-  test('links to files that exist', () => {
-    const links = [...readme.matchAll(/\]\((?!https?:|#)([^)#]+)/g)].map(([, to = '']) => to)
-    expect(links.filter((to) => !fs.existsSync(path.join(ROOT, to)))).toEqual([])
-  })
+test('every text links to files and headings that exist', () => {
+  const texts = ['README.md', ...filesIn(['infra', 'docs'], '.md')]
+  const anchors = (file: string) =>
+    [...read(file).matchAll(/^#+ (.+)$/gm)].map(([, heading = '']) =>
+      heading
+        .toLowerCase()
+        .replaceAll(/[^\w\s-]/g, '')
+        .replaceAll(' ', '-'),
+    )
+  const broken = texts.flatMap((text) =>
+    [...read(text).matchAll(/\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)/g)].flatMap(([link, to = '', anchor]) => {
+      const file = to === '' ? text : path.join(path.dirname(text), to)
+      const there = fs.existsSync(path.join(ROOT, file)) && (!anchor || anchors(file).includes(anchor))
+      return there ? [] : [`${text}: ${link}`]
+    }),
+  )
+  expect(texts.length).toBeGreaterThan(4)
+  expect(broken).toEqual([])
+})
+
+test('each test that docs/guarantees.md names exists', () => {
+  const named = [...read('docs/guarantees.md').matchAll(/`([\w.]+\.(?:test|suite)): ([^`]+)`/g)]
+  expect(named.length).toBeGreaterThan(30)
+  const missing = named.filter(([, file, name]) => !read(`test/${file}.ts`).includes(name as string))
+  expect(missing.map(([all]) => all)).toEqual([])
 })
