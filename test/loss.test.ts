@@ -93,25 +93,6 @@ describe('a connection hold', () => {
     await (await b.locks.acquire(name)).release()
   })
 
-  test('of a process that stands still passes on, and the process finds out when it goes on', async () => {
-    const name = fresh()
-    const child = spawn(process.execPath, [fileURLToPath(new URL('holder.ts', import.meta.url)), db.url, name], {
-      stdio: ['ignore', 'pipe', 'inherit'],
-    })
-    try {
-      const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
-      expect((await lines.next()).value).toBe('held')
-      child.kill('SIGSTOP')
-      const next = await b.locks.acquire(name)
-      child.kill('SIGCONT')
-      expect((await lines.next()).value).toBe('trusted false')
-      expect((await lines.next()).value).toBe('lost LEASE_LOST')
-      await next.release()
-    } finally {
-      child.kill('SIGKILL')
-    }
-  })
-
   test('that waited long is believed from when the server was last known to live, not from the wait', async () => {
     const name = fresh()
     const first = await b.locks.acquire(name)
@@ -253,7 +234,41 @@ describe('who waits', () => {
     gate.release()
   })
 
-  test('at the front of the queue and stands still there gives way', async () => {
+  test('at the front for a lease is woken by its release, through a cut network too', async () => {
+    await using proxy = await tcpProxy(db.url)
+    await using a = createLockstep({ connectionString: proxy.url })
+    const name = fresh()
+    const first = await b.locks.acquire(name, { ttlMs: 60_000 })
+    const waits = a.locks.acquire(name)
+    await until('the wait', async () => (await b.locks.query(name)).waiting === 1)
+    proxy.cut()
+    await first.release()
+    await (await waits).release()
+  })
+})
+
+// The server gives up after 15 s: both at once.
+describe.concurrent('a process that stands still', () => {
+  test('that holds by its connection loses that, and finds out when it goes on', async () => {
+    const name = fresh()
+    const child = spawn(process.execPath, [fileURLToPath(new URL('holder.ts', import.meta.url)), db.url, name], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    })
+    try {
+      const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
+      expect((await lines.next()).value).toBe('held')
+      child.kill('SIGSTOP')
+      const next = await b.locks.acquire(name)
+      child.kill('SIGCONT')
+      expect((await lines.next()).value).toBe('trusted false')
+      expect((await lines.next()).value).toBe('lost LEASE_LOST')
+      await next.release()
+    } finally {
+      child.kill('SIGKILL')
+    }
+  })
+
+  test('at the front of the queue gives way', async () => {
     const name = fresh()
     const first = await b.locks.acquire(name, { ttlMs: 60_000 })
     const child = spawn(process.execPath, [fileURLToPath(new URL('holder.ts', import.meta.url)), db.url, name, 'wait'])
@@ -273,18 +288,6 @@ describe('who waits', () => {
     } finally {
       child.kill('SIGKILL')
     }
-  })
-
-  test('at the front for a lease is woken by its release, through a cut network too', async () => {
-    await using proxy = await tcpProxy(db.url)
-    await using a = createLockstep({ connectionString: proxy.url })
-    const name = fresh()
-    const first = await b.locks.acquire(name, { ttlMs: 60_000 })
-    const waits = a.locks.acquire(name)
-    await until('the wait', async () => (await b.locks.query(name)).waiting === 1)
-    proxy.cut()
-    await first.release()
-    await (await waits).release()
   })
 })
 

@@ -338,6 +338,7 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       sender.define(queue)
       const id = crypto.randomUUID()
       const run = sender.run(queue, {}, { id })
+      run.catch(() => {}) // it may be told before cancel() is
       await until('sent', async () => (await stateOf(queue, id)) === 'created')
       expect(await worker.cancel(queue, id)).toBe(true)
       await expect(run).rejects.toMatchObject({ code: 'JOB_FAILED', state: 'cancelled' })
