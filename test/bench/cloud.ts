@@ -5,7 +5,8 @@
  * - Cold: from nothing to the first answer of `/readyz`, which is one statement. Of Lambda without what AWS does before: no
  *   micro-VM is made and no archive fetched. Of the Worker without Cloudflare's network, but with the start of workerd itself.
  * - Warm: a lock acquired and released, one after another, beside Node. Node keeps its connections, and so does a Lambda; a
- *   Worker makes one for each of the two requests, over loopback, where Hyperdrive would have one ready near by.
+ *   Worker makes one for each of the two requests. Directly that is a new backend each time, which PostgreSQL takes some 15 ms
+ *   to make and as long again to plan our functions for the first time. Hyperdrive keeps backends, and PgBouncer stands in for it.
  *
  * All of it from this process, so the clients share the cores with the servers.
  */
@@ -15,6 +16,7 @@ import * as fs from 'node:fs'
 import * as path from 'node:path'
 import { gzipSync } from 'node:zlib'
 import { freePort } from '../../lib/child.ts'
+import { pgbouncer, pgbouncerAvailable } from '../pgbouncer.ts'
 import { ask, lambdaEnv, lambdaFolder, type Runtime, startLambda, startNode, startWorker } from '../runtime/runtimes.ts'
 import { dryRun } from '../runtime/wrangler.ts'
 import {
@@ -104,6 +106,10 @@ async function warm({ databaseUrl }: Servers, settings: Settings): Promise<Line[
   await using node = await startNode(databaseUrl, 'off')
   await using lambda = await startLambda(lambdaEnv(databaseUrl))
   await using worker = await startWorker(databaseUrl, 'off')
+  await using stack = new AsyncDisposableStack()
+  const pooler = pgbouncerAvailable() ? await pgbouncer(databaseUrl, {}) : undefined
+  if (pooler) stack.defer(() => pooler.stop())
+  const pooled = pooler && stack.use(await startWorker(pooler.url, 'off'))
   const cycles = (runtime: Runtime, name: string) => (seconds: number) =>
     atOnce(1, seconds, async () => {
       const granted = await ask(runtime, `/v1/locks/${name}`, 'POST', {})
@@ -113,17 +119,24 @@ async function warm({ databaseUrl }: Servers, settings: Settings): Promise<Line[
     })
   const samples = await byTurns(
     'warm',
-    { node: cycles(node, 'node'), lambda: cycles(lambda, 'lambda'), worker: cycles(worker, 'worker') },
+    {
+      node: cycles(node, 'node'),
+      lambda: cycles(lambda, 'lambda'),
+      worker: cycles(worker, 'worker'),
+      pooled: pooled && cycles(pooled, 'pooled'),
+    },
     settings,
   )
   const ms = (of: Sample[]) => `${figure(1e3 / spread(of.map(({ rate }) => rate)).median)} ms`
-  return [
+  const rows: [string, Sample[]][] = [
     ['Lambda', samples.lambda],
     ['a Worker', samples.worker],
-  ].map(([name, of]) => ({
+    ['a Worker through PgBouncer', samples.pooled],
+  ]
+  return rows.map(([name, of]) => ({
     row: `${name}, warm: acquire + release`,
     beside: 'time of Node',
-    measured: ratio(samples.node, of as Sample[]),
-    rates: `${ms(of as Sample[])} · Node ${ms(samples.node)}`,
+    measured: of.length > 0 ? ratio(samples.node, of) : 'not measured: PgBouncer not found (Debian: pgbouncer)',
+    rates: of.length > 0 ? `${ms(of)} · Node ${ms(samples.node)}` : '–',
   }))
 }
