@@ -1,5 +1,5 @@
 /**
- * `migrate --grant`: the role it makes can run everything (test/tour.ts, and every route of the HTTP functions), has nothing
+ * `migrate --grant`: the role it makes can run everything (test/tour.ts, and every route of the HTTP functions (runtime/contract.ts)), has nothing
  * that is not listed, and nothing that no statement needs.
  *
  * What is denied is heard on the wire, not only from who asked: loops try again, and upkeep passes over what fails. On every
@@ -15,14 +15,13 @@ import { inspect } from 'node:util'
 import { Kysely, PostgresDialect } from 'kysely'
 import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { createApp } from '../functions/app.ts'
-import { createEvents } from '../lib/event.ts'
 import { NEEDED, rightsOf } from '../lib/grant.ts'
 import { createLockstep } from '../lib/index.ts'
 import { migrate } from '../lib/migrate.ts'
 import { createTasks } from '../lib/task.ts'
 import { freshDatabase, pgbouncerAvailable, type RoleDatabase } from './database.ts'
-import { everyRoute } from './routes.ts'
+import { AUTHORIZED, contract, KEYS, transcript } from './runtime/contract.ts'
+import { startNode } from './runtime/runtimes.ts'
 import { ROOMS } from './tour.ts'
 
 let db: RoleDatabase
@@ -46,10 +45,11 @@ describe('a role with what is granted can', () => {
   })
 
   async function routes(url: string): Promise<void> {
-    await using lockstep = createLockstep({ connectionString: url })
-    const app = createApp(lockstep, { tasks: createTasks(lockstep), events: createEvents(lockstep) })
+    await using node = await startNode(url, KEYS)
     const denied = listen()
-    expect(await everyRoute(app)).toEqual([])
+    const cases = contract(await (await node.fetch('/openapi.json', { headers: AUTHORIZED })).json())
+    const answers = await transcript(node, cases)
+    expect(cases.filter(({ status }, i) => answers[i]?.status !== status)).toEqual([])
     expect(denied()).toEqual([])
   }
 })
