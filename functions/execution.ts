@@ -106,6 +106,10 @@ async function keysOf(env: Environment): Promise<string | undefined> {
   if (env.LOCKSTEP_API_KEYS?.trim()) return env.LOCKSTEP_API_KEYS
   const arn = env.LOCKSTEP_API_KEYS_SECRET_ARN as string
   const keys = await readSecret(arn)
-  if (parseKeys(keys).length > 0) return keys
+  try {
+    if (parseKeys(keys).length > 0) return keys
+  } catch (cause) {
+    throw new UnavailableError(`The secret ${arn} has something else than keys in it`, { cause })
+  }
   throw new UnavailableError(`The secret ${arn} has no keys yet: put the value of LOCKSTEP_API_KEYS into it`)
 }

@@ -120,6 +120,10 @@ describe('secrets', () => {
     expect([empty.statusCode, JSON.parse(empty.body).code]).toEqual([503, 'UNAVAILABLE'])
     expect(lambda.log()).toContain('has no keys yet')
 
+    secrets.put('keys', 'no keys yet') // as the stack makes it
+    expect((await locked('s1')).statusCode).toBe(503)
+    expect(lambda.log()).toContain('has something else than keys in it')
+    expect(lambda.log()).not.toContain('INTERNAL')
     secrets.put('keys', keyText('s1'))
     expect((await locked('s1')).statusCode).toBe(201)
     expect((await locked('wrong')).statusCode).toBe(401)
