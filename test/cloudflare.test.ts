@@ -98,13 +98,13 @@ describe('by the clock', () => {
     await using lockstep = createLockstep({ connectionString: db.url })
     const tasks = createTasks(lockstep)
     await tasks.declare('due')
-    await tasks.schedule('minutely', '* * * * *', { queue: 'due' })
+    await tasks.schedule('yearly', '0 0 1 1 *', { queue: 'due' })
     await db.pool.query(
-      `update lockstep.schedule set next_at = date_trunc('minute', clock_timestamp()) where name = 'minutely'`,
+      `update lockstep.schedule set next_at = date_trunc('year', clock_timestamp(), 'UTC') where name = 'yearly'`,
     )
     await using worker = await startWorker(db.roleUrl, KEYS)
     expect(await worker.scheduled()).toBe('ok')
-    expect((await tasks.scheduled('minutely'))?.lastSlot).toBeInstanceOf(Date)
+    expect((await tasks.scheduled('yearly'))?.lastSlot).toBeInstanceOf(Date)
     expect((await tasks.counts('due')).ready).toBe(1)
     await until('it is closed', async () => {
       const { rows } = await db.pool.query('select from pg_stat_activity where usename = $1', [db.role])

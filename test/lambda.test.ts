@@ -172,15 +172,15 @@ describe('by the clock', () => {
     await using lockstep = createLockstep({ connectionString: db.url })
     const tasks = createTasks(lockstep)
     await tasks.declare('due')
-    await tasks.schedule('minutely', '* * * * *', { queue: 'due' })
+    await tasks.schedule('yearly', '0 0 1 1 *', { queue: 'due' })
     await db.pool.query(
-      `update lockstep.schedule set next_at = date_trunc('minute', clock_timestamp()) where name = 'minutely'`,
+      `update lockstep.schedule set next_at = date_trunc('year', clock_timestamp(), 'UTC') where name = 'yearly'`,
     )
     await using lambda = await startSandbox(folder, 'index.scheduled', lambdaEnv(db.url))
     const first = JSON.parse(String((await lambda.invoke({})).body))
     expect(first).toMatchObject({ slots: 1, failed: 0 })
     expect(Date.parse(first.nextAt)).toBeGreaterThan(Date.now())
-    await tasks.unschedule('minutely')
+    await tasks.unschedule('yearly')
   })
 
   test('a job that would outlast the invocation is handed back before its end', async () => {
