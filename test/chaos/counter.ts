@@ -1,15 +1,15 @@
 /**
- * The counter under faults: many processes, one lock, one number; a nemesis kills and pauses them. Then the history in
- * the database is checked: no increment lost, none doubled, none acknowledged that is not there, and tokens that never
+ * The counter under faults: many processes, one lock, one number; a nemesis (nemesis.ts) strikes them, their networks, their
+ * backends and their clocks. Then the history in the database is checked: no increment lost, none doubled, none acknowledged that is not there, and tokens that never
  * go down at the resource.
  */
-import { type ChildProcess, spawn } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import pg from 'pg'
-import { seeded } from './random.ts'
+import { type Fault, Nemesis, type Struck, type Victim } from './nemesis.ts'
 
 export type Kind = 'connection' | 'lease' | 'transaction' | 'mixed'
 export interface Plan {
@@ -24,15 +24,17 @@ export interface Plan {
 export interface Outcome {
   increments: number
   acknowledged: number
-  kills: number
-  pauses: number
+  /** How often each struck. */
+  faults: Partial<Record<Fault, number>>
   /** How often a holder was told that it had lost, or that the database was out of reach. */
   told: number
   /** What must not be; empty is good. */
   violations: string[]
+  /** For who has to find out why. */
+  evidence: { struck: Struck[]; history: unknown[] }
 }
 
-const PAUSE_MS = 1_700 // past the ttl of 1,000
+const WORKER = fileURLToPath(new URL('worker.ts', import.meta.url))
 
 export async function runCounter({ url, kind, workers, seconds, seed }: Plan): Promise<Outcome> {
   const client = new pg.Client(url)
@@ -43,27 +45,31 @@ export async function runCounter({ url, kind, workers, seconds, seed }: Plan): P
   await client.query('insert into counter values (0)')
   await client.query(`select lockstep.fence_table('counter'), lockstep.fence_table('history')`)
 
-  const random = seeded(seed)
-  const outcome: Outcome = { increments: 0, acknowledged: 0, kills: 0, pauses: 0, told: 0, violations: [] }
+  await using nemesis = await Nemesis.between(url, client, seed)
+  const evidence = { struck: nemesis.struck, history: [] as unknown[] }
+  const outcome: Outcome = { increments: 0, acknowledged: 0, faults: {}, told: 0, violations: [], evidence }
   const acknowledged = new Set<number>()
-  const alive = new Map<ChildProcess, Promise<unknown>>()
+  const alive = new Map<Victim, Promise<unknown>>()
   let spawned = 0
-  let last = 'none' // who held last, in worker numbers: the nemesis prefers it
+  let last: Victim | undefined // who held last: the nemesis prefers it
 
   function start(): Promise<unknown> {
-    const number = String(spawned++)
-    const child = spawn(process.execPath, [fileURLToPath(new URL('worker.ts', import.meta.url)), url, kind, number], {
+    const number = spawned++
+    const lot = nemesis.lot(number)
+    const child = spawn(process.execPath, [WORKER, lot.url, kind, String(number)], {
       stdio: ['ignore', 'pipe', 'inherit'],
+      env: { ...process.env, ...lot.env },
     })
+    const victim = { child, name: `worker ${number}` }
     const gone = once(child, 'exit')
-    alive.set(child, gone)
+    alive.set(victim, gone)
     const ready = Promise.withResolvers<void>()
     createInterface({ input: child.stdout as NodeJS.ReadableStream }).on('line', (line) => {
       const [what, detail] = line.split(' ', 2)
       if (what === 'ready') ready.resolve()
       else if (what === 'done') {
         acknowledged.add(Number(detail))
-        last = String(child.pid)
+        last = victim
       } else if (what === 'told') outcome.told++
       else outcome.violations.push(`worker ${number}: ${line}`)
     })
@@ -71,26 +77,14 @@ export async function runCounter({ url, kind, workers, seconds, seed }: Plan): P
   }
 
   await Promise.all(Array.from({ length: workers }, start))
-  const paused: Promise<void>[] = []
   for (const end = performance.now() + seconds * 1000; performance.now() < end && outcome.violations.length === 0; ) {
-    await sleep(20 + random() * 130)
-    const victims = [...alive.keys()]
-    const holder = victims.find((child) => String(child.pid) === last)
-    const victim = (random() < 0.5 && holder) || victims[Math.floor(random() * victims.length)]
-    if (!victim?.pid) continue
-    if (random() < 0.5) {
-      outcome.kills++
-      victim.kill('SIGKILL')
-      alive.delete(victim)
-      void start()
-    } else {
-      outcome.pauses++
-      victim.kill('SIGSTOP')
-      paused.push(sleep(PAUSE_MS).then(() => void victim.kill('SIGCONT')))
-    }
+    const killed = await nemesis.strike([...alive.keys()], last && alive.has(last) ? last : undefined)
+    if (!killed) continue
+    alive.delete(killed)
+    void start()
   }
-  await Promise.all(paused)
-  for (const child of alive.keys()) child.kill('SIGKILL')
+  await nemesis.quiet()
+  for (const { child } of alive.keys()) child.kill('SIGKILL')
   await Promise.all(alive.values())
   await quiet(client)
 
@@ -98,6 +92,8 @@ export async function runCounter({ url, kind, workers, seconds, seed }: Plan): P
   const counter = Number((await client.query('select n from counter')).rows[0].n)
   outcome.increments = counter
   outcome.acknowledged = acknowledged.size
+  evidence.history = rows
+  for (const { fault } of nemesis.struck) outcome.faults[fault] = (outcome.faults[fault] ?? 0) + 1
   if (rows.length !== counter)
     outcome.violations.push(`${rows.length} increments were made, the counter says ${counter}`)
   const there = new Set(rows.map((row) => row.n))

@@ -42,12 +42,32 @@ for (const kind of kinds) {
   const plan = { kind, workers, seconds: Number(values.seconds), seed: Number(values.seed) }
   console.error(`${kind}: ${plan.workers} processes, ${plan.seconds} s, seed ${plan.seed} …`)
   const { violations, ...outcome } = await run(plan)
-  console.log(JSON.stringify({ ...plan, ...outcome, violations: violations.length }))
+  const { evidence, ...counts } = { evidence: {}, ...outcome }
+  console.log(JSON.stringify({ ...plan, ...counts, violations: violations.length }))
   for (const violation of violations.slice(0, 20)) console.error(`  ${violation}`)
-  if (violations.length > 0) process.exitCode = 1
+  if (violations.length > 0) {
+    process.exitCode = 1
+    console.error(`  all of it: ${writeDown(plan, violations, { ...counts, ...evidence })}`)
+  }
 }
 // A socket that was reset under a fault can keep Node from ever ending by itself: it turns in its own clean-up.
 process.exit()
+
+/** A file that says what was violated, how to do it again, and what happened in what order. */
+function writeDown(plan: object, violations: string[], evidence: object): string {
+  const again = Object.entries(plan).map(([name, value]) => `--${name} ${value}`)
+  const look =
+    'First the first violation: later ones may follow from it. `history` is in the order of the commits, `struck` in that of time.'
+  const folder = path.resolve(import.meta.dirname, '../../dist/chaos')
+  fs.mkdirSync(folder, { recursive: true })
+  const file = path.join(folder, `${new Date().toISOString().replaceAll(':', '-')}.json`)
+  const text = { again: `npm run chaos -- ${again.join(' ')}`, look, violations, ...evidence }
+  fs.writeFileSync(
+    file,
+    JSON.stringify(text, (_, value) => (typeof value === 'bigint' ? String(value) : value), 1),
+  )
+  return file
+}
 
 function usual(kind: (typeof KINDS)[number]): number {
   if (kind.startsWith('events')) return 6

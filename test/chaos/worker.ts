@@ -5,6 +5,7 @@
  * writes down its token in the same transaction. Every acknowledged increment is told to the parent on stdout.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
+import { inspect } from 'node:util'
 import { sql, type Transaction } from 'kysely'
 import { createLockstep } from '../../lib/index.ts'
 
@@ -36,6 +37,7 @@ const ways = {
   },
   transaction: () => lockstep.locks.transaction(NAME, (trx, { token }) => increment(trx, token, 'transaction')),
 }
+const LOST = /terminated|connection error and is not queryable/ // as pg says it, in transactions that are the worker's own
 const kinds = Object.keys(ways) as (keyof typeof ways)[]
 
 console.log('ready')
@@ -44,10 +46,16 @@ for (;;) {
   try {
     console.log(`done ${await ways[way]()}`)
   } catch (error) {
-    const { code, message, cause } = error as { code?: string; message: string; cause?: unknown }
-    // Lost, or the database out of reach: what the holder is told. Anything else is a fault, and ends the run.
-    const told = ['LEASE_LOST', 'UNAVAILABLE', '57P01', 'ECONNRESET'].includes(code ?? '') || /terminated/.test(message)
-    console.log(`${told ? 'told' : 'fault'} ${code} ${message} ${cause ?? ''}`.replaceAll('\n', ' '))
+    const told = isTold(error)
+    console.log(`${told ? 'told' : 'fault'} ${inspect(error)}`.replaceAll('\n', ' '))
     if (told) await sleep(20)
   }
+}
+
+// Lost, or the database out of reach: what a holder is told. Anything else is a fault, and ends the run.
+function isTold(error: unknown): boolean {
+  // The work failed, and then the release.
+  if (error instanceof SuppressedError) return isTold(error.error) && isTold(error.suppressed)
+  const { code, message } = error as { code?: string; message: string }
+  return ['LEASE_LOST', 'UNAVAILABLE', '57P01', 'ECONNRESET', 'EPIPE'].includes(code ?? '') || LOST.test(message)
 }
