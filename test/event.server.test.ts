@@ -135,7 +135,9 @@ test('a page of large events reads what it gives, not all that might have been i
   ]) {
     await blocks(call(8)) // plans are made, catalogs read
     const [few, many] = [await blocks(call(8)), await blocks(call(1_000))]
-    expect(many, call(1_000)).toBeLessThan(2 * few) // 8 events are given by both
+    // 8 events are given by both; all 100 would be twelve times as much. Twice is not enough: with statistics, which autovacuum
+    // makes when it comes by, read_partition reads fewer blocks for few, and for many as before.
+    expect(many, call(1_000)).toBeLessThan(4 * few)
   }
   await client.end()
 })
