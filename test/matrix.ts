@@ -21,18 +21,17 @@ const outcomes = majors.map((major) => {
   console.log(`\nPostgreSQL ${major}`)
   const { DATABASE_URL: _, TEST_POSTGRES: __, ...env } = process.env
   const binaries = binariesOf(major)
-  const { status } = spawnSync(process.execPath, ['node_modules/vitest/vitest.mjs', 'run', ...rest], {
+  const { status, signal } = spawnSync(process.execPath, ['node_modules/vitest/vitest.mjs', 'run', ...rest], {
     cwd: ROOT,
     env: { ...env, TEST_DATABASE: 'embedded', ...(binaries && { TEST_POSTGRES: binaries }) },
     stdio: 'inherit',
   })
-  return { major, passed: status === 0, seconds: Math.round((performance.now() - since) / 1000) }
+  const outcome = status === 0 ? 'passed' : `FAILED${signal ? `, ended by ${signal}` : ''}`
+  return { major, status, outcome, seconds: Math.round((performance.now() - since) / 1000) }
 })
 console.log()
-for (const { major, passed, seconds } of outcomes) {
-  console.log(`PostgreSQL ${major}: ${passed ? 'passed' : 'FAILED'} (${seconds} s)`)
-}
-if (!outcomes.every(({ passed }) => passed)) process.exitCode = 1
+for (const { major, outcome, seconds } of outcomes) console.log(`PostgreSQL ${major}: ${outcome} (${seconds} s)`)
+if (outcomes.some(({ status }) => status !== 0)) process.exitCode = 1
 
 /** Ours are taken out of the arguments, all others are vitest's. */
 function given(args: string[]): { majors: string[]; rest: string[] } {
