@@ -91,6 +91,7 @@ export const yes = z.literal('true', { error: '`true`, or left out' })
 export const queue = z
   .string({ error: QUEUE })
   .regex(/^[\w./-]{1,255}$/, { error: QUEUE })
+  .refine((name) => !(name in Object.prototype), { error: 'no word that every object has, such as `constructor`' })
   .openapi({ minLength: 1, maxLength: 255, description: 'In a path a `/` in it is written `%2F`' })
 
 /** Of a job. In lower case, as Postgres gives it back: it is compared with that. */

@@ -28,6 +28,7 @@ import {
 import { batched } from './batch.ts'
 import { type AnyTransaction, list, type Pool, sqlState, within } from './db.ts'
 import { type Expected, fromDatabase, PositionConflictError, UnavailableError, wrongType } from './errors.ts'
+import { checkOptions } from './options.ts'
 import { Moment } from './trust.ts'
 
 export interface AppendOptions {
@@ -88,6 +89,7 @@ export class Appender {
   }
 
   async append(stream: string, events: NewEvent | readonly NewEvent[], options: AppendOptions = {}): Promise<Appended> {
+    checkOptions(options)
     const ask = askOf(stream, events, options.expected ?? 'any')
     const { outcome, first, last } = options.trx ? await this.#inside(ask, options.trx) : await this.#alone(ask)
     if (outcome === 'conflict') throw new PositionConflictError(stream, ask.expected, last)

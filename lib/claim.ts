@@ -12,7 +12,7 @@ import { column, list, type Pool } from './db.ts'
 import type { Engine } from './engine.ts'
 import { wrongType } from './errors.ts'
 import type { News } from './news.ts'
-import { checkInteger, checkMs, checkText, jsonText, LIMITS, WAIT } from './options.ts'
+import { checkInteger, checkMs, checkOptions, checkText, jsonText, LIMITS, WAIT } from './options.ts'
 import { checkId, checkQueue } from './queue.ts'
 import type { Queues } from './queues.ts'
 import { type AttemptOf, lost, type Settle, tokenOf } from './settle.ts'
@@ -70,6 +70,7 @@ export class Claims {
    * @throws {NotFoundError | UnavailableError | TypeError | RangeError} and the `signal`'s reason, when it aborts.
    */
   async claim(queue: string, options: ClaimOptions = {}): Promise<Claimed[]> {
+    checkOptions(options)
     const { limit = 1, holder, leaseMs = 30_000, waitMs = 0, signal } = options
     checkQueue(queue)
     checkInteger('limit', limit, LIMIT)
@@ -102,8 +103,10 @@ export class Claims {
   }
 
   /** Makes a claim last `leaseMs` from now. Until when, on the database's clock. @throws {LeaseLostError} */
-  async extend(queue: string, id: string, token: bigint, { leaseMs = 30_000 } = {}): Promise<Date> {
+  async extend(queue: string, id: string, token: bigint, options: { leaseMs?: number } = {}): Promise<Date> {
     const attempt = attemptOf(queue, id, token)
+    checkOptions(options)
+    const { leaseMs = 30_000 } = options
     checkMs('leaseMs', leaseMs, LEASE)
     const [row] = await this.#lease(queue, [attempt], leaseMs, null)
     if (!row) throw lost(attempt, GONE)
@@ -117,7 +120,9 @@ export class Claims {
 
   /** Gives jobs back that were claimed for nobody; they cost no retry. Those that are over are left alone. */
   async handBack(queue: string, jobs: { id: string; token: bigint }[]): Promise<void> {
-    await Promise.all(jobs.map(({ id, token }) => this.#parts.settle.handBack(attemptOf(queue, id, token))))
+    if (!Array.isArray(jobs)) throw wrongType('jobs', 'an array', jobs)
+    const attempts = jobs.map((job) => attemptOf(queue, job?.id, job?.token)) // all of them right, or none is given back
+    await Promise.all(attempts.map((attempt) => this.#parts.settle.handBack(attempt)))
   }
 
   // Whether this attempt was the last, and ended so: then the answer that said so was lost.

@@ -9,9 +9,9 @@ import { Bell } from './bell.ts'
 import type { Database, Pool } from './db.ts'
 import { fromDatabase, NotFoundError, UnavailableError, wrongType } from './errors.ts'
 import { nextOf } from './given.ts'
-import { type Group, type GroupOptions, type Groups, memberName, pick } from './group.ts'
+import { checkGroup, type Group, type GroupOptions, type Groups, memberName, pick } from './group.ts'
 import { type Keeper, LeaseHold } from './keeper.ts'
-import { checkInteger, checkMs, checkText, LIMITS, WAIT } from './options.ts'
+import { checkInteger, checkMs, LIMITS, WAIT } from './options.ts'
 import { type EventHandler, Partition, type PartitionParts } from './partition.ts'
 import type { Tidings } from './tidings.ts'
 import { Moment } from './trust.ts'
@@ -204,8 +204,8 @@ function turnstile(most: number): <T>(work: () => Promise<T>) => Promise<T> {
 }
 
 function checkConsumer(group: string, options: ConsumeOptions, handler: unknown): void {
+  checkGroup(group, options) // now: nobody hears what `#run` throws
   const { concurrency, batch, ttlMs, timeoutMs } = options
-  checkText('group', group)
   if (concurrency !== undefined) checkInteger('concurrency', concurrency, CONCURRENCY)
   if (batch !== undefined) checkInteger('batch', batch, BATCH)
   if (ttlMs !== undefined) checkMs('ttlMs', ttlMs, LIMITS.ttlMs)

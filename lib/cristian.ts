@@ -35,17 +35,21 @@ export interface RemoteTime {
  * @throws {TypeError} `code` INVALID_ARGUMENT, `field`: this is no answer of `GET /v1/time`, or it came before it was sent.
  */
 export function cristian(answer: TimeAnswer, sentMs: number, receivedMs: number): RemoteTime {
-  const time = Date.parse(answer?.time)
-  if (Number.isNaN(time)) throw wrongType('answer', 'the answer of GET /v1/time', answer)
-  const waited = receivedMs - sentMs
+  const { time, earliest, latest, processingMs = 0 } = answer ?? {}
+  const known = [earliest, latest].every((each) => each === null || each === undefined || isInstant(each))
+  if (!isInstant(time) || !known) throw wrongType('answer', 'the answer of GET /v1/time', answer)
+  if (typeof sentMs !== 'number') throw wrongType('sentMs', 'a number of milliseconds', sentMs)
+  const waited = typeof receivedMs === 'number' ? receivedMs - sentMs : Number.NaN
   if (!(waited >= 0)) throw wrongType('receivedMs', 'a number of milliseconds, not before sentMs', receivedMs)
-  const { processingMs = 0 } = answer
-  const onTheWay = Math.max(0, waited - (processingMs > 0 ? processingMs : 0)) + LOCAL_DRIFT * waited
-  const timeMs = time + onTheWay / 2
-  if (answer.earliest === null || answer.latest === null) {
+  const processed = typeof processingMs === 'number' && processingMs > 0 ? processingMs : 0
+  const onTheWay = Math.max(0, waited - processed) + LOCAL_DRIFT * waited
+  const timeMs = Date.parse(time) + onTheWay / 2
+  if (earliest == null || latest == null) {
     return { timeMs, earliestMs: null, latestMs: null, boundMs: null }
   }
-  const earliestMs = Date.parse(answer.earliest)
-  const latestMs = Date.parse(answer.latest) + onTheWay
+  const earliestMs = Date.parse(earliest)
+  const latestMs = Date.parse(latest) + onTheWay
   return { timeMs, earliestMs, latestMs, boundMs: Math.max(timeMs - earliestMs, latestMs - timeMs) }
 }
+
+const isInstant = (value: unknown): value is string => typeof value === 'string' && !Number.isNaN(Date.parse(value))

@@ -94,6 +94,7 @@ export class Database {
   #pooled: boolean
 
   constructor(options: ConnectOptions) {
+    if (typeof options !== 'object' || options === null) throw wrongType('options', 'an object', options)
     const { connectionString, directConnectionString = connectionString, max = 10, maxWaiting = 8 } = options
     if (typeof connectionString !== 'string' || connectionString === '') {
       throw wrongType('connectionString', 'a Postgres URL', connectionString)
@@ -217,6 +218,7 @@ export class Database {
 
 /** Runs one statement inside a transaction of the user's, whoever's client it is. */
 export async function within<R>(trx: AnyTransaction, statement: RawBuilder<R>): Promise<R[]> {
+  checkTransaction(trx)
   if ('isTransaction' in trx) return (await statement.execute(trx)).rows
   const compiled = statement.compile(compiler)
   return (await trx.query(compiled.sql, [...compiled.parameters])).rows
@@ -225,9 +227,17 @@ export async function within<R>(trx: AnyTransaction, statement: RawBuilder<R>): 
 /** As {@link within}, for SQL that is text already. */
 // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
 export async function textWithin(trx: AnyTransaction, text: string, values: unknown[] = []): Promise<{ rows: any[] }> {
+  checkTransaction(trx)
   if (!('isTransaction' in trx)) return trx.query(text, values)
   const { rows } = await trx.executeQuery(CompiledQuery.raw(text, values))
   return { rows }
+}
+
+function checkTransaction(trx: unknown): asserts trx is AnyTransaction {
+  const { isTransaction, query } = (trx ?? {}) as { isTransaction?: unknown; query?: unknown }
+  if (isTransaction === undefined && typeof query !== 'function') {
+    throw wrongType('trx', 'a transaction of Kysely, or a client of pg', trx)
+  }
 }
 
 /** The code of an error, which is its SQLSTATE if the database said it; '' of what has none: a handler may throw anything. */

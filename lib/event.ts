@@ -35,13 +35,13 @@ import { type Appended, Appender, type AppendOptions, WAITERS } from './append.t
 import type { NewEvent } from './ask.ts'
 import { type ConsumeOptions, type Consumer, GroupConsumer } from './consumer.ts'
 import type { AnyTransaction, Pool } from './db.ts'
-import { UnavailableError } from './errors.ts'
+import { UnavailableError, wrongType } from './errors.ts'
 import type { Events } from './events.ts'
 import { type Group, type GroupOptions, Groups } from './group.ts'
 import type { Lockstep } from './index.ts'
 import { Keeper } from './keeper.ts'
 import { type GroupLag, Lags, type StreamLag } from './lag.ts'
-import { checkInteger } from './options.ts'
+import { checkInteger, checkOptions } from './options.ts'
 import type { EventHandler } from './partition.ts'
 import { partsOf } from './parts.ts'
 import { type Batch, type BatchEnd, type FailOptions, type Parked, type PollOptions, Polls } from './poll.ts'
@@ -87,6 +87,7 @@ export interface EventsOptions {
  * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
  */
 export function createEvents(lockstep: Lockstep, options: EventsOptions = {}): Events {
+  checkOptions(options)
   return new Room(lockstep, options)
 }
 
@@ -108,6 +109,7 @@ class Room implements Events {
   constructor(lockstep: Lockstep, { connections = 4, onError = warn }: EventsOptions) {
     const { database, sessions, closing } = partsOf(lockstep)
     checkInteger('connections', connections, { min: 1, max: 100 })
+    if (typeof onError !== 'function') throw wrongType('onError', 'a function', onError)
     const pool = database.pool(connections)
     const waiters = database.pool(WAITERS)
     const tidings = new Tidings(sessions)

@@ -11,7 +11,7 @@ import { sql } from 'kysely'
 import type { Database, Pool } from './db.ts'
 import { LeaseLostError, NotFoundError, wrongType } from './errors.ts'
 import { type Grant, Leases, type Room } from './lease.ts'
-import { checkInteger, checkPage, checkText } from './options.ts'
+import { checkInteger, checkOptions, checkPage, checkText } from './options.ts'
 import { checkPlace } from './read.ts'
 import { Moment } from './trust.ts'
 
@@ -54,6 +54,18 @@ const MEMBER = 'member\t'
 export const partitionName = (group: string, partition: number): string => `${group}\t${partition}`
 export const memberName = (group: string, holder: string): string => `${group}\t${MEMBER}${holder}`
 
+/** @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`. */
+export function checkGroup(group: string, options: GroupOptions): void {
+  checkOptions(options)
+  const { prefix, partitions, from = 'start', retryLimit, retryDelayMs } = options
+  checkText('group', group)
+  if (prefix !== undefined) checkText('prefix', prefix)
+  if (partitions !== undefined) checkInteger('partitions', partitions, PARTITIONS)
+  if (retryLimit !== undefined) checkInteger('retryLimit', retryLimit, RETRIES)
+  if (retryDelayMs !== undefined) checkInteger('retryDelayMs', retryDelayMs, DELAY)
+  if (from !== 'start' && from !== 'end') checkPlace('from', from)
+}
+
 export class Groups {
   readonly leases: Leases
   readonly #database: Database
@@ -67,13 +79,8 @@ export class Groups {
   }
 
   async declare(group: string, options: GroupOptions = {}): Promise<boolean> {
+    checkGroup(group, options)
     const { prefix, partitions, from = 'start', retryLimit, retryDelayMs } = options
-    checkText('group', group)
-    if (prefix !== undefined) checkText('prefix', prefix)
-    if (partitions !== undefined) checkInteger('partitions', partitions, PARTITIONS)
-    if (retryLimit !== undefined) checkInteger('retryLimit', retryLimit, RETRIES)
-    if (retryDelayMs !== undefined) checkInteger('retryDelayMs', retryDelayMs, DELAY)
-    if (from !== 'start' && from !== 'end') checkPlace('from', from)
     const after = from === 'start' ? 0n : from === 'end' ? null : from - 1n
     const [row] = await this.#pool.run<{ made: boolean; has_prefix: string; has_partitions: number }>(
       sql`select * from lockstep.declare_group(${group}, ${prefix ?? null}, ${partitions ?? null}::integer, ${after}::bigint,
@@ -150,9 +157,14 @@ export class Groups {
     )
   }
 
-  /** Gives up all that a holder has of a group. @throws {UnavailableError} */
+  /** Gives up all that a holder has of a group: its place first, then its partitions (poll.ts). @throws {UnavailableError} */
   async leave(group: string, holder: string): Promise<void> {
-    const seats = (await this.#seats(group)).filter((seat) => seat.holder === holder)
+    await this.#giveUp(group, holder, (name) => name.startsWith(MEMBER))
+    await this.#giveUp(group, holder, () => true)
+  }
+
+  async #giveUp(group: string, holder: string, which: (name: string) => boolean): Promise<void> {
+    const seats = (await this.#seats(group)).filter((seat) => seat.holder === holder && which(seat.name))
     const left = await Promise.allSettled(
       seats.map(({ name, token }) => this.leases.revoke(`${group}\t${name}`, BigInt(token))),
     )

@@ -7,7 +7,7 @@ import { sql } from 'kysely'
 import type { Candidacy } from './ballot.ts'
 import type { Database } from './db.ts'
 import { type Elected, Elections } from './election.ts'
-import { LeaseHeldError, UnavailableError } from './errors.ts'
+import { LeaseHeldError, UnavailableError, wrongType } from './errors.ts'
 import { Keeper } from './keeper.ts'
 import { type Backoff, type LeadWork, lead } from './lead.ts'
 import { type Grant, Leases } from './lease.ts'
@@ -15,7 +15,9 @@ import { list } from './look.ts'
 import {
   checkInteger,
   checkMs,
+  checkOptions,
   checkText,
+  checkToken,
   checkWord,
   freshHolder,
   LIMITS,
@@ -108,8 +110,8 @@ export class Leaders {
    * @see etcd client/v3/concurrency/election.go · river internal/leadership/doc.go
    */
   async campaign(name: string, options: CampaignOptions = {}): Promise<Term> {
-    const { waitMs = Infinity, signal } = options
     const candidacy = request(name, options)
+    const { waitMs = Infinity, signal } = options
     checkMs('waitMs', waitMs, WAIT)
     const elected = await this.#elections.campaign(candidacy, waitMs, signal)
     if (!elected) throw new LeaseHeldError(name, waitMs)
@@ -141,6 +143,8 @@ export class Leaders {
   async lead(name: string, ...rest: unknown[]): Promise<void> {
     const [{ signal, backoff = {}, onError = warn, ...options }, work] = optionsAndWork<LeadOptions, LeadWork>(rest)
     request(name, options)
+    checkOptions(backoff, 'backoff')
+    if (typeof onError !== 'function') throw wrongType('onError', 'a function', onError)
     const { firstMs = 500, mostMs = 30_000 } = backoff
     checkMs('backoff.firstMs', firstMs, WAIT)
     checkMs('backoff.mostMs', mostMs, WAIT)
@@ -179,8 +183,10 @@ export class Leaders {
    * @throws {UnavailableError} the database could not be asked to begin with, or Lockstep was closed.
    * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
    */
-  observe(name: string, { signal }: { signal?: AbortSignal } = {}): AsyncGenerator<ElectionState, never, void> {
+  observe(name: string, options: { signal?: AbortSignal } = {}): AsyncGenerator<ElectionState, never, void> {
     checkText('name', name)
+    checkOptions(options)
+    const { signal } = options
     const { closing } = this.#elections
     return this.#watches.observe(name, signal ? AbortSignal.any([signal, closing]) : closing)
   }
@@ -222,8 +228,8 @@ export class Leaders {
    * @throws {LeaseHeldError | UnavailableError | TypeError | RangeError} as {@link campaign}.
    */
   async grant(name: string, options: Omit<CampaignOptions, 'failover'> = {}): Promise<Grant> {
-    const { waitMs = 0, signal, ...rest } = options
-    const candidacy = request(name, rest)
+    const candidacy = request(name, options)
+    const { waitMs = 0, signal } = options
     checkMs('waitMs', waitMs, WAIT)
     const elected = await this.#elections.campaign(candidacy, waitMs, signal)
     if (elected) return elected.grant
@@ -235,8 +241,11 @@ export class Leaders {
    * Makes a term last `ttlMs` (default: as before) from now; with `meta`, changes what observers see.
    * @throws {LeaseLostError} not held under this token, or asked to step down.
    */
-  async renew(name: string, token: bigint, { ttlMs, meta }: { ttlMs?: number; meta?: unknown } = {}): Promise<Grant> {
+  async renew(name: string, token: bigint, options: { ttlMs?: number; meta?: unknown } = {}): Promise<Grant> {
     checkText('name', name)
+    checkToken(token)
+    checkOptions(options)
+    const { ttlMs, meta } = options
     if (ttlMs !== undefined) checkMs('ttlMs', ttlMs, LIMITS.ttlMs)
     metaText(meta)
     const grant = await this.#leases.renew(name, token, ttlMs ?? null)
@@ -247,6 +256,7 @@ export class Leaders {
   /** Ends a term held under this token. @throws {LeaseLostError} not held under it, or no longer. */
   async revoke(name: string, token: bigint): Promise<void> {
     checkText('name', name)
+    checkToken(token)
     return this.#leases.revoke(name, token)
   }
 
@@ -266,6 +276,7 @@ export class Leaders {
 }
 
 function request(name: string, options: TryCampaignOptions): Candidacy {
+  checkOptions(options)
   const { ttlMs = LIMITS.ttlMs.default, priority = LIMITS.priority.default, failover = 'lease', meta } = options
   const { holder = freshHolder() } = options
   checkText('name', name)

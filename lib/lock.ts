@@ -18,7 +18,17 @@ import { Keeper, LeaseHold } from './keeper.ts'
 import { type Grant, type GrantRequest, type Held, Leases } from './lease.ts'
 import { Line } from './line.ts'
 import { type LockState, list, look } from './look.ts'
-import { checkMs, checkText, freshHolder, LIMITS, metaText, optionsAndWork, WAIT } from './options.ts'
+import {
+  checkMs,
+  checkOptions,
+  checkText,
+  checkToken,
+  freshHolder,
+  LIMITS,
+  metaText,
+  optionsAndWork,
+  WAIT,
+} from './options.ts'
 import type { Sessions } from './sessions.ts'
 import { type TransactionWork, transaction } from './transaction.ts'
 import { Moment } from './trust.ts'
@@ -75,6 +85,7 @@ export class Locks {
    * @see etcd client/v3/concurrency/mutex.go · Kleppmann, "How to do distributed locking", 2016 (fencing)
    */
   async acquire(name: string, options: AcquireOptions = {}): Promise<Held> {
+    checkOptions(options)
     const { waitMs = Infinity, signal, ttlMs } = options
     checkText('name', name)
     checkMs('waitMs', waitMs, WAIT)
@@ -194,6 +205,7 @@ export class Locks {
    * @throws {LeaseHeldError | UnavailableError | TypeError | RangeError} as {@link acquire}.
    */
   async grant(name: string, options: AcquireOptions = {}): Promise<Grant> {
+    checkOptions(options)
     const { waitMs = 0, signal, holder } = options
     checkText('name', name)
     checkMs('waitMs', waitMs, WAIT)
@@ -202,8 +214,11 @@ export class Locks {
   }
 
   /** Makes a lease last `ttlMs` (default: as before) from now. @throws {LeaseLostError} not held under this token. */
-  async renew(name: string, token: bigint, { ttlMs }: { ttlMs?: number } = {}): Promise<Grant> {
+  async renew(name: string, token: bigint, options: { ttlMs?: number } = {}): Promise<Grant> {
     checkText('name', name)
+    checkToken(token)
+    checkOptions(options)
+    const { ttlMs } = options
     if (ttlMs !== undefined) checkMs('ttlMs', ttlMs, LIMITS.ttlMs)
     return this.#leases.renew(name, token, ttlMs ?? null)
   }
@@ -211,6 +226,7 @@ export class Locks {
   /** Frees a name held under this token. @throws {LeaseLostError} not held under it, or no longer. */
   async revoke(name: string, token: bigint): Promise<void> {
     checkText('name', name)
+    checkToken(token)
     return this.#leases.revoke(name, token)
   }
 

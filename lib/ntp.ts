@@ -20,7 +20,7 @@ import { outOfRange, UnavailableError, wrongType } from './errors.ts'
 import { type Address, exchange } from './exchange.ts'
 import { heeding } from './heed.ts'
 import { agree, type Interval, Offset, PAD_US, widened, width, within } from './interval.ts'
-import { checkInteger } from './options.ts'
+import { checkInteger, checkOptions } from './options.ts'
 import { offsetOf } from './packet.ts'
 
 /**
@@ -82,7 +82,9 @@ export interface Ntp {
 const KISSED_MS = 3_600_000
 
 /** @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field` servers or timeoutMs. */
-export function ntp({ servers = NTP_SERVERS, timeoutMs = 1_000 }: NtpOptions = {}): Ntp {
+export function ntp(options: NtpOptions = {}): Ntp {
+  checkOptions(options)
+  const { servers = NTP_SERVERS, timeoutMs = 1_000 } = options
   const expected = "3–16 different servers, each like 'time.example.com' or '10.0.0.1:123'"
   checkInteger('timeoutMs', timeoutMs, { min: 100, max: 10_000 })
   if (!Array.isArray(servers)) throw wrongType('servers', expected, servers)

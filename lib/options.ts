@@ -70,20 +70,41 @@ export function checkWord(field: string, value: unknown, words: readonly string[
   if (!words.includes(value as string)) throw wrongType(field, words.map((word) => `'${word}'`).join(' or '), value)
 }
 
+/**
+ * What a call is told besides, which is an object; and its `signal`, if it has one. Who calls from JavaScript may give anything.
+ * @throws {TypeError} with `code` INVALID_ARGUMENT and `field`.
+ */
+export function checkOptions(value: unknown, field = 'options'): asserts value is object {
+  if (typeof value !== 'object' || value === null) throw wrongType(field, 'an object', value)
+  const { signal } = value as { signal?: Partial<AbortSignal> | null }
+  if (signal !== undefined && typeof signal?.throwIfAborted !== 'function') {
+    throw wrongType('signal', 'an AbortSignal', signal)
+  }
+}
+
+/** A fencing token. @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
+export function checkToken(value: unknown): asserts value is bigint {
+  const expected = 'a bigint, 0n–9223372036854775807n'
+  if (typeof value !== 'bigint') throw wrongType('token', expected, value)
+  if (value < 0n || value >= 2n ** 63n) throw outOfRange('token', expected, value)
+}
+
 /** A page of a list. @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
-export function checkPage({
-  prefix = '',
-  limit = 100,
-  after = '',
-}: {
-  prefix?: string
-  limit?: number
-  after?: string
-}) {
+export function checkPage(page: { prefix?: string; limit?: number; after?: string }) {
+  checkOptions(page)
+  const { prefix = '', limit = 100, after = '' } = page
   checkText('prefix', prefix)
   if (after !== '') checkText('after', after)
   checkInteger('limit', limit, { min: 1, max: 1_000 })
   return { prefix, limit, after }
+}
+
+/** What has a budget of time: 100–86,400,000 ms, 10,000 if nothing is said. @throws {TypeError | RangeError} */
+export function budgeted<O extends { budgetMs?: number }>(options: O): O & { budgetMs: number } {
+  checkOptions(options)
+  const { budgetMs = 10_000 } = options
+  checkMs('budgetMs', budgetMs, { min: 100, max: 86_400_000 })
+  return { ...options, budgetMs }
 }
 
 /** JSON text of `meta`, or null. @throws {TypeError | RangeError} */
@@ -111,7 +132,9 @@ export function jsonText(field: string, value: unknown, maxBytes: number): strin
 export function optionsAndWork<O extends object, W>(rest: unknown[]): [O, W] {
   const work = rest.at(-1)
   if (typeof work !== 'function') throw wrongType('work', 'a function', work)
-  return [(rest.length > 1 ? rest[0] : {}) as O, work as W]
+  const [options = {}] = rest.length > 1 ? rest : []
+  checkOptions(options)
+  return [options as O, work as W]
 }
 
 // Holders of our own making: this process, and a number. Not made before it is needed: a Worker has no random numbers

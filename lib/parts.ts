@@ -2,6 +2,7 @@
  * What a Lockstep is made of, for the rooms that are not in it: so that a program which only locks does not bundle them.
  */
 import type { Database } from './db.ts'
+import { wrongType } from './errors.ts'
 import type { Sessions } from './sessions.ts'
 import type { Time } from './time.ts'
 
@@ -20,7 +21,7 @@ export function keepParts(lockstep: object, parts: Parts): void {
 }
 
 export function partsOf(lockstep: object): Parts {
-  const parts = (lockstep as { [KEY]?: Parts })[KEY]
-  if (!parts) throw new TypeError('Expected what createLockstep has made')
+  const parts = (lockstep as { [KEY]?: Parts } | null)?.[KEY]
+  if (!parts) throw wrongType('lockstep', 'what createLockstep has made', lockstep)
   return parts
 }

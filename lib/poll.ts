@@ -10,7 +10,7 @@ import { type AnyTransaction, type Pool, sqlState, within } from './db.ts'
 import { LeaseLostError, NotFoundError, wrongType } from './errors.ts'
 import { commitEvents, failEvent, type Given, type GivenEvent, type Next, readAll } from './given.ts'
 import { type Group, type Groups, memberName, partitionName, pick } from './group.ts'
-import { checkInteger, checkMs, checkText, WAIT } from './options.ts'
+import { checkInteger, checkMs, checkOptions, checkPage, checkText, WAIT } from './options.ts'
 import { checkLimit, checkPlace, LIMIT, MOST_PLACE } from './read.ts'
 import type { Tidings } from './tidings.ts'
 import { Moment } from './trust.ts'
@@ -80,6 +80,7 @@ export class Polls {
   }
 
   async poll(name: string, options: PollOptions): Promise<Batch[]> {
+    checkOptions(options)
     const { holder, limit = LIMIT.default, leaseMs = 30_000, waitMs = 0, signal } = options
     checkText('group', name)
     checkText('holder', holder)
@@ -94,12 +95,18 @@ export class Polls {
     const stops = signal ? [signal, this.#closed] : [this.#closed]
     for (const stop of stops) stop.addEventListener('abort', ring)
     try {
+      const place = await this.#place(name, holder, leaseMs)
       for (;;) {
+        const found = await this.#look(name, { holder, place, limit, leaseMs })
+        // Whoever has gone in the meantime has not heard of what it got, and may have left before it got it.
+        if (stops.some(({ aborted }) => aborted)) await this.#groups.leave(name, holder)
         for (const stop of stops) stop.throwIfAborted()
-        const { batches, more, waits, dueMs } = await this.#look(name, holder, limit, leaseMs)
+        if (!found) return []
+        const { batches, more, waits, dueMs } = found
         const leftMs = waitMs - since.elapsed()
         if (batches.length > 0 || (leftMs <= 0 && !more)) return batches
         if (!more) await lookout.wait(waits, Math.min(leftMs, dueMs, leaseMs / 3))
+        for (const stop of stops) stop.throwIfAborted()
       }
     } finally {
       for (const stop of stops) stop.removeEventListener('abort', ring)
@@ -107,7 +114,9 @@ export class Polls {
     }
   }
 
-  async commit(group: string, batch: BatchEnd, { trx }: { trx?: AnyTransaction } = {}): Promise<void> {
+  async commit(group: string, batch: BatchEnd, options: { trx?: AnyTransaction } = {}): Promise<void> {
+    checkOptions(options)
+    const { trx } = options
     // In a transaction of yours it must not have been committed before: its effects would happen once more.
     const statement = sql`select ${commitEvents(givenOf(group, batch), trx === undefined)}`
     await this.#explained(group, batch, trx ? within(trx, statement) : this.#pool.run(statement))
@@ -131,10 +140,9 @@ export class Polls {
     await this.#groups.leave(group.name, holder)
   }
 
-  async parked(name: string, { limit = LIMIT.default, after = '' } = {}): Promise<Parked[]> {
+  async parked(name: string, page: { limit?: number; after?: string } = {}): Promise<Parked[]> {
+    const { limit, after } = checkPage(page)
     await this.#known(name)
-    checkLimit(limit)
-    if (after !== '') checkText('after', after)
     const rows = await this.#pool.run<Omit<Parked, 'position'> & { position: string }>(
       sql`select s.name as stream, k.position, k.attempts, k.reason, k.at
             from lockstep.stuck k join lockstep.stream s on s.id = k.stream
@@ -144,7 +152,9 @@ export class Polls {
     return rows.map((row) => ({ ...row, position: BigInt(row.position) }))
   }
 
-  async redeliver(name: string, { stream, skip = false }: { stream?: string; skip?: boolean } = {}): Promise<number> {
+  async redeliver(name: string, options: { stream?: string; skip?: boolean } = {}): Promise<number> {
+    checkOptions(options)
+    const { stream, skip = false } = options
     await this.#known(name)
     if (stream !== undefined) checkText('stream', stream)
     if (typeof skip !== 'boolean') throw wrongType('skip', 'a boolean', skip)
@@ -159,25 +169,59 @@ export class Polls {
     return this.#groups.known(name)
   }
 
-  // The place as a member, the share, and what is next of it.
-  async #look(name: string, holder: string, limit: number, leaseMs: number) {
+  /** The place of a member: the token of its lease. */
+  async #place(name: string, holder: string, leaseMs: number): Promise<bigint> {
     const { leases } = this.#groups
-    await leases.grant({ name: memberName(name, holder), holder, ttlMs: leaseMs, meta: null })
+    const ask = { name: memberName(name, holder), holder, ttlMs: leaseMs, meta: null }
+    const { token } = await leases.untilFree(async () => {
+      const grant = await leases.grant(ask)
+      return 'token' in grant ? { outcome: 'granted', token: grant.token } : { outcome: 'busy', token: 0n }
+    })
+    return token
+  }
+
+  /** The share of a place, and what is next of it; undefined: the place was given up. */
+  async #look(
+    name: string,
+    { holder, place, limit, leaseMs }: { holder: string; place: bigint; limit: number; leaseMs: number },
+  ) {
     const { mine, free, quota } = await this.#groups.seats(name, holder)
-    const excess = mine.slice(quota)
-    await Promise.all(
-      excess.map(({ partition, token }) => leases.revoke(partitionName(name, partition), token).catch(() => {})),
-    )
+    await this.#giveUp(name, mine.slice(quota))
     const share = [...mine.slice(0, quota).map(({ partition }) => partition), ...pick(free, quota - mine.length)]
     const held = await this.#groups.take(name, share, holder, leaseMs)
     const asks = held.map(({ partition, grant }) => ({ partition, token: grant.token }))
-    const all = asks.length === 0 ? [] : await readAll(this.#pool, name, asks, limit)
+    const [all, stays] = await Promise.all([
+      asks.length === 0 ? [] : readAll(this.#pool, name, asks, limit),
+      this.#stays(name, holder, place, leaseMs),
+    ])
+    if (!stays) {
+      await this.#giveUp(name, asks)
+      return undefined
+    }
     return {
       batches: all.flatMap((next, i) => (next.events.length === 0 ? [] : [batchOf(asks[i] as (typeof asks)[0], next)])),
       more: all.some(({ more }) => more),
       waits: all.some(({ waits }) => waits),
       dueMs: Math.min(...all.map(({ dueMs = Infinity }) => dueMs), Infinity),
     }
+  }
+
+  /** Whether it still has its place, for `leaseMs` from now. */
+  async #stays(name: string, holder: string, place: bigint, leaseMs: number): Promise<boolean> {
+    try {
+      await this.#groups.leases.renew(memberName(name, holder), place, leaseMs)
+      return true
+    } catch (error) {
+      if (error instanceof LeaseLostError) return false
+      throw error
+    }
+  }
+
+  async #giveUp(name: string, held: { partition: number; token: bigint }[]): Promise<void> {
+    const { leases } = this.#groups
+    await Promise.all(
+      held.map(({ partition, token }) => leases.revoke(partitionName(name, partition), token).catch(() => {})),
+    )
   }
 
   async #explained<T>(group: string, { partition, token }: BatchEnd, call: Promise<T>): Promise<T> {
@@ -201,8 +245,10 @@ const batchOf = ({ partition, token }: { partition: number; token: bigint }, { e
   next: `${next}.${turn}`,
 })
 
-function givenOf(group: string, { partition, token, next }: BatchEnd): Given {
+function givenOf(group: string, batch: BatchEnd): Given {
   checkText('group', group)
+  checkOptions(batch, 'batch')
+  const { partition, token, next } = batch
   checkInteger('partition', partition, { min: 0, max: 255 })
   if (typeof token !== 'bigint' || token < 1n || token > MOST_PLACE) throw wrongType('token', TOKEN, token)
   const [, seq, turn] = /^(\d{1,18})\.(\d{1,18})$/.exec(String(next)) ?? []

@@ -11,7 +11,7 @@
 import type { AnyTransaction } from './db.ts'
 import type { EngineJob, EngineQueue, EngineRetries } from './engine.ts'
 import { outOfRange, wrongType } from './errors.ts'
-import { checkInteger, checkMs, checkText, checkWord } from './options.ts'
+import { checkInteger, checkMs, checkOptions, checkText, checkWord } from './options.ts'
 import type { Handler } from './running.ts'
 import type { StandardSchema } from './schema.ts'
 
@@ -97,6 +97,8 @@ export function checkQueue(value: unknown, field = 'queue'): asserts value is st
   const expected = '1–255 letters, digits, or _ - . /'
   if (typeof value !== 'string') throw wrongType(field, expected, value)
   if (!/^[\w./-]{1,255}$/.test(value)) throw outOfRange(field, expected, value)
+  // pg-boss keeps queues in a plain object by name, and would take what every object has for one of them.
+  if (value in Object.prototype) throw outOfRange(field, 'no word that every object has', value)
 }
 
 /** @throws {TypeError} `field` id */
@@ -135,6 +137,7 @@ function retries(options: RetryOptions): EngineRetries {
 
 /** What is said of a queue, in pg-boss's words. @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`. */
 export function queueRow(options: DeclareOptions): EngineQueue {
+  checkOptions(options)
   const { policy, partition, notify } = options
   if (policy !== undefined) checkWord('policy', policy, POLICIES)
   for (const [field, value] of Object.entries({ partition, notify })) {

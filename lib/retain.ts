@@ -8,7 +8,7 @@
 import { sql } from 'kysely'
 import type { Pool } from './db.ts'
 import { outOfRange, wrongType } from './errors.ts'
-import { checkInteger, checkMs, checkText } from './options.ts'
+import { checkInteger, checkMs, checkOptions, checkText } from './options.ts'
 import { checkPlace, MOST_PLACE, type Reader, type StoredEvent } from './read.ts'
 
 export interface RetentionRule {
@@ -69,6 +69,7 @@ export class Retention {
       await this.#pool.run(sql`delete from lockstep.retention where prefix = ${prefix}`)
       return
     }
+    checkOptions(rule, 'rule')
     const { maxAgeMs = null, maxCount = null } = rule
     if (maxAgeMs === null && maxCount === null)
       throw wrongType('rule', '{ maxAgeMs, maxCount }, one of them at least', rule)
@@ -91,7 +92,9 @@ export class Retention {
     }))
   }
 
-  async sweep({ signal }: { signal?: AbortSignal } = {}): Promise<Swept> {
+  async sweep(options: { signal?: AbortSignal } = {}): Promise<Swept> {
+    checkOptions(options)
+    const { signal } = options
     let removed = 0
     if ((await this.rules()).length === 0) return { removed }
     for (let after: string | null = ''; after !== null; ) {
@@ -105,7 +108,9 @@ export class Retention {
     return { removed }
   }
 
-  async truncate(stream: string, before: bigint, { force = false }: TruncateOptions = {}): Promise<Truncated> {
+  async truncate(stream: string, before: bigint, options: TruncateOptions = {}): Promise<Truncated> {
+    checkOptions(options)
+    const { force = false } = options
     checkText('stream', stream)
     checkPlace('before', before)
     if (typeof force !== 'boolean') throw wrongType('force', 'a boolean', force)
@@ -120,6 +125,7 @@ export class Retention {
   }
 
   async *archive(options: ArchiveOptions = {}): AsyncGenerator<string, void, void> {
+    checkOptions(options)
     const { stream, prefix, from = 1n } = options
     if (stream !== undefined) checkText('stream', stream)
     if (prefix !== undefined) checkText('prefix', prefix)

@@ -4,7 +4,7 @@
  */
 import { JobFailedError, outOfRange, RunTimeoutError } from './errors.ts'
 import type { Jobs } from './job.ts'
-import { checkInteger, checkMs, WAIT } from './options.ts'
+import { checkInteger, checkMs, checkOptions, WAIT } from './options.ts'
 import type { SendOptions } from './queue.ts'
 import type { Outcome, Results } from './result.ts'
 import type { Sender } from './send.ts'
@@ -32,7 +32,9 @@ export class Runs {
     this.#jobs = jobs
   }
 
-  async run(queue: string, data: unknown, { pool, ...options }: RunOptions & Pooled): Promise<unknown> {
+  async run(queue: string, data: unknown, asked: RunOptions & Pooled): Promise<unknown> {
+    checkOptions(asked)
+    const { pool, ...options } = asked
     if (pool === undefined) {
       const outcome = await this.#one(queue, data, options, true)
       if (!outcome) throw refused(queue)
@@ -52,7 +54,8 @@ export class Runs {
   }
 
   /** How a job ended; null: it was refused. The signal ends the wait, and nothing else. */
-  outcome(queue: string, data: unknown, options: RunOptions): Promise<Outcome | null> {
+  async outcome(queue: string, data: unknown, options: RunOptions): Promise<Outcome | null> {
+    checkOptions(options)
     return this.#one(queue, data, options, false)
   }
 

@@ -13,7 +13,7 @@ import { fromBoss, inside } from './boss.ts'
 import type { AnyTransaction } from './db.ts'
 import type { Engine, EngineJob } from './engine.ts'
 import { NotFoundError, UnavailableError, wrongType } from './errors.ts'
-import { jsonText, LIMITS } from './options.ts'
+import { checkOptions, jsonText, LIMITS } from './options.ts'
 import { checkQueue, jobRow, type SendOptions } from './queue.ts'
 import type { Queues } from './queues.ts'
 import { validated } from './schema.ts'
@@ -45,6 +45,7 @@ export class Sender {
 
   /** @param makeId  of its id, unless `options` have one. The id, or null: refused. */
   async send(queue: string, data: unknown, options: SendOptions, makeId: () => string): Promise<string | null> {
+    checkOptions(options)
     const { trx, ...rest } = options
     checkQueue(queue)
     const row = rowOf(data, rest, makeId)
@@ -62,7 +63,11 @@ export class Sender {
   ): Promise<(string | null)[]> {
     checkQueue(queue)
     if (!Array.isArray(jobs)) throw wrongType('jobs', 'an array of { data, … }', jobs)
-    const rows = jobs.map(({ data, ...options }) => rowOf(data, options, makeId))
+    const rows = jobs.map((job, i) => {
+      checkOptions(job, `jobs.${i}`)
+      const { data, ...options } = job
+      return rowOf(data, options, makeId)
+    })
     if (rows.length === 0) return []
     const ids = new Set(rows.map(({ id }) => id))
     if (ids.size < rows.length) throw wrongType('id', 'another for each job', 'the same twice')

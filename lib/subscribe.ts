@@ -5,7 +5,7 @@
  * is slow holds up nobody.
  */
 import { UnavailableError, wrongType } from './errors.ts'
-import { checkMs, checkText, WAIT } from './options.ts'
+import { checkMs, checkOptions, checkText, WAIT } from './options.ts'
 import { type Chunk, checkLimit, checkPlace, type EventPage, LIMIT, type Reader, type StoredEvent } from './read.ts'
 import type { Lookout, Tidings, Wants } from './tidings.ts'
 import { Moment } from './trust.ts'
@@ -70,6 +70,7 @@ export class Followers {
 
   async read(stream: string, options: ReadOptions = {}): Promise<EventPage> {
     checkText('stream', stream)
+    checkOptions(options)
     const { from, limit = LIMIT.default, backwards = false } = options
     if (from !== undefined) checkPlace('from', from)
     checkLimit(limit)
@@ -79,6 +80,7 @@ export class Followers {
   }
 
   async readAll(options: AllOptions = {}): Promise<EventPage> {
+    checkOptions(options)
     const { prefix = '', from = 1n, limit = LIMIT.default } = options
     checkText('prefix', prefix)
     checkPlace('from', from)
@@ -87,6 +89,7 @@ export class Followers {
   }
 
   subscribe(options: SubscribeOptions = {}): AsyncGenerator<StoredEvent, never, void> {
+    checkOptions(options)
     const { stream, prefix, from = 1n, signal } = options
     if (stream !== undefined) checkText('stream', stream)
     if (prefix !== undefined) checkText('prefix', prefix)

@@ -29,7 +29,7 @@ import type { Lockstep } from './index.ts'
 import { type Counts, type Job, Jobs } from './job.ts'
 import { Members, type Worker, Working } from './member.ts'
 import { News } from './news.ts'
-import { checkInteger, checkMs } from './options.ts'
+import { budgeted, checkInteger, checkOptions } from './options.ts'
 import { partsOf } from './parts.ts'
 import { keepBoss } from './pgboss.ts'
 import { checkDefinition, checkQueue, type DeclareOptions, type DefineOptions, type SendOptions } from './queue.ts'
@@ -74,6 +74,7 @@ export interface TasksOptions {
  * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
  */
 export function createTasks(lockstep: Lockstep, options: TasksOptions = {}): Tasks {
+  checkOptions(options)
   return new Room(lockstep, options)
 }
 
@@ -97,6 +98,7 @@ class Room implements Tasks {
   constructor(lockstep: Lockstep, { connections = 4, onError = warn }: TasksOptions) {
     const { database, sessions, time, closing } = partsOf(lockstep)
     checkInteger('connections', connections, { min: 1, max: 100 })
+    if (typeof onError !== 'function') throw wrongType('onError', 'a function', onError)
     const pool = database.pool(connections)
     let made: ReturnType<typeof makeBoss> | undefined
     const boss = () => {
@@ -155,9 +157,9 @@ class Room implements Tasks {
   sendAll(
     queue: AnyQueue,
     jobs: ({ data: unknown } & Omit<SendOptions, 'trx'>)[],
-    { trx }: { trx?: AnyTransaction } = {},
+    options?: { trx?: AnyTransaction },
   ): Promise<(string | null)[]> {
-    return this.#sender.sendAll(nameOf(queue), jobs, randomId, trx)
+    return this.#sender.sendAll(nameOf(queue), jobs, randomId, options?.trx)
   }
 
   // biome-ignore lint/suspicious/noExplicitAny: typed in the words
@@ -192,13 +194,13 @@ class Room implements Tasks {
   }
 
   async drain(options: { budgetMs?: number; queues?: AnyQueue[]; signal?: AbortSignal } = {}): Promise<DrainResult> {
-    const { budgetMs = 10_000, queues, signal } = options
-    checkMs('budgetMs', budgetMs, BUDGET)
+    const { budgetMs, queues, signal } = budgeted(options)
+    if (queues !== undefined && !Array.isArray(queues)) throw wrongType('queues', 'an array', queues)
     return this.#ticks.drain(queues?.map(nameOf), budgetMs, signal)
   }
 
-  async tick({ budgetMs = 10_000, signal }: { budgetMs?: number; signal?: AbortSignal } = {}): Promise<TickResult> {
-    checkMs('budgetMs', budgetMs, BUDGET)
+  async tick(options: { budgetMs?: number; signal?: AbortSignal } = {}): Promise<TickResult> {
+    const { budgetMs, signal } = budgeted(options)
     // True time is measured beside the rest: where nothing lives on, nobody else would. `status` tells how that went.
     const until = AbortSignal.any([AbortSignal.timeout(budgetMs), ...(signal ? [signal] : [])])
     const measured = this.#time.synchronize({ signal: until }).catch(() => {})
@@ -281,7 +283,6 @@ class Room implements Tasks {
   }
 }
 
-const BUDGET = { min: 100, max: 86_400_000 }
 const randomId = (): string => crypto.randomUUID()
 const nameOf = (queue: AnyQueue): string => (typeof queue === 'string' ? queue : queue?.name)
 

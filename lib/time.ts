@@ -24,7 +24,7 @@ import type { Database } from './db.ts'
 import { outOfRange, UnavailableError, wrongType } from './errors.ts'
 import { heeding } from './heed.ts'
 import type { Ntp } from './ntp.ts'
-import { checkMs, checkWord, WAIT } from './options.ts'
+import { checkMs, checkOptions, checkWord, WAIT } from './options.ts'
 import type { Reading, TimeSource } from './reading.ts'
 import { EVERY_MS, Sampler } from './sampler.ts'
 
@@ -71,6 +71,7 @@ export class Time {
   readonly #tick: (one: null) => Promise<bigint>
 
   constructor(database: Database, options: TimeOptions = {}) {
+    checkOptions(options, 'time')
     const { source = 'database+ntp', ntp, background = !database.pooled } = options
     checkWord('time.source', source, SOURCES)
     const measures = typeof ntp?.measure === 'function'
@@ -103,6 +104,7 @@ export class Time {
    * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
    */
   async ready(options: ReadyOptions = {}): Promise<Reading> {
+    checkOptions(options)
     const { maxBoundMs = Infinity, maxAgeMs = 0, waitMs = 5_000, signal } = options
     checkMs('maxBoundMs', maxBoundMs, WAIT)
     if (maxBoundMs === 0) throw outOfRange('maxBoundMs', 'a number of milliseconds above 0', 0)
@@ -119,7 +121,7 @@ export class Time {
     const first = sampler.begin() && sampler.asksDatabase
     await sampler.fresh(maxAgeMs)
     for (let i = 1; first && i < FIRST_SAMPLES; i++) await sampler.fresh(0)
-    const until = AbortSignal.timeout(Math.min(waitMs, MOST_WAIT_MS))
+    const until = AbortSignal.timeout(Math.min(Math.ceil(waitMs), MOST_WAIT_MS))
     if (unknown) await heeding(until, sampler.measuring).catch(() => {}) // to its end: then the row is written, too
     while (maxBoundMs < Infinity) {
       signal?.throwIfAborted() // nobody waits any more
@@ -155,8 +157,10 @@ export class Time {
    * @throws {UnavailableError} nothing was measured, so that nothing is certain.
    * @throws the `signal`'s reason, when it aborts.
    */
-  async waitUntilAfter(instant: Date | number, { signal }: { signal?: AbortSignal } = {}): Promise<Reading> {
+  async waitUntilAfter(instant: Date | number, options: { signal?: AbortSignal } = {}): Promise<Reading> {
     const ms = milliseconds(instant)
+    checkOptions(options)
+    const { signal } = options
     for (;;) {
       signal?.throwIfAborted()
       if (this.#sampler.closed) throw new UnavailableError('Lockstep was closed')
@@ -194,7 +198,9 @@ export class Time {
    * @param options.signal  ends the wait: the call rejects with its reason, and the measurement goes on.
    * @throws {UnavailableError} the database cannot be asked, or not enough servers gave a time: which, and why.
    */
-  async synchronize({ signal }: { signal?: AbortSignal } = {}): Promise<boolean> {
+  async synchronize(options: { signal?: AbortSignal } = {}): Promise<boolean> {
+    checkOptions(options)
+    const { signal } = options
     if (!this.#ntp) return false
     signal?.throwIfAborted()
     const sampler = this.#sampler

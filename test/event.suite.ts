@@ -925,6 +925,17 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       ['prefix', () => ours.retain('x'.repeat(256), null)],
       ['before', () => ours.archive({ from: 5n, before: 4n }).next()],
       ['prefix', () => ours.archive({ stream: 's', prefix: 'p' }).next()],
+      ['options', () => ours.truncate('s', 1n, null as never)],
+      ['options', () => ours.sweep(null as never)],
+      ['options', () => ours.append('s', { type: 't' }, null as never)],
+      ['options', () => ours.read('s', 7 as never)],
+      ['options', () => ours.readAll(null as never)],
+      ['options', () => ours.archive(null as never).next()],
+      ['signal', () => ours.sweep({ signal: {} as never })],
+      ['signal', () => ours.read('s', { signal: 'x' as never })],
+      ['signal', async () => ours.subscribe({ signal: '' as never }).next()],
+      ['rule', () => ours.retain('', 7 as never)],
+      ['trx', () => ours.append('s', { type: 't' }, { trx: { query: 7 } as never })],
     ])('refuses %s', async (field, call) => {
       await expect(call()).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', field })
     })

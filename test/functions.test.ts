@@ -694,6 +694,37 @@ describe('LOCKSTEP_API_KEYS', () => {
   })
 })
 
+describe('what goes into a log', () => {
+  test.each(['a b', 'x; rm', '\u001b[31m', 'a"b', 'é', 'x'.repeat(256)])(
+    'the request id %j of a caller is not taken',
+    async (id) => {
+      const response = await app.request('/healthz', { headers: { 'x-request-id': id } })
+      expect(response.headers.get('x-request-id')).toMatch(/^[0-9a-f-]{36}$/)
+    },
+  )
+
+  test('a request id that is a word is taken, so that a call can be followed', async () => {
+    const response = await app.request('/healthz', { headers: { 'x-request-id': 'call-7_a' } })
+    expect(response.headers.get('x-request-id')).toBe('call-7_a')
+  })
+})
+
+describe('SQL in what is sent', () => {
+  test.each(["'); drop table lockstep.lease; --", "x' or '1'='1", '$1', '"; delete from lockstep.lease', '\\', '%_'])(
+    '%j is a name, a holder and a meta like any other',
+    async (text) => {
+      const body = { holder: text, meta: { [text]: text } }
+      const granted = (await call('POST', at(text), { body })).json
+      expect((await call('GET', at(text))).json).toMatchObject({ name: text, held: true, ...body })
+      const { json } = await call('GET', `/v1/locks?prefix=${encodeURIComponent(text)}`)
+      expect(json.locks.map(({ name }: { name: string }) => name)).toEqual([text])
+      expect((await call('DELETE', `${at(text)}?token=${granted.token}`)).status).toBe(204)
+      const refused = await call('PATCH', at(text), { body: { token: "1'; drop table x" } })
+      expect(refused).toMatchObject({ status: 400, json: { errors: [{ field: 'token' }] } })
+    },
+  )
+})
+
 describe('what is not the caller’s doing', () => {
   test('an error of ours is 500, says only the request id, and is reported', async () => {
     await using broken = await freshDatabase()

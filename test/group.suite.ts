@@ -428,13 +428,19 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       expect(await effects(folder)).toEqual({ 0: [1, 2, 1, 2, 3] })
     })
 
-    test.each<[string, object]>([
+    test.each<[string, object | null]>([
+      ['options', null],
+      ['prefix', { prefix: 7 }],
+      ['partitions', { partitions: 0 }],
+      ['from', { from: {} }],
+      ['retryLimit', { retryLimit: [] }],
+      ['signal', { signal: 'x' }],
       ['concurrency', { concurrency: 0 }],
       ['batch', { batch: 1_001 }],
       ['ttlMs', { ttlMs: 999 }],
       ['timeoutMs', { timeoutMs: 10 }],
     ])('refuses %s of %o', (field, options) => {
-      expect(() => ours.consume('g', options, writes)).toThrow(
+      expect(() => ours.consume('g', options as object, writes)).toThrow(
         expect.objectContaining({ code: 'INVALID_ARGUMENT', field }),
       )
     })
@@ -450,6 +456,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       ['retryLimit', { retryLimit: -1 }],
       ['retryDelayMs', { retryDelayMs: 3_600_001 }],
       ['prefix', { prefix: 'x'.repeat(256) }],
+      ['options', null as never],
     ])('a group refuses %s of %o', async (field, options) => {
       await expect(ours.declareGroup('refused', options)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', field })
       expect(await ours.group('refused')).toBeNull()
@@ -526,6 +533,68 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       await ours.leave(group, 'one')
       const batches = await theirs.poll(group, { holder: 'two' })
       expect(batches.flatMap(({ events }) => events)).toHaveLength(10)
+    })
+
+    const nobodyHas = async (group: string) =>
+      expect((await ours.lag(group)).partitions.map(({ holder }) => holder)).toEqual([null])
+
+    /** A poll that has the database's word for its partition, which `answers` then lets go. */
+    async function pollsInto(group: string, lock: number, options = {}) {
+      await db.pool.query(`
+        create function gate_${lock}() returns trigger language plpgsql as $$
+          begin perform pg_advisory_xact_lock_shared(${lock}); return new; end $$;
+        create trigger gate_${lock} before insert or update on lockstep.lease for each row
+          when (new.name = '${`group\t${group}\t0`}' and new.holder = 'one') execute function gate_${lock}()`)
+      const gate = await db.pool.connect()
+      await gate.query('select pg_advisory_lock($1)', [lock])
+      const polled = ours.poll(group, { holder: 'one', ...options })
+      polled.catch(() => {})
+      await until('it takes its partition', async () => {
+        const { rows } = await gate.query(
+          `select from pg_locks where locktype = 'advisory' and objid = $1 and not granted
+              and database = (select oid from pg_database where datname = current_database())`,
+          [lock],
+        )
+        return rows.length > 0
+      })
+      return async () => {
+        await gate.query('select pg_advisory_unlock($1)', [lock])
+        await db.pool.query(`drop trigger gate_${lock} on lockstep.lease; drop function gate_${lock}`)
+        gate.release()
+        return await polled
+      }
+    }
+
+    test('who leaves while a poll of it takes a partition has none in the end', async () => {
+      const { group, folder } = fresh()
+      await fill(folder, 1, 1)
+      await ours.declareGroup(group, { prefix: folder, partitions: 1 })
+      const answers = await pollsInto(group, 9_001)
+      await theirs.leave(group, 'one')
+      expect(await answers()).toEqual([])
+      await nobodyHas(group)
+    })
+
+    test('who leaves while a poll of it waits is not brought back by it', async () => {
+      const { group, folder } = fresh()
+      await ours.declareGroup(group, { prefix: folder, partitions: 1 })
+      const waiting = ours.poll(group, { holder: 'one', waitMs: 20_000 })
+      await until('it waits', async () => (await ours.lag(group)).partitions[0]?.holder === 'one')
+      await theirs.leave(group, 'one')
+      await theirs.append(`${folder}a`, { type: 'x' })
+      expect(await waiting).toEqual([])
+      await nobodyHas(group)
+    })
+
+    test('who has gone when a poll of it gets a partition does not keep it', async () => {
+      const { group, folder } = fresh()
+      await fill(folder, 1, 1)
+      await ours.declareGroup(group, { prefix: folder, partitions: 1 })
+      const stop = new AbortController()
+      const answers = await pollsInto(group, 9_003, { signal: stop.signal })
+      stop.abort(new Error('gone'))
+      await expect(answers()).rejects.toThrow('gone')
+      await nobodyHas(group)
     })
 
     test('waits for an event', async () => {

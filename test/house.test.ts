@@ -81,7 +81,7 @@ const MAY_IMPORT: Record<string, string[]> = {
     'type lib/ntp',
   ],
 
-  'lib/parts': ['lib/db', 'lib/sessions', 'lib/time'],
+  'lib/parts': ['lib/errors', 'lib/db', 'lib/sessions', 'lib/time'],
   'lib/index': [
     ...['lib/errors', 'lib/options', 'lib/db', 'lib/sessions', 'lib/lease', 'lib/look', 'lib/transaction', 'lib/lock'],
     ...['lib/term', 'lib/watch', 'lib/lead', 'lib/leader', 'lib/reading', 'lib/cristian', 'lib/time', 'lib/parts'],
@@ -144,7 +144,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   ],
 
   'lib/ask': ['lib/errors', 'lib/options', 'lib/db'],
-  'lib/append': ['lib/errors', 'lib/trust', 'lib/db', 'lib/batch', 'lib/ask'],
+  'lib/append': ['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/batch', 'lib/ask'],
   'lib/read': ['lib/errors', 'lib/options', 'lib/db'],
   'lib/tidings': ['lib/trust', 'lib/bell', 'lib/sessions', 'lib/news'],
   'lib/subscribe': ['lib/errors', 'lib/trust', 'lib/options', 'lib/read', 'lib/tidings'],
@@ -309,7 +309,7 @@ const PUBLIC = {
 const LONG: Record<string, number> = {
   'lib/estimate.ts': 330,
   'lib/line.ts': 340,
-  'lib/lock.ts': 320,
+  'lib/lock.ts': 330,
   'lib/session.ts': 325,
 }
 
@@ -543,7 +543,7 @@ describe('the README', () => {
 })
 
 test('every text links to files and headings that exist', () => {
-  const texts = ['README.md', ...filesIn(['infra', 'docs'], '.md')]
+  const texts = ['README.md', 'SECURITY.md', ...filesIn(['infra', 'docs'], '.md')]
   const anchors = (file: string) =>
     [...read(file).matchAll(/^#+ (.+)$/gm)].map(([, heading = '']) =>
       heading
@@ -562,9 +562,12 @@ test('every text links to files and headings that exist', () => {
   expect(broken).toEqual([])
 })
 
-test('each test that docs/guarantees.md names exists', () => {
-  const named = [...read('docs/guarantees.md').matchAll(/`([\w.]+\.(?:test|suite)): ([^`]+)`/g)]
-  expect(named.length).toBeGreaterThan(30)
+test.each([
+  ['docs/guarantees.md', 30],
+  ['SECURITY.md', 25],
+])('each test that %s names exists', (text, least) => {
+  const named = [...read(text).matchAll(/`([\w.]+\.(?:test|suite)): ([^`]+)`/g)]
+  expect(named.length).toBeGreaterThan(least)
   const missing = named.filter(([, file, name]) => !read(`test/${file}.ts`).includes(name as string))
   expect(missing.map(([all]) => all)).toEqual([])
 })

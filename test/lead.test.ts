@@ -158,6 +158,19 @@ describe('bad input', () => {
     ['backoff.firstMs', [-1, '1'], (firstMs) => a.leaders.lead('x', { backoff: { firstMs } }, () => {})],
     ['backoff.mostMs', [-1, Number.NaN], (mostMs) => a.leaders.lead('x', { backoff: { mostMs } }, () => {})],
     ['limit', [0, 1_001, 1.5], (limit) => a.leaders.list({ limit })],
+    ['options', [null, 'x', 7], (options) => a.leaders.campaign('x', options)],
+    ['options', [null, 'x', 7], (options) => a.leaders.tryCampaign('x', options)],
+    ['options', [null, 'x', 7], (options) => a.leaders.lead('x', options, () => {})],
+    ['options', [null, 'x', 7], (options) => a.leaders.grant('x', options)],
+    ['options', [null, 'x', 7], (options) => a.leaders.renew('x', 1n, options)],
+    ['options', [null, 'x', 7], (options) => a.leaders.observe('x', options)],
+    ['options', [null, 'x', 7], (options) => a.leaders.list(options)],
+    ['signal', [null, 'x', {}], (signal) => a.leaders.campaign('x', { signal })],
+    ['signal', [null, 'x', {}], (signal) => a.leaders.observe('x', { signal })],
+    ['backoff', [null, 'x', 7], (backoff) => a.leaders.lead('x', { backoff }, () => {})],
+    ['onError', [null, 'x', 7], (onError) => a.leaders.lead('x', { onError }, () => {})],
+    ['token', ['1', 1, null, {}, -1n, 2n ** 63n], (token) => a.leaders.renew('x', token)],
+    ['token', ['1', 1, null, {}, -1n, 2n ** 63n], (token) => a.leaders.revoke('x', token)],
   ]
   test.each(bad)('of %s is refused, by field and range', async (field, values, call) => {
     for (const value of values) {

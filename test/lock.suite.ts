@@ -563,16 +563,46 @@ export function lockSuite({ pooled }: { pooled: boolean }) {
       [{ meta: 'x'.repeat(5_000) }, 'meta', /4096/],
       [{ meta: 'a\0b' }, 'meta', /4096/],
       [{ meta: () => {} }, 'meta', /JSON/],
+      [{ signal: 'stop' }, 'signal', /AbortSignal/],
+      [{ signal: null }, 'signal', /AbortSignal/],
+      [null, 'options', /an object/],
+      ['15000', 'options', /an object/],
     ])('the option %j is refused, with the field and the range', async (options, field, range) => {
       const error: unknown = await a.locks.acquire(fresh(), options as object).catch((e: unknown) => e)
       expect(error).toMatchObject({ code: 'INVALID_ARGUMENT', field })
       expect((error as Error).message).toMatch(range)
     })
 
+    test.each([['1'], [1], [null], [{}], [-1n], [2n ** 63n]])('the token %o is refused', async (token) => {
+      for (const call of [a.locks.renew('x', token as bigint), a.locks.revoke('x', token as bigint)]) {
+        await expect(call).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', field: 'token' })
+      }
+    })
+
+    test.each<[string, () => unknown]>([
+      ['options', () => a.locks.list(null as never)],
+      ['options', () => a.locks.grant(fresh(), 7 as never)],
+      ['options', () => a.locks.renew('x', 1n, null as never)],
+      ['options', () => a.locks.using(fresh(), null as never, () => {})],
+      ['signal', () => a.locks.transaction(fresh(), { signal: {} as never }, async () => {})],
+      ['signal', () => a.locks.grant(fresh(), { signal: 0 as never })],
+    ])('%s of any verb must be what they should', async (field, call) => {
+      await expect((async () => call())()).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', field })
+    })
+
+    test.each([[{}], [{ query: 7 }], ['begin']])('%o is no transaction', async (trx) => {
+      await using held = await a.locks.acquire(fresh(), LEASE)
+      const error = expect.objectContaining({ code: 'INVALID_ARGUMENT', field: 'trx' })
+      await expect(held.assertHeld(trx as never)).rejects.toEqual(error)
+      await expect(held.release({ trx: trx as never })).rejects.toEqual(error)
+    })
+
     test.each([
       [{}, 'connectionString'],
       [{ connectionString: 'postgres://x', max: 0 }, 'max'],
       [{ connectionString: 'postgres://x', maxWaiting: -1 }, 'maxWaiting'],
+      [{ connectionString: 'postgres://x', time: null }, 'time'],
+      [null, 'options'],
     ])('createLockstep(%j) is refused', (options, field) => {
       expect(() => createLockstep(options as { connectionString: string })).toThrow(
         expect.objectContaining({ code: 'INVALID_ARGUMENT', field }),

@@ -21,10 +21,20 @@ const CLI = fileURLToPath(new URL('../functions/cli.ts', import.meta.url))
 const KEY = `ci:${createHash('sha256').update('secret').digest('hex')}:locks:write`
 
 let database: FreshDatabase
+/** Senders of half a request; they are at it while the other tests run, since that takes half a minute. */
+let slow: { url: string; answers: Promise<string[]>; close(): Promise<void> }
 beforeAll(async () => {
   database = await freshDatabase()
+  const { url, close } = await serve({ lockstep: createLockstep({ connectionString: database.url }), port: 0 })
+  const head = 'POST /v1/locks/slow HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n'
+  const halves = [...Array<string>(50).fill(`${head}X: `), `${head}Content-Length: 1000\r\n\r\n{`]
+  slow = { url, close, answers: Promise.all(halves.map((half) => sent(url, half))) }
+  slow.answers.catch(() => {})
 })
-afterAll(() => database?.close())
+afterAll(async () => {
+  await slow?.close()
+  await database?.close()
+})
 
 const leftovers: (() => unknown)[] = []
 afterEach(async () => {
@@ -90,6 +100,16 @@ const until = async (what: () => unknown) => {
 }
 const waiting = (url: string, n: number) =>
   until(async () => ((await (await fetch(url)).json()) as { waiting: number }).waiting === n)
+
+/** What comes back for these bytes until the server closes the connection. */
+async function sent(url: string, bytes: string): Promise<string> {
+  const { hostname, port } = new URL(url)
+  const socket = net.connect(Number(port), hostname)
+  socket.write(bytes)
+  let text = ''
+  for await (const chunk of socket) text += chunk
+  return text
+}
 
 describe('lockstep start', () => {
   test('brings its own PostgreSQL, says where it listens and what to try; Ctrl-C stops it all, waits first; the data stays', async () => {
@@ -324,16 +344,6 @@ describe('the Node door', () => {
     return server
   }
 
-  /** What comes back for these bytes until the server closes the connection. */
-  async function sent(url: string, bytes: string): Promise<string> {
-    const { hostname, port } = new URL(url)
-    const socket = net.connect(Number(port), hostname)
-    socket.write(bytes)
-    let text = ''
-    for await (const chunk of socket) text += chunk
-    return text
-  }
-
   test('without keys it does not answer web pages, nor to another name than its own', async () => {
     const { url } = await door()
     const get = (head: string) => sent(url, `GET /v1/locks/x HTTP/1.1\r\n${head}\r\nConnection: close\r\n\r\n`)
@@ -428,6 +438,23 @@ describe('the Node door', () => {
       'POST /v1/locks/a HTTP/1.1\r\nConnection: close\r\nHost: localhost\r\nContent-Length: 70000\r\n\r\n',
       413,
     ],
+    [
+      'a length beside chunks, which hides a request in a body',
+      'POST /v1/locks/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n',
+      400,
+    ],
+    [
+      'chunks that are not the last coding',
+      'POST /v1/locks/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n',
+      400,
+    ],
+    [
+      'a header that goes on',
+      'GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: a\r\n b\r\nConnection: close\r\n\r\n',
+      400,
+    ],
+    ['a blank before a colon', 'GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length : 5\r\n\r\n', 400],
+    ['a folder that is left', 'GET /v1/locks/../../x HTTP/1.1\r\nConnection: close\r\nHost: localhost\r\n\r\n', 404],
     ['TRACE', 'TRACE /healthz HTTP/1.1\r\nConnection: close\r\nHost: localhost\r\n\r\n', 405],
   ])('%s is answered with a problem', async (_, bytes, status) => {
     const { url } = await door()
@@ -440,6 +467,14 @@ describe('the Node door', () => {
       code: expect.any(String),
       detail: expect.any(String),
     })
+  })
+
+  test('who sends slowly is told 408 and cut off, and keeps nobody else from an answer', {
+    timeout: 60_000,
+  }, async () => {
+    expect((await fetch(`${slow.url}/healthz`)).status).toBe(200)
+    for (const answer of await slow.answers) expect(answer).toMatch(/^HTTP\/1\.1 408 .*"code":"TIMEOUT"/s)
+    expect(await (await fetch(`${slow.url}/v1/locks/slow`)).json()).toMatchObject({ held: false })
   })
 
   test('refuses a public address without keys, whoever calls it', async () => {

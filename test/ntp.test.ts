@@ -494,6 +494,10 @@ describe('configuration', () => {
     expect(made).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT', field: 'servers' }))
   })
 
+  test('null is refused', () => {
+    expect(() => ntp(null as never)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT', field: 'options' }))
+  })
+
   test.each([99, 10_001, 1.5, Number.NaN, '1000'])('timeoutMs %s is refused', (timeoutMs) => {
     expect(() => ntp({ timeoutMs: timeoutMs as number })).toThrow(
       expect.objectContaining({ code: 'INVALID_ARGUMENT', field: 'timeoutMs' }),

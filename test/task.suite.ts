@@ -893,6 +893,9 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
     test.each<[string, (tasks: Tasks) => unknown]>([
       ['queue', (tasks) => tasks.send('not a name', {})],
       ['queue', (tasks) => tasks.send('', {})],
+      ['queue', (tasks) => tasks.cancel('constructor', crypto.randomUUID())],
+      ['queue', (tasks) => tasks.declare('__proto__')],
+      ['deadLetter', (tasks) => tasks.declare('x', { deadLetter: 'toString' })],
       ['queue', async (tasks) => tasks.define('lockstep.worker/x')],
       ['concurrency', async (tasks) => tasks.define('x', () => {}, { concurrency: 0 })],
       ['groupConcurrency', async (tasks) => tasks.define('x', () => {}, { groupConcurrency: 1_001 })],
@@ -912,6 +915,21 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       ['id', (tasks) => tasks.get('x', 'y')],
       ['fraction', (tasks) => tasks.progress('x', crypto.randomUUID(), 1n, 1.1)],
       ['note', (tasks) => tasks.progress('x', crypto.randomUUID(), 1n, 1, 'x'.repeat(1_001))],
+      ['options', async (tasks) => tasks.define('x', () => {}, null as never)],
+      ['options', (tasks) => tasks.send('x', {}, 7 as never)],
+      ['options', (tasks) => tasks.run('x', {}, null as never)],
+      ['options', (tasks) => tasks.outcome('x', {}, 'x' as never)],
+      ['options', (tasks) => tasks.claim('x', null as never)],
+      ['options', (tasks) => tasks.tick(null as never)],
+      ['signal', (tasks) => tasks.run('x', {}, { signal: 'x' as never })],
+      ['signal', (tasks) => tasks.claim('x', { signal: null as never })],
+      ['signal', (tasks) => tasks.tick({ budgetMs: 100, signal: false as never })],
+      ['signal', (tasks) => tasks.drain({ budgetMs: 100, signal: [] as never })],
+      ['queues', (tasks) => tasks.drain({ budgetMs: 100, queues: 'x' as never })],
+      ['trx', (tasks) => tasks.declare('x').then(() => tasks.sendAll('x', [{ data: 1 }], { trx: {} as never }))],
+      ['jobs.1', (tasks) => tasks.sendAll('x', [{ data: 1 }, null as never])],
+      ['jobs', (tasks) => tasks.handBack('x', undefined as never)],
+      ['id', (tasks) => tasks.handBack('x', [undefined as never])],
     ])('%s', async (field, call) => {
       await expect((async () => call(sender))()).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', field })
     })

@@ -830,15 +830,26 @@ describe('names', () => {
     ['POST', `/${NOBODY}/extend`, { token: '1' }],
     ['POST', `/${NOBODY}/progress`, { token: '1', fraction: 0 }],
   ]
-  test.each(['%00', 'a%0a', '%zz', '%', '%ff', '%C3%A4', 'a%20b', 'a:b', 'a%25', '*', 'x'.repeat(256)])(
-    '%s is no queue for any route, and the field is `name`',
-    async (name) => {
-      for (const [method, path, body] of routes) {
-        const answer = await call(method, `/v1/tasks/${name}${path}`, { body })
-        expect(answer).toMatchObject({ status: 400, json: { errors: [{ field: 'name' }] } })
-      }
-    },
-  )
+  test.each([
+    '%00',
+    'constructor',
+    '__proto__',
+    'a%0a',
+    '%zz',
+    '%',
+    '%ff',
+    '%C3%A4',
+    'a%20b',
+    'a:b',
+    'a%25',
+    '*',
+    'x'.repeat(256),
+  ])('%s is no queue for any route, and the field is `name`', async (name) => {
+    for (const [method, path, body] of routes) {
+      const answer = await call(method, `/v1/tasks/${name}${path}`, { body })
+      expect(answer).toMatchObject({ status: 400, json: { errors: [{ field: 'name' }] } })
+    }
+  })
 
   test.each(['x', '1', NOBODY.slice(1), `${NOBODY}0`, NOBODY.replace('4', 'g'), '%zz', '%00', `{${NOBODY}}`])(
     '%s is no job for any route, and the field is `id`',
@@ -902,7 +913,7 @@ describe('a body', () => {
   const values = [...json('a\0', { 'a\0': 1 }, '\ud800', ['\udc00']), '['.repeat(30_000) + ']'.repeat(30_000)]
   const deep = '['.repeat(1_001) + ']'.repeat(1_001)
   const tokens = [...json('', '0', '-1', '01', '1.0', '1e3', ' 1', '9223372036854775808', 5, null, ['5'], {}), '5.0']
-  const queue = json('', 'x'.repeat(256), 'a b', 'ä', 'a:b', 'a\0', 7, null, true, ['a'], {})
+  const queue = json('', 'constructor', 'x'.repeat(256), 'a b', 'ä', 'a:b', 'a\0', 7, null, true, ['a'], {})
   const backoff = json('true', 1, null, [], {}, { maxMs: -1 }, { maxMs: 31_536_000_001 }, { maxMs: '1' })
   const days = integers(1_000, 86_400_000)
   const retries = {

@@ -169,10 +169,14 @@ describe('the client’s step', () => {
   test.each([
     ['answer', {}, 0, 10],
     ['answer', null, 0, 10],
+    ['answer', { time: [], earliest: null, latest: null, processingMs: 0 }, 0, 10],
+    ['answer', { time: iso(0), earliest: 'soon', latest: {}, processingMs: 0 }, 0, 10],
+    ['sentMs', { time: iso(0), earliest: null, latest: null, processingMs: 0 }, 0n, 10],
+    ['receivedMs', { time: iso(0), earliest: null, latest: null, processingMs: 0 }, 0, 10n],
     ['receivedMs', { time: iso(0), earliest: null, latest: null, processingMs: 0 }, 10, 0],
     ['receivedMs', { time: iso(0), earliest: null, latest: null, processingMs: 0 }, 10, Number.NaN],
   ])('refuses a bad %s', (field, answer, sent, received) => {
-    expect(() => cristian(answer as unknown as TimeAnswer, sent, received)).toThrow(
+    expect(() => cristian(answer as unknown as TimeAnswer, sent as number, received as number)).toThrow(
       expect.objectContaining({ code: 'INVALID_ARGUMENT', field }),
     )
   })

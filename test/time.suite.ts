@@ -599,11 +599,17 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
     ['maxBoundMs', { maxBoundMs: Number.NaN }, /milliseconds/],
     ['maxAgeMs', { maxAgeMs: -1 }, /≥ 0/],
     ['waitMs', { waitMs: '5' }, /milliseconds/],
+    ['signal', { signal: '5' }, /AbortSignal/],
+    ['options', null, /an object/],
   ])('ready refuses a bad %s', async (field, options, message) => {
     const { time } = open()
     const refused = time.ready(options as never)
     await expect(refused).rejects.toThrow(message)
     await expect(refused).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', field })
+  })
+
+  test('ready waits for a part of a millisecond too', async () => {
+    await open().time.ready({ waitMs: 1.5 })
   })
 
   test.each([[new Date('nonsense')], [Number.NaN], ['2026-01-01'], [null]])('%s is no instant', async (instant) => {
