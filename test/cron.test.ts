@@ -503,6 +503,22 @@ describe('a schedule that cannot be sent', () => {
     expect(await state('good 100')).toMatchObject({ error: null, missedSlots: 0, lastSlot: NOW })
   })
 
+  test.each(['58030', 'XX000', '25P03', '40001', '55P03'])(
+    'but not because of what is the database’s own trouble (%s): then the slot is sent by another tick',
+    async (code) => {
+      const to = await queue()
+      const name = await scheduled('@hourly', BEGIN, { queue: to })
+      await db.pool.query(`create function trouble() returns trigger language plpgsql as $$
+        begin raise 'trouble' using errcode = '${code}'; end $$;
+        create trigger trouble before insert on lockstep_boss.job_common for each row
+          when (new.name = '${to}') execute function trouble()`)
+      await expect(cron.fire(NOW)).rejects.toMatchObject({ code })
+      await db.pool.query('drop trigger trouble on lockstep_boss.job_common; drop function trouble')
+      expect(await state(name)).toMatchObject({ error: null, missedSlots: 0, nextAt: NOW })
+      expect(await cron.fire(NOW)).toEqual({ slots: 1 })
+    },
+  )
+
   test('because its queue has such a job already: says so', async () => {
     const to = await queue({ policy: 'short' }) // one job waits at a time
     const name = await scheduled('@hourly', BEGIN, { queue: to, missed: 'all' })

@@ -1,11 +1,11 @@
 /**
- * The election under faults: a few processes lead by turns; a nemesis kills and pauses them, ends their connections, cuts
- * or silences their network, and restarts or crashes the database.
+ * The election under faults: a few processes, each with a network of its own, lead by turns.
  *
  * Then what they did is checked. The fenced rows, in the order in which they were written: no token after a larger one,
  * so no two terms interleave, and every acknowledged row is there. The terms: a token is handed out once, and each
  * process's rise. The unfenced acts, which each leader did for as long as it trusted its term: all acts of a term came
- * before the first of the next. A term that ends with its connection does not promise the last; its overlaps are counted
+ * before the first of the next. And its signal came before that: a process that stood still meanwhile heard of it as soon as it
+ * took another turn. A term that ends with its connection does not promise the last two; its overlaps are counted
  * only. And at the end, when all is well again, everybody comes to lead: there is no fault that lasts.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
@@ -16,15 +16,12 @@ import * as path from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
-import pg from 'pg'
-import { type TcpProxy, tcpProxy } from '../proxy.ts'
-import { seeded } from './random.ts'
+import { ask } from './ask.ts'
+import { Nemesis, type Victim } from './nemesis.ts'
+import type { ChaosServer } from './server.ts'
 
 export interface ElectionPlan {
-  /** A migrated database on a server that keeps what it acknowledged when it crashes: `synchronous_commit` on. */
-  url: string
-  /** Stops the server, or crashes it, and starts it again at the same place. */
-  restart(how: 'stop' | 'crash'): Promise<void>
+  server: ChaosServer
   failover: 'lease' | 'connection'
   /** Processes alive at a time. */
   workers: number
@@ -33,72 +30,58 @@ export interface ElectionPlan {
   /** Of the nemesis: who is hit, when, and how. */
   seed: number
 }
-export interface ElectionOutcome {
-  terms: number
-  rows: number
-  acknowledged: number
-  acts: number
-  /** How often a term's signal fired. */
-  told: number
-  /** Terms that acted, unfenced, after a later one had. */
-  overlaps: number
-  kills: number
-  pauses: number
-  terminations: number
-  cuts: number
-  blackholes: number
-  stops: number
-  crashes: number
-  /** Rows of each worker, all its incarnations together. */
-  by: number[]
-  /** What must not be; empty is good. */
-  violations: string[]
-}
 
-/** One of the processes that lead by turns, with a network of its own. It is killed and comes back. */
-interface Worker {
+/** One of the processes that lead by turns. It is killed and comes back. */
+interface Worker extends Victim {
   slot: number
   incarnation: number
   child: ChildProcess
   gone: Promise<unknown>
-  proxy: TcpProxy
   /** Rows acknowledged to this incarnation. */
   rows: number
 }
 
 const TTL_MS = 1_500
-const RESTART_EVERY_MS = 15_000
 /** For how long everybody is waited for when all is well again: far more than it takes, on a slow machine too. */
 const RECOVERS_MS = 90_000
+/** Of a process that was told of nothing: the timer that tells it may be due in the same turn as another. */
+const TURNS = 3
 
-export async function runElection(plan: ElectionPlan): Promise<ElectionOutcome> {
-  const { url, failover, seconds } = plan
-  const random = seeded(plan.seed)
-  const hits = { kills: 0, pauses: 0, terminations: 0, cuts: 0, blackholes: 0, stops: 0, crashes: 0 }
+export async function runElection({ server, failover, workers: count, seconds, seed }: ElectionPlan) {
+  const { url } = server
   const violations: string[] = []
   const history: History = { leads: [], acknowledged: new Map() }
   let told = 0
-  let leader: Worker | undefined // the nemesis prefers it
+  let leader: Worker | undefined
 
-  await query(url, 'drop table if exists led')
-  await query(url, 'create table led (n integer, token bigint, worker text, at bigserial)')
-  await query(url, `select lockstep.fence_table('led')`)
+  await ask(url, 'drop table if exists led')
+  await ask(url, 'create table led (n integer, token bigint, worker text, at bigserial)')
+  await ask(url, `select lockstep.fence_table('led')`)
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'lockstep-chaos-'))
   const log = path.join(folder, 'acts')
   fs.writeFileSync(log, '')
 
   const workers: Worker[] = []
-  const later: Promise<void>[] = []
+  await using nemesis = await Nemesis.of({
+    ...{ server, seed, seconds, networks: count },
+    // Now and then it is quiet for long enough that the next leader of a dead one comes to its work.
+    restMs: (chance) => (chance < 0.3 ? TTL_MS * (1.5 + chance * 3) : chance * 800),
+    awayMs: (chance) => TTL_MS * (1.1 + chance * 1.5),
+    victims: () => workers,
+    favourite: () => leader,
+    killed: (victim) => void start((victim as Worker).slot, (victim as Worker).incarnation + 1),
+  })
 
-  function start(worker: Pick<Worker, 'slot' | 'incarnation' | 'proxy'>): Promise<unknown> {
-    const id = `${worker.slot}.${worker.incarnation}`
+  function start(slot: number, incarnation = 0): Promise<unknown> {
+    const id = `${slot}.${incarnation}`
     const program = fileURLToPath(new URL('leader.ts', import.meta.url))
-    const child = spawn(process.execPath, [program, worker.proxy.url, failover, String(TTL_MS), id, log], {
+    const child = spawn(process.execPath, [program, nemesis.network(slot), failover, String(TTL_MS), id, log], {
       stdio: ['ignore', 'pipe', 'inherit'],
+      env: { ...process.env, ...nemesis.clock(slot + incarnation) },
     })
     const gone = once(child, 'close') // and not 'exit': what it said last is heard first
-    const it: Worker = { ...worker, child, gone, rows: 0 }
-    workers[worker.slot] = it
+    const it: Worker = { ...{ slot, incarnation, child, gone, rows: 0 }, name: `leader ${id}` }
+    workers[slot] = it
     const ready = Promise.withResolvers<void>()
     createInterface({ input: child.stdout as NodeJS.ReadableStream }).on('line', (line) => {
       const [what, detail = '', token = ''] = line.split(' ')
@@ -109,62 +92,16 @@ export async function runElection(plan: ElectionPlan): Promise<ElectionOutcome> 
       } else if (what === 'done') {
         history.acknowledged.set(`${id} ${detail}`, BigInt(token))
         it.rows++
+        nemesis.progress()
       } else if (what === 'told') told++
       else violations.push(`worker ${id}: ${line}`)
     })
     return Promise.race([ready.promise, gone])
   }
 
-  const away = () => TTL_MS * (1.1 + random() * 1.5)
-  const after = (ms: number, what: () => void) => void later.push(sleep(ms).then(what))
-  const hit = {
-    kills({ slot, incarnation, proxy, child }: Worker) {
-      child.kill('SIGKILL')
-      void start({ slot, incarnation: incarnation + 1, proxy })
-    },
-    pauses({ child }: Worker) {
-      child.kill('SIGSTOP')
-      after(away(), () => child.kill('SIGCONT'))
-    },
-    async terminations({ slot, incarnation }: Worker) {
-      const some = random() < 0.5 ? 'and random() < 0.5' : ''
-      const text = `select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1 ${some}`
-      await query(url, text, [`leader ${slot}.${incarnation}`])
-    },
-    cuts({ proxy }: Worker) {
-      proxy.cut()
-    },
-    blackholes({ proxy }: Worker) {
-      proxy.blackhole()
-      after(away(), () => proxy.resume())
-    },
-  }
-  const ways = Object.keys(hit) as (keyof typeof hit)[]
-
   try {
-    for (let slot = 0; slot < plan.workers; slot++) {
-      await start({ slot, incarnation: 0, proxy: await tcpProxy(url) })
-    }
-    const end = performance.now() + seconds * 1000
-    const every = Math.min(RESTART_EVERY_MS, (seconds * 1000) / 2)
-    let crash = random() < 0.5
-    for (let next = performance.now() + every; performance.now() < end && violations.length === 0; ) {
-      // Now and then it is quiet for long enough that the next leader of a dead one comes to its work.
-      await sleep(random() < 0.3 ? TTL_MS * (1.5 + random()) : 100 + random() * 700)
-      if (performance.now() >= next) {
-        hits[crash ? 'crashes' : 'stops']++
-        await plan.restart(crash ? 'crash' : 'stop')
-        crash = !crash
-        next = performance.now() + every
-        continue
-      }
-      const victim = (random() < 0.5 && leader) || workers[Math.floor(random() * workers.length)]
-      const way = ways[Math.floor(random() * ways.length)]
-      if (!victim || !way || victim !== workers[victim.slot]) continue // it was killed already
-      hits[way]++
-      await hit[way](victim)
-    }
-    await Promise.all(later)
+    for (let slot = 0; slot < count; slot++) await start(slot)
+    await nemesis.rage(() => violations.length > 0)
 
     // Nothing is broken any more: everybody has its turn.
     for (const worker of workers) worker.rows = 0
@@ -177,26 +114,35 @@ export async function runElection(plan: ElectionPlan): Promise<ElectionOutcome> 
   } finally {
     for (const { child } of workers) child.kill('SIGKILL')
     await Promise.all(workers.map(({ gone }) => gone))
-    await Promise.all(workers.map(({ proxy }) => proxy.close()))
   }
   // What the killed were committing is then committed or not.
-  while ((await query(url, `select from pg_stat_activity where application_name like 'leader %'`)).length > 0) {
-    await sleep(50)
-  }
+  const theirs = `select from pg_stat_activity where application_name like 'leader %'`
+  while ((await ask(url, theirs)).length > 0) await sleep(50)
 
-  const acts = fs.readFileSync(log, 'utf8').trim().split('\n').filter(Boolean).map(parsed)
+  const turns = fs.readFileSync(log, 'utf8').trim().split('\n').filter(Boolean).map(parsed)
   fs.rmSync(folder, { recursive: true })
-  const rows = (await query(url, 'select n, token, worker from led order by at')).map(
+  const acts = turns.filter(({ what }) => what === 'act')
+  const rows = (await ask(url, 'select n, token, worker from led order by at')).map(
     (row): Row => ({ n: Number(row.n), token: BigInt(row.token), worker: String(row.worker) }),
   )
   violations.push(...checkRows(rows, history), ...checkTerms([...history.leads, ...rows, ...acts], history))
   const overlaps = overlapping(acts)
-  if (failover === 'lease') violations.push(...overlaps)
-  const by = workers.map(({ slot }) => rows.filter(({ worker }) => worker.startsWith(`${slot}.`)).length)
+  const signals = signalled(turns)
+  if (failover === 'lease') violations.push(...overlaps, ...signals.violations)
   return {
     terms: new Set(history.leads.map(({ token }) => token)).size,
     ...{ rows: rows.length, acknowledged: history.acknowledged.size, acts: acts.length, told },
-    ...{ overlaps: overlaps.length, ...hits, by, violations },
+    /** Terms that acted, unfenced, after a later one had. */
+    overlaps: overlaps.length,
+    /** Terms whose signal came before their successor's first act; after it, since their process stood still. */
+    ...{ inTime: signals.inTime, late: signals.late },
+    ...nemesis.summary(),
+    /** Rows of each worker, all its incarnations together. */
+    by: workers.map(({ slot }) => rows.filter(({ worker }) => worker.startsWith(`${slot}.`)).length),
+    /** What must not be; empty is good. */
+    violations,
+    /** For who has to find out why. */
+    evidence: { struck: nemesis.struck, history: { rows, leads: history.leads }, turns },
   }
 }
 
@@ -204,7 +150,8 @@ export async function runElection(plan: ElectionPlan): Promise<ElectionOutcome> 
 
 type Led = { worker: string; token: bigint }
 type Row = Led & { n: number }
-type Act = Led & { at: bigint }
+/** `doubt`: the term is not trusted, and its signal has not told so. */
+type Turn = Led & { at: bigint; what: 'act' | 'doubt' | 'signal' }
 interface History {
   /** Each worker's terms, in the order in which it had them. */
   leads: Led[]
@@ -212,9 +159,9 @@ interface History {
   acknowledged: Map<string, bigint>
 }
 
-function parsed(line: string): Act {
-  const { token, at, worker } = JSON.parse(line)
-  return { token: BigInt(token), at: BigInt(at), worker }
+function parsed(line: string): Turn {
+  const { token, at, ...rest } = JSON.parse(line)
+  return { token: BigInt(token), at: BigInt(at), ...rest }
 }
 
 // A row's place is drawn inside its fenced transaction. So the places of two terms are ordered as the terms are.
@@ -253,7 +200,7 @@ function checkTerms(all: Led[], { leads }: History): string[] {
 
 // An act's time is read before its leader looks whether it is trusted: it is no later than a moment at which it was. The
 // first act of the next term is later than its grant. So the one must be before the other, by the clock that both read.
-function overlapping(acts: Act[]): string[] {
+function overlapping(acts: Turn[]): string[] {
   const spans = new Map<bigint, { worker: string; first: bigint; last: bigint }>()
   for (const { token, at, worker } of acts) {
     const span = spans.get(token) ?? { worker, first: at, last: at }
@@ -275,13 +222,27 @@ function overlapping(acts: Act[]): string[] {
   return violations
 }
 
-async function query(url: string, text: string, values: unknown[] = []) {
-  const client = new pg.Client(url)
-  client.on('error', () => {})
-  await client.connect()
-  try {
-    return (await client.query(text, values)).rows
-  } finally {
-    await client.end()
-  }
+// A process that is stopped hears nothing. So it is not asked when its signal came, but what it did until then.
+function signalled(turns: Turn[]): { inTime: number; late: number; violations: string[] } {
+  const terms = Map.groupBy(turns, ({ token }) => token)
+  const tokens = [...terms.keys()].sort((a, b) => (a < b ? -1 : 1))
+  const result = { inTime: 0, late: 0, violations: [] as string[] }
+  tokens.forEach((token, i) => {
+    const of = terms.get(token) ?? []
+    const next = tokens
+      .slice(i + 1)
+      .flatMap((later) => terms.get(later) ?? [])
+      .find(({ what }) => what === 'act')
+    if (!next) return
+    const signal = of.find(({ what }) => what === 'signal')
+    const doubts = of.filter(({ what, at }) => what === 'doubt' && at > next.at).length
+    if (signal && signal.at <= next.at) result.inTime++
+    else if (signal) result.late++
+    if (doubts > TURNS) {
+      result.violations.push(
+        `term ${token} took ${doubts} turns after the first act of term ${next.token}, and was not told`,
+      )
+    }
+  })
+  return result
 }

@@ -1,14 +1,13 @@
 /**
  * Events under faults: writers append in every way there is to streams that they share, and roll back, and commit seconds late;
- * consumers of one group apply what was appended, while a nemesis kills and pauses them, adds some that leave again, ends
- * connections, and restarts or crashes the database. In the library; and over HTTP, where the consumers are the README's worker,
- * and the server of HTTP is killed too.
+ * consumers of one group apply what was appended, of which some come and leave again. In the library; and over HTTP, where the
+ * consumers are the README's worker, and the server of HTTP is killed too.
  *
  * Then the whole history is checked (history.ts): streams have no gaps; appends are there as a whole, once, where they were
  * acknowledged, with the rows of their transactions; each event was applied once, in the order of its stream; and two
  * that read everything, one who follows and one who pages, saw each event once, in the order of cursors.
  */
-import { type ChildProcess, spawn } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import * as fs from 'node:fs'
 import * as os from 'node:os'
@@ -21,12 +20,11 @@ import { freePort } from '../../lib/child.ts'
 import { type ConsumeOptions, createEvents, type Events } from '../../lib/event.ts'
 import { createLockstep, type Lockstep } from '../../lib/index.ts'
 import { check, eventsThere, restThere, type There, type Told } from './history.ts'
-import { seeded } from './random.ts'
+import { Nemesis, type Victim } from './nemesis.ts'
+import type { ChaosServer } from './server.ts'
 
 export interface EventsPlan {
-  /** A migrated database on a server that keeps what it acknowledged when it crashes. */
-  url: string
-  restart(how: 'stop' | 'crash'): Promise<void>
+  server: ChaosServer
   /** How consumers have their events, and how is appended and read where there is no transaction to it. */
   door: 'library' | 'http'
   writers: number
@@ -37,30 +35,6 @@ export interface EventsPlan {
   seconds: number
   /** Of the nemesis, and of what each process does by chance. */
   seed: number
-}
-export interface EventsOutcome {
-  events: number
-  /** Appends that were acknowledged, by kind. */
-  appends: Record<string, number>
-  /** Appends that were rolled back; that were refused, since the stream was elsewhere; of which it was never told. */
-  back: number
-  conflicts: number
-  unknown: number
-  /** Events that a handler refused, streams that were parked; over HTTP, commits by who had lost the partition. */
-  retries: number
-  parked: number
-  lost: number
-  kills: number
-  pauses: number
-  guests: number
-  terminations: number
-  doors: number
-  stops: number
-  crashes: number
-  /** From the end of the last writer until all was applied. */
-  recoveredMs: number
-  /** What must not be; empty is good. */
-  violations: string[]
 }
 
 export type Role = 'writer' | 'consumer' | 'follower' | 'pager' | 'door'
@@ -73,13 +47,11 @@ const TTL_MS = 2_000
 const RETRIES = { prefix: PREFIX, partitions: 16, retryLimit: 3, retryDelayMs: 50 }
 export const CONSUMER: ConsumeOptions = { ...RETRIES, concurrency: 4, batch: 20, ttlMs: TTL_MS, timeoutMs: 2_000 }
 
-const RESTART_EVERY_MS = 15_000
 /** For how long is waited when all is well again: far more than it takes, on a slow machine too. */
 const RECOVERS_MS = 120_000
 
-export async function runEvents(plan: EventsPlan): Promise<EventsOutcome> {
-  const { url, seconds } = plan
-  const random = seeded(plan.seed)
+export async function runEvents(plan: EventsPlan) {
+  const { url } = plan.server
   await using lockstep = createLockstep({ connectionString: url, max: 2, applicationName: 'chaos' })
   const events = createEvents(lockstep)
   await sql`drop table if exists committed, applied`.execute(lockstep.kysely)
@@ -93,14 +65,28 @@ export async function runEvents(plan: EventsPlan): Promise<EventsOutcome> {
   const file = door === '' ? '' : path.join(folder, 'applied.db')
   const crew = new Crew(plan, door, door === '' ? [] : [writeWorker(folder, door), GROUP, file])
   const { violations, told } = crew
-  const { later, hits, hit } = nemesis(crew, lockstep, random)
-  const ways = (Object.keys(hit) as (keyof typeof hit)[]).filter((way) => way !== 'doors' || door !== '')
+  const later: Promise<unknown>[] = []
+  await using nemesis = await Nemesis.of({
+    ...{ server: plan.server, seed: plan.seed, seconds: plan.seconds, networks: 3 },
+    restMs: (chance) => 100 + chance * 900,
+    awayMs: (chance) => TTL_MS * (1.2 + chance * 1.5),
+    victims: () => crew.alive(),
+    killed(victim) {
+      void crew.end(victim as Member, 'SIGKILL')
+      if (crew.those('consumer').length < plan.consumers) crew.start('consumer') // or it was a guest
+    },
+    also: {
+      guest: () => void later.push(crew.guest()),
+      ...(door !== '' && { door: () => void later.push(crew.reopen()) }),
+    },
+  })
+  crew.nemesis = nemesis
 
   const within = async (what: string, over: Promise<unknown>) => {
     const late = sleep(RECOVERS_MS, 'late', { ref: false })
     if ((await Promise.race([over, late])) === 'late') violations.push(`${what} did not end within ${RECOVERS_MS} ms`)
   }
-  let recoveredMs = 0
+  let doneMs = 0
   let everything: There['events'] = []
   try {
     if (door !== '') await crew.start('door').ready
@@ -111,21 +97,8 @@ export async function runEvents(plan: EventsPlan): Promise<EventsOutcome> {
     ]
     await Promise.all(roles.map((role) => crew.start(role).ready))
 
-    const until = performance.now() + seconds * 1_000
-    const every = Math.min(RESTART_EVERY_MS, (seconds * 1_000) / 2)
-    let crash = true
-    for (let next = performance.now() + every; performance.now() < until; ) {
-      await sleep(100 + random() * 900)
-      if (performance.now() < next) {
-        await hit[one(ways, random) as 'kills']()
-        continue
-      }
-      hits[crash ? 'crashes' : 'stops']++
-      await plan.restart(crash ? 'crash' : 'stop')
-      crash = !crash
-      next = performance.now() + every
-    }
-    await within('a guest or a pause', Promise.all(later))
+    await nemesis.rage(() => violations.length > 0)
+    await within('a guest', Promise.all(later))
     await within('a writer', Promise.all(crew.those('writer').map((it) => crew.end(it, 'SIGTERM'))))
 
     // Nothing is broken any more, and nothing is appended: all comes to be applied, and to be read.
@@ -133,7 +106,7 @@ export async function runEvents(plan: EventsPlan): Promise<EventsOutcome> {
     await within('a backend of the dead', quiet(lockstep, crew.dead))
     everything = await eventsThere(lockstep)
     await allApplied(events, since, violations)
-    recoveredMs = Math.round(performance.now() - since)
+    doneMs = Math.round(performance.now() - since)
     const last = everything.findLast(({ stream }) => stream.startsWith(PREFIX))?.cursor ?? 0n
     const seen = () => Object.values(told.seen).every((of) => (of.at(-1)?.cursor ?? 0n) >= last)
     while (!seen() && performance.now() - since < RECOVERS_MS) await sleep(50)
@@ -143,29 +116,35 @@ export async function runEvents(plan: EventsPlan): Promise<EventsOutcome> {
 
   const there: There = { events: everything, ...(await restThere(lockstep, file)) }
   violations.push(...check(there, told, PREFIX))
-  if (violations.length === 0) fs.rmSync(folder, { recursive: true })
-  else violations.push(`the history is in ${writeHistory(folder, { violations, there, told })}`)
+  fs.rmSync(folder, { recursive: true })
   const appends: Record<string, number> = {}
   for (const { kind } of told.done) appends[kind] = (appends[kind] ?? 0) + 1
   return {
-    ...{ events: everything.length, appends, back: told.back.size, conflicts: told.conflicts.size },
-    ...{ unknown: told.unknown.size, ...crew.counts, ...hits, recoveredMs, violations },
+    events: everything.length,
+    /** Appends that were acknowledged, by kind. */
+    appends,
+    /** Appends that were rolled back; that were refused, since the stream was elsewhere; of which it was never told. */
+    ...{ back: told.back.size, conflicts: told.conflicts.size, unknown: told.unknown.size },
+    /** Events that a handler refused, streams that were parked; over HTTP, commits by who had lost the partition. */
+    ...crew.counts,
+    ...nemesis.summary(),
+    /** From the end of the last writer until all was applied. */
+    doneMs,
+    /** What must not be; empty is good. */
+    violations,
+    /** For who has to find out why. */
+    evidence: { struck: nemesis.struck, history: { there, told } },
   }
 }
 
-const one = <T>(of: T[], random: () => number): T | undefined => of[Math.floor(random() * of.length)]
-
 // ---- The processes -----------------------------------------------------------------------------------------------
 
-interface Member {
-  name: string
+interface Member extends Victim {
   role: Role
-  child: ChildProcess
   /** Resolves when it has begun, or has ended. */
   ready: Promise<void>
   gone: Promise<unknown>
   open: boolean
-  paused: boolean
   /** It was told to, or killed. */
   ending: boolean
 }
@@ -184,6 +163,7 @@ class Crew {
   readonly #door: string
   readonly #worker: string[]
   readonly #alive = new Set<Member>()
+  nemesis: Nemesis | undefined
   #number = 0
 
   /** @param worker  the consumer that is not ours: a program of Python, and what it is called with. */
@@ -196,13 +176,14 @@ class Crew {
   start(role: Role): Member {
     const n = this.#number++
     const elsewhere = role === 'consumer' && this.#worker.length > 0
+    const env = { ...process.env, ...this.nemesis?.clock(n) }
     const child = elsewhere
       ? spawn('python3', this.#worker, { stdio: ['ignore', 'pipe', 'pipe'] })
-      : spawn(process.execPath, this.#args(role, n), { stdio: ['pipe', 'pipe', 'inherit'] })
+      : spawn(process.execPath, this.#args(role, n), { stdio: ['pipe', 'pipe', 'inherit'], env })
     const { promise: ready, resolve } = Promise.withResolvers<void>()
     const it: Member = {
       ...{ name: `${role} ${n}`, role, child, ready, gone: once(child, 'close') },
-      ...{ open: elsewhere, paused: false, ending: false },
+      ...{ witness: role !== 'consumer', open: elsewhere, ending: false },
     }
     if (elsewhere) resolve()
     let wrong = '' // what Python says of an error that ends it
@@ -228,15 +209,35 @@ class Crew {
 
   /** Those of a role that have not been told to end. */
   those(role: Role): Member[] {
-    return [...this.#alive].filter((it) => it.role === role && !it.ending)
+    return this.alive().filter((it) => it.role === role)
   }
 
   end(it: Member, signal: 'SIGKILL' | 'SIGTERM'): Promise<unknown> {
     it.ending = true
     if (signal === 'SIGKILL') this.dead.push(it.name)
     it.child.kill(signal)
-    if (it.paused) it.child.kill('SIGCONT')
     return it.gone
+  }
+
+  /** All that have not been told to end. */
+  alive(): Member[] {
+    return [...this.#alive].filter((it) => !it.ending)
+  }
+
+  /** A consumer that comes, and leaves again. */
+  async guest(): Promise<void> {
+    const guest = this.start('consumer')
+    await guest.ready
+    await sleep(1_500)
+    if (!guest.ending) await this.end(guest, 'SIGTERM')
+  }
+
+  /** The server of HTTP is killed, and another one takes its place. */
+  async reopen(): Promise<void> {
+    const [it] = this.those('door')
+    if (!it?.open) return
+    await this.end(it, 'SIGKILL')
+    await this.start('door').ready
   }
 
   async endAll(): Promise<void> {
@@ -245,8 +246,16 @@ class Crew {
 
   #args(role: Role, n: number): string[] {
     const program = fileURLToPath(new URL('streamer.ts', import.meta.url))
-    const { url, seed, streams } = this.#plan
-    return [program, role, url, String(n), String(seed * 1_000 + n), String(streams), this.#door]
+    const { seed, streams } = this.#plan
+    return [
+      program,
+      role,
+      this.nemesis?.network(n) ?? '',
+      String(n),
+      String(seed * 1_000 + n),
+      String(streams),
+      this.#door,
+    ]
   }
 
   // What is none of this is a fault.
@@ -254,8 +263,10 @@ class Crew {
     const [what, ...words] = line.split(' ')
     const [a = '', b = '', c = '', first = '', last = ''] = words
     const { told, counts } = this
-    if (what === 'done') told.done.push({ kind: a, tag: b, stream: c, first: BigInt(first), last: BigInt(last) })
-    else if (what === 'back') told.back.add(a)
+    if (what === 'done') {
+      told.done.push({ kind: a, tag: b, stream: c, first: BigInt(first), last: BigInt(last) })
+      this.nemesis?.progress()
+    } else if (what === 'back') told.back.add(a)
     else if (what === 'conflict') told.conflicts.add(a)
     else if (what === 'unknown') told.unknown.add(a)
     else if (what === 'saw') told.seen[role as 'pager'].push({ cursor: BigInt(a), stream: b, position: BigInt(c) })
@@ -289,76 +300,6 @@ function writeWorker(folder: string, door: string): string {
   return file
 }
 
-// ---- What befalls them -------------------------------------------------------------------------------------------
-
-/** @returns `later`: what was begun and must come to an end. */
-function nemesis(crew: Crew, lockstep: Lockstep, random: () => number) {
-  const later: Promise<unknown>[] = []
-  const hits = { kills: 0, pauses: 0, guests: 0, terminations: 0, doors: 0, stops: 0, crashes: 0 }
-  // Who stands still must come to itself: that is when it is dangerous.
-  const awake = () =>
-    one(
-      crew.those('consumer').filter(({ paused }) => !paused),
-      random,
-    )
-  const hit = {
-    kills() {
-      const it = awake()
-      if (!it) return
-      hits.kills++
-      void crew.end(it, 'SIGKILL')
-      crew.start('consumer')
-    },
-    pauses() {
-      const it = awake()
-      if (!it) return
-      hits.pauses++
-      it.paused = true
-      it.child.kill('SIGSTOP')
-      const goOn = () => {
-        it.child.kill('SIGCONT')
-        it.paused = false
-      }
-      later.push(sleep(TTL_MS * (1.2 + random() * 1.5)).then(goOn))
-    },
-    guests() {
-      hits.guests++
-      const guest = crew.start('consumer')
-      const ms = 500 + random() * 2_000
-      const leave = async () => {
-        await guest.ready
-        await sleep(ms)
-        if (!guest.ending) await crew.end(guest, 'SIGTERM')
-      }
-      later.push(leave())
-    },
-    async terminations() {
-      hits.terminations++
-      const others = sql<{ pid: number }>`
-        select pid from pg_stat_activity where datname = current_database() and backend_type = 'client backend'
-           and application_name <> 'chaos' order by pid`
-      const rows = await others.execute(lockstep.kysely).then(
-        ({ rows }) => rows,
-        () => [],
-      )
-      const pids = rows.map(({ pid }) => pid).filter(() => random() < 0.15)
-      const end = sql`select pg_terminate_backend(pid) from unnest(${pids}::integer[]) pid`
-      await end.execute(lockstep.kysely).catch(() => {})
-    },
-    doors() {
-      const [it] = crew.those('door')
-      if (!it?.open) return
-      hits.doors++
-      const again = async () => {
-        await crew.end(it, 'SIGKILL')
-        await crew.start('door').ready
-      }
-      later.push(again())
-    },
-  }
-  return { later, hits, hit }
-}
-
 // ---- The end -----------------------------------------------------------------------------------------------------
 
 // What the killed were committing is then committed or not.
@@ -385,13 +326,4 @@ async function allApplied(events: Events, since: number, violations: string[]): 
   }
 }
 
-const shown = (_: string, value: unknown) => {
-  if (typeof value === 'bigint') return String(value)
-  return value instanceof Set || value instanceof Map ? [...value] : value
-}
-
-function writeHistory(folder: string, history: unknown): string {
-  const file = path.join(folder, 'history.json')
-  fs.writeFileSync(file, JSON.stringify(history, shown, 1))
-  return file
-}
+const shown = (_: string, value: unknown) => (typeof value === 'bigint' ? String(value) : value)

@@ -36,6 +36,7 @@ tasks.define(
     await sql`insert into effect (n, kind, token, worker) values (${n}, 'plain', ${job.token}, ${worker})`.execute(
       lockstep.kysely,
     )
+    console.log('did')
   },
   { ...plain.options, concurrency: 4 },
 )

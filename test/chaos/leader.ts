@@ -22,14 +22,17 @@ async function act(term: Term, over: () => boolean) {
   for (let doubts = 0; !over(); await sleep(doubts > 0 ? 10 : 1 + Math.random() * 4)) {
     const at = process.hrtime.bigint()
     if (term.isTrusted()) {
-      fs.writeSync(file, `${JSON.stringify({ token: String(term.token), at: String(at), worker })}\n`)
+      note(term, 'act', at)
       doubts = 0
     } else if (++doubts > 500) {
       // Counted in turns of this process and not in seconds, so that a pause is no reproach.
       return tell('fault', `term ${term.token} is not trusted any more, and its signal does not say so`)
-    }
+    } else note(term, 'doubt', at)
   }
 }
+
+const note = ({ token }: Term, what: 'act' | 'doubt' | 'signal', at = process.hrtime.bigint()) =>
+  fs.writeSync(file, `${JSON.stringify({ token: String(token), at: String(at), what, worker })}\n`)
 
 async function write(term: Term, over: () => boolean) {
   for (; !over(); await sleep(Math.random() * 30)) {
@@ -71,7 +74,10 @@ await lockstep.leaders.lead(
   },
   async (term, signal) => {
     tell('leads', String(term.token))
-    term.signal.addEventListener('abort', () => tell('told', String(term.token)))
+    term.signal.addEventListener('abort', () => {
+      note(term, 'signal')
+      tell('told', String(term.token))
+    })
     const end = performance.now() + Math.random() * (Math.random() < 0.3 ? 500 : 5_000)
     const over = () => signal.aborted || performance.now() > end
     await Promise.all([act(term, over), write(term, over)])

@@ -7,6 +7,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { inspect } from 'node:util'
 import { sql, type Transaction } from 'kysely'
+import { fromDatabase, LeaseLostError, UnavailableError } from '../../lib/errors.ts'
 import { createLockstep } from '../../lib/index.ts'
 
 const [url = '', kind = 'mixed', worker = '0'] = process.argv.slice(2)
@@ -37,7 +38,6 @@ const ways = {
   },
   transaction: () => lockstep.locks.transaction(NAME, (trx, { token }) => increment(trx, token, 'transaction')),
 }
-const LOST = /terminated|connection error and is not queryable/ // as pg says it, in transactions that are the worker's own
 const kinds = Object.keys(ways) as (keyof typeof ways)[]
 
 console.log('ready')
@@ -56,6 +56,6 @@ for (;;) {
 function isTold(error: unknown): boolean {
   // The work failed, and then the release.
   if (error instanceof SuppressedError) return isTold(error.error) && isTold(error.suppressed)
-  const { code, message } = error as { code?: string; message: string }
-  return ['LEASE_LOST', 'UNAVAILABLE', '57P01', 'ECONNRESET', 'EPIPE'].includes(code ?? '') || LOST.test(message)
+  const known = fromDatabase(error)
+  return known instanceof LeaseLostError || known instanceof UnavailableError
 }

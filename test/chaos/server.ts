@@ -1,0 +1,104 @@
+/**
+ * The server of a run, which is stopped, crashed, and whose disk is filled. It keeps what it acknowledged when it crashes; a
+ * crash of the machine is not tried.
+ *
+ * Its disk is a memory file system of its own, where one may mount; a full one stops it from writing, as any would.
+ */
+import { execFileSync } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
+import * as fs from 'node:fs'
+import * as path from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { serverUser, temporaryFolder } from '../../lib/child.ts'
+import { migrate } from '../../lib/migrate.ts'
+import { type Postgres, startPostgres } from '../../lib/postgres.ts'
+import { BINARIES } from '../majors.ts'
+import { ask } from './ask.ts'
+
+export interface ChaosServer extends AsyncDisposable {
+  /** Of a migrated database; always the same. */
+  url: string
+  /** Stops it, or crashes it, and starts it again at the same place. */
+  restart(how: 'stop' | 'crash'): Promise<void>
+  /** Leaves nothing of its disk, and gives it back after so long. Not where one may not mount. */
+  fill?(ms: number): Promise<void>
+}
+
+const DISK = '2g' // of memory, and only what is used
+const PIECES = 32 * 2 ** 20
+const COMES_BACK_MS = 10_000
+
+/** @param connections  at most. */
+export async function chaosServer(connections: number): Promise<ChaosServer> {
+  const dir = path.join(temporaryFolder(serverUser()), `lockstep-chaos-${randomBytes(6).toString('hex')}`)
+  const disk = mount(dir)
+  const data = path.join(dir, 'data')
+  const settings = { max_connections: connections, synchronous_commit: 'on', max_wal_size: '256MB' }
+  const start = (port?: number) =>
+    startPostgres({ ...BINARIES, dir: data, settings, durable: false, ...(port && { port }) })
+  let server: Postgres = await start()
+  const { url, port } = server
+  await migrate(url)
+
+  async function restart(how: 'stop' | 'crash'): Promise<void> {
+    if (how === 'crash') fs.existsSync(`/proc/${server.pid}`) && process.kill(server.pid, 'SIGQUIT') // without a checkpoint
+    await server.stop()
+    server = await start(port)
+  }
+  async function fill(ms: number): Promise<void> {
+    const ballast = path.join(dir, 'ballast')
+    writeAll(ballast)
+    await sleep(ms)
+    fs.rmSync(ballast)
+    // Whoever could not write its log has given up, and may not have been able to recover either.
+    if (!(await answers(url))) await restart('crash')
+  }
+  const end = async () => {
+    await server.stop()
+    if (disk) execFileSync('umount', ['--lazy', dir])
+    fs.rmSync(dir, { recursive: true, force: true })
+  }
+  const interrupted = () => void end().then(() => process.exit(130))
+  process.once('SIGINT', interrupted)
+  return {
+    ...{ url, restart, ...(disk && { fill }) },
+    async [Symbol.asyncDispose]() {
+      process.off('SIGINT', interrupted)
+      await end()
+    },
+  }
+}
+
+function mount(dir: string): boolean {
+  fs.mkdirSync(dir, { recursive: true })
+  try {
+    execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${DISK},mode=755`, 'lockstep-chaos', dir], { stdio: 'ignore' })
+  } catch {
+    return false
+  }
+  const user = serverUser()
+  if (user) fs.chownSync(dir, user.uid, user.gid)
+  return true
+}
+
+// The server takes some of it meanwhile: what is left at last goes in small pieces.
+function writeAll(file: string): void {
+  const { bavail, bsize } = fs.statfsSync(path.dirname(file))
+  execFileSync('fallocate', ['--length', String(Math.max(bavail * bsize - PIECES, bsize)), file])
+  const rest = fs.openSync(file, 'a')
+  try {
+    for (;;) fs.writeSync(rest, Buffer.alloc(65_536))
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOSPC') throw error
+  } finally {
+    fs.closeSync(rest)
+  }
+}
+
+async function answers(url: string): Promise<boolean> {
+  for (const since = performance.now(); performance.now() - since < COMES_BACK_MS; await sleep(100)) {
+    const written = await ask(url, 'create temporary table written as select 1').catch(() => undefined)
+    if (written) return true
+  }
+  return false
+}
