@@ -39,8 +39,10 @@
  * what is written. A database clock that steps forward ends leases early, for those who trust their own clock; the
  * fence asks the database's clock and stays right (and terms are spared: election.ts). A fail-over to a standby that had
  * not received the last commits forgets them: use synchronous replication where a token must never be granted twice. And
- * after a crash of the server a connection hold's token, if it was handed out within the instant before the sequence's
- * log reached the disk, may be handed out again; leases' tokens are on disk before the grant is answered.
+ * a crash, or a fail-over even to a synchronous standby, may forget tokens that nobody has committed anything under: the
+ * sequence's log is ahead by 32, and only who commits waits for it. So a connection hold's token, or that of a transaction
+ * which is open, may be handed out again, or a lower one after it. Leases' tokens are on disk before the grant is answered,
+ * and so are those of fenced writes.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type RawBuilder, sql, type Transaction } from 'kysely'

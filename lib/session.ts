@@ -5,8 +5,9 @@
  * announces itself (process killed, server stopped, pid terminated) is known at once. A network that just goes silent
  * is not, nor is a process that is frozen: the client gives up after {@link TRUST_MS} without an answer, and the
  * server, told so at the start, {@link SERVER_GIVES_UP_MS} after the client was last heard of: the client always
- * first, so that nobody can be granted what a client still believes to hold, and always at last, so that a frozen
- * holder cannot keep a name for ever. Any answer counts; an idle session asks every {@link BEAT_MS}.
+ * first, so that nobody can be granted what a client still believes to hold (but by another server, after a fail-over),
+ * and always at last, so that a frozen holder cannot keep a name for ever. Any answer counts; an idle session asks every
+ * {@link BEAT_MS}.
  *
  * Session locks are re-entrant and belong to the whole connection. Who of this process has a name is therefore told
  * apart in lock.ts, which never asks for a name twice on one session.

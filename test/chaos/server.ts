@@ -12,8 +12,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { serverUser, temporaryFolder } from '../../lib/child.ts'
 import { migrate } from '../../lib/migrate.ts'
 import { type Postgres, startPostgres } from '../../lib/postgres.ts'
+import { ask } from '../ask.ts'
 import { BINARIES } from '../majors.ts'
-import { ask } from './ask.ts'
 
 export interface ChaosServer extends AsyncDisposable {
   /** Of a migrated database; always the same. */

@@ -1,6 +1,6 @@
+/** One statement over a connection of its own, where none survives what befalls the server. */
 import pg from 'pg'
 
-/** One statement over a connection of its own: none survives what befalls the server. */
 // biome-ignore lint/suspicious/noExplicitAny: rows of any shape
 export async function ask(url: string, text: string, values: unknown[] = []): Promise<any[]> {
   const client = new pg.Client(url)
