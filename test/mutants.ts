@@ -1,0 +1,141 @@
+/**
+ * `npm run test:mutants [-- --only WORDS]`: bugs that would be fatal, put in on purpose, each in a copy of the project. For each it
+ * says which tests find it; one that none finds is exit code 1.
+ *
+ * The first three are the ones that a lock on a database can most easily have without anybody's noticing.
+ */
+import { spawnSync } from 'node:child_process'
+import * as fs from 'node:fs'
+import * as path from 'node:path'
+import { parseArgs } from 'node:util'
+import { serverUser, temporaryFolder } from '../lib/child.ts'
+
+interface Mutant {
+  bug: string
+  file: string
+  from: string
+  to: string
+  /** Who should find it: files of test/, and the beginning of some names. */
+  files: string[]
+  tests?: string
+}
+
+const LEASE = 'db/migrations/0001_lease.sql'
+const MUTANTS: Mutant[] = [
+  {
+    bug: 'FOR KEY SHARE taken out: an assertion looks, and locks nothing',
+    file: LEASE,
+    from: '\n      for key share;\n  if not found then\n    raise exception',
+    to: ';\n  if not found then\n    raise exception',
+    files: ['fence.test.ts', 'interleave.test.ts'],
+  },
+  {
+    bug: 'the trust timer taken out: a hold that cannot be renewed is believed for ever',
+    file: 'lib/keeper.ts',
+    from: 'for (const hold of this.#held) hold.check()\n',
+    to: '\n',
+    files: ['loss.test.ts', 'term.test.ts'],
+    tests: 'whose renewals hang|went silent',
+  },
+  {
+    bug: 'the token from the row instead of the sequence',
+    file: LEASE,
+    from: `    base := nextval('lockstep.token');
+    granted_at := clock_timestamp();`,
+    to: `    base := coalesce((select max(l.token) from lockstep.lease l where l.name = any (names)), 0) + 1;
+    granted_at := clock_timestamp();`,
+    files: ['lock.test.ts', 'interleave.test.ts'],
+  },
+  {
+    bug: 'trust begins with the answer, not with the attempt',
+    file: 'lib/keeper.ts',
+    from: 'this.#kept = attempted\n        this.#pauseMs',
+    to: 'this.#kept = new Moment()\n        this.#pauseMs',
+    files: ['loss.test.ts', 'term.test.ts'],
+  },
+  {
+    bug: 'a lease is granted without the gate that connection holds stand at',
+    file: LEASE,
+    from: `then pg_try_advisory_xact_lock(lockstep.key(a.name)) end),`,
+    to: `then true end),`,
+    files: ['lock.test.ts', 'interleave.test.ts'],
+  },
+  {
+    bug: 'a slot is moved on, and not sent',
+    file: 'lib/fire.ts',
+    from: `severity !== 'ERROR' || /^(25|40|55|58|XX)/`,
+    to: `/^(40|55)/`,
+    files: ['cron.test.ts'],
+    tests: 'a schedule that cannot be sent',
+  },
+  {
+    bug: 'leaving gives up the partitions first and the place last',
+    file: 'lib/poll.ts',
+    from: 'if (!stays) {',
+    to: 'if (false) {',
+    files: ['group.test.ts'],
+    tests: 'poll, commit, fail',
+  },
+]
+
+const { values } = parseArgs({ options: { only: { type: 'string' } } })
+const chosen = MUTANTS.filter(({ bug }) => bug.includes(values.only ?? ''))
+if (chosen.length === 0) throw new Error(`--only is part of one of: ${MUTANTS.map(({ bug }) => bug).join(' · ')}`)
+const root = path.resolve(import.meta.dirname, '..')
+let missed = 0
+for (const mutant of chosen) {
+  const found = tried(mutant)
+  if (found.length === 0) missed += 1
+  console.log(`${found.length > 0 ? 'found' : 'MISSED'}: ${mutant.bug}`)
+  for (const name of found.slice(0, 5)) console.log(`    ${name}`)
+  if (found.length > 5) console.log(`    and ${found.length - 5} more`)
+}
+process.exit(missed > 0 ? 1 : 0)
+
+/** The names of the tests that fail with it. */
+function tried({ file, from, to, files, tests }: Mutant): string[] {
+  const copy = fs.mkdtempSync(path.join(temporaryFolder(serverUser()), 'lockstep-mutant-'))
+  try {
+    for (const name of [
+      'package.json',
+      'tsconfig.json',
+      'vitest.config.ts',
+      'README.md',
+      'db',
+      'lib',
+      'functions',
+      'test',
+    ]) {
+      fs.cpSync(path.join(root, name), path.join(copy, name), { recursive: true })
+    }
+    fs.symlinkSync(path.join(root, 'node_modules'), path.join(copy, 'node_modules'))
+    const text = fs.readFileSync(path.join(copy, file), 'utf8')
+    if (text.split(from).length !== 2) throw new Error(`${file} has no one place that says ${from}`)
+    fs.writeFileSync(
+      path.join(copy, file),
+      text.replace(from, () => to),
+    )
+    const report = path.join(copy, 'report.json')
+    const args = [
+      'vitest',
+      'run',
+      ...files.map((name) => `test/${name}`),
+      '--bail=20',
+      '--reporter=json',
+      `--outputFile=${report}`,
+    ]
+    spawnSync('npx', [...args, ...(tests ? ['-t', tests] : [])], { cwd: copy, stdio: ['ignore', 'ignore', 'ignore'] })
+    const { testResults } = JSON.parse(fs.readFileSync(report, 'utf8')) as Report
+    return testResults.flatMap(({ name, assertionResults }) =>
+      assertionResults
+        .filter(({ status }) => status === 'failed')
+        .map(({ title }) => `${path.basename(name)}: ${title}`),
+    )
+  } finally {
+    fs.rmSync(copy, { recursive: true, force: true })
+  }
+}
+
+interface Report {
+  testResults: { name: string; assertionResults: { status: string; title: string }[] }[]
+}
