@@ -160,6 +160,36 @@ describe('a lease', () => {
     expect(held.signal.aborted).toBe(true) // though no timer had its turn
   })
 
+  test('cannot be stretched by a slow answer to a renewal', async () => {
+    await using a = createLockstep({ connectionString: db.url })
+    const held = await a.locks.acquire(fresh(), { ttlMs: 3_000 })
+    const waits = async (mode: string) =>
+      (
+        await db.pool.query(
+          `select from pg_locks where locktype = 'advisory' and objid = 43 and mode = $1 and not granted
+              and database = (select oid from pg_database where datname = current_database())`,
+          [mode],
+        )
+      ).rows.length > 0
+    const [gate, next] = [await db.pool.connect(), await db.pool.connect()]
+    await gate.query(`select pg_advisory_lock(43);
+      create function slow() returns trigger language plpgsql as $$
+        begin perform pg_advisory_xact_lock_shared(43); return null; end $$;
+      create trigger slow after update on lockstep.lease for each row when (new.name = '${held.name}') execute function slow()`)
+    await until('it is renewed, and not answered', () => waits('ShareLock'))
+    const later = next.query('select pg_advisory_lock(43)') // before the renewal after this one
+    await until('the next one will wait too', () => waits('ExclusiveLock'))
+    await new Promise((resolve) => setTimeout(resolve, 1_000))
+    expect(held.isTrusted()).toBe(true)
+    await gate.query('select pg_advisory_unlock(43)')
+    await later
+    await lost(held)
+    expect(await b.locks.query(held.name)).toMatchObject({ held: true, token: held.token })
+    await next.query('select pg_advisory_unlock(43); drop trigger slow on lockstep.lease; drop function slow()')
+    gate.release()
+    next.release()
+  })
+
   test('is granted again, under the same token, to the holder whose answer was lost', async () => {
     await using proxy = await tcpProxy(db.url)
     await using a = createLockstep({ connectionString: proxy.url })

@@ -21,13 +21,15 @@ interface Mutant {
 }
 
 const LEASE = 'db/migrations/0001_lease.sql'
+const ELECTION = 'db/migrations/0002_election.sql'
 const MUTANTS: Mutant[] = [
   {
     bug: 'FOR KEY SHARE taken out: an assertion looks, and locks nothing',
-    file: LEASE,
+    file: ELECTION,
     from: '\n      for key share;\n  if not found then\n    raise exception',
     to: ';\n  if not found then\n    raise exception',
     files: ['fence.test.ts', 'interleave.test.ts'],
+    tests: 'keeps a takeover out|statement by statement',
   },
   {
     bug: 'the trust timer taken out: a hold that cannot be renewed is believed for ever',
