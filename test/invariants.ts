@@ -5,9 +5,9 @@
  * if it was registered; a transaction that has K. The clock of a case counts its steps, so that "before" means: had been
  * answered before the other was asked for.
  */
-import type { Backend, Case, Party } from './verbs.ts'
+import type { Backend, Case, Hold, Party } from './verbs.ts'
 
-export interface Ended {
+export interface Seen {
   control: Backend
   parties: Party[]
   it: Case
@@ -21,61 +21,84 @@ const LOOK = `
                   and k.classid = (lockstep.key($1) >> 32 & 4294967295)::oid
                   and k.objid = (lockstep.key($1) & 4294967295)::oid) as gates
     from (select) one left join lockstep.lease l on l.name = $1 and l.holder is not null`
-
-async function holders({ control, parties, it }: Ended): Promise<string[]> {
-  const row = await control.ask(LOOK, [it.name])
-  const live = parties.flatMap(({ holder, holds }) =>
-    holds
-      .filter(({ kind, token, pid, registered }) => {
-        const its = row.holder !== null && BigInt(row.token) === token
-        if (kind === 'lease') return its && row.leased
-        return row.gates.includes(pid) && (!registered || its)
-      })
-      .map(({ kind, token }) => `${holder} by ${kind} ${token}`),
-  )
-  if (row.leased && row.holder === 'another') live.push('another')
-  return live.length > 1 ? [`two holders: ${live.join(', ')}`] : []
+interface Row {
+  holder: string | null
+  token: string
+  leased: boolean
+  gates: number[]
 }
 
-async function atTheEnd({ control, parties, it }: Ended): Promise<string[]> {
-  const found: string[] = []
-  const pids = parties.flatMap(({ session, pool }) => [session.pid, pool.pid])
-  const { left } = await control.ask(
-    `select array_agg(locktype || ' ' || mode) as left from pg_locks where pid = any ($1)`,
-    [pids],
-  )
-  if (left) found.push(`locks left behind: ${left}`)
-
-  const grants = [...it.grants].sort((a, b) => a.ended - b.ended)
-  for (const [i, later] of grants.entries()) {
-    for (const earlier of grants.slice(0, i)) {
-      if (earlier.ended < later.begun && earlier.token >= later.token) {
-        found.push(`token ${later.token} was granted after ${earlier.token}`)
-      }
-    }
+const live =
+  (row: Row) =>
+  ({ kind, token, pid, registered }: Hold) => {
+    const its = row.holder !== null && BigInt(row.token) === token
+    if (kind === 'lease') return its && row.leased
+    return row.gates.includes(pid) && (!registered || its)
   }
-  for (const { token, committing } of it.effects) {
+
+/** After every grant. */
+async function holders({ control, parties, it }: Seen): Promise<string[]> {
+  return oneHolder(await control.ask(LOOK, [it.name]), parties)
+}
+
+/** When both scripts have ended, before anything is given up. */
+async function atTheEnd({ control, parties, it }: Seen): Promise<string[]> {
+  const row: Row = await control.ask(LOOK, [it.name])
+  return [
+    ...oneHolder(row, parties),
+    ...losses(row, parties, it),
+    ...leftBehind(row, parties, it),
+    ...order(it),
+    ...writes(it),
+  ]
+}
+
+function oneHolder(row: Row, parties: Party[]): string[] {
+  const all = parties.flatMap(({ holder, holds }) =>
+    holds.filter(live(row)).map(({ kind, token }) => `${holder} by ${kind} ${token}`),
+  )
+  if (row.leased && row.holder === 'another') all.push('another')
+  return all.length > 1 ? [`two holders: ${all.join(', ')}`] : []
+}
+
+/** Nobody loses what nobody had a right to. */
+function losses(row: Row, parties: Party[], { robbed }: Case): string[] {
+  if (robbed) return []
+  return parties.flatMap(({ holder, holds }) =>
+    holds
+      .filter((hold) => !hold.over && !live(row)(hold))
+      .map(({ kind, token }) => `${holder} lost its ${kind} ${token}, and nobody had a right to it`),
+  )
+}
+
+/** What keeps others out, somebody knows that he has. */
+function leftBehind(row: Row, parties: Party[], { deaths }: Case): string[] {
+  const found: string[] = []
+  const known = parties.flatMap(({ holds }) => holds.map(({ token }) => token))
+  if (row.leased && row.holder !== 'another' && !known.includes(BigInt(row.token))) {
+    found.push(`a lease under ${row.token} that nobody knows of`)
+  }
+  if (deaths) return found // who was told to end may have K for another moment
+  for (const { holder, session, pool, gated } of parties) {
+    if (row.gates.includes(pool.pid) || (row.gates.includes(session.pid) && !gated)) found.push(`${holder} still has K`)
+  }
+  return found
+}
+
+function order({ grants }: Case): string[] {
+  return grants.flatMap((later) =>
+    grants
+      .filter((earlier) => earlier.ended < later.begun && earlier.token >= later.token)
+      .map((earlier) => `token ${later.token} was granted after token ${earlier.token}`),
+  )
+}
+
+function writes({ grants, effects }: Case): string[] {
+  return effects.flatMap(({ token, committing }) => {
     const own = grants.find((grant) => grant.token === token)
     const between = grants.find((grant) => grant !== own && grant.ended > (own?.ended ?? 0) && grant.ended < committing)
-    if (between) found.push(`a write under ${token} was committed after ${between.token} had been granted`)
-  }
-
-  // Everybody has given up what he had, so the name can be had.
-  await control.ask(
-    `select lockstep.revoke_leases(array[$1], array(select token from lockstep.lease where name = $1 and holder = 'another'))`,
-    [it.name],
-  )
-  const granting = `select granted, base from lockstep.grant_leases(array[$1], '{last}', '{60000}', '{null}')`
-  let last = await control.ask(granting, [it.name])
-  // a backend that was told to end takes a moment
-  for (let i = 0; !last.granted && i < 100; i++) {
-    await new Promise((resolve) => setTimeout(resolve, 5))
-    last = await control.ask(granting, [it.name])
-  }
-  if (!last.granted) found.push('nobody can have it any more')
-  else if (grants.some(({ token }) => token >= BigInt(last.base)))
-    found.push(`the last token, ${last.base}, is no larger`)
-  return found
+    return between ? [`a write under ${token} was committed after ${between.token} had been granted`] : []
+  })
 }
 
 export const violations = { holders, atTheEnd }

@@ -3,9 +3,10 @@
  * of their rules taken out.
  *
  * A verb is one call, so its statements cannot be told apart from outside. Therefore `assert stop.here()` is put before each
- * statement of each plpgsql function (an assert, because it touches neither FOUND nor what GET DIAGNOSTICS reads). The n-th
- * of them that a backend passes, n being its setting `stop.at`, waits at a gate: an advisory lock with two keys, which no
- * K(name) is. The setting `stop.gate` says which gate.
+ * statement of each plpgsql function (an assert, because it touches neither FOUND nor what GET DIAGNOSTICS reads), and
+ * `stop.here() and` inside a statement before it tries for K: its snapshot is taken, K is not yet gained. The n-th of them that
+ * a backend passes, n being its setting `stop.at`, waits at a gate: an advisory lock with two keys, which no K(name) is. The
+ * setting `stop.gate` says which gate.
  */
 import type pg from 'pg'
 
@@ -24,33 +25,18 @@ begin
   return true;
 end $$`
 
-/** Puts a stop before each statement; answers how many. */
+const FUNCTIONS = `grant_leases renew_leases revoke_leases release_held force sweep take try turn queue enter assert_held check_fence`
+const GAINS = /pg_try_advisory(_xact)?_lock\(lockstep\.key\([^)]*\)\)/g
+
+/** Puts a stop wherever one can be; answers how many. */
 export async function addStops(pool: pg.Pool): Promise<number> {
   await pool.query(HERE)
   let stops = 0
-  const { rows } = await pool.query(
-    `select pg_get_functiondef(p.oid) as text from pg_proc p join pg_language l on l.oid = p.prolang
-      where p.pronamespace = 'lockstep'::regnamespace and l.lanname = 'plpgsql' and p.proname = any ($1)`,
-    [
-      [
-        'grant_leases',
-        'renew_leases',
-        'revoke_leases',
-        'release_held',
-        'force',
-        'take',
-        'try',
-        'turn',
-        'queue',
-        'enter',
-      ].concat('assert_held', 'check_fence'),
-    ],
-  )
-  for (const { text } of rows) {
+  for (const name of FUNCTIONS.split(' ')) {
     let begun = false
     let last = ''
     const lines: string[] = []
-    for (const line of String(text).split('\n')) {
+    for (const line of (await source(pool, name)).split('\n')) {
       const code = line.replace(/--.*$/, '').trim()
       // A statement begins where the last one has ended. Not before what reads FOUND or the count of the last one.
       const begins = begun && code !== '' && /(;|\b(then|else|loop|begin))$/.test(last)
@@ -58,7 +44,9 @@ export async function addStops(pool: pg.Pool): Promise<number> {
         lines.push('assert stop.here();')
         stops += 1
       }
-      lines.push(line)
+      const withStop = line.replace(GAINS, (gain) => `(stop.here() and ${gain})`)
+      if (withStop !== line) stops += 1
+      lines.push(withStop)
       if (code === 'begin') begun = true
       if (code !== '') last = code
     }
@@ -67,11 +55,16 @@ export async function addStops(pool: pg.Pool): Promise<number> {
   return stops
 }
 
-/** Replaces a piece of a function, which must be there. */
-export async function mutate(pool: pg.Pool, name: string, from: string | RegExp, to: string): Promise<void> {
-  const { rows } = await pool.query('select pg_get_functiondef($1::regproc) as text', [`lockstep.${name}`])
-  const text = String(rows[0].text)
+/** Replaces a piece of a function, which must be there, until it is disposed of. */
+export async function mutate(pool: pg.Pool, name: string, from: string | RegExp, to: string): Promise<AsyncDisposable> {
+  const text = await source(pool, name)
   const changed = text.replace(from, to)
   if (changed === text) throw new Error(`lockstep.${name} has no ${from}`)
   await pool.query(changed)
+  return { [Symbol.asyncDispose]: async () => void (await pool.query(text)) }
+}
+
+async function source(pool: pg.Pool, name: string): Promise<string> {
+  const { rows } = await pool.query('select pg_get_functiondef($1::regproc) as text', [`lockstep.${name}`])
+  return rows[0].text
 }
