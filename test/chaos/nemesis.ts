@@ -103,7 +103,7 @@ export class Nemesis implements AsyncDisposable {
     const { seconds, restMs } = this.#scene
     const end = performance.now() + seconds * 1_000
     const every = Math.min(SERVER_EVERY_MS, (seconds * 1_000) / 4)
-    let nth = Math.floor(this.#random() * OF_THE_SERVER.length)
+    let nth = Math.floor(this.#random() * 2) // a full disk is not the first: there may be time for one only
     for (let next = performance.now() + every; ; ) {
       await sleep(restMs(this.#random()))
       if (performance.now() >= end || stop()) break
