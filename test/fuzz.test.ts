@@ -52,7 +52,7 @@ afterAll(async () => {
   await database?.close()
 })
 
-const settings = (runs: number) => ({ seed: SEED, numRuns: runs * RUNS, skipAllAfterTimeLimit: BUDGET_MS })
+const settings = (runs: number) => ({ seed: SEED, numRuns: runs * RUNS, interruptAfterTimeLimit: BUDGET_MS })
 
 async function inTime<T>(what: string, work: Promise<T>): Promise<T> {
   const guard = new AbortController()
