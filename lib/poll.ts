@@ -98,8 +98,9 @@ export class Polls {
       const place = await this.#place(name, holder, leaseMs)
       for (;;) {
         const found = await this.#look(name, { holder, place, limit, leaseMs })
-        // Whoever has gone in the meantime has not heard of what it got, and may have left before it got it.
-        if (stops.some(({ aborted }) => aborted)) await this.#groups.leave(name, holder)
+        // Whoever has gone in the meantime has not heard of what it got, and may have left before it got it. If that cannot be
+        // given up now, it ends by itself; what is told is why the poll ended.
+        if (stops.some(({ aborted }) => aborted)) await this.#groups.leave(name, holder).catch(() => {})
         for (const stop of stops) stop.throwIfAborted()
         if (!found) return []
         const { batches, more, waits, dueMs } = found
