@@ -5,7 +5,7 @@
  * Which operation was meant is found out here from the path, by the templates of the document, not asked of the router: a
  * request that the router takes for another operation than a reader of the document would is just what shall be found.
  */
-import type { Document } from './request.ts'
+import { type Document, referred } from './request.ts'
 
 export interface Answered {
   status: number
@@ -70,15 +70,7 @@ function wrongProblem(document: Document, { status, type, text }: Answered): str
 
 /** Where a value is not as a schema says; undefined: it is. */
 function misfit(document: Document, schema: Document, value: unknown, at: string): string | undefined {
-  if (schema.$ref) {
-    const path = schema.$ref.slice(2).split('/') as string[]
-    return misfit(
-      document,
-      path.reduce((node, step) => node[step], document),
-      value,
-      at,
-    )
-  }
+  if (schema.$ref) return misfit(document, referred(document, schema.$ref), value, at)
   const all = schema.anyOf ?? schema.oneOf
   if (all) {
     const faults = all.map((each: Document) => misfit(document, each, value, at))

@@ -189,17 +189,17 @@ const BY_NAME: Record<string, fc.Arbitrary<unknown>> = {
 const jsonText = (document: Document, schema: Document, name: string): fc.Arbitrary<string> =>
   often(rightly(document, schema, name), oddJson, name === '' ? 40 : 12)
 
+/** What a `$ref` of the document leads to. */
+export const referred = (document: Document, ref: string): Document =>
+  ref
+    .slice(2)
+    .split('/')
+    .reduce((node, step) => node[step], document)
+
 function rightly(document: Document, schema: Document, name: string): fc.Arbitrary<string> {
   const known = BY_NAME[name]
   if (known) return known.map((value) => JSON.stringify(value))
-  if (schema.$ref) {
-    const path = schema.$ref.slice(2).split('/') as string[]
-    return rightly(
-      document,
-      path.reduce((node, step) => node[step], document),
-      name,
-    )
-  }
+  if (schema.$ref) return rightly(document, referred(document, schema.$ref), name)
   if (schema.anyOf) return fc.oneof(...(schema.anyOf as Document[]).map((each) => jsonText(document, each, '')))
   if ('const' in schema) return fc.constant(JSON.stringify(schema.const))
   if (schema.enum) return fc.constantFrom<unknown>(...schema.enum).map((each) => JSON.stringify(each) ?? '')
