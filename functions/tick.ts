@@ -7,6 +7,8 @@
  * and works on the queues that have a handler in this process until nothing is left or the budget is spent. Any number of
  * ticks may run at once.
  *
+ * A database that has not answered a second after the budget is a 503; what is under way there may be done all the same.
+ *
  * It ends early when its caller hangs up or the server stops; jobs that run are then handed back. It touches all names:
  * a key that is bound to some of them may not tick.
  */

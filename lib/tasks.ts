@@ -131,6 +131,7 @@ export interface Tasks extends AsyncDisposable {
    * what still runs is asked to stop, and given back. For a process that does not live on.
    *
    * @param options.budgetMs  100–86,400,000; a fifth of it, two seconds at most, is for stopping. @default 10_000
+   * @throws {UnavailableError} also when the database has not answered a second after the budget ended: what is under way goes on.
    */
   drain(options?: { budgetMs?: number; queues?: AnyQueue[]; signal?: AbortSignal }): Promise<DrainResult>
 
@@ -139,7 +140,7 @@ export interface Tasks extends AsyncDisposable {
    * unblocks flows, deletes what was kept long enough, then drains.
    *
    * @param options.budgetMs  100–86,400,000. @default 10_000
-   * @throws {UnavailableError}
+   * @throws {UnavailableError} as {@link drain}.
    */
   tick(options?: { budgetMs?: number; signal?: AbortSignal }): Promise<TickResult>
 

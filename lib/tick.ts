@@ -17,6 +17,7 @@ import type { Cron } from './cron.ts'
 import type { Pool } from './db.ts'
 import type { Engine } from './engine.ts'
 import { UnavailableError } from './errors.ts'
+import { heeding } from './heed.ts'
 import type { Members } from './member.ts'
 import type { News } from './news.ts'
 import type { Queues } from './queues.ts'
@@ -59,6 +60,8 @@ const LATE_PAUSE_MS = 350
 /** Of a budget: for what runs to stop, and to be given back. */
 const RESERVE = 0.2
 const MOST_RESERVED_MS = 2_000
+/** After a budget, for what is nearly done. A pool that is full and a statement without an answer may last half a minute. */
+const GRACE_MS = 1_000
 
 export interface TickParts {
   pool: Pool
@@ -78,25 +81,38 @@ export class Ticks {
     this.#parts = parts
   }
 
-  /** @param budgetMs  for all of it. @throws {UnavailableError} the database could not be asked. */
-  async tick(budgetMs: number, signal?: AbortSignal): Promise<TickResult> {
+  /**
+   * @param budgetMs  for all of it.
+   * @throws {UnavailableError} the database could not be asked, or did not answer within the budget: what is under way goes on.
+   */
+  tick(budgetMs: number, signal?: AbortSignal): Promise<TickResult> {
+    return held(budgetMs, this.#tick(budgetMs, signal))
+  }
+
+  /** Works queues until nothing is ready, or the budget ends. @throws {UnavailableError} as {@link tick}. */
+  drain(names: string[] | undefined, budgetMs: number, signal?: AbortSignal): Promise<DrainResult> {
+    return held(budgetMs, this.#drain(names, budgetMs, signal))
+  }
+
+  async #tick(budgetMs: number, signal: AbortSignal | undefined): Promise<TickResult> {
     const since = new Moment()
     const { slots, due } = await this.#chores(() => since.elapsed() < budgetMs && !signal?.aborted)
-    const drained = await this.drain(undefined, budgetMs - since.elapsed(), signal)
+    const drained = await this.#drain(undefined, budgetMs - since.elapsed(), signal)
     return { ...drained, slots, nextAt: due.next_at, ms: Math.round(since.elapsed()) }
   }
 
-  /** Works queues until nothing is ready, or the budget ends. */
-  async drain(names: string[] | undefined, budgetMs: number, signal?: AbortSignal): Promise<DrainResult> {
+  async #drain(names: string[] | undefined, budgetMs: number, signal: AbortSignal | undefined): Promise<DrainResult> {
     const since = new Moment()
     const { queues, work } = this.#parts
     const chosen = [...queues.definitions.values()].filter(
       ({ name, handler }) => handler && (names === undefined || names.includes(name)),
     )
     const result = { jobs: 0, failed: 0, handedBack: 0, ms: 0 }
-    if (chosen.length === 0 || budgetMs <= 0 || signal?.aborted) return result
+    const over = () => since.elapsed() >= budgetMs || signal?.aborted
+    if (chosen.length === 0 || over()) return result
     await Promise.all(chosen.map(({ name }) => queues.ensure(name)))
     const ready = await Promise.all(chosen.map(({ name }) => work.look.ask(name)))
+    if (over()) return result // slow answers: nothing is begun for which there is no time
     const loops = chosen.filter((_, i) => ready[i] === 0).map((each) => new Loop(work, each, { once: true }))
     const stop = Promise.withResolvers<void>()
     const reserveMs = Math.min(budgetMs * RESERVE, MOST_RESERVED_MS)
@@ -208,4 +224,12 @@ export class Ticks {
     close(row)
     return row as Due
   }
+}
+
+/** What the work comes to, which nobody waits for any more once its budget has ended. */
+async function held<T>(budgetMs: number, work: Promise<T>): Promise<T> {
+  const late = new AbortController()
+  const why = `The database was too slow for a budget of ${budgetMs} ms: it may be done, or not`
+  const timer = setTimeout(() => late.abort(new UnavailableError(why)), budgetMs + GRACE_MS)
+  return heeding(late.signal, work).finally(() => clearTimeout(timer))
 }

@@ -120,7 +120,7 @@ const MAY_IMPORT: Record<string, string[]> = {
     ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/engine', 'lib/queue', 'lib/slots', 'lib/fire'],
   ],
   'lib/tick': [
-    ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/clock', 'lib/db', 'lib/news', 'lib/engine', 'lib/cron'],
+    ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/heed', 'lib/clock', 'lib/db', 'lib/news', 'lib/engine', 'lib/cron'],
     ...['lib/queues', 'lib/member', 'lib/worker'],
   ],
   'lib/tasks': [

@@ -356,6 +356,27 @@ describe('the database', () => {
     expect((await away.claim('away'))[0]?.id).toBe(id)
   })
 
+  test('does not answer: a tick and a drain end with their budgets all the same, and the next ones do it', async () => {
+    const queue = fresh()
+    await using c = createLockstep({ connectionString: db.url, applicationName: 'slow' })
+    const slow = createTasks(c)
+    slow.define(queue, () => {})
+    await slow.send(queue, 1)
+    const client = await db.pool.connect()
+    const options = { budgetMs: 100, queues: [queue] }
+    try {
+      await client.query('begin; lock table lockstep.schedule')
+      await expect(slow.tick(options)).rejects.toMatchObject({ code: 'UNAVAILABLE', message: /budget of 100 ms/ })
+      await client.query('commit; begin; lock table lockstep_boss.job')
+      await expect(slow.drain(options)).rejects.toMatchObject({ code: 'UNAVAILABLE', message: /budget of 100 ms/ })
+    } finally {
+      await client.query('rollback')
+      client.release()
+    }
+    expect(await slow.drain({ queues: [queue] })).toMatchObject({ jobs: 1 })
+    await expect(slow.tick()).resolves.toMatchObject({ failed: 0 })
+  })
+
   test('cannot keep one output: that fails its own job, and none that is completed in the same statement', async () => {
     await using small = await freshDatabase()
     await small.pool.query(`alter database ${small.name} set max_stack_depth = '100kB'`)
