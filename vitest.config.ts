@@ -1,3 +1,4 @@
+import * as fs from 'node:fs'
 import * as path from 'node:path'
 import { configDefaults, defineConfig } from 'vitest/config'
 import { BaseSequencer } from 'vitest/node'
@@ -22,6 +23,27 @@ class LongestFirst extends BaseSequencer {
     const place = ({ moduleId }: (typeof files)[number]) => LONG.indexOf(path.basename(moduleId, '.test.ts'))
     const rest = await super.sort(files.filter((file) => place(file) < 0))
     return [...files.filter((file) => place(file) >= 0).sort((a, b) => place(a) - place(b)), ...rest]
+  }
+}
+
+// Hundreds of processes of ours are started, and each would strip the types of a hundred files anew: half a second of work.
+process.env.NODE_COMPILE_CACHE ??= path.join(import.meta.dirname, 'node_modules/.compile-cache')
+
+// Hundreds of databases are made and thrown away: in memory, where there is enough, that takes half of the system's time.
+const MEMORY = '/dev/shm'
+if (process.env.TMPDIR === undefined && canHold(MEMORY, 4 * 2 ** 30)) process.env.TMPDIR = MEMORY
+
+/** A file system of so many free bytes, whose programs may run: a container's often has 64 MB, and forbids that. */
+function canHold(folder: string, bytes: number): boolean {
+  try {
+    const { bavail, bsize } = fs.statfsSync(folder)
+    const mount = fs
+      .readFileSync('/proc/mounts', 'utf8')
+      .split('\n')
+      .findLast((line) => line.split(' ')[1] === folder)
+    return bavail * bsize >= bytes && !mount?.split(' ')[3]?.split(',').includes('noexec')
+  } catch {
+    return false
   }
 }
 

@@ -303,11 +303,11 @@ describe('Cron', () => {
 describe('Time', () => {
   const hour = 3_600_000
   /** Three servers that say it is an hour later than this machine believes, and one that says something else. */
-  async function servers() {
+  async function servers({ timeoutMs = 5_000 } = {}) {
     const asked = await Promise.all([hour, hour, hour, -hour].map((wrongMs) => fakeServer({ wrongMs })))
     return {
       asked,
-      ntp: ntp({ servers: asked.map(({ name }) => name), timeoutMs: 200 }),
+      ntp: ntp({ servers: asked.map(({ name }) => name), timeoutMs }),
       times: () => asked.reduce((sum, each) => sum + each.asked, 0),
       async [Symbol.asyncDispose]() {
         for (const each of asked) await each[Symbol.asyncDispose]()
@@ -341,7 +341,7 @@ describe('Time', () => {
   })
 
   test('no server answers: an error from who asks for it, and no bounds (it gave local time and an error with it)', async () => {
-    await using some = await servers()
+    await using some = await servers({ timeoutMs: 200 })
     for (const each of some.asked) each.behaviour = { sends: () => null }
     await using lockstep = createLockstep({ connectionString: db.url, time: { ntp: some.ntp, source: 'ntp' } })
     await expect(lockstep.time.ready()).rejects.toThrow(/Only 0 of 4 NTP servers gave a time/)
