@@ -6,7 +6,7 @@
  * much, `disrupted`, until a sample tells. (A wall clock that was set back proves nothing: nobody wakes before having slept.)
  */
 import { GAP_US, HOLD_US, LOCAL_DRIFT, WOKEN_US } from './assumed.ts'
-import type { LocalClock } from './clock.ts'
+import { gapOf, type LocalClock } from './clock.ts'
 import type { Interval } from './interval.ts'
 import { Reading, type TimeSource, type TimeStatus } from './reading.ts'
 
@@ -38,7 +38,7 @@ export class Dial {
     this.#clock = clock
     this.#ahead = clock.granularity + clock.lag
     this.#regardedAt = clock.mono()
-    this.#gap = clock.wall() - this.#regardedAt
+    this.#gap = gapOf(clock)
     this.#face = {
       ...{ at: 0, lo: -Infinity, hi: Infinity, guess: 0, growth: 0, spread: Infinity, measured: -Infinity },
       ...{ status: 'unsynchronized', source: 'local', falsetickers: [] },
@@ -74,7 +74,8 @@ export class Dial {
     const mono = this.#clock.mono()
     const wall = this.#clock.wall()
     const passed = mono - at
-    const ran = this.ran(wall - mono, mono)
+    let ran = this.ran(wall - mono, mono)
+    if (ran !== 0) ran = this.ran(gapOf(this.#clock), mono)
     if (status === 'synchronized' && mono - measured > HOLD_US) status = 'free-running'
     lo -= growth * passed
     hi += growth * passed

@@ -33,7 +33,7 @@
  */
 import { type Anchor, claims, type Offer, type Sample } from './anchor.ts'
 import { DATABASE_DRIFT, GAP_US, LOCAL_DRIFT, SLACK_US, WOKEN_US } from './assumed.ts'
-import type { Heard, LocalClock } from './clock.ts'
+import { gapOf, type Heard, type LocalClock } from './clock.ts'
 import { Dial } from './dial.ts'
 import { bracket, hull, type Interval, meet, middle, minus, Offset, plus, widened, width } from './interval.ts'
 import type { Reading, TimeSource } from './reading.ts'
@@ -105,8 +105,7 @@ export class Estimate {
 
   /** Whether our two clocks have moved apart since the last sample. */
   get apart(): boolean {
-    const mono = this.#clock.mono()
-    return this.#dial.ran(this.#clock.wall() - mono, mono) !== 0
+    return this.#dial.ran(gapOf(this.#clock), this.#clock.mono()) !== 0
   }
 
   /** Learns from a reading of the database's clock. */
@@ -196,7 +195,7 @@ export class Estimate {
   /** Without a database: our two clocks were looked at, and what they tell is known. */
   regard(): void {
     const mono = this.#clock.mono()
-    const gap = this.#clock.wall() - mono
+    const gap = gapOf(this.#clock)
     const slept = this.#dial.ran(gap, mono)
     this.#mayHaveSlept(slept, mono)
     if (slept > 0 && this.#phi.known) this.#contradicted = true

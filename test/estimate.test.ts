@@ -3,6 +3,7 @@
  * sleep and fail-over, and the truth is never outside. And the teeth: where an assumption is broken on purpose, it must be.
  */
 import { describe, expect, test } from 'vitest'
+import { Ear } from '../lib/clock.ts'
 import { type Kind, S, Simulated, World } from './world.ts'
 
 const SEEDS = Array.from({ length: 40 }, (_, i) => 1_000 + i * 7_919)
@@ -49,6 +50,29 @@ describe('under the assumptions', () => {
       for (let i = 0; i < 60; i++) minute(world, some)
       expect(some.reads.check().boundMs).toBeLessThan(100)
     })
+  })
+
+  test('who is kept from the processor between reading one clock and the other is not thought to have slept', () => {
+    inEach((world) => {
+      for (const each of three(world).all) {
+        each.kept = 30_000
+        expect(each.check('kept').status).toBe('synchronized')
+        each.kept = 30_000
+        expect(each.estimate.apart).toBe(false)
+        expect(each.estimate.wonders).toBe(false)
+      }
+    })
+    let [now, kept] = [0, 0]
+    const wall = () => {
+      now += kept
+      kept = 0
+      return now
+    }
+    const ear = new Ear({ mono: () => now, wall, granularity: 0, lag: 0 })
+    kept = 30_000
+    const close = ear.open()
+    kept = 30_000
+    expect(close({ clock_us: '0', clock_server: '0' })).toMatchObject({ gapBefore: 0, gap: 0 })
   })
 
   test('a Worker’s clock, of whole milliseconds that are late: contained within its allowance, and `earliest` always', () => {

@@ -119,6 +119,8 @@ export class Simulated {
   readonly estimate: Estimate
   /** Of its wall clock. */
   wallOffset = 0
+  /** Microseconds for which it is kept from the processor, once, just before it reads its wall clock. */
+  kept = 0
   #stoodStill = 0
   #began: number
   #last = -Infinity
@@ -133,7 +135,11 @@ export class Simulated {
     const coarse = (x: number) => (granularity > 0 ? Math.floor(x / granularity) * granularity : x)
     this.#clock = {
       mono: () => coarse(exact()),
-      wall: () => Math.floor((world.t + this.wallOffset) / 1_000) * 1_000,
+      wall: () => {
+        world.pass(this.kept)
+        this.kept = 0
+        return Math.floor((world.t + this.wallOffset) / 1_000) * 1_000
+      },
       granularity,
       lag,
     }
@@ -198,8 +204,8 @@ export class Simulated {
   /** Throws unless what is read now contains the truth, is as near as it says, and has not gone back. */
   check(what = ''): ReturnType<Estimate['now']> {
     const { world } = this
+    const truth = world.t / 1_000 // when it is asked
     const reading = this.estimate.now()
-    const truth = world.t / 1_000
     const { earliestMs, latestMs, timeMs, boundMs, spreadMs, status } = reading
     const tell = (problem: string) =>
       new Error(
