@@ -4,12 +4,12 @@
  *
  * Its disk is a memory file system of its own, where one may mount; a full one stops it from writing, as any would.
  */
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import * as fs from 'node:fs'
 import * as path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { serverUser, temporaryFolder } from '../../lib/child.ts'
+import { lives, self, serverUser, temporaryFolder } from '../../lib/child.ts'
 import { migrate } from '../../lib/migrate.ts'
 import { type Postgres, startPostgres } from '../../lib/postgres.ts'
 import { ask } from '../ask.ts'
@@ -24,13 +24,15 @@ export interface ChaosServer extends AsyncDisposable {
   fill?(ms: number): Promise<void>
 }
 
+const PREFIX = 'lockstep-chaos-server-'
 const DISK = '2g' // of memory, and only what is used
 const PIECES = 32 * 2 ** 20
 const COMES_BACK_MS = 10_000
 
 /** @param connections  at most. */
 export async function chaosServer(connections: number): Promise<ChaosServer> {
-  const dir = path.join(temporaryFolder(serverUser()), `lockstep-chaos-${randomBytes(6).toString('hex')}`)
+  unmountLeft()
+  const dir = path.join(temporaryFolder(serverUser()), `${PREFIX}${self()}.${randomBytes(6).toString('hex')}`)
   const disk = mount(dir)
   const data = path.join(dir, 'data')
   const settings = { max_connections: connections, synchronous_commit: 'on', max_wal_size: '256MB' }
@@ -79,6 +81,16 @@ function mount(dir: string): boolean {
   const user = serverUser()
   if (user) fs.chownSync(dir, user.uid, user.gid)
   return true
+}
+
+/** What a run that was killed has left mounted. */
+function unmountLeft(): void {
+  const folder = temporaryFolder(serverUser())
+  for (const name of fs.readdirSync(folder).filter((each) => each.startsWith(PREFIX))) {
+    if (lives(name.slice(PREFIX.length).split('.')[0] as string)) continue
+    spawnSync('umount', ['--lazy', path.join(folder, name)], { stdio: 'ignore' })
+    fs.rmSync(path.join(folder, name), { recursive: true, force: true })
+  }
 }
 
 // The server takes some of it meanwhile: what is left at last goes in small pieces.
