@@ -75,7 +75,7 @@ export class Dial {
     const wall = this.#clock.wall()
     const passed = mono - at
     let ran = this.ran(wall - mono, mono)
-    if (ran !== 0) ran = this.ran(gapOf(this.#clock), mono)
+    if (ran !== 0) ran = this.ran(gapOf(this.#clock), mono) // we may have been kept between the two
     if (status === 'synchronized' && mono - measured > HOLD_US) status = 'free-running'
     lo -= growth * passed
     hi += growth * passed

@@ -3,10 +3,10 @@
  * are set; delays between them, a row that all share, and NTP servers that are as good as they say.
  *
  * Time passes only when the test says so, so an hour takes a millisecond, and the same seed is the same hour. The processes are
- * the real Estimate. The row is written here after the SQL (0006_time.sql), whose own behaviour is in time.suite.ts.
+ * the real Ear and Estimate. The row is written here after the SQL (0006_time.sql), whose own behaviour is in time.suite.ts.
  */
 import type { Anchor, Correction } from '../lib/anchor.ts'
-import type { Heard, LocalClock } from '../lib/clock.ts'
+import { Ear, type Heard, type LocalClock } from '../lib/clock.ts'
 import { Estimate, type EstimateOptions, type Fit } from '../lib/estimate.ts'
 import { bracket, meet, middle, ppm, widened, width } from '../lib/interval.ts'
 import { seeded } from './chaos/random.ts'
@@ -155,17 +155,14 @@ export class Simulated {
   /** Reads the database's clock, in a bracket. */
   hear({ during = () => {}, back = () => {} }: { during?: () => void; back?: () => void } = {}): Heard {
     const { world } = this
-    const clock = this.#clock
-    const before = clock.mono()
-    const gapBefore = clock.wall() - before
+    const close = new Ear(this.#clock).open()
     world.pass()
     during()
     const us = world.d
     const { server } = world.database
     world.pass()
     back()
-    const mono = clock.mono()
-    return { before, after: mono + clock.granularity, gapBefore, gap: clock.wall() - mono, us, server }
+    return close({ clock_us: String(us), clock_server: server })
   }
 
   /** Takes a sample: the clock, and the row. */
