@@ -23,9 +23,9 @@ export class Truth {
     this.offset = (Date.now() - performance.now() + aheadMs) * 1_000
   }
 
-  /** Milliseconds since 1970. */
-  ms(): number {
-    return performance.now() + this.offset / 1_000
+  /** Milliseconds since 1970, when the monotonic clock shows `mono`. */
+  ms(mono = performance.now()): number {
+    return mono + this.offset / 1_000
   }
 
   /** NTP servers that know it to within ± `boundMs`, and are wrong by `wrongMs`. Counts how often they were asked. */
