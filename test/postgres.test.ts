@@ -90,7 +90,7 @@ describe('the owner dies by SIGKILL', () => {
     const { pid } = await child.server
     const processes = guardOf(pid)
     expect(processes).toHaveLength(2)
-    for (const each of [child.process.pid as number, ...processes]) process.kill(each, 'SIGKILL')
+    killAtOnce([child.process.pid as number, ...processes])
     await child.exited
     const server = await startPostgres({ dir })
     cleanUp(server.stop)
@@ -102,7 +102,7 @@ describe('the owner dies by SIGKILL', () => {
     const child = owner({ dir })
     const { pid, url } = await child.server
     await query(url, 'create table kept as select 7 as seven')
-    for (const each of [child.process.pid as number, ...guardOf(pid), pid]) process.kill(each, 'SIGKILL')
+    killAtOnce([child.process.pid as number, ...guardOf(pid), pid])
     await child.exited
     await until(() => !alive(pid))
     const file = path.join(dir, 'postmaster.pid')
@@ -342,6 +342,11 @@ function guardOf(pid: number): number[] {
   const shell = processes.find(([each]) => each === pid)?.[1]
   const watchers = processes.filter(([each, parent]) => parent === shell && each !== pid).map(([each]) => each)
   return shell === undefined ? [] : [shell, ...watchers]
+}
+
+/** None of them sees another one die, however long we are kept from the processor in between. */
+function killAtOnce(pids: number[]): void {
+  for (const signal of ['SIGSTOP', 'SIGKILL'] as const) for (const pid of pids) process.kill(pid, signal)
 }
 
 function alive(pid: number): boolean {
