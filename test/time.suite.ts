@@ -75,7 +75,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
         })
         expect(reading.boundMs).toBeLessThan(100)
         expect(time.after(truth.ms() - 1_000)).toBe(true)
-        expect(time.before(truth.ms() + 60_000)).toBe(true)
+        expect(time.before(truth.ms() + 1_000)).toBe(true)
         expect([time.after(truth.ms() + 60_000), time.before(truth.ms() - 60_000)]).toEqual([false, false])
       }
     })
