@@ -110,6 +110,8 @@ function fromLibrary(error: unknown): Problem | undefined {
     }
     case 'LEASE_LOST':
       return new Problem(409, code, message)
+    case 'FORBIDDEN':
+      return new Problem(403, code, message)
     case 'NOT_FOUND':
       return new Problem(404, code, message)
     case 'RUN_TIMEOUT':

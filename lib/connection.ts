@@ -6,6 +6,7 @@
  * is dead before the next holder works, also when that is the next one of the same process.
  */
 import type { Desk } from './contender.ts'
+import { sqlState } from './db.ts'
 import { LeaseLostError } from './errors.ts'
 import { Hold } from './hold.ts'
 import type { Line } from './line.ts'
@@ -18,7 +19,10 @@ export class ConnectionHold extends Hold {
   readonly #desk: Desk
   readonly #gate: Session
   readonly #meta: unknown
+  /** The row was written, or is being written; undefined: it was not, or it failed and may be there all the same. */
   #registered: Promise<void> | undefined
+  /** Whether there may be a row: from the first attempt on. */
+  #mayHaveRow = false
   #passed: Promise<void> | undefined
 
   constructor(line: Line, desk: Desk, gate: Session, token: bigint, holder: string, meta: unknown) {
@@ -27,7 +31,7 @@ export class ConnectionHold extends Hold {
     this.#desk = desk
     this.#gate = gate
     this.#meta = meta
-    gate.dependents.add(this)
+    gate.attach(this)
   }
 
   protected believed(): boolean {
@@ -35,32 +39,36 @@ export class ConnectionHold extends Hold {
   }
 
   protected fence(): Promise<void> {
+    this.#mayHaveRow = true
     this.#registered ??= this.#gate.register(this.name, this.holder, this.token, this.#meta).catch((error) => {
-      this.#registered = undefined // if the row was written all the same, the next grant finds its connection dead
+      this.#registered = undefined // the next fence tries again; what was written all the same it finds
+      if (sqlState(error) === 'LS001') this.lose('the database says so', error)
       throw error
     })
     return this.#registered
   }
 
-  protected giveUp(): Promise<void> {
-    // Not registered: nothing of it is in the database but K.
-    return this.#registered ? this.#giveUpRow() : this.#passOn()
-  }
-
-  // The row first, then K. If the row has gone already, K must go all the same.
-  async #giveUpRow(): Promise<void> {
+  // The row first, then K, so that its token is dead before the next holder works. Whatever fails, K must go: of a row without
+  // it the next grant knows that nobody has it.
+  protected async giveUp(): Promise<void> {
+    if (!this.#mayHaveRow) return this.#passOn(true) // nothing of it is in the database but K
+    const written = await this.#registered?.then(
+      () => true,
+      () => false,
+    )
     try {
-      await this.#registered?.catch(() => {})
-      if (this.#registered) await this.#desk.leases.revoke(this.name, this.token)
+      await this.#desk.leases.revoke(this.name, this.token)
     } catch (error) {
-      if (error instanceof LeaseLostError) await this.#passOn()
+      const gone = error instanceof LeaseLostError
+      await this.#passOn(gone)
+      if (gone && !written) return // it had not been written
       throw error
     }
-    await this.#passOn()
+    await this.#passOn(true)
   }
 
-  #passOn(): Promise<void> {
-    this.#passed ??= this.#line.passOn()
+  #passOn(dead: boolean): Promise<void> {
+    this.#passed ??= this.#line.passOn(dead)
     return this.#passed
   }
 
@@ -69,13 +77,13 @@ export class ConnectionHold extends Hold {
   }
 
   protected ended(): void {
-    this.#gate.dependents.delete(this)
+    this.#gate.detach(this)
   }
 
   // Lost with its connection, or forced out by its row: either way the line goes on.
   override lose(why: string, cause?: unknown): void {
     if (this.over) return
     super.lose(why, cause)
-    this.#passOn().catch(() => {})
+    this.#passOn(!this.#mayHaveRow).catch(() => {})
   }
 }

@@ -17,6 +17,7 @@ export type ErrorCode =
   | 'JOB_FAILED'
   | 'RUN_TIMEOUT'
   | 'HANDED_BACK'
+  | 'FORBIDDEN'
 
 /** Somebody else still held it when the wait ran out. Try later. */
 export class LeaseHeldError extends Error {
@@ -71,6 +72,12 @@ export class PositionConflictError extends Error {
 export class UnavailableError extends Error {
   override readonly name = 'UnavailableError'
   readonly code = 'UNAVAILABLE'
+}
+
+/** The database role of this process may not do that; the message says what to grant it. */
+export class ForbiddenError extends Error {
+  override readonly name = 'ForbiddenError'
+  readonly code = 'FORBIDDEN'
 }
 
 /** There is no such queue, job or schedule. */
@@ -195,6 +202,12 @@ export function fromDatabase(error: unknown): unknown {
     return new UnavailableError('Lockstep was closed', { cause: error })
   }
   return isTransport(error) ? new UnavailableError('The database cannot be reached', { cause: error }) : error
+}
+
+/** Whether the database takes no more connections, of this role or of anybody: it will again. */
+export function isFull(error: unknown): boolean {
+  const { code, cause } = (error ?? {}) as { code?: unknown; cause?: { code?: unknown } }
+  return code === '53300' || (code === 'UNAVAILABLE' && cause?.code === '53300')
 }
 
 // pg has no error class of its own for a lost connection: node's codes, and these sentences of pg, pg-pool and workerd.

@@ -1,6 +1,10 @@
 /**
  * What a holder has in its hands: what both kinds share. A hold is lost once or given up once; it is asserted inside the
  * user's transaction, where the database has the last word; and giving it up waits for the transactions under it.
+ *
+ * Once it was attempted to give it up, a hold is never trusted again: an attempt that failed may have had its effect. Then
+ * the hold counts as lost, its signal says so, and `release` may be asked again. The one exception is `release({ trx })`,
+ * whose transaction may roll back: until that is known the hold is not trusted, and if it is still held, it is again.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Transaction } from 'kysely'
@@ -19,6 +23,7 @@ export abstract class Hold implements Held {
   #lost: LeaseLostError | undefined
   #release: Promise<void> | undefined
   #released = false
+  #failed = false // a release was attempted, and it is not known what became of it
   #releasedInside = false // release({ trx }) was called; that transaction may still roll back
   #transactions: Set<Promise<unknown>> | undefined
 
@@ -52,7 +57,7 @@ export abstract class Hold implements Held {
   }
 
   isTrusted(): boolean {
-    return !this.#lost && !this.#released && !this.#release && this.believed()
+    return !this.#lost && !this.#released && !this.#release && !this.#releasedInside && this.believed()
   }
 
   async assertHeld(trx: AnyTransaction): Promise<void> {
@@ -84,9 +89,16 @@ export abstract class Hold implements Held {
   }
 
   async #releaseInside(trx: AnyTransaction): Promise<void> {
-    await this.#inside(trx, 'releaseHeld', this.#whyOver())
-    if (!this.#releasedInside) void this.#watch()
-    this.#releasedInside = true
+    const over = this.#whyOver()
+    const before = this.#releasedInside
+    if (!over) this.#releasedInside = true // the commit may be on its way before the answer is
+    try {
+      await this.#inside(trx, 'releaseHeld', over)
+    } catch (error) {
+      this.#releasedInside = before
+      throw error
+    }
+    if (!before) void this.#watch()
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -118,7 +130,7 @@ export abstract class Hold implements Held {
 
   async #releaseNow(): Promise<void> {
     if (this.#released) return
-    if (this.#lost) throw this.#lost
+    if (this.#lost && !this.#failed) throw this.#lost
     try {
       if (this.#transactions?.size) await this.#settled(this.#transactions)
       await this.giveUp()
@@ -131,7 +143,11 @@ export abstract class Hold implements Held {
         return
       }
       if (error instanceof LeaseLostError) this.lose('it expired or passed on before it was released', error)
-      else this.#release = undefined // the database could not be asked: it may be asked again
+      else {
+        this.#failed = true
+        this.lose('its release failed, and perhaps had its effect', error)
+        this.#release = undefined // it may be asked again
+      }
       throw error
     }
   }
@@ -149,11 +165,16 @@ export abstract class Hold implements Held {
     if (ended === late) throw stillOpen()
   }
 
-  // release({ trx }) is done when that transaction commits, which is seen from outside.
+  // release({ trx }) is done when that transaction commits, and undone when it rolls back. Both are seen from outside.
   async #watch(): Promise<void> {
     for (let pause = 10; !this.#released && !this.#lost && !this.#release; pause = Math.min(pause * 2, 1_000)) {
       try {
-        if (!(await this.#leases.stands(this.name, this.token))) return this.gone()
+        const state = await this.#leases.stands(this.name, this.token)
+        if (state === 'gone') return this.gone()
+        if (state === 'held') {
+          this.#releasedInside = false
+          return
+        }
       } catch {} // the database is away: asked again
       await sleep(pause)
     }

@@ -11,6 +11,7 @@ export type { AnyTransaction, ConnectOptions, Tables } from './db.ts'
 export {
   type ErrorCode,
   type Expected,
+  ForbiddenError,
   HandedBackError,
   type InvalidArgument,
   JobFailedError,

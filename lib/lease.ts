@@ -80,7 +80,7 @@ export interface Held extends AsyncDisposable {
   readonly token: bigint
   /** `lease`: ends by itself without renewal. `connection`: ends with this process's connection. */
   readonly kind: 'lease' | 'connection'
-  /** Aborts with a {@link LeaseLostError} when the hold is lost; never on release. */
+  /** Aborts with a {@link LeaseLostError} when the hold is lost, or its release failed; never on a release that succeeds. */
   readonly signal: AbortSignal
   /** Whether the hold may be believed now: compares clocks when called, so a late timer cannot lie. */
   isTrusted(): boolean
@@ -98,8 +98,8 @@ export interface Held extends AsyncDisposable {
    * With `trx`: the release commits with that transaction, or not at all.
    * Calling it again answers as the first call did.
    * @throws {LeaseLostError} it had been lost before.
-   * @throws {UnavailableError} the database could not be told, or a fenced transaction stayed open for 10 s; a lease
-   * then ends by its ttl.
+   * @throws {UnavailableError} the database could not be told, or a fenced transaction stayed open for 10 s. Perhaps it is
+   * released: the hold is not trusted any more, and `signal` aborts. A lease ends by its ttl then. It may be called again.
    */
   release(options?: { trx?: AnyTransaction }): Promise<void>
   /** Releases, and is silent if the hold was lost: `signal` has said so. */
@@ -198,12 +198,14 @@ export class Leases {
     if (answer.outcome === 'lost') throw new LeaseLostError(name, token, 'it expired or passed on')
   }
 
-  /** Whether the row still says (name, token), whatever the time. */
-  async stands(name: string, token: bigint): Promise<boolean> {
-    const rows = await this.#database.control(
-      sql`select from lockstep.lease where name = ${this.#room.prefix + name} and token = ${token} and holder is not null`,
+  /** Whether the row still says (name, token), whatever the time. `busy`: a transaction that may change that is open. */
+  async stands(name: string, token: bigint): Promise<'held' | 'gone' | 'busy'> {
+    const row = sql`from lockstep.lease where name = ${this.#room.prefix + name} and token = ${token} and holder is not null`
+    const [state] = await this.#database.control<{ free: boolean; stands: boolean }>(
+      sql`with found as (select ${row} for no key update skip locked)
+          select exists (select from found) as free, exists (select ${row}) as stands`,
     )
-    return rows.length > 0
+    return state?.free ? 'held' : state?.stands ? 'busy' : 'gone'
   }
 
   /** Fences a transaction by (name, token). Fails with LS001. */
@@ -283,7 +285,8 @@ async function revokeAll(
   const names = column(asks, 'text', (a) => room.prefix + a.name)
   const tokens = column(asks, 'bigint', (a) => a.token)
   const [row] = await database.control<Record<'revoked' | 'busy', string[] | null>>(
-    sql`select revoked, busy from lockstep.${sql.raw(room.revoke)}(${names}, ${tokens})`,
+    // A release that is lost in a crash is late, never wrong: it need not wait for the disk.
+    sql`select revoked, busy, set_config('synchronous_commit', 'off', true) from lockstep.${sql.raw(room.revoke)}(${names}, ${tokens})`,
   )
   const [revoked, busy] = [new Set(row?.revoked), new Set(row?.busy)]
   return asks.map((_, k) => {

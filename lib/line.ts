@@ -104,12 +104,16 @@ export class Line {
     }
   }
 
-  /** A connection hold of this line is over: K passes on. */
-  passOn(): Promise<void> {
+  /**
+   * A connection hold of this line is over: K passes on.
+   * @param dead  its token is known to be dead. If not, the next one is granted by the database, which frees what is left.
+   */
+  passOn(dead: boolean): Promise<void> {
     const next = this.#contenders[0]
     const gate = this.#gate
     if (!gate || gate.lost) return this.#goOn()
-    if (next?.kind === 'connection' && this.#passes < COHORT_PASSES && (this.#since?.elapsed() ?? 0) < COHORT_MS) {
+    const within = this.#passes < COHORT_PASSES && (this.#since?.elapsed() ?? 0) < COHORT_MS
+    if (dead && next?.kind === 'connection' && within) {
       this.#contenders.shift()
       this.#passes += 1
       this.#token += 1n
@@ -147,6 +151,7 @@ export class Line {
   async #try(first: ByConnection, session: Session): Promise<void> {
     try {
       const token = await session.try(this.name)
+      if (session.lost) throw session.lost // the answer arrived with the end of its connection
       if (token !== null) this.#gate = session
       if (token !== null && this.#contenders[0] === first) return this.#grant(session, token, first)
       if (token === null && !first.patient) this.#dismiss(first, new LeaseHeldError(this.name, 0))
@@ -203,6 +208,7 @@ export class Line {
         }
         const place = await this.#reach()
         const gate = this.#gate
+        if (gate?.lost) throw gate.lost
         const now = this.#contenders[0] // the line may have moved meanwhile
         if (!place || !gate || !now || now.kind === 'transaction') continue
         if (place.token === null) await this.#waitForRow(gate, place.waitMs)
@@ -255,8 +261,8 @@ export class Line {
   // K is ours and a lease lives: until it is released or expires.
   async #waitForRow(gate: Session, waitMs: number): Promise<void> {
     if (!this.#listening) {
-      this.#listening = true
       await gate.listen(this.name, () => this.#bell.ring())
+      this.#listening = this.#gate === gate
       return // look once more: it may have been released before we listened
     }
     await this.#pause(Math.min(waitMs, LOOK_AGAIN_MS), gate)
@@ -325,9 +331,9 @@ export class Line {
   // Until a time has passed, somebody rings, or the session is lost.
   async #pause(ms: number, gate?: Session): Promise<void> {
     const dependent = { connectionLost: () => this.#bell.ring() }
-    gate?.dependents.add(dependent)
+    gate?.attach(dependent)
     await this.#bell.wait(ms)
-    gate?.dependents.delete(dependent)
+    gate?.detach(dependent)
   }
 }
 

@@ -13,7 +13,7 @@
 import { sql } from 'kysely'
 import type { Contender, Desk } from './contender.ts'
 import type { Database } from './db.ts'
-import { LeaseHeldError } from './errors.ts'
+import { ForbiddenError, LeaseHeldError } from './errors.ts'
 import { Keeper, LeaseHold } from './keeper.ts'
 import { type Grant, type GrantRequest, type Held, Leases } from './lease.ts'
 import { Line } from './line.ts'
@@ -94,12 +94,18 @@ export class Locks {
     const { sessions, lines } = this.#desk
     // Without a wait where none is needed: who calls first shall stand in line first.
     const leased = ttlMs !== undefined || this.#database.pooled
-    const direct = leased ? null : (sessions.current ?? (await sessions.shared()))
+    let direct = leased ? null : (sessions.current ?? (await sessions.sharedWithin(waitMs, signal)))
+    if (direct && waitMs === 0) await this.#settled(name)
+    // Where all connection holds together have as many locks of the server as they may, the next one is a lease.
+    while (direct && !direct.hasRoom) {
+      if (!(await direct.room())) direct = null
+      else if (waitMs === 0) await this.#settled(name)
+    }
+    signal?.throwIfAborted()
     if (!direct) {
       const { grant, attempted } = await this.#lease(ask, options.holder !== undefined, waitMs, signal)
       return new LeaseHold(this.#database, this.#leases, this.#keeper, grant, ask.ttlMs, attempted)
     }
-    if (waitMs === 0) await this.#settled(name)
     const hold = await this.#wait<Held>(name, waitMs, signal, (granted, failed) => {
       const patient = waitMs > 0
       const contender: Contender = {
@@ -232,13 +238,26 @@ export class Locks {
 
   /**
    * Takes a name from whoever has it: a lease loses its row, a connection or transaction hold its connection, and with
-   * it all else that this connection held. The one who had it is told as of any loss.
+   * it all else that this connection held. The one who had it is told as of any loss. Waits at most 10 s for a transaction
+   * that is fenced by the hold: its write is not undone.
    * @returns whether somebody had it.
+   * @throws {UnavailableError} a transaction fenced by it is still open, or the database cannot be reached.
+   * @throws {ForbiddenError} the connection is another database role's, and this one may not end it.
    */
   async forceRevoke(name: string): Promise<boolean> {
     checkText('name', name)
-    const [row] = await this.#database.control<{ forced: boolean }>(sql`select lockstep.force(${name}) as forced`)
-    return row?.forced ?? false
+    const { outcome } = await this.#leases.untilFree(async () => {
+      const [row] = await this.#database.control<{ outcome: string }>(
+        sql`select lockstep.force_revoke(${name}) as outcome`,
+      )
+      return { outcome: row?.outcome ?? 'none' }
+    })
+    if (outcome === 'forbidden') {
+      throw new ForbiddenError(
+        `${JSON.stringify(name)} is held by a connection of another database role, which this one may not end: grant it pg_signal_backend, or membership of that role`,
+      )
+    }
+    return outcome === 'forced'
   }
 
   /** Deletes rows of names that nobody used for a day, at most 1,000. @returns how many. */

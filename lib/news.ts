@@ -121,12 +121,12 @@ export class News<T> {
   async #over(session: Session): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>()
     const bell = { connectionLost: () => resolve() }
-    session.dependents.add(bell)
+    session.attach(bell)
     this.#hush = () => {
       if (!this.#wanted) resolve()
     }
-    if (!session.lost) await promise
-    session.dependents.delete(bell)
+    await promise
+    session.detach(bell)
   }
 
   // Whoever may connect may notify: what makes no sense is no reason to fail, but one to look.

@@ -12,13 +12,14 @@
  * Session locks are re-entrant and belong to the whole connection. Who of this process has a name is therefore told
  * apart in lock.ts, which never asks for a name twice on one session.
  *
- * Tries and releases are gathered into turns: one statement each way for all that came while the last was under way.
+ * Tries and releases are gathered into turns, which also set right what a failed statement left behind (turns.ts).
  */
 import type { RawBuilder } from 'kysely'
 import type pg from 'pg'
 import { announcedPid, type Database, within } from './db.ts'
 import { fromDatabase, UnavailableError } from './errors.ts'
 import { Moment } from './trust.ts'
+import { Turns } from './turns.ts'
 
 const BEAT_MS = 2_000
 const TRUST_MS = 8_000
@@ -27,35 +28,29 @@ const SERVER_GIVES_UP_MS = 15_000
 /** What asking for a name with K in hand answers: the token, or how long until it is worth asking again. */
 export type Place = { token: bigint; waitMs: null } | { token: null; waitMs: number }
 
-type Try = { name: string; resolve: (token: bigint | null) => void; reject: (error: unknown) => void }
-/** What lockstep.turn answers. */
-type Turn = [base: string | null, refused: number[] | null, taken: number[] | null, tokens: string[]]
-/** Names in one turn: as many as share a block of tokens. */
-const TURN = 32
-
 /** SQLSTATE of lockstep.check_backend. */
 const ANOTHER_BACKEND = 'LS004'
 
-type Release = { name: string; resolve: () => void }
+/** What depends on a session. */
+export interface Dependent {
+  /** Called once, when the connection has ended or is no longer trusted. */
+  connectionLost(error: Error): void
+}
 
 export class Session {
   /** The backend's pid. */
   readonly pid: number
   /** Whether everybody's tries go here; if not, it may wait. */
   readonly shared: boolean
-  /** Told once, when the connection has ended or is no longer trusted. */
-  readonly dependents = new Set<{ connectionLost(error: Error): void }>()
   /** Why this session is over; undefined while it lives. */
   lost: Error | undefined
 
   readonly #client: pg.Client
   readonly #beat: NodeJS.Timeout
+  readonly #dependents = new Set<Dependent>()
+  readonly #turns: Turns
   #answered: Moment
   #queueing = false // blocked in the server's queue: no answer is due
-  #tries: Try[] = []
-  #releases: Release[] = []
-  #turns = 0 // under way
-  #soon = false
   #beating = false
   readonly #ears = new Map<string, (message: string) => void>()
   #witness: Promise<bigint> | undefined
@@ -86,6 +81,11 @@ export class Session {
     this.shared = shared
     this.#answered = opened
     this.pid = announcedPid(client)
+    this.#turns = new Turns(this.pid, {
+      ask: (prepared, text, values) => this.#ask(prepared, text, values),
+      witness: async () => this.#witness?.catch(() => undefined),
+      end: (why) => this.#lose(why),
+    })
     client.on('end', () => this.#lose(new UnavailableError('The connection has ended')))
     client.on('error', (error) => this.#lose(error))
     client.on('notification', ({ channel, payload }) => this.#ears.get(channel)?.(payload ?? ''))
@@ -98,26 +98,41 @@ export class Session {
     return this.lost === undefined && (this.#queueing || this.#answered.elapsed() < TRUST_MS)
   }
 
-  /** Tries to get K of a name and the name free: its token, or null. The caller does not have it yet. */
-  try(name: string): Promise<bigint | null> {
-    return new Promise((resolve, reject) => {
-      this.#tries.push({ name, resolve, reject })
-      this.#turnSoon()
-    })
+  /** Tells this one of the end of the connection, at once if it is over already: an answer may arrive with its end. */
+  attach(dependent: Dependent): void {
+    if (this.lost) dependent.connectionLost(this.lost)
+    else this.#dependents.add(dependent)
   }
 
-  /** Gives up K of a name. A lost session has none: then this is done already. */
+  detach(dependent: Dependent): void {
+    this.#dependents.delete(dependent)
+  }
+
+  /** Whether one more name may be tried without asking for {@link room}. */
+  get hasRoom(): boolean {
+    return this.#turns.hasRoom
+  }
+
+  /** Whether there is room in the server's lock table for more names of this connection. */
+  room(): Promise<boolean> {
+    return this.#turns.room()
+  }
+
+  /** Tries to get K of a name and the name free: its token, or null. The caller does not have it yet. */
+  try(name: string): Promise<bigint | null> {
+    return this.#turns.try(name)
+  }
+
+  /** Gives up K of a name. When this resolves it is given up: in the worst case the connection was. */
   giveUp(name: string): Promise<void> {
-    return new Promise((resolve) => {
-      this.#releases.push({ name, resolve })
-      this.#turnSoon()
-    })
+    return this.#turns.giveUp(name)
   }
 
   /** Waits in the server's queue for K; `again`: gives it up first, and stands behind those who wait. */
   async queue(name: string, again: boolean): Promise<Place> {
     this.#queueing = true
     try {
+      this.#turns.owns(name) // until it is given up, which follows every failure
       const [row] = await this.#ask('lockstep_queue', 'select * from lockstep.queue($1, $2)', [name, again])
       // The answer may be as old as the wait. Ask once more before anything is believed.
       if (this.#answered.elapsed() > TRUST_MS / 2) await this.#ask('lockstep_beat', 'select 1', [])
@@ -185,7 +200,10 @@ export class Session {
     return this.#witness
   }
 
-  /** Waits until another connection has ended, by its {@link witness}. */
+  /**
+   * Waits until another connection has ended, by its {@link witness}. After a failure, a cancel too, this session may have
+   * the lock: it is not to be used again.
+   */
   async outlive(witness: bigint): Promise<void> {
     this.#queueing = true
     try {
@@ -200,61 +218,6 @@ export class Session {
   async end(): Promise<void> {
     this.#lose(new UnavailableError('The session was closed'))
     await this.#client.end().catch(() => {})
-  }
-
-  // A turn goes when none is under way; a second one beside it when it is worth its while, so that the server works on
-  // one while we work on the other.
-  #turnSoon() {
-    const many = this.#tries.length + this.#releases.length >= TURN / 4
-    if (this.#soon || this.#turns >= (many ? 2 : 1)) return
-    this.#soon = true
-    queueMicrotask(() => {
-      this.#soon = false
-      void this.#turn()
-    })
-  }
-
-  async #turn() {
-    this.#turns++
-    const tries = this.#tries.splice(0, TURN)
-    const releases = this.#releases.splice(0, TURN)
-    const names = tries.map((t) => t.name)
-    try {
-      const [first] = tries
-      if (first && tries.length === 1 && releases.length === 0) {
-        const [row] = await this.#ask('lockstep_try', 'select lockstep.try($1, $2)', [first.name, this.pid])
-        first.resolve(row?.[0] == null ? null : BigInt(row[0] as string))
-      } else if (tries.length === 0 && releases.length === 1) {
-        await this.#ask('lockstep_give_up', 'select pg_advisory_unlock(lockstep.key($1))', [releases[0]?.name])
-        releases[0]?.resolve()
-      } else {
-        await this.#turnOf(tries, releases)
-      }
-    } catch (error) {
-      // Of a failed turn some tries may have K: session locks outlive the statement. Unlocking too much only warns.
-      if (!this.lost) {
-        const all = [...names, ...releases.map((r) => r.name)]
-        await this.#ask(undefined, 'select lockstep.turn($1, $2, $3)', [all, [], this.pid]).catch((e) => this.#lose(e))
-      }
-      for (const { reject } of tries) reject(error)
-      for (const release of releases) release.resolve() // a lost session has nothing either
-    }
-    this.#turns--
-    if (this.#tries.length + this.#releases.length > 0) this.#turnSoon()
-  }
-
-  async #turnOf(tries: Try[], releases: Release[]) {
-    const names = (calls: { name: string }[]) => calls.map((call) => call.name)
-    const text = 'select * from lockstep.turn($1, $2, $3)'
-    const [row] = await this.#ask('lockstep_turn', text, [names(releases), names(tries), this.pid])
-    const [base, refused, taken, tokens] = row as Turn
-    for (const release of releases) release.resolve()
-    let token = BigInt(base ?? 0)
-    for (const [k, { resolve }] of tries.entries()) {
-      if (refused?.includes(k + 1)) resolve(null)
-      else resolve(taken?.includes(k + 1) ? BigInt(tokens[taken.indexOf(k + 1)] as string) : token)
-      token += 64n
-    }
   }
 
   // Named prepared statements: this connection is direct, and they save a third of the server's time.
@@ -306,8 +269,9 @@ export class Session {
       known instanceof UnavailableError ? known : new UnavailableError('The connection is lost', { cause: why })
     this.lost = error
     clearInterval(this.#beat)
-    for (const dependent of this.dependents) dependent.connectionLost(error)
-    this.dependents.clear()
+    const dependents = [...this.#dependents]
+    this.#dependents.clear()
+    for (const dependent of dependents) dependent.connectionLost(error)
     // the socket: a connection that no longer answers cannot be ended politely
     this.#client.connection?.stream?.destroy()
     return error

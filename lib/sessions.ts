@@ -5,9 +5,12 @@
  * sessions of its own, few of them. Who finds none free is not turned away (line.ts polls instead). Two idle ones are
  * kept for the next wait.
  */
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Database } from './db.ts'
-import { UnavailableError } from './errors.ts'
+import { isFull, UnavailableError } from './errors.ts'
+import { heeding } from './heed.ts'
 import { Session } from './session.ts'
+import { Moment } from './trust.ts'
 
 const KEPT_IDLE = 2
 
@@ -31,21 +34,42 @@ export class Sessions {
 
   /** The session that everybody's tries share; `null` behind a pooler. Opened at first use, and anew after a loss. */
   async shared(): Promise<Session | null> {
-    if (this.#closed) throw new UnavailableError('Lockstep was closed')
-    this.#shared ??= Session.open(this.#database, true).catch((error) => {
-      this.#shared = undefined
-      throw error
-    })
-    const session = await this.#shared
-    this.#current = session ?? undefined
-    if (session?.lost) {
-      this.#shared = undefined
-      return this.shared()
+    for (;;) {
+      if (this.#closed) throw new UnavailableError('Lockstep was closed')
+      this.#shared ??= Session.open(this.#database, true)
+      const opening = this.#shared
+      // Only what was waited for here is forgotten: of a crowd that waited for a session which is lost, the first opens the
+      // next, and that is everybody's.
+      const forget = () => {
+        if (this.#shared === opening) this.#shared = undefined
+      }
+      const session = await opening.catch((error) => {
+        forget()
+        throw error
+      })
+      if (!session?.lost) {
+        this.#current = session ?? undefined
+        return session
+      }
+      forget()
     }
-    return session
   }
 
-  /** A session to wait on, to be given back; `null` when none is left or there can be none. */
+  /** As {@link shared}, for a caller that may wait: it does so while the database takes no more connections. */
+  async sharedWithin(waitMs: number, signal: AbortSignal | undefined): Promise<Session | null> {
+    const since = new Moment()
+    for (let pauseMs = 50; ; pauseMs = Math.min(pauseMs * 2, 1_000)) {
+      try {
+        return await heeding(signal, this.shared())
+      } catch (error) {
+        const left = waitMs - since.elapsed()
+        if (!isFull(error) || left <= 0) throw error
+        await heeding(signal, sleep(Math.min(pauseMs * (0.75 + Math.random() / 2), left)))
+      }
+    }
+  }
+
+  /** A session to wait on, to be given back; `null` when none is left, there can be none, or the database takes no more. */
   async borrow(): Promise<Session | null> {
     if (this.#closed) throw new UnavailableError('Lockstep was closed')
     let session: Session | null | undefined
@@ -57,32 +81,40 @@ export class Sessions {
       this.#opening += 1
       try {
         session = await Session.open(this.#database, false)
+      } catch (error) {
+        if (isFull(error)) return null
+        throw error
       } finally {
         this.#opening -= 1
       }
       if (session === null) return null
+      const opened = session
+      opened.attach({ connectionLost: () => this.#waiting.delete(opened) })
     }
     if (this.#closed) {
       await session.end()
       throw new UnavailableError('Lockstep was closed')
     }
-    this.#waiting.add(session)
-    session.dependents.add({ connectionLost: () => this.#waiting.delete(session) })
+    if (!session.lost) this.#waiting.add(session)
     return session
   }
 
   /** Back from waiting, with nothing held. */
   async giveBack(session: Session): Promise<void> {
     try {
-      if (!session.lost) await session.unlisten()
+      await session.unlisten()
     } catch {
-      return // lost: nothing to give back
-    } finally {
-      this.#waiting.delete(session)
+      return this.discard(session)
     }
-    if (session.lost) return
-    if (this.#closed || this.#idle.length >= KEPT_IDLE) await session.end()
-    else this.#idle.push(session)
+    if (this.#closed || this.#idle.length >= KEPT_IDLE) return this.discard(session)
+    this.#waiting.delete(session)
+    if (!session.lost) this.#idle.push(session)
+  }
+
+  /** Back from waiting, with something held perhaps: it is ended. */
+  async discard(session: Session): Promise<void> {
+    this.#waiting.delete(session)
+    await session.end()
   }
 
   /** The pids of sessions that wait or hold after waiting: this process's own places in queues. */

@@ -78,8 +78,7 @@ export class TermHold extends LeaseHold implements Term {
     this.#hush = parts.news.on(grant.name, (told) => {
       if (told?.deposed && told.leader?.token === String(this.token)) this.lose('it was asked to step down')
     })
-    if (session?.lost) this.connectionLost(session.lost)
-    else session?.dependents.add(this)
+    session?.attach(this)
   }
 
   protected override believed(): boolean {
@@ -93,7 +92,7 @@ export class TermHold extends LeaseHold implements Term {
   protected override ended(): void {
     super.ended()
     this.#hush()
-    this.#session?.dependents.delete(this)
+    this.#session?.detach(this)
   }
 
   async proclaim(meta: unknown): Promise<void> {

@@ -43,15 +43,18 @@ export class Vigils {
       return
     }
     vigil.session = session
+    let clean = true
     if (vigil.ears.size > 0) {
       vigil.waiting = true
-      await session.outlive(witness).catch(() => {}) // our own connection has ended: no more is known
+      await session.outlive(witness).catch(() => {
+        clean = false // cancelled, or our own connection has ended: no more is known
+      })
       vigil.waiting = false
       await vigil.cancelled
     }
     this.#forget(witness, vigil)
     for (const over of vigil.ears) over()
-    await this.#sessions.giveBack(session)
+    await (clean ? this.#sessions.giveBack(session) : this.#sessions.discard(session))
   }
 
   #forget(witness: bigint, vigil: Vigil): void {

@@ -13,12 +13,8 @@ import { afterEach, expect, test } from 'vitest'
 import { createLockstep } from '../lib/index.ts'
 import { migrate, schemaState } from '../lib/migrate.ts'
 import { freshDatabase, pgbouncerAvailable, tcpProxy } from './database.ts'
+import { MIGRATIONS as ours } from './migrations.ts'
 import { until } from './until.ts'
-
-const ours = fs
-  .readdirSync(path.join(import.meta.dirname, '../db/migrations'))
-  .sort()
-  .map((file) => file.replace('.sql', ''))
 
 const first = '0001_first'
 const second = '0002_second'

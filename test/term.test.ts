@@ -273,7 +273,7 @@ test('an observer that nobody reads any more lets its process end', async () => 
 })
 
 describe("when the database's clock is set", () => {
-  /** A database whose clock can be set: our functions find this clock_timestamp() before the server's own. */
+  /** A database whose clock can be set: there our functions find this clock_timestamp() before the server's own. */
   async function settable() {
     const database = await freshDatabase()
     await database.pool.query(`
@@ -283,7 +283,13 @@ describe("when the database's clock is set", () => {
       create function fake.clock_timestamp() returns timestamptz language sql volatile
         as 'select pg_catalog.clock_timestamp() + (select ahead from fake.clock)';
     `)
-    await database.pool.query(`alter database ${database.name} set search_path = fake, pg_catalog, public`)
+    await database.pool.query(`
+      alter database ${database.name} set search_path = fake, pg_catalog, public;
+      do $$ declare f regprocedure; begin
+        for f in select oid::regprocedure from pg_proc
+                  where pronamespace = 'lockstep'::regnamespace and array_to_string(proconfig, ',') like '%search_path=%'
+        loop execute format('alter function %s set search_path = fake, pg_catalog, pg_temp', f); end loop;
+      end $$`)
     const set = (ahead: string) => database.pool.query('update fake.clock set ahead = $1', [ahead])
     /** Makes every candidate ask now. */
     const ring = (name: string) =>

@@ -1,0 +1,246 @@
+-- Holds: what their statements owe to each other when one of them fails, or meets a crowd. The protocol is told in lib/lease.ts,
+-- the essay of failures in lib/session.ts.
+--
+-- Rules kept below:
+-- . Session locks survive a rollback, so no function can undo itself in one piece. Its caller sets things right by what pg_locks
+--   says (keep_only), or gives the connection up.
+-- . Nothing writes a row for a connection hold unless this backend has K, exclusively, and its token is not older than the row's.
+-- . What a function sets for its transaction it sets in a transaction of its own only: a caller's commit waits for the disk as
+--   its caller wants.
+-- . Every name is qualified, or the search path is pinned. The two functions on the path that is measured in microseconds
+--   (try, turn) are qualified by hand: a SET clause costs them more than the rest of their bodies.
+
+-- Advisory locks of one backend on names: exclusive, of one key of 64 bits, in this database. Others are not ours.
+create function lockstep.keys_of(pid integer) returns setof bigint
+language sql stable
+set search_path = pg_catalog, pg_temp as $$
+  select k.classid::bigint << 32 | k.objid::bigint from pg_locks k
+   where k.locktype = 'advisory' and k.objsubid = 1 and k.granted and k.mode = 'ExclusiveLock' and k.pid = keys_of.pid
+     and k.database = (select d.oid from pg_database d where d.datname = current_database())
+$$;
+
+-- Gives up every K of this backend but those of `names` and the keys `others`: for a caller that does not know what a failed
+-- statement left behind. Each name is locked once or not at all, so one unlock is enough. Answers how many were given up.
+create function lockstep.keep_only(names text[], others bigint[], pid integer) returns integer
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+  given_up integer;
+begin
+  perform lockstep.check_backend(pid);
+  select count(*) filter (where pg_advisory_unlock(k.key)) into given_up
+    from (select x.key from lockstep.keys_of(pid) x(key)
+           where x.key <> all (others) and x.key <> all (array(select lockstep.key(n) from unnest(names) n))) k;
+  return given_up;
+end $$;
+
+-- Makes a connection hold visible to fences, on the connection that has K. Raises LS001 where that is not so, or where somebody
+-- else was granted the name since.
+create or replace function lockstep.register(name text, holder text, token bigint, meta jsonb, pid integer) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+begin
+  perform lockstep.check_backend(pid);
+  if not exists (select from lockstep.keys_of(pid) k(key) where k.key = lockstep.key(name)) then
+    raise exception 'lockstep: this connection does not hold %', quote_literal(name)
+      using errcode = 'LS001', hint = 'It was released, or has passed to another holder.';
+  end if;
+  insert into lockstep.lease as l (name, holder, token, granted_at, expires_at, ttl_ms, meta)
+  values (register.name, register.holder, register.token, clock_timestamp(), 'infinity', null, register.meta)
+  on conflict on constraint lease_pkey do update
+    set holder = excluded.holder, token = excluded.token, granted_at = excluded.granted_at,
+        expires_at = excluded.expires_at, ttl_ms = null, meta = excluded.meta
+    where l.token = excluded.token or l.holder is null and l.token < excluded.token;
+  if not found then
+    raise exception 'lockstep: % is not held under token %', quote_literal(name), token
+      using errcode = 'LS001', hint = 'It has passed to another holder.';
+  end if;
+end $$;
+
+-- try, connection: the token, or null. As in 0001_lease.sql.
+create or replace function lockstep.try(name text, pid integer) returns bigint
+language plpgsql as $$
+declare
+  holder pg_catalog.text;
+  token pg_catalog.int8;
+  ignored pg_catalog.bool;
+begin
+  if pg_catalog.pg_backend_pid() operator(pg_catalog.<>) pid
+     or pg_catalog.current_setting('transaction_isolation') operator(pg_catalog.<>) 'read committed' then
+    perform lockstep.check_backend(pid), lockstep.check_isolation();
+  end if;
+  if not pg_catalog.pg_try_advisory_lock(lockstep.key(name)) then
+    return null;
+  end if;
+  select l.holder into holder from lockstep.lease l where l.name operator(pg_catalog.=) try.name;
+  if holder is null then
+    return pg_catalog.nextval('lockstep.token');
+  end if;
+  token := (lockstep.take(name)).token;
+  if token is null then
+    ignored := pg_catalog.pg_advisory_unlock(lockstep.key(name));
+  end if;
+  return token;
+end $$;
+
+-- One turn of a direct connection: give up, then try, at most 64 names each. What was granted has the token
+-- base + 64 x (its position - 1), but for those in taken, which have one of their own. If it fails, each of the names may have been
+-- given up or gained: the caller calls keep_only.
+create or replace function lockstep.turn(release_names text[], try_names text[], pid integer,
+                                         out base bigint, out refused integer[], out taken integer[], out tokens bigint[])
+language plpgsql as $$
+declare
+  gated pg_catalog.bool[];
+  busy pg_catalog.text[];
+  token pg_catalog.int8;
+  ignored pg_catalog.bool;
+begin
+  if pg_catalog.pg_backend_pid() operator(pg_catalog.<>) pid
+     or pg_catalog.current_setting('transaction_isolation') operator(pg_catalog.<>) 'read committed' then
+    perform lockstep.check_backend(pid), lockstep.check_isolation();
+  end if;
+  if pg_catalog.cardinality(release_names) operator(pg_catalog.>) 0 then
+    perform pg_catalog.pg_advisory_unlock(lockstep.key(n)) from pg_catalog.unnest(release_names) n;
+  end if;
+  if pg_catalog.cardinality(try_names) operator(pg_catalog.=) 0 then
+    return;
+  end if;
+  gated := array(select pg_catalog.pg_try_advisory_lock(lockstep.key(n)) from pg_catalog.unnest(try_names) n);
+  refused := pg_catalog.array_positions(gated, false);
+  if pg_catalog.cardinality(refused) operator(pg_catalog.<) pg_catalog.cardinality(try_names) then
+    base := pg_catalog.nextval('lockstep.token');
+    select pg_catalog.array_agg(l.name) into busy from lockstep.lease l
+     where l.name operator(pg_catalog.=) any (try_names) and l.holder is not null;
+    for n in 1 .. case when busy is null then 0 else pg_catalog.cardinality(try_names) end loop
+      continue when not gated[n] or not try_names[n] operator(pg_catalog.=) any (busy);
+      token := (lockstep.take(try_names[n])).token;
+      if token is null then
+        ignored := pg_catalog.pg_advisory_unlock(lockstep.key(try_names[n]));
+        refused := pg_catalog.array_append(refused, n);
+      else
+        taken := pg_catalog.array_append(taken, n);
+        tokens := pg_catalog.array_append(tokens, token);
+      end if;
+    end loop;
+  end if;
+end $$;
+
+-- revoke, for many at once. As in 0001_lease.sql, but for synchronous_commit, which is the caller's to set.
+create or replace function lockstep.revoke_leases(names text[], tokens bigint[],
+                                                  out revoked bigint[], out late bigint[], out busy bigint[])
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
+declare
+  wanted text[];
+begin
+  with locked as materialized (
+    select a.i, l.at, l.live
+      from unnest(names, tokens) with ordinality a(name, token, i)
+     cross join lateral (
+       select x.ctid as at, x.expires_at > clock_timestamp() as live from lockstep.lease x
+        where x.name = a.name collate "C" and x.token = a.token and x.holder is not null
+        limit 1 for update skip locked) l
+  ), freed as (
+    update lockstep.lease l set holder = null, expires_at = clock_timestamp(), meta = null
+      from locked a where l.ctid = a.at
+    returning a.i, a.live, case when not pg_try_advisory_xact_lock(lockstep.key(l.name)) then l.name end as wanted
+  )
+  select array_agg(f.i) filter (where f.live), array_agg(f.i) filter (where not f.live),
+         array_agg(f.wanted) filter (where f.wanted is not null)
+    into revoked, late, wanted from freed f;
+
+  if wanted is not null then
+    perform pg_notify(lockstep.channel(n), '') from unnest(wanted) n;
+  end if;
+  if coalesce(cardinality(revoked), 0) < cardinality(names) then
+    select array_agg(a.i) into busy
+      from unnest(names, tokens) with ordinality a(name, token, i)
+      join lockstep.lease l on l.name = a.name collate "C" and l.token = a.token
+     where l.holder is not null;
+  end if;
+end $$;
+
+-- resign, for many at once. As in 0002_election.sql, but for synchronous_commit.
+create or replace function lockstep.resign(names text[], tokens bigint[], out revoked bigint[], out late bigint[], out busy bigint[])
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
+declare
+  a record;
+  live boolean;
+begin
+  for a in select n.name, n.token, n.i from unnest(names, tokens) with ordinality n(name, token, i) loop
+    select x.expires_at > clock_timestamp() and not x.deposed into live from lockstep.lease x
+     where x.name = a.name and x.token = a.token and x.holder is not null
+       for update skip locked;
+    if found then
+      perform lockstep.vacate(a.name);
+      if live then revoked := revoked || a.i; else late := late || a.i; end if;
+    elsif exists (select from lockstep.lease x where x.name = a.name and x.token = a.token and x.holder is not null) then
+      busy := busy || a.i;
+    end if;
+  end loop;
+end $$;
+
+-- Takes a name from its holder, whatever the token: a lease loses its row, a connection or transaction hold its connection (and
+-- with it all else that this connection had). It waits for nobody:
+--   forced     somebody had it
+--   none       nobody had it
+--   busy       a transaction that is fenced by the hold, or that releases it, is open: ask again
+--   forbidden  the connection is another role's, and the caller may not end it: needs pg_signal_backend, or membership of that role
+create function lockstep.force_revoke(name text) returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+  leased boolean;
+  ended boolean;
+begin
+  select x.expires_at > clock_timestamp() and x.expires_at < 'infinity' into leased from lockstep.lease x
+   where x.name = force_revoke.name and x.holder is not null for update skip locked;
+  if found then
+    update lockstep.lease l set holder = null, expires_at = clock_timestamp(), meta = null where l.name = force_revoke.name;
+  elsif exists (select from lockstep.lease x where x.name = force_revoke.name and x.holder is not null) then
+    return 'busy';
+  end if;
+  if leased then
+    perform pg_notify(lockstep.channel(name), '');
+    return 'forced';
+  end if;
+  -- the one that waits at the front of the queue for a lease has K too, but then there was a lease
+  begin
+    select bool_or(pg_terminate_backend(k.gate_pid)) into ended from lockstep.look(name) k where k.gate_pid is not null;
+  exception when insufficient_privilege then
+    return 'forbidden';
+  end;
+  return case when ended then 'forced' else 'none' end;
+end $$;
+
+-- For programs that know this name of it. Raises 55P03 where it is busy, 42501 where it is forbidden.
+create or replace function lockstep.force(name text) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+  outcome text := lockstep.force_revoke(name);
+begin
+  if outcome = 'busy' then
+    raise exception 'lockstep: a transaction fenced by the holder of % is open', quote_literal(name) using errcode = '55P03';
+  elsif outcome = 'forbidden' then
+    raise exception 'lockstep: % is held by a connection of another role', quote_literal(name)
+      using errcode = '42501', hint = 'Grant pg_signal_backend, or membership of that role.';
+  end if;
+  return outcome = 'forced';
+end $$;
+
+-- How many advisory locks there are on this server, how many there may be before connection holds are refused, and how many
+-- connections there may be. The server keeps all locks of all its databases in one table of a fixed size; when that is full,
+-- every program is refused, also one that only connects. Half of it is left to the others.
+create function lockstep.lock_room(out held bigint, out most bigint, out connections bigint)
+language sql
+set search_path = pg_catalog, pg_temp as $$
+  select count(*),
+         current_setting('max_locks_per_transaction')::bigint
+           * (current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint) / 2,
+         current_setting('max_connections')::bigint
+    from pg_locks k where k.locktype = 'advisory'
+$$;
