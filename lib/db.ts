@@ -240,14 +240,21 @@ function checkTransaction(trx: unknown): asserts trx is AnyTransaction {
   }
 }
 
-/** The code of an error, which is its SQLSTATE if the database said it; '' of what has none: a handler may throw anything. */
+/**
+ * The code of an error, or of the cause of an {@link UnavailableError}, which is its SQLSTATE if the database said it; '' of what
+ * has none: a handler may throw anything.
+ */
 export function sqlState(error: unknown): string {
   try {
-    return String((error as { code?: unknown } | null)?.code ?? '')
+    const told = error instanceof UnavailableError ? error.cause : error
+    return String((told as { code?: unknown } | null | undefined)?.code ?? '')
   } catch {
     return ''
   }
 }
+
+/** Whether the database takes no more connections, of this role or of anybody: it will again. */
+export const isFull = (error: unknown): boolean => sqlState(error) === '53300'
 
 const compiler = new Kysely<unknown>({ dialect: new PostgresDialect({ pool: async () => Promise.reject() }) })
 

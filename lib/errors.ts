@@ -192,9 +192,10 @@ export function fromDatabase(error: unknown): unknown {
         })
       : error
   }
-  // 08 connection, 28 login, 3D000 no such database, 53 resources, 57P0x shutdown, 57014 cancelled, 25006 a standby
+  // 08 connection, 28 login, 3D000 no such database, 40 others were in the way, 53 resources, 55P03 a lock was waited for too
+  // long, 57P0x shutdown, 57014 cancelled, 58 and XX faults of the server's own, 25006 a standby
   if (sqlState !== undefined) {
-    return /^(08|28|3D000|53|57P|57014|25006)/.test(sqlState)
+    return /^(08|28|3D000|40|53|55P03|57P|57014|58|XX|25006)/.test(sqlState)
       ? new UnavailableError('The database is not available', { cause: error })
       : error
   }
@@ -202,12 +203,6 @@ export function fromDatabase(error: unknown): unknown {
     return new UnavailableError('Lockstep was closed', { cause: error })
   }
   return isTransport(error) ? new UnavailableError('The database cannot be reached', { cause: error }) : error
-}
-
-/** Whether the database takes no more connections, of this role or of anybody: it will again. */
-export function isFull(error: unknown): boolean {
-  const { code, cause } = (error ?? {}) as { code?: unknown; cause?: { code?: unknown } }
-  return code === '53300' || (code === 'UNAVAILABLE' && cause?.code === '53300')
 }
 
 // pg has no error class of its own for a lost connection: node's codes, and these sentences of pg, pg-pool and workerd.

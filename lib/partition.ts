@@ -271,6 +271,9 @@ const lives = (trx: EventContext['trx']): Promise<boolean> => current.execute(tr
 /** Whether the server itself said so. */
 const answered = (error: unknown): boolean => (error as { severity?: unknown }).severity !== undefined
 
-/** The database is away, or asks that the transaction be tried again (40001, 40P01); not that it was too slow (57014). */
+/**
+ * The database is away, or asks that the transaction be tried again (40001, 40P01). Not what a handler's own statements may bring
+ * about each time: that it was too slow (57014), waited for a lock (55P03), or met a fault (58, XX).
+ */
 const isFault = (error: unknown): boolean =>
-  /^40/.test(sqlState(error)) || (fromDatabase(error) instanceof UnavailableError && sqlState(error) !== '57014')
+  fromDatabase(error) instanceof UnavailableError && !/^(55P03|57014|58|XX)/.test(sqlState(error))

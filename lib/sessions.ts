@@ -6,8 +6,8 @@
  * kept for the next wait.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Database } from './db.ts'
-import { isFull, UnavailableError } from './errors.ts'
+import { type Database, isFull } from './db.ts'
+import { UnavailableError } from './errors.ts'
 import { heeding } from './heed.ts'
 import { Session } from './session.ts'
 import { Moment } from './trust.ts'

@@ -300,8 +300,7 @@ const PUBLIC = {
   'lib/errors': {
     values: [
       ...['ForbiddenError', 'HandedBackError', 'JobFailedError', 'LeaseHeldError', 'LeaseLostError', 'NotFoundError'],
-      ...['PositionConflictError', 'RunTimeoutError', 'UnavailableError', 'fromDatabase', 'isFull', 'outOfRange'],
-      'wrongType',
+      ...['PositionConflictError', 'RunTimeoutError', 'UnavailableError', 'fromDatabase', 'outOfRange', 'wrongType'],
     ],
     types: ['ErrorCode', 'Expected', 'InvalidArgument'],
   },

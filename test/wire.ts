@@ -4,18 +4,20 @@
  * | fault    | the server                                   | the client                                             |
  * |----------|----------------------------------------------|--------------------------------------------------------|
  * | `before` | never sees it                                | is answered an error                                   |
- * | `after`  | runs it                                      | is answered an error                                   |
+ * | `undone` | runs it, and rolls it back                   | is answered an error                                   |
+ * | `after`  | runs it, and commits it                      | is answered an error                                   |
  * | `cut`    | never sees it; the connection ends           | the connection ends                                    |
  * | `mute`   | runs it; the connection ends                 | the connection ends instead of an answer               |
  * | `fatal`  | never sees it; the connection ends           | a FATAL error, in one packet with the answer before it |
  *
  * Statements are counted over all connections, in the order in which the client sends them: a simple query, or all that an
- * extended one sends up to its Sync. `after` is what happens when a function took session locks and failed then: they stay.
+ * extended one sends up to its Sync. `undone` is what happens when a function took session locks and failed then: they stay.
+ * `after` no server does; something between the two might.
  */
 import { once } from 'node:events'
 import * as net from 'node:net'
 
-export const FAULTS = ['before', 'after', 'cut', 'mute', 'fatal'] as const
+export const FAULTS = ['before', 'undone', 'after', 'cut', 'mute', 'fatal'] as const
 export type Fault = (typeof FAULTS)[number]
 
 export interface Wire extends AsyncDisposable {
@@ -55,6 +57,7 @@ export async function wire(targetUrl: string): Promise<Wire> {
     const prepared = new Map<string, string>()
     let group: Buffer[] = []
     let text = ''
+    let idle = true // not within a transaction, as far as the server has answered
     let answer: Buffer[] = [] // held back while the next request is one that ends in FATAL
     open.add(client)
     const end = () => {
@@ -79,7 +82,11 @@ export async function wire(targetUrl: string): Promise<Wire> {
         return
       }
       if (fault === 'before') server.write(query(raising(plan?.sqlState ?? '')))
-      else server.write(Buffer.concat(bytes))
+      else if (fault === 'undone' && idle) {
+        queue.splice(-1, 0, { fault: undefined, swallowed: true })
+        queue.push({ fault: undefined, swallowed: true })
+        server.write(Buffer.concat([query('begin'), ...bytes, query('rollback')]))
+      } else server.write(Buffer.concat(bytes))
     }
 
     client.on(
@@ -109,15 +116,22 @@ export async function wire(targetUrl: string): Promise<Wire> {
         const [head] = queue
         if (!head || 'ANS'.includes(type ?? '')) return void (head?.swallowed || client.write(message))
         if (type !== 'Z') {
-          const dropped = head.swallowed || (head.fault === 'after' && 'DCEI'.includes(type ?? ''))
+          const failed = head.fault === 'after' || head.fault === 'undone'
+          const dropped = head.swallowed || (failed && 'DCEI'.includes(type ?? ''))
           if (!dropped && head.fault !== 'mute') answer.push(message)
           return
         }
         if (head.fault === 'mute') return end()
         queue.shift()
-        if (head.fault === 'after') {
+        const status = String.fromCharCode(message[5] as number)
+        if (head.fault === 'undone' && idle) {
+          answer.push(failure('ERROR', plan?.sqlState ?? ''), Buffer.from('Z\0\0\0\x05I', 'latin1'))
+          return flush()
+        }
+        if (!head.swallowed) idle = status === 'I'
+        if (head.fault === 'after' || head.fault === 'undone') {
           answer.push(failure('ERROR', plan?.sqlState ?? ''))
-          if (message[5] !== 'I'.charCodeAt(0)) {
+          if (status !== 'I') {
             // within a transaction, which has failed now
             queue.unshift({ fault: undefined, swallowed: true })
             server.write(query(raising(plan?.sqlState ?? '')))
