@@ -21,7 +21,7 @@
 import { Bell } from './bell.ts'
 import { ConnectionHold } from './connection.ts'
 import type { ByConnection, ByLease, ByTransaction, Contender, Desk } from './contender.ts'
-import { fromDatabase, LeaseHeldError, UnavailableError } from './errors.ts'
+import { fromDatabase, LeaseHeldError, noConnectionLeft, UnavailableError } from './errors.ts'
 import { type Grant, grantAll } from './lease.ts'
 import type { Place, Session } from './session.ts'
 import { Moment } from './trust.ts'
@@ -166,7 +166,7 @@ export class Line {
       if ('token' in answer) this.#handOver(first, answer, attempted)
       else if (!first.patient) this.#dismiss(first, new LeaseHeldError(this.name, 0, answer.waitMs))
     } catch (error) {
-      this.#dismiss(first, error)
+      if (!first.patient || !noConnectionLeft(error)) this.#dismiss(first, error)
     }
     this.#state = 'serving'
     void this.#serve()
@@ -210,6 +210,8 @@ export class Line {
         else await this.#serveLease(gate, now)
       } catch (error) {
         if (this.#gate?.lost === error) await this.#pause(this.#pollMs)
+        else if (noConnectionLeft(error))
+          await this.#pause(POLL_MS.most) // a wait as any other
         else this.#dismiss(first, fromDatabase(error))
       }
     }

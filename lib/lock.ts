@@ -29,6 +29,7 @@ import {
   optionsAndWork,
   WAIT,
 } from './options.ts'
+import { countdown, sharedSession } from './patience.ts'
 import type { Sessions } from './sessions.ts'
 import { type TransactionWork, transaction } from './transaction.ts'
 import { Moment } from './trust.ts'
@@ -94,24 +95,24 @@ export class Locks {
     const { sessions, lines } = this.#desk
     // Without a wait where none is needed: who calls first shall stand in line first.
     const leased = ttlMs !== undefined || this.#database.pooled
-    const direct = leased ? null : (sessions.current ?? (await sessions.shared()))
+    const left = countdown(waitMs)
+    const direct = leased ? null : (sessions.current ?? (await sharedSession(sessions, left, signal)))
     if (!direct) {
       const { grant, attempted } = await this.#lease(ask, options.holder !== undefined, waitMs, signal)
       return new LeaseHold(this.#database, this.#leases, this.#keeper, grant, ask.ttlMs, attempted)
     }
     if (waitMs === 0) await this.#settled(name)
-    const hold = await this.#wait<Held>(name, waitMs, signal, (granted, failed) => {
-      const patient = waitMs > 0
+    const hold = await this.#wait<Held>(name, waitMs > 0 ? Math.max(left(), 1) : 0, signal, (granted, failed) => {
       const contender: Contender = {
         kind: 'connection',
         holder: ask.holder,
         meta: options.meta,
-        patient,
+        patient: waitMs > 0,
         granted,
         failed,
       }
       const line = lines.get(name)
-      if (line && patient) line.join(contender)
+      if (line && waitMs > 0) line.join(contender)
       else if (!line) Line.open(this.#desk, name, contender, direct)
       else failed(new LeaseHeldError(name, 0))
       return contender
@@ -163,7 +164,7 @@ export class Locks {
     checkText('name', name)
     checkMs('waitMs', waitMs, WAIT)
     signal?.throwIfAborted()
-    const since = new Moment()
+    const left = countdown(waitMs)
     // The line tells when it is our turn in this process; from there on the transaction's own connection waits.
     const turn = await this.#wait<() => void>(name, waitMs, signal, (granted, failed) => {
       const enter = () => new Promise<void>((over) => granted(over))
@@ -176,7 +177,7 @@ export class Locks {
     })
     if (!turn) throw new LeaseHeldError(name, waitMs)
     try {
-      return await transaction(this.#desk, name, () => waitMs - since.elapsed(), signal, work)
+      return await transaction(this.#desk, name, left, signal, work)
     } finally {
       turn()
     }

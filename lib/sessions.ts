@@ -6,10 +6,12 @@
  * kept for the next wait.
  */
 import type { Database } from './db.ts'
-import { UnavailableError } from './errors.ts'
+import { noConnectionLeft, UnavailableError } from './errors.ts'
 import { Session } from './session.ts'
 
 const KEPT_IDLE = 2
+// After the server has refused a connection because it has too many, before it is asked for one to wait on.
+const FULL_MS = 1_000
 
 export class Sessions {
   readonly #database: Database
@@ -18,6 +20,7 @@ export class Sessions {
   #idle: Session[] = []
   #waiting = new Set<Session>()
   #opening = 0
+  #fullUntil = 0
   #closed = false
 
   constructor(database: Database) {
@@ -45,7 +48,7 @@ export class Sessions {
     return session
   }
 
-  /** A session to wait on, to be given back; `null` when none is left or there can be none. */
+  /** A session to wait on, to be given back; `null` when none is left, here or at the server, or there can be none. */
   async borrow(): Promise<Session | null> {
     if (this.#closed) throw new UnavailableError('Lockstep was closed')
     let session: Session | null | undefined
@@ -54,9 +57,14 @@ export class Sessions {
     } while (session?.lost)
     if (!session) {
       if (this.#waiting.size + this.#opening >= this.#database.maxWaiting) return null
+      if (performance.now() < this.#fullUntil) return null
       this.#opening += 1
       try {
         session = await Session.open(this.#database, false)
+      } catch (error) {
+        if (!noConnectionLeft(error)) throw error
+        this.#fullUntil = performance.now() + FULL_MS
+        return null
       } finally {
         this.#opening -= 1
       }

@@ -21,14 +21,18 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/heed': [],
   'lib/options': ['lib/errors'],
   'lib/clock': [],
-  'lib/share': [],
+  'lib/share': ['lib/errors', 'lib/trust', 'lib/heed'],
   'lib/volatile': [],
-  'lib/pool': ['lib/errors', 'lib/share', 'lib/volatile'],
+  'lib/within': [],
+  'lib/control': [],
+  'lib/supervise': ['lib/errors', 'lib/within', 'lib/control'],
+  'lib/pool': ['lib/errors', 'lib/share', 'lib/volatile', 'lib/within', 'lib/supervise'],
   'lib/tables': [],
-  'lib/db': ['lib/errors', 'lib/clock', 'lib/pool', 'lib/tables'],
+  'lib/db': ['lib/errors', 'lib/clock', 'lib/pool', 'lib/tables', 'lib/within'],
   'lib/batch': ['lib/errors', 'lib/db'],
   'lib/session': ['lib/errors', 'lib/trust', 'lib/db'],
   'lib/sessions': ['lib/errors', 'lib/db', 'lib/session'],
+  'lib/patience': ['lib/errors', 'lib/trust', 'lib/heed', 'lib/session', 'lib/sessions'],
   'lib/lease': ['lib/errors', 'lib/trust', 'lib/clock', 'lib/db', 'lib/batch'],
   'lib/hold': ['lib/errors', 'lib/db', 'lib/lease'],
   'lib/keeper': ['lib/errors', 'lib/trust', 'lib/db', 'lib/lease', 'lib/hold'],
@@ -42,7 +46,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/transaction': ['lib/errors', 'lib/db', 'lib/contender'],
   'lib/lock': [
     ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/sessions', 'lib/lease', 'lib/keeper', 'lib/line'],
-    ...['lib/look', 'lib/transaction', 'lib/contender'],
+    ...['lib/look', 'lib/transaction', 'lib/contender', 'lib/patience'],
   ],
 
   'lib/news': ['lib/session', 'lib/sessions'],
@@ -241,10 +245,18 @@ const PUBLIC = {
   'lib/index': {
     values: [
       ...['HandedBackError', 'JobFailedError', 'LIMITS', 'LeaseHeldError', 'LeaseLostError', 'NotFoundError'],
-      ...['PositionConflictError', 'RunTimeoutError', 'UnavailableError', 'createLockstep', 'cristian'],
+      ...[
+        'PositionConflictError',
+        'RunTimeoutError',
+        'TransactionEndedError',
+        'UnavailableError',
+        'createLockstep',
+        'cristian',
+      ],
     ],
     types: [
-      ...['AcquireOptions', 'AnyTransaction', 'Backoff', 'CampaignOptions', 'Candidate', 'ConnectOptions'],
+      ...['AcquireOptions', 'AnyTransaction', 'Backoff', 'CampaignOptions', 'Candidate', 'ClientInTransaction'],
+      ...['ConnectOptions', 'EndedOutcome'],
       ...[
         'ElectionState',
         'ErrorCode',
@@ -292,9 +304,10 @@ const PUBLIC = {
   'lib/errors': {
     values: [
       ...['HandedBackError', 'JobFailedError', 'LeaseHeldError', 'LeaseLostError', 'NotFoundError'],
-      ...['PositionConflictError', 'RunTimeoutError', 'UnavailableError', 'fromDatabase', 'outOfRange', 'wrongType'],
+      ...['PositionConflictError', 'RunTimeoutError', 'TransactionEndedError', 'UnavailableError', 'fromDatabase'],
+      ...['noConnectionLeft', 'outOfRange', 'wrongType'],
     ],
-    types: ['ErrorCode', 'Expected', 'InvalidArgument'],
+    types: ['EndedOutcome', 'ErrorCode', 'Expected', 'InvalidArgument'],
   },
   'lib/ntp': { values: ['NTP_SERVERS', 'ntp'], types: ['Measurement', 'Ntp', 'NtpOptions', 'ServerReport'] },
   'lib/migrate': { values: ['migrate', 'schemaState'], types: ['MigrateOptions', 'Migrated', 'SchemaState'] },

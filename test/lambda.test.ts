@@ -95,7 +95,7 @@ describe('secrets', () => {
 
     await using migrates = await startSandbox(folder, 'migrate.handler', deploy)
     const first = JSON.parse(String((await migrates.invoke({})).body))
-    expect(first).toMatchObject({ latest: '0007_event', role: 'lockstep functions' })
+    expect(first).toMatchObject({ latest: '0012_transaction', role: 'lockstep functions' })
     expect(first.applied).toHaveLength(7)
     expect(JSON.parse(String((await migrates.invoke({})).body))).toMatchObject({ applied: [] }) // and again
 
