@@ -57,7 +57,7 @@ export interface AcquireOptions extends TryOptions {
 }
 
 export interface TransactionOptions {
-  /** Milliseconds to wait while somebody else holds, ≥ 0. @default Infinity */
+  /** Milliseconds to wait while somebody else holds, or all `max` connections are in use, ≥ 0. @default Infinity */
   waitMs?: number
   /** Ends the wait: the call rejects with `signal.reason`. */
   signal?: AbortSignal
@@ -155,7 +155,7 @@ export class Locks {
    * throws. READ COMMITTED. May write to fenced tables. Works everywhere, also behind a pooler.
    *
    * @returns what `work` returned.
-   * @throws {LeaseHeldError | UnavailableError | TypeError | RangeError} as {@link acquire}, before `work` is called.
+   * @throws as {@link acquire}; {UnavailableError} all `max` stay in use; {TransactionEndedError} `work` has ended it.
    */
   transaction<T>(name: string, work: TransactionWork<T>): Promise<T>
   transaction<T>(name: string, options: TransactionOptions, work: TransactionWork<T>): Promise<T>

@@ -5,7 +5,8 @@
  * what it says of a server that does not answer. So the waiting is done here, before pg's pool is asked, which then always has
  * one or may open one: a wait ends with its signal, or its time, and an error tells which of the two it was. Who leaves while
  * a connection is being opened is not held up by that; it goes back to the pool at once. A connection that the server refuses
- * because there are too many (53300) is waited for too, by those who said how long they would wait.
+ * because there are too many (53300) is waited for too, by those who said how long they would wait, and where another of ours
+ * will come free.
  *
  * Pools of their own (db.ts) keep one room from starving another, and each keeps a connection of its own. Where a process
  * serves one request at a time and there are a thousand such processes, connections are what is scarce; and in a Worker each
@@ -72,9 +73,12 @@ export class Share implements Source {
   async connect({ signal, ms }: Wait = {}): Promise<pg.PoolClient> {
     signal?.throwIfAborted()
     const since = new Moment()
-    await this.#enter(signal, ms ?? this.options.connectionTimeoutMillis ?? Infinity)
+    const limit = this.options.connectionTimeoutMillis ?? Infinity
+    await this.#enter(signal, ms ?? limit)
+    // Without a time of its own, a refusal of the server is worth waiting for if another connection will come free here.
+    const patience = () => ms ?? (this.#places - this.#free > 1 ? limit : 0)
     try {
-      const client = await this.#open(signal, () => (ms ?? 0) - since.elapsed())
+      const client = await this.#open(signal, () => patience() - since.elapsed())
       const release = client.release // made anew by pg at each checkout
       client.release = (error) => {
         release.call(client, error)

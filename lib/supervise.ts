@@ -57,7 +57,7 @@ export class Supervisor {
     if (!this.#begun) return this.#begin(text)
     if (text === 'commit') return this.#commit()
     if (text === 'rollback') return this.#rollback()
-    return this.#client.query(text, values)
+    return this.#send(text, values)
   }
 
   readonly hand: Hand = async (work, xid = this.#xid) => {
@@ -89,9 +89,20 @@ export class Supervisor {
       throw outOfRange('sql', 'a statement that does not begin or end the transaction, since Lockstep does both', text)
     }
     try {
-      return await this.#client.query(text, values, control === 'perhaps')
+      return await this.#send(text, values, control === 'perhaps')
     } finally {
       this.#look()
+    }
+  }
+
+  // biome-ignore lint/suspicious/noExplicitAny: as above
+  async #send(text: string, values: readonly unknown[] | undefined, single?: boolean): Promise<any> {
+    try {
+      return await this.#client.query(text, values, single)
+    } catch (error) {
+      // A statement that is checked (within.ts) has found another transaction, which has failed by that and tells no more.
+      if ((error as { code?: unknown }).code === 'LS008') this.#notice(error)
+      throw error
     }
   }
 
