@@ -75,8 +75,9 @@ export class Share implements Source {
     const since = new Moment()
     const limit = this.options.connectionTimeoutMillis ?? Infinity
     await this.#enter(signal, ms ?? limit)
-    // Without a time of its own, a refusal of the server is worth waiting for if another connection will come free here.
-    const patience = () => ms ?? (this.#places - this.#free > 1 ? limit : 0)
+    // Without a time of its own, a refusal of the server is worth waiting for if another connection comes free here, or is.
+    const others = () => this.#places - this.#free > 1 || this.#pool.idleCount > 0
+    const patience = () => ms ?? (others() ? limit : 0)
     try {
       const client = await this.#open(signal, () => patience() - since.elapsed())
       const release = client.release // made anew by pg at each checkout

@@ -62,9 +62,11 @@ describe.each([
       const waits = a.locks.transaction(fresh(), { signal: stop.signal }, async () => {
         ran = true
       })
-      setImmediate(() => stop.abort(reason))
-      await expect(waits).rejects.toBe(reason)
-      await free()
+      const ended = expect(waits).rejects.toBe(reason)
+      await new Promise(setImmediate) // it waits for a connection
+      stop.abort(reason)
+      await free() // now it could have one
+      await ended
       await (await hog(a, 2))() // all are there again
       expect(ran).toBe(false)
     })

@@ -332,6 +332,12 @@ function suite(pooled: boolean) {
     await sql`set local standard_conforming_strings = off`.execute(trx)
     await sql.raw(slips(ending)).execute(trx)
   }
+  const refused = async (trx: Trx) => {
+    for (const ending of ENDINGS) {
+      const refusal = { code: 'INVALID_ARGUMENT', field: 'sql' }
+      await expect(sql.raw(ending).execute(trx), ending).rejects.toMatchObject(refusal)
+    }
+  }
   /** Work under a lock or a leadership, however it is had. */
   const UNDER: Record<string, (work: (trx: Trx) => Promise<unknown>) => Promise<unknown>> = {
     'locks.transaction': (work) => a.locks.transaction(fresh(), work),
@@ -354,10 +360,7 @@ function suite(pooled: boolean) {
       const what = `${fresh()} `
       await under(async (trx) => {
         await note(trx, `${what}before`)
-        for (const ending of ENDINGS) {
-          const refusal = { code: 'INVALID_ARGUMENT', field: 'sql' }
-          await expect(sql.raw(ending).execute(trx), ending).rejects.toMatchObject(refusal)
-        }
+        await refused(trx)
         await note(trx, `${what}after`)
       })
       expect(await effects(what)).toEqual(['before', 'after'])
@@ -458,11 +461,7 @@ function suite(pooled: boolean) {
       const what = `${fresh()} `
       const { runs, state } = await job(async (trx) => {
         await note(trx, `${what}before`)
-        for (const ending of ENDINGS)
-          await sql
-            .raw(ending)
-            .execute(trx)
-            .catch(() => {})
+        await refused(trx)
         await note(trx, `${what}after`)
       })
       expect({ runs, state, effects: await effects(what) }).toEqual({
@@ -524,11 +523,7 @@ function suite(pooled: boolean) {
     test('cannot end its transaction: what it and the group do commits together', async () => {
       const what = `${fresh()} `
       await consume(async (trx, position) => {
-        for (const ending of ENDINGS)
-          await sql
-            .raw(ending)
-            .execute(trx)
-            .catch(() => {})
+        await refused(trx)
         await note(trx, what + position)
       }, applied)
       expect(await effects(what)).toEqual(['1', '2', '3'])
