@@ -304,7 +304,10 @@ export class Line {
     if (first?.kind === 'connection') {
       const session = await this.#desk.sessions.shared()
       if (!session) throw new UnavailableError('The database is now reached through a pooler: no connection can hold')
-      const token = await session.try(this.name)
+      const token = await session.try(this.name).catch((error) => {
+        if (error !== session.lost) throw error
+        return null // a lost connection is no answer
+      })
       if (token !== null) {
         this.#gate = session
         this.#pollMs = POLL_MS.first
