@@ -15,7 +15,7 @@ const BEGINS_OR_ENDS =
   /^(?:commit|end|abort|begin|start\s+transaction|prepare\s+transaction|rollback(?!\s+(?:(?:work|transaction)\s+)?to\b))\b/i
 /** What is one piece: comments, strings, names, bodies between dollars. */
 const PIECE =
-  /--[^\n]*|\/\*|\be'(?:[^'\\]|\\[\s\S]|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|(?<![\w$])\$(?:[a-z_\u0080-\uffff][\w\u0080-\uffff]*)?\$|;/giu
+  /--[^\n]*|\/\*|\be'[^'\\]*(?:(?:\\[\s\S]|'')[^'\\]*)*'|'[^']*(?:''[^']*)*'|"[^"]*(?:""[^"]*)*"|(?<![\w$])\$(?:[a-z_\u0080-\uffff][\w\u0080-\uffff]*)?\$|;/giu
 
 /**
  * Whether a text begins or ends a transaction. `perhaps`: only if it is several statements, for in the body of an SQL
@@ -23,6 +23,14 @@ const PIECE =
  */
 export function controlsTransaction(text: string): 'yes' | 'no' | 'perhaps' {
   if (!SUSPECT.test(text)) return 'no'
+  try {
+    return look(text)
+  } catch {
+    return 'perhaps' // longer than an expression can match: the server tells
+  }
+}
+
+function look(text: string): 'yes' | 'no' | 'perhaps' {
   const [first = '', ...others] = statements(text).map((statement) => BEGINS_OR_ENDS.test(statement))
   if (first) return 'yes'
   if (!others.includes(true)) return 'no'

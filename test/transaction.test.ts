@@ -618,6 +618,8 @@ describe('what begins or ends a transaction', () => {
   test('a long text takes no long time', () => {
     const since = performance.now()
     controlsTransaction(`${"select 'x''y' /* a */; ".repeat(50_000)} end`)
+    const long = ['x'.repeat(30_000_000), "it''s ".repeat(300_000), '\\n'.repeat(300_000)]
+    controlsTransaction(`select '${long[0]}', '${long[1]}', e'${long[2]}' end; begin`)
     controlsTransaction(`begin ${"'".repeat(50_001)}`)
     controlsTransaction(`x; ${'/*'.repeat(50_000)} end`)
     expect(performance.now() - since).toBeLessThan(10_000)
