@@ -26,7 +26,7 @@ import {
   streamOf,
 } from './ask.ts'
 import { batched } from './batch.ts'
-import { type AnyTransaction, list, type Pool, sqlState, within } from './db.ts'
+import { type AnyTransaction, checkTransaction, list, type Pool, sqlState, within } from './db.ts'
 import { type Expected, fromDatabase, PositionConflictError, UnavailableError, wrongType } from './errors.ts'
 import { checkOptions } from './options.ts'
 import { Moment } from './trust.ts'
@@ -90,8 +90,10 @@ export class Appender {
 
   async append(stream: string, events: NewEvent | readonly NewEvent[], options: AppendOptions = {}): Promise<Appended> {
     checkOptions(options)
+    if (options.trx !== undefined) checkTransaction(options.trx)
     const ask = askOf(stream, events, options.expected ?? 'any')
-    const { outcome, first, last } = options.trx ? await this.#inside(ask, options.trx) : await this.#alone(ask)
+    const { outcome, first, last } =
+      options.trx !== undefined ? await this.#inside(ask, options.trx) : await this.#alone(ask)
     if (outcome === 'conflict') throw new PositionConflictError(stream, ask.expected, last)
     if (outcome === 'reused') throw wrongType('id', 'of no other event of the stream', 'one that is')
     return { first: first as bigint, last, repeated: outcome === 'repeated' }

@@ -18,7 +18,7 @@
  * (share.ts).
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { CompiledQuery, Kysely, PostgresDialect, type RawBuilder, sql, type Transaction } from 'kysely'
+import { type Kysely, type RawBuilder, sql } from 'kysely'
 import pg from 'pg'
 import { type Clocked, Ear, type Heard } from './clock.ts'
 import { fromDatabase, outOfRange, UnavailableError, wrongType } from './errors.ts'
@@ -26,10 +26,16 @@ import { announcedPid, clients, clientWith, Pool, type PoolConfig } from './pool
 
 export { announcedPid, type Pool } from './pool.ts'
 export type { Tables } from './tables.ts'
-
-/** An open transaction of yours: Kysely's, or a `pg` client between BEGIN and COMMIT. */
-// biome-ignore lint/suspicious/noExplicitAny: a transaction over any tables will do
-export type AnyTransaction = Transaction<any> | { query(text: string, values: unknown[]): Promise<{ rows: any[] }> }
+export {
+  type AnyTransaction,
+  type ClientInTransaction,
+  checkTransaction,
+  run,
+  textOn,
+  textWithin,
+  within,
+  XID,
+} from './within.ts'
 
 export interface ConnectOptions {
   /** `postgres://user:password@host:port/database?…`, direct or through a transaction pooler. */
@@ -64,7 +70,7 @@ export interface ConnectOptions {
 }
 
 /** The last migration that this code needs. */
-export const SCHEMA = '0011_hold'
+export const SCHEMA = '0012_transaction'
 
 const CONTROL_CONNECTIONS = 2
 const CONNECT_TIMEOUT_MS = 5_000
@@ -122,7 +128,7 @@ export class Database {
       ? clients({ ...common, max: EVERYBODY, idleTimeoutMillis: CONTROL_IDLE_MS })
       : undefined
     this.#client = { ...common, connectionString: directConnectionString ?? connectionString, pipeline: true }
-    this.users = new Pool({ ...common, max }, this.#shared)
+    this.users = new Pool({ ...common, max, remedy: 'raise `max`, or let transactions end sooner' }, this.#shared)
     this.kysely = this.users.kysely
     const control = { query_timeout: CONTROL_TIMEOUT_MS, idleTimeoutMillis: CONTROL_IDLE_MS }
     // One, where a second would be dearer than a moment's wait.
@@ -159,9 +165,13 @@ export class Database {
     }
   }
 
-  /** Connections of one's own for statements that may wait, or last: no lease depends on them. To be closed by who asks. */
-  pool(max: number): Pool {
-    return new Pool({ ...this.#common, max, query_timeout: POOL_TIMEOUT_MS }, this.#shared)
+  /**
+   * Connections of one's own for statements that may wait, or last: no lease depends on them. To be closed by who asks.
+   * @param remedy  what to do if they are too few.
+   */
+  pool(max: number, remedy?: string): Pool {
+    const config = { ...this.#common, max, query_timeout: POOL_TIMEOUT_MS }
+    return new Pool(remedy === undefined ? config : { ...config, remedy }, this.#shared)
   }
 
   /**
@@ -216,30 +226,6 @@ export class Database {
   }
 }
 
-/** Runs one statement inside a transaction of the user's, whoever's client it is. */
-export async function within<R>(trx: AnyTransaction, statement: RawBuilder<R>): Promise<R[]> {
-  checkTransaction(trx)
-  if ('isTransaction' in trx) return (await statement.execute(trx)).rows
-  const compiled = statement.compile(compiler)
-  return (await trx.query(compiled.sql, [...compiled.parameters])).rows
-}
-
-/** As {@link within}, for SQL that is text already. */
-// biome-ignore lint/suspicious/noExplicitAny: rows of any statement
-export async function textWithin(trx: AnyTransaction, text: string, values: unknown[] = []): Promise<{ rows: any[] }> {
-  checkTransaction(trx)
-  if (!('isTransaction' in trx)) return trx.query(text, values)
-  const { rows } = await trx.executeQuery(CompiledQuery.raw(text, values))
-  return { rows }
-}
-
-function checkTransaction(trx: unknown): asserts trx is AnyTransaction {
-  const { isTransaction, query } = (trx ?? {}) as { isTransaction?: unknown; query?: unknown }
-  if (isTransaction === undefined && typeof query !== 'function') {
-    throw wrongType('trx', 'a transaction of Kysely, or a client of pg', trx)
-  }
-}
-
 /**
  * The code of an error, or of the cause of an {@link UnavailableError}, which is its SQLSTATE if the database said it; '' of what
  * has none: a handler may throw anything.
@@ -252,11 +238,6 @@ export function sqlState(error: unknown): string {
     return ''
   }
 }
-
-/** Whether the database takes no more connections, of this role or of anybody: it will again. */
-export const isFull = (error: unknown): boolean => sqlState(error) === '53300'
-
-const compiler = new Kysely<unknown>({ dialect: new PostgresDialect({ pool: async () => Promise.reject() }) })
 
 type ArrayType = 'text' | 'integer' | 'bigint' | 'boolean' | 'uuid' | 'jsonb' | 'double precision'
 

@@ -40,7 +40,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { type Answer, Ballot, type Candidacy, identity } from './ballot.ts'
 import { Bell } from './bell.ts'
 import type { Database } from './db.ts'
-import { UnavailableError } from './errors.ts'
+import { noConnectionLeft, UnavailableError } from './errors.ts'
 import type { Grant, Leases } from './lease.ts'
 import type { Session } from './session.ts'
 import type { Sessions } from './sessions.ts'
@@ -147,7 +147,8 @@ export class Elections {
         } catch (error) {
           if (stop.aborted) return null
           const left = waitMs - since.elapsed()
-          if (place === undefined || !(error instanceof UnavailableError) || left <= 0) throw error
+          const passes = error instanceof UnavailableError && (place !== undefined || noConnectionLeft(error))
+          if (!passes || left <= 0) throw error
           await bell.wait(Math.min(left, pauseMs))
           pauseMs = Math.min(pauseMs * 2, PAUSE_MS.most)
           continue

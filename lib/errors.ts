@@ -18,6 +18,7 @@ export type ErrorCode =
   | 'RUN_TIMEOUT'
   | 'HANDED_BACK'
   | 'FORBIDDEN'
+  | 'TRANSACTION_ENDED'
 
 /** Somebody else still held it when the wait ran out. Try later. */
 export class LeaseHeldError extends Error {
@@ -141,6 +142,30 @@ export class HandedBackError extends Error {
   readonly code = 'HANDED_BACK'
 }
 
+/** What became of a transaction that its own work ended; `unknown`: the connection was lost with it. */
+export type EndedOutcome = 'committed' | 'rolled back' | 'unknown'
+
+/**
+ * Work that was given a transaction of Lockstep's has ended it, by a COMMIT or a ROLLBACK of its own in a way that could not
+ * be refused. What the work did since then was in no transaction of Lockstep's, and under no fence.
+ */
+export class TransactionEndedError extends Error {
+  override readonly name = 'TransactionEndedError'
+  readonly code = 'TRANSACTION_ENDED'
+  /** Of what the work wrote before: it is there, it is gone, or that is not known. */
+  readonly outcome: EndedOutcome
+
+  constructor(outcome: EndedOutcome, options?: ErrorOptions) {
+    super(`The work has ended the transaction that it was given: ${ENDED[outcome]}`, options)
+    this.outcome = outcome
+  }
+}
+const ENDED: Record<EndedOutcome, string> = {
+  committed: 'it was committed, so what the work wrote in it is there',
+  'rolled back': 'it was rolled back, so what the work wrote in it is gone',
+  unknown: 'whether what the work wrote in it is there is not known',
+}
+
 /** Marks a `TypeError` or `RangeError` as a mistake in a call: `code` INVALID_ARGUMENT and the `field`. */
 export type InvalidArgument = (TypeError | RangeError) & { code: 'INVALID_ARGUMENT'; field: string }
 
@@ -185,6 +210,13 @@ export function fromDatabase(error: unknown): unknown {
       { cause: error },
     )
   }
+  if (sqlState === NO_CONNECTION_LEFT) {
+    return new UnavailableError(
+      'The database takes no more connections: max_connections of the server, or the connection limit of the role or of ' +
+        'the database, is reached',
+      { cause: error },
+    )
+  }
   if (sqlState === '3F000' || sqlState === '42P01' || sqlState === '42883') {
     return /lockstep/.test(error.message) // lockstep_boss too
       ? new UnavailableError('The database lacks the lockstep schema, or has an older one: run the migrations', {
@@ -203,6 +235,14 @@ export function fromDatabase(error: unknown): unknown {
     return new UnavailableError('Lockstep was closed', { cause: error })
   }
   return isTransport(error) ? new UnavailableError('The database cannot be reached', { cause: error }) : error
+}
+
+const NO_CONNECTION_LEFT = '53300'
+
+/** Whether the server refused a connection because there are too many, as it said it or as {@link fromDatabase} does. */
+export function noConnectionLeft(error: unknown): boolean {
+  const { code, cause } = (error ?? {}) as { code?: unknown; cause?: { code?: unknown } | null }
+  return code === NO_CONNECTION_LEFT || (error instanceof UnavailableError && cause?.code === NO_CONNECTION_LEFT)
 }
 
 // pg has no error class of its own for a lost connection: node's codes, and these sentences of pg, pg-pool and workerd.

@@ -110,7 +110,7 @@ class Room implements Events {
     const { database, sessions, closing } = partsOf(lockstep)
     checkInteger('connections', connections, { min: 1, max: 100 })
     if (typeof onError !== 'function') throw wrongType('onError', 'a function', onError)
-    const pool = database.pool(connections)
+    const pool = database.pool(connections, 'raise `connections` of createEvents')
     const waiters = database.pool(WAITERS)
     const tidings = new Tidings(sessions)
     const keeper = new Keeper()

@@ -67,7 +67,8 @@ export interface Events extends AsyncDisposable {
 
   /**
    * Takes part in a group: each event goes to one of its consumers, those of one stream one after another. The handler's
-   * writes in `trx` and the group's progress commit together, so that they happen exactly once.
+   * writes in `trx` and the group's progress commit together, so that they happen exactly once. It neither begins nor ends that
+   * transaction: a statement that would is refused, and where it cannot be, `onError` hears a TransactionEndedError.
    *
    * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
    */

@@ -7,7 +7,7 @@
  */
 import { sql, type Transaction } from 'kysely'
 import { fromBoss, makeBoss } from './boss.ts'
-import { list, type Pool, textWithin } from './db.ts'
+import { list, type Pool, textOn } from './db.ts'
 import type { Engine } from './engine.ts'
 import { fromDatabase, UnavailableError } from './errors.ts'
 import { LATE_MS, type Missed, type Rule, type Step, slotId, stepTo } from './slots.ts'
@@ -114,7 +114,7 @@ async function send(trx: Trx, due: Due[]): Promise<number> {
 /** The ids that are jobs now. */
 async function insert(trx: Trx, due: Due[]): Promise<Set<string>> {
   // An engine of this transaction: the one of all asks for queues on another connection, and the last one may be ours.
-  const engine: Engine = makeBoss({ query: (text, values) => textWithin(trx, text, values) }, () => {})
+  const engine: Engine = makeBoss({ query: (text, values) => textOn(trx, text, values) }, () => {})
   const sent = new Set<string>()
   // In one order: two tickers may wait for one another where a policy allows one job.
   for (const queue of [...new Set(due.map((each) => each.queue))].sort()) {

@@ -8,7 +8,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Transaction } from 'kysely'
-import type { AnyTransaction, Database } from './db.ts'
+import { type AnyTransaction, checkTransaction, type Database } from './db.ts'
 import { LeaseLostError } from './errors.ts'
 import { type Held, type Leases, RELEASE_WAITS_MS, stillOpen } from './lease.ts'
 
@@ -67,10 +67,13 @@ export abstract class Hold implements Held {
   // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
   async transaction<T>(work: (trx: Transaction<any>) => Promise<T>): Promise<T> {
     this.assertOurs()
-    const running = this.#database.kysely.transaction().execute(async (trx) => {
-      await this.#inside(trx, 'assertHeld', this.#lost)
-      return await work(trx)
-    })
+    const running = this.#database.users.supervised(
+      async (trx, hand) => {
+        await this.#inside(trx, 'assertHeld', this.#lost)
+        return await hand(() => work(trx))
+      },
+      { signal: this.signal },
+    )
     this.#transactions ??= new Set()
     this.#transactions.add(running)
     try {
@@ -83,7 +86,7 @@ export abstract class Hold implements Held {
   }
 
   release({ trx }: { trx?: AnyTransaction } = {}): Promise<void> {
-    if (trx) return this.#releaseInside(trx)
+    if (trx !== undefined) return this.#releaseInside(trx)
     this.#release ??= this.#releaseNow()
     return this.#release
   }
@@ -181,6 +184,7 @@ export abstract class Hold implements Held {
   }
 
   async #inside(trx: AnyTransaction, verb: 'assertHeld' | 'releaseHeld', over?: LeaseLostError): Promise<void> {
+    checkTransaction(trx) // before the row is written
     let failure: unknown = over
     if (!over) {
       await this.fence().catch((error) => {

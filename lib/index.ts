@@ -7,8 +7,9 @@ import { Sessions } from './sessions.ts'
 import { Time, type TimeOptions } from './time.ts'
 
 export { cristian, type RemoteTime, type TimeAnswer } from './cristian.ts'
-export type { AnyTransaction, ConnectOptions, Tables } from './db.ts'
+export type { AnyTransaction, ClientInTransaction, ConnectOptions, Tables } from './db.ts'
 export {
+  type EndedOutcome,
   type ErrorCode,
   type Expected,
   ForbiddenError,
@@ -20,6 +21,7 @@ export {
   NotFoundError,
   PositionConflictError,
   RunTimeoutError,
+  TransactionEndedError,
   UnavailableError,
 } from './errors.ts'
 export type { Backoff, LeadWork } from './lead.ts'

@@ -21,7 +21,7 @@
 import { Bell } from './bell.ts'
 import { ConnectionHold } from './connection.ts'
 import type { ByConnection, ByLease, ByTransaction, Contender, Desk } from './contender.ts'
-import { fromDatabase, LeaseHeldError, UnavailableError } from './errors.ts'
+import { fromDatabase, LeaseHeldError, noConnectionLeft, UnavailableError } from './errors.ts'
 import { type Grant, grantAll } from './lease.ts'
 import type { Place, Session } from './session.ts'
 import { Moment } from './trust.ts'
@@ -171,7 +171,7 @@ export class Line {
       if ('token' in answer) this.#handOver(first, answer, attempted)
       else if (!first.patient) this.#dismiss(first, new LeaseHeldError(this.name, 0, answer.waitMs))
     } catch (error) {
-      this.#dismiss(first, error)
+      if (!first.patient || !noConnectionLeft(error)) this.#dismiss(first, error)
     }
     this.#state = 'serving'
     void this.#serve()
@@ -216,6 +216,8 @@ export class Line {
         else await this.#serveLease(gate, now)
       } catch (error) {
         if (this.#gate?.lost === error) await this.#pause(this.#pollMs)
+        else if (noConnectionLeft(error))
+          await this.#pause(POLL_MS.most) // a wait as any other
         else this.#dismiss(first, fromDatabase(error))
       }
     }
@@ -308,7 +310,10 @@ export class Line {
     if (first?.kind === 'connection') {
       const session = await this.#desk.sessions.shared()
       if (!session) throw new UnavailableError('The database is now reached through a pooler: no connection can hold')
-      const token = await session.try(this.name)
+      const token = await session.try(this.name).catch((error) => {
+        if (error !== session.lost) throw error
+        return null // a lost connection is no answer
+      })
       if (token !== null) {
         this.#gate = session
         this.#pollMs = POLL_MS.first

@@ -29,6 +29,7 @@ import {
   optionsAndWork,
   WAIT,
 } from './options.ts'
+import { countdown, sharedSession } from './patience.ts'
 import type { Sessions } from './sessions.ts'
 import { type TransactionWork, transaction } from './transaction.ts'
 import { Moment } from './trust.ts'
@@ -56,7 +57,7 @@ export interface AcquireOptions extends TryOptions {
 }
 
 export interface TransactionOptions {
-  /** Milliseconds to wait while somebody else holds, ≥ 0. @default Infinity */
+  /** Milliseconds to wait while somebody else holds, or all `max` connections are in use, ≥ 0. @default Infinity */
   waitMs?: number
   /** Ends the wait: the call rejects with `signal.reason`. */
   signal?: AbortSignal
@@ -94,7 +95,8 @@ export class Locks {
     const { sessions, lines } = this.#desk
     // Without a wait where none is needed: who calls first shall stand in line first.
     const leased = ttlMs !== undefined || this.#database.pooled
-    let direct = leased ? null : (sessions.current ?? (await sessions.sharedWithin(waitMs, signal)))
+    const left = countdown(waitMs)
+    let direct = leased ? null : (sessions.current ?? (await sharedSession(sessions, left, signal)))
     if (direct && waitMs === 0) await this.#settled(name)
     // Where all connection holds together have as many locks of the server as they may, the next one is a lease.
     while (direct && !direct.hasRoom) {
@@ -106,18 +108,17 @@ export class Locks {
       const { grant, attempted } = await this.#lease(ask, options.holder !== undefined, waitMs, signal)
       return new LeaseHold(this.#database, this.#leases, this.#keeper, grant, ask.ttlMs, attempted)
     }
-    const hold = await this.#wait<Held>(name, waitMs, signal, (granted, failed) => {
-      const patient = waitMs > 0
+    const hold = await this.#wait<Held>(name, waitMs > 0 ? Math.max(left(), 1) : 0, signal, (granted, failed) => {
       const contender: Contender = {
         kind: 'connection',
         holder: ask.holder,
         meta: options.meta,
-        patient,
+        patient: waitMs > 0,
         granted,
         failed,
       }
       const line = lines.get(name)
-      if (line && patient) line.join(contender)
+      if (line && waitMs > 0) line.join(contender)
       else if (!line) Line.open(this.#desk, name, contender, direct)
       else failed(new LeaseHeldError(name, 0))
       return contender
@@ -160,7 +161,7 @@ export class Locks {
    * throws. READ COMMITTED. May write to fenced tables. Works everywhere, also behind a pooler.
    *
    * @returns what `work` returned.
-   * @throws {LeaseHeldError | UnavailableError | TypeError | RangeError} as {@link acquire}, before `work` is called.
+   * @throws as {@link acquire}; {UnavailableError} all `max` stay in use; {TransactionEndedError} `work` has ended it.
    */
   transaction<T>(name: string, work: TransactionWork<T>): Promise<T>
   transaction<T>(name: string, options: TransactionOptions, work: TransactionWork<T>): Promise<T>
@@ -169,7 +170,7 @@ export class Locks {
     checkText('name', name)
     checkMs('waitMs', waitMs, WAIT)
     signal?.throwIfAborted()
-    const since = new Moment()
+    const left = countdown(waitMs)
     // The line tells when it is our turn in this process; from there on the transaction's own connection waits.
     const turn = await this.#wait<() => void>(name, waitMs, signal, (granted, failed) => {
       const enter = () => new Promise<void>((over) => granted(over))
@@ -182,7 +183,7 @@ export class Locks {
     })
     if (!turn) throw new LeaseHeldError(name, waitMs)
     try {
-      return await transaction(this.#desk, name, () => waitMs - since.elapsed(), signal, work)
+      return await transaction(this.#desk, name, left, signal, work)
     } finally {
       turn()
     }

@@ -14,7 +14,7 @@
  */
 import { type RawBuilder, sql, type Transaction } from 'kysely'
 import { type Database, sqlState } from './db.ts'
-import { fromDatabase, LeaseLostError, UnavailableError } from './errors.ts'
+import { fromDatabase, LeaseLostError, TransactionEndedError, UnavailableError } from './errors.ts'
 import { commitEvents, failEvent, type Given, type GivenEvent, type Next } from './given.ts'
 import type { Group } from './group.ts'
 import type { LeaseHold } from './keeper.ts'
@@ -194,20 +194,33 @@ export class Partition {
     const aborted = () => timers.push(setTimeout(() => severed.reject(signal.reason), SETTLE_MS))
     signal.addEventListener('abort', aborted)
     if (sources.some(({ aborted }) => aborted)) pass()
+    // For a connection it waits as long as it has the partition and shall go on: that all are in use is no failure of an event.
+    const waiting = new AbortController()
+    const leave = () => waiting.abort(signal.aborted ? signal.reason : new GivenUp('The consumer stops'))
+    for (const source of [signal, this.#stop.signal]) source.addEventListener('abort', leave)
+    if (signal.aborted) leave()
+    const wait = { signal: waiting.signal, ms: Infinity }
+    const how = { isolation: 'read committed', identified: false, severed: severed.promise, ...wait } as const
     let at = -1 // it has not begun
     let committing = false
     try {
-      return await database.users.severable(severed.promise, async (trx) => {
+      return await database.users.supervised(async (trx, hand) => {
         const tooLate = new Error(`The events were not applied within ${timeoutMs} ms`)
         timers.push(setTimeout(() => late.abort(tooLate), timeoutMs))
         const { rows } = await beginning(told, timeoutMs).execute(trx)
-        for (at = 0; at < events.length; at++) await this.#handle(events, at, trx, signal)
-        if (events.length > 0) await this.#check(trx, rows[0]?.xid, events.length)
+        const xid = rows[0]?.xid
+        for (at = 0; at < events.length; at++) await hand(() => this.#handle(events, at, trx, signal), xid)
+        if (events.length > 0) await this.#check(trx, xid, events.length)
         signal.throwIfAborted() // the last may only have stopped in time
         committing = true
         return rows
-      })
+      }, how)
     } catch (error) {
+      if (error instanceof TransactionEndedError) {
+        // If it was committed the events of the batch count as applied, and nothing can be told of them: so it is told here.
+        this.#parts.onError(error)
+        throw new HandlerFailed(at < events.length || events.length === 1 ? Math.min(at, events.length - 1) : -1, error)
+      }
       if (signal.aborted && !committing) {
         if (signal.reason !== late.signal.reason) {
           throw signal.reason instanceof LeaseLostError ? signal.reason : new GivenUp('The consumer stops')
@@ -226,6 +239,7 @@ export class Partition {
     } finally {
       for (const timer of timers) clearTimeout(timer)
       for (const source of sources) source.removeEventListener('abort', pass)
+      for (const source of [signal, this.#stop.signal]) source.removeEventListener('abort', leave)
     }
   }
 
@@ -241,16 +255,15 @@ export class Partition {
     }
   }
 
-  // A handler may have ended the transaction, or swallowed an error of it; then nothing would be committed, again and again.
+  // A handler may have swallowed an error of it; then nothing would be committed, again and again. Or it has ended it.
   async #check(trx: EventContext['trx'], xid: string | undefined, count: number): Promise<void> {
-    const which = count === 1 ? 0 : -1
     const rows = await current.execute(trx).then(
       ({ rows }) => rows,
       (error) => {
-        throw answered(error) ? new HandlerFailed(which, error) : error
+        throw answered(error) ? new HandlerFailed(count === 1 ? 0 : -1, error) : error
       },
     )
-    if (rows[0]?.xid !== xid) throw new HandlerFailed(which, new Error('A handler has ended the transaction'))
+    if (rows[0]?.xid !== xid) throw new TransactionEndedError('unknown') // supervise.ts finds out the rest
   }
 }
 

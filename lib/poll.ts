@@ -6,7 +6,7 @@
  * `leaseMs` is taken for dead; then its partitions go to others, and its commits are refused by their tokens.
  */
 import { sql } from 'kysely'
-import { type AnyTransaction, type Pool, sqlState, within } from './db.ts'
+import { type AnyTransaction, checkTransaction, type Pool, sqlState, within } from './db.ts'
 import { LeaseLostError, NotFoundError, wrongType } from './errors.ts'
 import { commitEvents, failEvent, type Given, type GivenEvent, type Next, readAll } from './given.ts'
 import { type Group, type Groups, memberName, partitionName, pick } from './group.ts'
@@ -118,9 +118,10 @@ export class Polls {
   async commit(group: string, batch: BatchEnd, options: { trx?: AnyTransaction } = {}): Promise<void> {
     checkOptions(options)
     const { trx } = options
+    if (trx !== undefined) checkTransaction(trx)
     // In a transaction of yours it must not have been committed before: its effects would happen once more.
     const statement = sql`select ${commitEvents(givenOf(group, batch), trx === undefined)}`
-    await this.#explained(group, batch, trx ? within(trx, statement) : this.#pool.run(statement))
+    await this.#explained(group, batch, trx !== undefined ? within(trx, statement) : this.#pool.run(statement))
   }
 
   async fail(group: string, batch: FailOptions): Promise<{ attempts: number; parked: boolean; retryAt: Date | null }> {

@@ -8,8 +8,10 @@
 import { Kysely, PostgresDialect, type RawBuilder, type Transaction } from 'kysely'
 import pg from 'pg'
 import { fromDatabase, UnavailableError } from './errors.ts'
-import { Share, type Source } from './share.ts'
+import { Share, type Source, type Wait } from './share.ts'
+import { type Connection, type Hand, Supervisor } from './supervise.ts'
 import { volatile } from './volatile.ts'
+import { knowXid } from './within.ts'
 
 /** pg's pool, whose clients' errors end nothing. */
 export function clients(config: pg.PoolConfig): pg.Pool {
@@ -35,6 +37,21 @@ export interface PoolConfig extends pg.PoolConfig {
   max: number
   /** Statements are made {@link volatile}. */
   volatile?: boolean
+  /** What to do if its connections are too few, as in `raise this or that`. */
+  remedy?: string
+}
+
+/** How a transaction of Lockstep's is had, whose work is a user's. Its connection is waited for as {@link Wait} says. */
+export interface Supervision extends Wait {
+  /** @default the role's */
+  isolation?: 'read committed'
+  /** Whether its id is asked for at its beginning; else `hand` is given it. @default true */
+  identified?: boolean
+  /**
+   * Rejects when the work is to be left to itself: then its connection is cut, so that whoever still has `trx` can neither write
+   * nor keep anything locked, and the pool has its place back.
+   */
+  severed?: Promise<never>
 }
 
 export class Pool {
@@ -45,11 +62,11 @@ export class Pool {
   #closed = false
 
   /** @param from  whose connections it has, at most `max` at a time; left out: its own. */
-  constructor({ query_timeout, volatile: marked, ...config }: PoolConfig, from?: pg.Pool) {
+  constructor({ query_timeout, volatile: marked, remedy, ...config }: PoolConfig, from?: pg.Pool) {
     // Of a client the time limit would be everybody's who shares the connections; pg's types know none of a query.
     this.#query = (text, values) =>
       ({ text: marked ? volatile(text) : text, values, query_timeout }) as unknown as pg.QueryConfig
-    this.#pool = from ? new Share(from, config.max) : clients(config)
+    this.#pool = new Share(from ?? clients(config), config.max, { owner: from === undefined, remedy })
     this.kysely = over(this.#pool, () => guarded(this.#pool, this.#query))
   }
 
@@ -83,23 +100,35 @@ export class Pool {
   }
 
   /**
-   * A transaction whose work may have to be left to itself: when `severed` rejects, its connection is cut, so that whoever
-   * still has `trx` can neither write nor keep anything locked, and the pool has its place back. READ COMMITTED.
+   * A transaction whose work is a user's, or a part of it: that goes through `hand` (supervise.ts).
+   * @throws {UnavailableError} no connection could be had.
+   * @throws {TransactionEndedError} the user's part has ended it. And what `work` throws, as it is; and the signal's reason.
    */
   // biome-ignore lint/suspicious/noExplicitAny: in any schema
-  async severable<T>(severed: Promise<never>, work: (trx: Transaction<any>) => Promise<T>): Promise<T> {
-    const client = await guarded(this.#pool, this.#query)
+  async supervised<T>(work: (trx: Transaction<any>, hand: Hand) => Promise<T>, how: Supervision = {}): Promise<T> {
+    const { isolation, identified = true, severed, ...wait } = how
+    if (this.#closed) throw new UnavailableError('Lockstep was closed')
+    const client = await guarded(this.#pool, this.#query, wait)
+    const supervisor = new Supervisor(client, identified)
     let ended = false
-    severed.catch(() => ended || client.sever())
+    severed?.catch(() => ended || client.sever())
     try {
-      return await over(this.#pool, async () => ({ ...client, release: () => {} }))
-        .transaction()
-        .setIsolationLevel('read committed')
-        .execute((trx) => {
-          const working = work(trx)
-          working.catch(() => {}) // left to itself, perhaps
-          return Promise.race([working, severed])
-        })
+      const query: Guarded['query'] = (text, values) => supervisor.query(text, values)
+      const kysely = over(this.#pool, async () => ({ ...client, query, release: () => {} }))
+      const begun = isolation ? kysely.transaction().setIsolationLevel(isolation) : kysely.transaction()
+      return await begun.execute((trx) => {
+        if (supervisor.xid !== undefined) knowXid(trx, supervisor.xid)
+        const hand: Hand = (theirs, xid) => {
+          if (xid !== undefined) knowXid(trx, xid)
+          return supervisor.hand(theirs, xid)
+        }
+        const working = work(trx, hand)
+        if (!severed) return working
+        working.catch(() => {}) // left to itself, perhaps
+        return Promise.race([working, severed])
+      })
+    } catch (error) {
+      throw supervisor.explained(error)
     } finally {
       ended = true
       client.release()
@@ -122,31 +151,35 @@ export class Pool {
 /** The pid that the server, or a pooler in its name, announced at login. Not in `pg`'s types. */
 export const announcedPid = (client: pg.Client): number => (client as unknown as { processID: number }).processID
 
-interface Guarded {
+interface Guarded extends Connection {
   processID: number
-  // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
-  query(text: string, values?: unknown[]): Promise<any>
   release(): void
   /** Cuts the connection. */
   sever(): void
 }
 
 // A client that failed for any other reason than an answer of the server is not used again.
-async function guarded(pool: Source, query: (text: string, values?: unknown[]) => pg.QueryConfig): Promise<Guarded> {
-  const client = await pool.connect().catch((error) => {
-    throw unreachable(error)
+async function guarded(
+  pool: Source,
+  query: (text: string, values?: unknown[]) => pg.QueryConfig,
+  wait?: Wait,
+): Promise<Guarded> {
+  const client = await pool.connect(wait).catch((error) => {
+    throw wait?.signal?.aborted ? error : unreachable(error)
   })
   let broken: Error | undefined
   return {
     processID: announcedPid(client as unknown as pg.Client),
-    async query(text, values) {
+    async query(text, values, single) {
       try {
-        return await client.query(query(text, values))
+        const config = query(text, values as unknown[])
+        return await client.query(single ? ({ ...config, queryMode: 'extended' } as pg.QueryConfig) : config)
       } catch (error) {
         if (!(error instanceof pg.DatabaseError)) broken = error as Error
         throw error
       }
     },
+    status: () => client.getTransactionStatus(),
     release: () => client.release(broken),
     sever() {
       broken ??= new Error('The transaction was left to itself')

@@ -53,7 +53,12 @@ export interface DefineOptions<Input = unknown> extends DeclareOptions {
   concurrency?: number
   /** Jobs of one group at a time, over all processes (a soft limit, see pg-boss), 1–1,000. */
   groupConcurrency?: number
-  /** The handler gets a transaction in which its job is completed too: both commit, or neither. @default false */
+  /**
+   * The handler gets a transaction in which its job is completed too: both commit, or neither. The job waits until one of the
+   * `max` connections is free. The handler neither begins nor ends the transaction: that is refused, and where it cannot be, the
+   * job fails for good with a TransactionEndedError.
+   * @default false
+   */
   transactional?: boolean
   /** Checks the data when it is sent, and again before the handler gets it. @see https://standardschema.dev */
   schema?: StandardSchema<Input>

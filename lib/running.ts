@@ -22,7 +22,7 @@
 import { sql, type Transaction } from 'kysely'
 import type { Database } from './db.ts'
 import type { FetchedJob } from './engine.ts'
-import { HandedBackError, UnavailableError } from './errors.ts'
+import { HandedBackError, TransactionEndedError, UnavailableError } from './errors.ts'
 import type { News } from './news.ts'
 import { jsonText, LIMITS } from './options.ts'
 import type { Definition } from './queue.ts'
@@ -209,18 +209,25 @@ export class Running {
   }
 
   async #transactional(): Promise<boolean> {
-    const leftMs = Math.max(Math.ceil(this.#job.expireInSeconds * 1_000 - this.#began.elapsed()), 1)
-    // READ COMMITTED: what settled the attempt meanwhile must be seen by the completion.
-    await this.#parts.database.users.severable(this.#given.promise, async (trx) => {
+    // READ COMMITTED: what settled the attempt meanwhile must be seen by the completion. Until there is a connection the job
+    // waits, as long as the attempt lasts: that all are in use is nothing that it has failed by.
+    const how = {
+      isolation: 'read committed',
+      severed: this.#given.promise,
+      signal: this.#signal,
+      ms: Infinity,
+    } as const
+    await this.#parts.database.users.supervised(async (trx, hand) => {
+      const leftMs = Math.max(Math.ceil(this.#job.expireInSeconds * 1_000 - this.#began.elapsed()), 1)
       // Nor must a process that stands still keep for ever what the handler has locked.
       await sql`select set_config('idle_in_transaction_session_timeout', ${String(leftMs)}, true)`.execute(trx)
-      const output = await this.#handle(trx)
+      const output = await hand(() => this.#handle(trx))
       if (this.#reason) throw this.#reason
       if (!(await this.#parts.settle.completeWithin(trx, this.of, output))) {
         this.#end('lost', 'it was cancelled, or its worker was taken for dead')
         throw this.#reason
       }
-    })
+    }, how)
     this.#parts.settle.tell(this.of.id)
     return true
   }
@@ -249,6 +256,10 @@ export class Running {
   async #failed(error: unknown): Promise<Fate> {
     const { settle } = this.#parts
     if (this.#decided === 'lost') return 'lost'
+    // Its effects may be there: then they must not happen again.
+    if (error instanceof TransactionEndedError) {
+      return (await this.#persist(() => settle.fail(this.of, error, true))) ? 'failed' : 'lost'
+    }
     if (this.#decided === 'handed back' || this.#reason instanceof HandedBackError) {
       this.#decided = 'handed back'
       return (await settle.handBack(this.of)) ? 'handed back' : 'lost'

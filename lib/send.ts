@@ -10,7 +10,7 @@
 
 import { batched } from './batch.ts'
 import { fromBoss, inside } from './boss.ts'
-import type { AnyTransaction } from './db.ts'
+import { type AnyTransaction, checkTransaction } from './db.ts'
 import type { Engine, EngineJob } from './engine.ts'
 import { NotFoundError, UnavailableError, wrongType } from './errors.ts'
 import { checkOptions, jsonText, LIMITS } from './options.ts'
@@ -48,9 +48,10 @@ export class Sender {
     checkOptions(options)
     const { trx, ...rest } = options
     checkQueue(queue)
+    if (trx !== undefined) checkTransaction(trx) // now: the queue may have to be made first
     const row = rowOf(data, rest, makeId)
     await this.#fits(queue, [row])
-    if (trx) return (await this.#insertRows(queue, [row], trx))[0] ?? null
+    if (trx !== undefined) return (await this.#insertRows(queue, [row], trx))[0] ?? null
     return this.#insert({ queue, row })
   }
 
@@ -62,6 +63,7 @@ export class Sender {
     trx?: AnyTransaction,
   ): Promise<(string | null)[]> {
     checkQueue(queue)
+    if (trx !== undefined) checkTransaction(trx)
     if (!Array.isArray(jobs)) throw wrongType('jobs', 'an array of { data, … }', jobs)
     const rows = jobs.map((job, i) => {
       checkOptions(job, `jobs.${i}`)

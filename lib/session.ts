@@ -16,7 +16,7 @@
  */
 import type { RawBuilder } from 'kysely'
 import type pg from 'pg'
-import { announcedPid, type Database, within } from './db.ts'
+import { announcedPid, type Database, run } from './db.ts'
 import { fromDatabase, UnavailableError } from './errors.ts'
 import { Moment } from './trust.ts'
 import { Turns } from './turns.ts'
@@ -161,7 +161,7 @@ export class Session {
 
   /** Any statement, on this connection. */
   run<R>(statement: RawBuilder<R>): Promise<R[]> {
-    return this.#trusting(() => within(this.#client, statement))
+    return this.#trusting(() => run(this.#client, statement))
   }
 
   /** Calls `wake` whenever a lease of this name is released, until {@link unlisten}. */

@@ -5,14 +5,13 @@
  * sessions of its own, few of them. Who finds none free is not turned away (line.ts polls instead). Two idle ones are
  * kept for the next wait.
  */
-import { setTimeout as sleep } from 'node:timers/promises'
-import { type Database, isFull } from './db.ts'
-import { UnavailableError } from './errors.ts'
-import { heeding } from './heed.ts'
+import type { Database } from './db.ts'
+import { noConnectionLeft, UnavailableError } from './errors.ts'
 import { Session } from './session.ts'
-import { Moment } from './trust.ts'
 
 const KEPT_IDLE = 2
+// After the server has refused a connection because it has too many, before it is asked for one to wait on.
+const FULL_MS = 1_000
 
 export class Sessions {
   readonly #database: Database
@@ -21,6 +20,7 @@ export class Sessions {
   #idle: Session[] = []
   #waiting = new Set<Session>()
   #opening = 0
+  #fullUntil = 0
   #closed = false
 
   constructor(database: Database) {
@@ -55,21 +55,7 @@ export class Sessions {
     }
   }
 
-  /** As {@link shared}, for a caller that may wait: it does so while the database takes no more connections. */
-  async sharedWithin(waitMs: number, signal: AbortSignal | undefined): Promise<Session | null> {
-    const since = new Moment()
-    for (let pauseMs = 50; ; pauseMs = Math.min(pauseMs * 2, 1_000)) {
-      try {
-        return await heeding(signal, this.shared())
-      } catch (error) {
-        const left = waitMs - since.elapsed()
-        if (!isFull(error) || left <= 0) throw error
-        await heeding(signal, sleep(Math.min(pauseMs * (0.75 + Math.random() / 2), left)))
-      }
-    }
-  }
-
-  /** A session to wait on, to be given back; `null` when none is left, there can be none, or the database takes no more. */
+  /** A session to wait on, to be given back; `null` when none is left, here or at the server, or there can be none. */
   async borrow(): Promise<Session | null> {
     if (this.#closed) throw new UnavailableError('Lockstep was closed')
     let session: Session | null | undefined
@@ -78,12 +64,14 @@ export class Sessions {
     } while (session?.lost)
     if (!session) {
       if (this.#waiting.size + this.#opening >= this.#database.maxWaiting) return null
+      if (performance.now() < this.#fullUntil) return null
       this.#opening += 1
       try {
         session = await Session.open(this.#database, false)
       } catch (error) {
-        if (isFull(error)) return null
-        throw error
+        if (!noConnectionLeft(error)) throw error
+        this.#fullUntil = performance.now() + FULL_MS
+        return null
       } finally {
         this.#opening -= 1
       }

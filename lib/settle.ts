@@ -89,10 +89,15 @@ export class Settle {
     return row?.ids.length === 1
   }
 
-  /** Whether this call failed the attempt; the job is tried again, or has failed for good. @throws {UnavailableError} */
-  async fail(attempt: AttemptOf, error: unknown): Promise<boolean> {
+  /**
+   * Whether this call failed the attempt; the job is tried again, or has failed for good.
+   * @param final  for good, whatever retries it has left.
+   * @throws {UnavailableError}
+   */
+  async fail(attempt: AttemptOf, error: unknown, final = false): Promise<boolean> {
     const { queue, id } = attempt
     try {
+      if (final) await this.#pool.run(sql`select lockstep.exhaust_job(${queue}, ${id}, ${attempt.attempt})`)
       const said = await this.#boss().fail(queue, { id, retryCount: attempt.attempt }, told(error))
       const failed = (said as { affected?: number }).affected === 1
       if (failed) this.tell(id)
@@ -100,7 +105,7 @@ export class Settle {
     } catch (refused) {
       // U+0000 and half a surrogate pair, which jsonb cannot keep, in what was thrown: the job must fail all the same.
       if (/^22/.test(String((refused as { code?: unknown }).code)) && !(error instanceof Unkept)) {
-        return this.fail(attempt, new Unkept(error))
+        return this.fail(attempt, new Unkept(error), final)
       }
       throw fromBoss(refused, queue)
     }

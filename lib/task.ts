@@ -99,7 +99,7 @@ class Room implements Tasks {
     const { database, sessions, time, closing } = partsOf(lockstep)
     checkInteger('connections', connections, { min: 1, max: 100 })
     if (typeof onError !== 'function') throw wrongType('onError', 'a function', onError)
-    const pool = database.pool(connections)
+    const pool = database.pool(connections, 'raise `connections` of createTasks')
     let made: ReturnType<typeof makeBoss> | undefined
     const boss = () => {
       made ??= makeBoss(pool, onError)

@@ -33,9 +33,15 @@ export interface Term extends AsyncDisposable {
   /**
    * Fences an open transaction: from here to its end nobody else can lead. Also lets it write to fenced tables.
    * @throws {LeaseLostError} the term is over; the transaction is then aborted and cannot commit.
+   * @throws {TypeError} `code` INVALID_ARGUMENT, `field` trx: it is no open transaction.
    */
   assertHeld(trx: AnyTransaction): Promise<void>
-  /** Runs `work` in a transaction of Lockstep's pool, fenced by this term. @throws {LeaseLostError} */
+  /**
+   * Runs `work` in a transaction of Lockstep's pool, fenced by this term; `work` neither begins nor ends it.
+   * @throws {LeaseLostError} it is lost: before, at the commit, or while a connection was waited for.
+   * @throws {UnavailableError} none of the `max` connections came free within 5 s.
+   * @throws {TransactionEndedError} `work` has ended the transaction. And what `work` throws, as it is.
+   */
   // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
   transaction<T>(work: (trx: Transaction<any>) => Promise<T>): Promise<T>
   /**

@@ -9,13 +9,22 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql, type Transaction } from 'kysely'
 import type { Desk } from './contender.ts'
-import { fromDatabase, LeaseHeldError, LeaseLostError } from './errors.ts'
+import { XID } from './db.ts'
+import { fromDatabase, LeaseHeldError, LeaseLostError, noConnectionLeft } from './errors.ts'
 
 /** What is done under the lock. `hold.token`: the fencing token, for what is written elsewhere. */
 // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
 export type TransactionWork<T> = (trx: Transaction<any>, hold: { name: string; token: bigint }) => Promise<T>
 
-type Entry = { gated: boolean; token: string | null; wait_ms: number | null; pid: number; idle_timeout: string | null }
+type Entry = {
+  gated: boolean
+  token: string | null
+  wait_ms: number | null
+  pid: number
+  idle_timeout: string | null
+  /** Of the transaction, once it has the token; before that none, for it may wait for long. */
+  xid: string | null
+}
 const LOOK_AGAIN_MS = 50
 
 class Refused extends Error {}
@@ -28,22 +37,26 @@ export async function transaction<T>(
   signal: AbortSignal | undefined,
   work: TransactionWork<T>,
 ): Promise<T> {
+  let refused = false
   for (let pauseMs = 25; ; pauseMs = Math.min(pauseMs * 1.5, 250)) {
     let entered = false
     try {
-      return await desk.database.kysely
-        .transaction()
-        .setIsolationLevel('read committed')
-        .execute(async (trx) => {
-          const token = await enter(trx, desk, name, left, signal)
+      return await desk.database.users.supervised(
+        async (trx, hand) => {
+          signal?.throwIfAborted()
+          const { token, xid } = await enter(trx, desk, name, left, signal)
           entered = true
-          return await work(trx, { name, token })
-        })
+          return await hand(() => work(trx, { name, token }), xid)
+        },
+        { isolation: 'read committed', identified: false, signal, ms: left() },
+      )
     } catch (error) {
       if (entered) throw explained(error, name)
       signal?.throwIfAborted()
       if (error instanceof LeaseHeldError) throw error
+      if (refused && left() <= 0) throw new LeaseHeldError(name, 0) // and a connection to ask once more was not to be had
       if (!(error instanceof Refused)) throw fromDatabase(error)
+      refused = true
     }
     await sleep(Math.min(pauseMs * (0.75 + Math.random() / 2), Math.max(left(), 0)), undefined, { signal }).catch(
       () => {},
@@ -59,11 +72,18 @@ async function enter(
   name: string,
   left: () => number,
   signal: AbortSignal | undefined,
-): Promise<bigint> {
-  let entry = await ask(sql`select * from lockstep.enter(${name}, null)`)
+): Promise<{ token: bigint; xid: string }> {
+  let entry = await ask(sql`select *, ${id} from lockstep.enter(${name}, null)`)
   if (!entry.gated) {
     if (left() <= 0) throw held()
-    if ((await desk.sessions.shared()) === null) throw new Refused()
+    const direct = desk.sessions.shared().then(
+      (session) => session !== null,
+      (error) => {
+        if (noConnectionLeft(error)) return false // not known: asked again, as behind a pooler
+        throw error
+      },
+    )
+    if (!(await direct)) throw new Refused()
     entry = await queue(entry.pid)
   }
   // K is ours, and a lease may still live.
@@ -72,12 +92,12 @@ async function enter(
     if (left() <= 0) throw held()
     await sleep(Math.min(entry.wait_ms ?? 0, LOOK_AGAIN_MS, Math.max(left(), 0)), undefined, { signal }).catch(() => {})
     signal?.throwIfAborted()
-    entry = await ask(sql`select * from lockstep.take(${name})`)
+    entry = await ask(sql`select *, ${id} from lockstep.take(${name})`)
   }
   if (idle_timeout !== null) {
     await sql`select set_config('idle_in_transaction_session_timeout', ${idle_timeout}, true)`.execute(trx)
   }
-  return BigInt(entry.token)
+  return { token: BigInt(entry.token), xid: entry.xid as string }
 
   async function ask(statement: ReturnType<typeof sql<Entry>>): Promise<Entry> {
     return (await statement.execute(trx)).rows[0] as Entry
@@ -94,7 +114,7 @@ async function enter(
     try {
       const ms = left()
       return await ask(
-        sql`select * from lockstep.enter(${name}, ${ms < 2 ** 31 ? Math.max(1, Math.ceil(ms)) : 0}::integer)`,
+        sql`select *, ${id} from lockstep.enter(${name}, ${ms < 2 ** 31 ? Math.max(1, Math.ceil(ms)) : 0}::integer)`,
       )
     } catch (error) {
       throw (error as { code?: unknown }).code === '55P03' ? held() : error
@@ -109,6 +129,8 @@ async function enter(
     return new LeaseHeldError(name, 0)
   }
 }
+
+const id = sql`case when token is not null then ${sql.raw(XID)} end as xid`
 
 // A fenced table answers at COMMIT.
 function explained(error: unknown, name: string): unknown {

@@ -24,6 +24,30 @@ const LEASE = 'db/migrations/0001_lease.sql'
 const ELECTION = 'db/migrations/0002_election.sql'
 const MUTANTS: Mutant[] = [
   {
+    bug: 'a fence is taken outside of a transaction',
+    file: 'db/migrations/0012_transaction.sql',
+    from: 'if pg_current_xact_id_if_assigned() is distinct from xid then',
+    to: 'if false then',
+    files: ['transaction.test.ts'],
+    tests: 'in no transaction is refused|has ended is none',
+  },
+  {
+    bug: 'a COMMIT of another transaction than the one that was begun',
+    file: 'lib/supervise.ts',
+    from: "if (this.#xid === undefined) return this.#client.query('commit')",
+    to: "if (this.#xid !== '') return this.#client.query('commit')",
+    files: ['transaction.test.ts'],
+    tests: 'rejects if its work ended it',
+  },
+  {
+    bug: 'an attempt whose handler ended its transaction is tried again',
+    file: 'lib/settle.ts',
+    from: 'if (final) await',
+    to: 'if (false) await',
+    files: ['transaction.test.ts'],
+    tests: 'has failed for good',
+  },
+  {
     bug: 'FOR KEY SHARE taken out: an assertion looks, and locks nothing',
     file: ELECTION,
     from: '\n      for key share;\n  if not found then\n    raise exception',

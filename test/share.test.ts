@@ -81,7 +81,10 @@ test('who waits for a place is served in order, and too long a wait is an error'
   expect(order).toEqual([1, 2])
 
   const keeps = await share.connect()
-  await expect(share.connect()).rejects.toThrow('timeout exceeded when trying to connect')
+  await expect(share.connect()).rejects.toMatchObject({
+    code: 'UNAVAILABLE',
+    message: 'The only connection of this pool is in use, and none came free within 300 ms',
+  })
   keeps.release()
   ;(await share.connect()).release()
   await pool.end()

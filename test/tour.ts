@@ -11,7 +11,7 @@ import { createEvents } from '../lib/event.ts'
 import { createLockstep, type Lockstep } from '../lib/index.ts'
 import { migrate, schemaState } from '../lib/migrate.ts'
 import { bossOf } from '../lib/pgboss.ts'
-import { createTasks } from '../lib/task.ts'
+import { createTasks, type TransactionalContext } from '../lib/task.ts'
 import { Truth } from './truth.ts'
 import { until } from './until.ts'
 
@@ -143,6 +143,11 @@ async function tasks({ lockstep, onError }: Tourist): Promise<void> {
   tasks.define('plain', (data: unknown) => data, { deadLetter: 'dead' })
   tasks.define('failing', () => Promise.reject(new Error('as it shall')), { deadLetter: 'dead', retryLimit: 0 })
   tasks.define('transactional', async (_: null, { progress }) => progress(1), { transactional: true })
+  const ends = async (_: null, { trx }: TransactionalContext) => {
+    await sql`set local standard_conforming_strings = off`.execute(trx)
+    await sql.raw(`select 'a\\''; commit -- '`).execute(trx) // where a backslash is no escape the string goes on
+  }
+  tasks.define('ending', ends, { transactional: true })
   await tasks.declare('other')
   await tasks.declare('other', { retryLimit: 7 })
   const worker = tasks.work()
@@ -150,6 +155,7 @@ async function tasks({ lockstep, onError }: Tourist): Promise<void> {
   await tasks.run('plain', 1, { pool: 2 })
   await tasks.run('transactional', null)
   await tasks.outcome('failing', 1)
+  await tasks.outcome('ending', null)
   await until('it hears broadcasts', async () => (await tasks.broadcast('plain', 2)).length === 1)
   await worker.stop()
   await lockstep.kysely.transaction().execute((trx) => tasks.send('other', 3, { trx }))
