@@ -25,6 +25,8 @@ export abstract class Hold implements Held {
   #released = false
   #failed = false // a release was attempted, and it is not known what became of it
   #releasedInside = false // release({ trx }) was called; that transaction may still roll back
+  #attempts = 0 // of release({ trx })
+  #watching = false
   #transactions: Set<Promise<unknown>> | undefined
 
   constructor(database: Database, leases: Leases, name: string, holder: string, token: bigint) {
@@ -95,13 +97,14 @@ export abstract class Hold implements Held {
     const over = this.#whyOver()
     const before = this.#releasedInside
     if (!over) this.#releasedInside = true // the commit may be on its way before the answer is
+    this.#attempts++
     try {
       await this.#inside(trx, 'releaseHeld', over)
     } catch (error) {
-      this.#releasedInside = before
+      this.#releasedInside = before && this.#watching
       throw error
     }
-    if (!before) void this.#watch()
+    if (!this.#watching) void this.#watch()
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -170,11 +173,18 @@ export abstract class Hold implements Held {
 
   // release({ trx }) is done when that transaction commits, and undone when it rolls back. Both are seen from outside.
   async #watch(): Promise<void> {
+    this.#watching = true
+    await this.#untilDecided()
+    this.#watching = false
+  }
+
+  async #untilDecided(): Promise<void> {
     for (let pause = 10; !this.#released && !this.#lost && !this.#release; pause = Math.min(pause * 2, 1_000)) {
       try {
+        const attempts = this.#attempts
         const state = await this.#leases.stands(this.name, this.token)
         if (state === 'gone') return this.gone()
-        if (state === 'held') {
+        if (state === 'held' && attempts === this.#attempts) {
           this.#releasedInside = false
           return
         }

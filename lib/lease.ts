@@ -105,7 +105,7 @@ export interface Held extends AsyncDisposable {
    * Calling it again answers as the first call did.
    * @throws {LeaseLostError} it had been lost before.
    * @throws {UnavailableError} the database could not be told, or a fenced transaction stayed open for 10 s. Perhaps it is
-   * released: the hold is not trusted any more, and `signal` aborts. A lease ends by its ttl then. It may be called again.
+   * released: it is not trusted any more, and `signal` aborts; a lease ends by its ttl. It may be called again.
    */
   release(options?: { trx?: AnyTransaction }): Promise<void>
   /** Releases, and is silent if the hold was lost: `signal` has said so. */
@@ -133,7 +133,6 @@ export interface Room {
   readonly release: 'release_held' | 'resign_held'
 }
 const LOCKS: Room = { prefix: '', revoke: 'revoke_leases', release: 'release_held' }
-
 /** The verbs, without memory: what an HTTP function needs. Calls of one tick, and all that meet, share a statement. */
 export class Leases {
   readonly #database: Database
@@ -207,10 +206,9 @@ export class Leases {
   /** Whether the row still says (name, token), whatever the time. `busy`: a transaction that may change that is open. */
   async stands(name: string, token: bigint): Promise<'held' | 'gone' | 'busy'> {
     const row = sql`from lockstep.lease where name = ${this.#room.prefix + name} and token = ${token} and holder is not null`
-    const [state] = await this.#database.control<{ free: boolean; stands: boolean }>(
-      sql`with found as (select ${row} for no key update skip locked)
-          select exists (select from found) as free, exists (select ${row}) as stands`,
-    )
+    const [state] = await this.#database.control<{ free: boolean; stands: boolean }>(sql`
+      with found as (select ${row} for no key update skip locked)
+      select exists (select from found) as free, exists (select ${row}) as stands`)
     return state?.free ? 'held' : state?.stands ? 'busy' : 'gone'
   }
 
@@ -291,7 +289,7 @@ async function revokeAll(
   const names = column(asks, 'text', (a) => room.prefix + a.name)
   const tokens = column(asks, 'bigint', (a) => a.token)
   const [row] = await database.control<Record<'revoked' | 'busy', string[] | null>>(
-    // A release that is lost in a crash is late, never wrong: it need not wait for the disk.
+    // Asynchronously: a release that is lost in a crash is late, never wrong.
     sql`select revoked, busy, set_config('synchronous_commit', 'off', true) from lockstep.${sql.raw(room.revoke)}(${names}, ${tokens})`,
   )
   const [revoked, busy] = [new Set(row?.revoked), new Set(row?.busy)]
