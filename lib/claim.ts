@@ -144,7 +144,12 @@ export class Claims {
     if (jobs.length === 0) return []
     jobs.sort((a, b) => (b.priority ?? 0) - (a.priority ?? 0) || Number(a.createdOn) - Number(b.createdOn))
     const attempts = jobs.map(({ id, retryCount }) => ({ queue, id, attempt: retryCount }))
-    const leases = new Map((await this.#lease(queue, attempts, leaseMs, holder)).map((row) => [row.id, row.expires_at]))
+    const leased = await this.#lease(queue, attempts, leaseMs, holder).catch((error) => {
+      // Nobody knows of them; and should this fail too, their heartbeat runs out.
+      for (const attempt of attempts) this.#parts.settle.handBack(attempt).catch(() => {})
+      throw error
+    })
+    const leases = new Map(leased.map((row) => [row.id, row.expires_at]))
     return jobs.flatMap(({ id, data, retryCount }) => {
       const expiresAt = leases.get(id) // none: cancelled meanwhile
       return expiresAt ? [{ id, data, token: tokenOf(retryCount), attempt: retryCount + 1, expiresAt }] : []
