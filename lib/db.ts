@@ -64,7 +64,7 @@ export interface ConnectOptions {
 }
 
 /** The last migration that this code needs. */
-export const SCHEMA = '0007_event'
+export const SCHEMA = '0010_fence'
 
 const CONTROL_CONNECTIONS = 2
 const CONNECT_TIMEOUT_MS = 5_000

@@ -5,6 +5,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Transaction } from 'kysely'
 import type { AnyTransaction, Database } from './db.ts'
+import { denied, otherHoldLost } from './denied.ts'
 import { LeaseLostError } from './errors.ts'
 import { type Held, type Leases, RELEASE_WAITS_MS, stillOpen } from './lease.ts'
 
@@ -174,8 +175,14 @@ export abstract class Hold implements Held {
     }
   }
 
+  /** Whether it is this very hold that the database denied when it refused a statement or a COMMIT. */
+  isDenied(error: unknown): boolean {
+    const name = this.#leases.rowName(this.name)
+    return denied(error).some((hold) => hold.name === name && hold.token === String(this.token))
+  }
+
   #explained(error: unknown): unknown {
-    if ((error as { code?: unknown })?.code !== 'LS001') return error
+    if (!this.isDenied(error)) return otherHoldLost(error)
     this.lose('the database says so', error)
     return this.#lost ?? new LeaseLostError(this.name, this.token, 'the database says so', { cause: error })
   }

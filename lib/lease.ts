@@ -85,12 +85,15 @@ export interface Held extends AsyncDisposable {
   /** Whether the hold may be believed now: compares clocks when called, so a late timer cannot lie. */
   isTrusted(): boolean
   /**
-   * Fences an open transaction: from here to its end nobody else can be granted the name. Also lets it write to
-   * fenced tables. In a REPEATABLE READ transaction call it first, or expect 40001 when a renewal came between.
+   * Fences an open transaction: from here to its end nobody else can be granted the name. Also lets it write to fenced
+   * tables, to the rows of every hold that it asserts. In a REPEATABLE READ transaction call it first, or expect 40001.
    * @throws {LeaseLostError} not held any more; the transaction is then aborted and cannot commit.
    */
   assertHeld(trx: AnyTransaction): Promise<void>
-  /** Runs `work` in a transaction of Lockstep's pool, fenced by this hold. @throws {LeaseLostError} */
+  /**
+   * Runs `work` in a transaction of Lockstep's pool, fenced by this hold.
+   * @throws {LeaseLostError} it is lost; or a fenced table needs another one, `leaseName`, and this one is not lost.
+   */
   // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
   transaction<T>(work: (trx: Transaction<any>) => Promise<T>): Promise<T>
   /**
@@ -215,6 +218,9 @@ export class Leases {
   async releaseHeld(trx: AnyTransaction, name: string, token: bigint): Promise<void> {
     await within(trx, sql`select lockstep.${sql.raw(this.#room.release)}(${this.#room.prefix + name}, ${token})`)
   }
+
+  /** The name of its row. */
+  rowName = (name: string): string => this.#room.prefix + name
 
   /**
    * Asks until the answer is another than `busy`. A busy row has an open transaction on it, ours or a taker's, which ends

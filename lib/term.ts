@@ -31,11 +31,15 @@ export interface Term extends AsyncDisposable {
   /** Whether the term may be believed now: compares clocks when called, so a late timer cannot lie. */
   isTrusted(): boolean
   /**
-   * Fences an open transaction: from here to its end nobody else can lead. Also lets it write to fenced tables.
+   * Fences an open transaction: from here to its end nobody else can lead. Also lets it write to fenced tables; several
+   * terms and holds may be asserted in one transaction.
    * @throws {LeaseLostError} the term is over; the transaction is then aborted and cannot commit.
    */
   assertHeld(trx: AnyTransaction): Promise<void>
-  /** Runs `work` in a transaction of Lockstep's pool, fenced by this term. @throws {LeaseLostError} */
+  /**
+   * Runs `work` in a transaction of Lockstep's pool, fenced by this term.
+   * @throws {LeaseLostError} the term is over; or a fenced table needs another hold, whose name is `leaseName`.
+   */
   // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
   transaction<T>(work: (trx: Transaction<any>) => Promise<T>): Promise<T>
   /**

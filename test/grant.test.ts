@@ -226,7 +226,7 @@ describe('granting', () => {
     await expect(migrate(empty.url, { grant: 'nobody at all' })).rejects.toThrow('There is no role "nobody at all"')
     expect((await empty.pool.query(`select to_regnamespace('lockstep') as there`)).rows).toEqual([{ there: null }])
     const { applied, granted } = await migrate(empty.url, { grant: await role() })
-    expect(applied).toHaveLength(7)
+    expect(applied).toHaveLength(8)
     expect(granted).toEqual(expect.arrayContaining([...NEEDED]))
   })
 
@@ -237,7 +237,7 @@ describe('granting', () => {
     expect(await has(group)).toEqual(['SELECT on lockstep.migration'])
     const client = new pg.Client(as(name))
     await client.connect()
-    expect((await client.query('select * from lockstep.migration')).rows).toHaveLength(7)
+    expect((await client.query('select * from lockstep.migration')).rows).toHaveLength(8)
     await client.end()
   })
 
@@ -350,6 +350,15 @@ describe('granting', () => {
 const WITHOUT = [
   ...['lockstep.migration_lock', 'sequence lockstep.stream_id_seq', 'function lockstep.realign'],
   ...['function lockstep.fence_table', 'function lockstep.unfence_table', 'function lockstep.check_fence'],
+  ...['function lockstep.has_by_transaction', 'function lockstep.refuse_write', 'function lockstep.fence_name'],
+  ...['function lockstep.change_fences', 'function lockstep.descendants', 'function lockstep.fence_call'],
+  ...['function lockstep.fence_descendants', 'function lockstep.has_trigger', 'function lockstep.fence_expression'],
+  ...[
+    'function lockstep.fence_function',
+    'function lockstep.is_fence_function',
+    'function lockstep.drop_fence_function',
+  ],
+  ...['function lockstep.fence_new_tables', 'function lockstep.heed_new_tables'],
   ...['lockstep_boss.schedule', 'lockstep_boss.subscription', 'lockstep_boss.bam', 'lockstep_boss.warning'],
   ...['lockstep_boss.queue_stats', 'function lockstep_boss.job_table_format', 'function lockstep_boss.job_table_run'],
   'function lockstep_boss.job_table_run_async',

@@ -95,8 +95,8 @@ describe('secrets', () => {
 
     await using migrates = await startSandbox(folder, 'migrate.handler', deploy)
     const first = JSON.parse(String((await migrates.invoke({})).body))
-    expect(first).toMatchObject({ latest: '0007_event', role: 'lockstep functions' })
-    expect(first.applied).toHaveLength(7)
+    expect(first).toMatchObject({ latest: '0010_fence', role: 'lockstep functions' })
+    expect(first.applied).toHaveLength(8)
     expect(JSON.parse(String((await migrates.invoke({})).body))).toMatchObject({ applied: [] }) // and again
 
     // A deployment that fails goes back, and calls an older one of these: it leaves what is newer as it is.
