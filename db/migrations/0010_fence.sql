@@ -308,22 +308,21 @@ begin
   perform lockstep.heed_new_tables(fenced);
 end $$;
 
--- Undoes all of that, for the table and all that is below it.
+-- Undoes all of that, for the table and all that is below it; and what fenced tables have left that were dropped.
 create or replace function lockstep.unfence_table(fenced regclass) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   child record;
-  functions oid[];
 begin
   perform lockstep.change_fences(fenced, array[fenced]);
   for child in
-    select t.tgrelid::regclass as relid, t.tgname, t.tgfoid from pg_trigger t
+    select t.tgrelid::regclass as relid, t.tgname from pg_trigger t
      where t.tgrelid = any (lockstep.descendants(fenced)) and t.tgname in ('lockstep_fence', 'lockstep_fence_truncate') and t.tgparentid = 0
   loop
     execute format('drop trigger %I on %s', child.tgname, child.relid);
-    functions := functions || child.tgfoid;
   end loop;
-  perform lockstep.drop_fence_function(f) from unnest(functions) f;
+  perform lockstep.drop_fence_function(p.oid) from pg_proc p
+    where p.prorettype = 'trigger'::regtype and p.pronargs = 0 and p.proname like 'lockstep\_fence\_%' and pg_has_role(p.proowner, 'usage');
   if not exists (select from pg_trigger where tgname = 'lockstep_fence')
      and exists (select from pg_event_trigger e where e.evtname = 'lockstep_fence' and pg_has_role(e.evtowner, 'usage')) then
     drop event trigger lockstep_fence;
