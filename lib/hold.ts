@@ -175,14 +175,10 @@ export abstract class Hold implements Held {
     }
   }
 
-  /** Whether it is this very hold that the database denied when it refused a statement or a COMMIT. */
-  isDenied(error: unknown): boolean {
-    const name = this.#leases.rowName(this.name)
-    return denied(error).some((hold) => hold.name === name && hold.token === String(this.token))
-  }
-
   #explained(error: unknown): unknown {
-    if (!this.isDenied(error)) return otherHoldLost(error)
+    const name = this.#leases.rowName(this.name)
+    const ours = denied(error).some((hold) => hold.name === name && hold.token === String(this.token))
+    if (!ours) return otherHoldLost(error) // a fenced table may want another hold for the row
     this.lose('the database says so', error)
     return this.#lost ?? new LeaseLostError(this.name, this.token, 'the database says so', { cause: error })
   }

@@ -221,9 +221,8 @@ export class Partition {
         this.#parts.onError(new Error(message, { cause: error }))
         throw new UnavailableError(message, { cause: error })
       }
-      // what the commit refuses (a deferred constraint, a fenced table) is the handler's doing, unless the partition itself is lost
-      const handlers = committing && answered(error) && !isFault(error) && !this.hold.isDenied(error)
-      throw handlers ? new HandlerFailed(-1, error) : error
+      // what the commit refuses (a deferred constraint, a fenced table) is the handler's doing
+      throw committing && answered(error) && !isFault(error) ? new HandlerFailed(-1, error) : error
     } finally {
       for (const timer of timers) clearTimeout(timer)
       for (const source of sources) source.removeEventListener('abort', pass)
