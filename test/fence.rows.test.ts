@@ -133,6 +133,39 @@ describe('a write of many rows', () => {
     }
   })
 
+  test('finds the row of its hold by the index, however fast the table of leases has grown', async () => {
+    await using fresh = await freshDatabase() // where nobody else looks
+    const client = await fresh.pool.connect()
+    try {
+      await client.query(`
+        create table t (n int); select lockstep.fence_table('t', name => 'x');
+        select * from lockstep.grant_leases('{x}', '{h}', '{600000}', '{null}');
+        set lockstep.fence = 'x:1'; analyze lockstep.lease`) // a plan for one row is a scan
+      expect((await client.query('select token from lockstep.lease')).rows).toEqual([{ token: '1' }])
+      const scans = async () => {
+        await client.query('select pg_stat_force_next_flush()').catch(() => {}) // from Postgres 15 on
+        const { rows } = await client.query(
+          `select seq_scan::int as n from pg_stat_user_tables where relid = 'lockstep.lease'::regclass`,
+        )
+        return rows[0].n as number
+      }
+      const writes = async () => {
+        await client.query(
+          `begin; select lockstep.assert_held('x', 1); insert into t select generate_series(1, 20); commit`,
+        )
+      }
+      for (let i = 0; i < 8; i++) await writes()
+      await client.query(
+        `insert into lockstep.lease (name, token, granted_at, expires_at) select 'burst ' || i, 1, now(), now() from generate_series(1, 20000) i`,
+      )
+      const before = await scans()
+      for (let i = 0; i < 8; i++) await writes()
+      expect(await scans()).toBe(before)
+    } finally {
+      client.release()
+    }
+  })
+
   test.skipIf(!psqlAvailable)('by COPY is checked row by row (skipped without psql)', async () => {
     const [ours, theirs] = [await order(), await order()]
     const copy = (...ids: number[]) => `copy orders from stdin;\n${ids.map((id) => `${id}\tcopied`).join('\n')}\n\\.`
