@@ -123,6 +123,21 @@ describe('partitions', () => {
   })
 })
 
+test('what cannot be fenced cannot come below a fenced table', async () => {
+  const parts = `create table orders (id int, place text) partition by list (place);
+                 create table others (id int, place text); create table alone (id int); ${FENCE};
+                 select lockstep.fence_table('others', name => 'order/1'); select lockstep.fence_table('alone', name => 'order/1')`
+  await run(parts)
+  const attach = `alter table orders attach partition others for values in ('x')`
+  await expect(run(attach)).rejects.toMatchObject({ code: '42710' }) // it has a fence of its own
+  await run(`select lockstep.unfence_table('others'); ${attach}`)
+  await takes(`insert into others values (1, 'x')`)
+  await run('create foreign data wrapper none; create server nowhere foreign data wrapper none')
+  const foreign = 'create foreign table loose () inherits (alone) server nowhere'
+  await expect(run(foreign)).rejects.toThrow(/foreign table/)
+  await run('drop foreign data wrapper none cascade')
+})
+
 describe('children by inheritance', () => {
   const PARENT = 'create table orders (id int, note text);'
 
