@@ -43,7 +43,7 @@ execute on function lockstep.force, lockstep.sweep, lockstep.take, lockstep.chec
 execute on function lockstep.queue, lockstep.register, lockstep.enter, lockstep.assert_held, lockstep.look
 execute on function lockstep.election, lockstep.waits, lockstep.tell, lockstep.vacate, lockstep.campaign
 execute on function lockstep.withdraw, lockstep.resign, lockstep.resign_held, lockstep.proclaim, lockstep.step_down
-execute on function lockstep.leaders, lockstep.candidates, lockstep.assert_leader
+execute on function lockstep.leaders, lockstep.candidates, lockstep.assert_leader, lockstep.check_hold
 execute on function lockstep.complete_jobs, lockstep.hand_back_jobs, lockstep.beat_jobs, lockstep.lease_jobs
 execute on function lockstep.unlease_jobs, lockstep.progress_job, lockstep.ready_jobs, lockstep.due_jobs
 execute on function lockstep.sweep_attempts, lockstep.due_schedules

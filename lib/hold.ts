@@ -9,6 +9,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Transaction } from 'kysely'
 import { type AnyTransaction, checkTransaction, type Database } from './db.ts'
+import { denied, otherHoldLost } from './denied.ts'
 import { LeaseLostError } from './errors.ts'
 import { type Held, type Leases, RELEASE_WAITS_MS, stillOpen } from './lease.ts'
 
@@ -210,7 +211,9 @@ export abstract class Hold implements Held {
   }
 
   #explained(error: unknown): unknown {
-    if ((error as { code?: unknown })?.code !== 'LS001') return error
+    const name = this.#leases.rowName(this.name)
+    const ours = denied(error).some((hold) => hold.name === name && hold.token === String(this.token))
+    if (!ours) return otherHoldLost(error) // a fenced table may want another hold for the row
     this.lose('the database says so', error)
     return this.#lost ?? new LeaseLostError(this.name, this.token, 'the database says so', { cause: error })
   }

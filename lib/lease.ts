@@ -85,15 +85,16 @@ export interface Held extends AsyncDisposable {
   /** Whether the hold may be believed now: compares clocks when called, so a late timer cannot lie. */
   isTrusted(): boolean
   /**
-   * Fences an open transaction: from here to its end nobody else can be granted the name. Also lets it write to
-   * fenced tables. In a REPEATABLE READ transaction call it first, or expect 40001 when a renewal came between.
+   * Fences an open transaction: from here to its end nobody else can be granted the name. Also lets it write to fenced
+   * tables, to the rows of every hold that it asserts. In a REPEATABLE READ transaction call it first, or expect 40001.
    * @throws {LeaseLostError} not held any more; the transaction is then aborted and cannot commit.
    * @throws {TypeError} `code` INVALID_ARGUMENT, `field` trx: it is no open transaction.
    */
   assertHeld(trx: AnyTransaction): Promise<void>
   /**
    * Runs `work` in a transaction of Lockstep's pool, fenced by this hold; `work` neither begins nor ends it.
-   * @throws {LeaseLostError} it is lost: before, at the commit, or while a connection was waited for.
+   * @throws {LeaseLostError} it is lost: before, at the commit, or while a connection was waited for; or a fenced table needs
+   * another hold, `leaseName`, and this one is not lost.
    * @throws {UnavailableError} none of the `max` connections came free within 5 s.
    * @throws {TransactionEndedError} `work` has ended the transaction. And what `work` throws, as it is.
    */
@@ -221,6 +222,9 @@ export class Leases {
   async releaseHeld(trx: AnyTransaction, name: string, token: bigint): Promise<void> {
     await within(trx, sql`select lockstep.${sql.raw(this.#room.release)}(${this.#room.prefix + name}, ${token})`)
   }
+
+  /** The name of its row. */
+  rowName = (name: string): string => this.#room.prefix + name
 
   /**
    * Asks until the answer is another than `busy`. A busy row has an open transaction on it, ours or a taker's, which ends

@@ -31,14 +31,16 @@ export interface Term extends AsyncDisposable {
   /** Whether the term may be believed now: compares clocks when called, so a late timer cannot lie. */
   isTrusted(): boolean
   /**
-   * Fences an open transaction: from here to its end nobody else can lead. Also lets it write to fenced tables.
+   * Fences an open transaction: from here to its end nobody else can lead. Also lets it write to fenced tables; several
+   * terms and holds may be asserted in one transaction.
    * @throws {LeaseLostError} the term is over; the transaction is then aborted and cannot commit.
    * @throws {TypeError} `code` INVALID_ARGUMENT, `field` trx: it is no open transaction.
    */
   assertHeld(trx: AnyTransaction): Promise<void>
   /**
    * Runs `work` in a transaction of Lockstep's pool, fenced by this term; `work` neither begins nor ends it.
-   * @throws {LeaseLostError} it is lost: before, at the commit, or while a connection was waited for.
+   * @throws {LeaseLostError} it is lost: before, at the commit, or while a connection was waited for; or a fenced table needs
+   * another hold, whose name is `leaseName`.
    * @throws {UnavailableError} none of the `max` connections came free within 5 s.
    * @throws {TransactionEndedError} `work` has ended the transaction. And what `work` throws, as it is.
    */

@@ -10,7 +10,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { sql, type Transaction } from 'kysely'
 import type { Desk } from './contender.ts'
 import { XID } from './db.ts'
-import { fromDatabase, LeaseHeldError, LeaseLostError, noConnectionLeft } from './errors.ts'
+import { otherHoldLost } from './denied.ts'
+import { fromDatabase, LeaseHeldError, noConnectionLeft } from './errors.ts'
 
 /** What is done under the lock. `hold.token`: the fencing token, for what is written elsewhere. */
 // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
@@ -51,7 +52,7 @@ export async function transaction<T>(
         { isolation: 'read committed', identified: false, signal, ms: left() },
       )
     } catch (error) {
-      if (entered) throw explained(error, name)
+      if (entered) throw otherHoldLost(error) // a fenced table answers at COMMIT; K itself cannot be lost
       signal?.throwIfAborted()
       if (error instanceof LeaseHeldError) throw error
       if (refused && left() <= 0) throw new LeaseHeldError(name, 0) // and a connection to ask once more was not to be had
@@ -92,7 +93,7 @@ async function enter(
     if (left() <= 0) throw held()
     await sleep(Math.min(entry.wait_ms ?? 0, LOOK_AGAIN_MS, Math.max(left(), 0)), undefined, { signal }).catch(() => {})
     signal?.throwIfAborted()
-    entry = await ask(sql`select *, ${id} from lockstep.take(${name})`)
+    entry = await ask(sql`select *, ${id} from lockstep.enter(${name}, null)`)
   }
   if (idle_timeout !== null) {
     await sql`select set_config('idle_in_transaction_session_timeout', ${idle_timeout}, true)`.execute(trx)
@@ -131,9 +132,3 @@ async function enter(
 }
 
 const id = sql`case when token is not null then ${sql.raw(XID)} end as xid`
-
-// A fenced table answers at COMMIT.
-function explained(error: unknown, name: string): unknown {
-  if ((error as { code?: unknown })?.code !== 'LS001') return error
-  return new LeaseLostError(name, 0n, 'the database says so', { cause: error })
-}

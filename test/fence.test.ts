@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import { Kysely, PostgresDialect, sql } from 'kysely'
 import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { createEvents } from '../lib/event.ts'
 import { createLockstep, LeaseLostError, type Lockstep, type Tables } from '../lib/index.ts'
 import { type FreshDatabase, freshDatabase } from './database.ts'
 import { until } from './until.ts'
@@ -10,7 +11,7 @@ import { until } from './until.ts'
 let db: FreshDatabase
 let a: Lockstep
 let b: Lockstep
-let own: Kysely<Tables & { orders: { id: number; note: string } }>
+let own: Kysely<Tables & { orders: { id: number; note: string }; bound: { name: string } }>
 beforeAll(async () => {
   db = await freshDatabase()
   a = createLockstep({ connectionString: db.url })
@@ -19,6 +20,7 @@ beforeAll(async () => {
   await db.pool.query('create table orders (id int primary key, note text)')
   await db.pool.query(`create table fenced (id int primary key, note text)`)
   await db.pool.query(`select lockstep.fence_table('fenced')`)
+  await db.pool.query(`create table bound (name text); select lockstep.fence_table('bound', by => 'name')`)
 })
 afterAll(async () => {
   await Promise.all([a?.close(), b?.close(), own?.destroy()])
@@ -338,6 +340,126 @@ describe('a fenced table', () => {
     await client.query('commit')
     await client.end()
     await (await b.locks.acquire(name, LEASE)).release()
+  })
+})
+
+describe('a table that is bound to rows', () => {
+  /** Locks of both kinds, and a term: each with the name that its rows have. */
+  const holders = [
+    ['connection', async (name: string) => ({ held: await a.locks.acquire(name), row: name })],
+    ['lease', async (name: string) => ({ held: await a.locks.acquire(name, LEASE), row: name })],
+    ['term', async (name: string) => ({ held: await a.leaders.campaign(name, LEASE), row: `leader\t${name}` })],
+  ] as const
+  const insert = (...names: string[]) => `insert into bound values ${names.map((name) => `('${name}')`).join()}`
+  const count = async (...names: string[]) =>
+    (await db.pool.query('select from bound where name = any ($1)', [names])).rowCount
+  const end = (held: { [Symbol.asyncDispose](): Promise<void> }) => held[Symbol.asyncDispose]()
+
+  test.each(holders)('takes the rows of a %s and of another in one transaction that asserts both', async (_, hold) => {
+    const [one, two] = [await hold(fresh()), await a.locks.acquire(fresh(), LEASE)]
+    await own.transaction().execute(async (trx) => {
+      await one.held.assertHeld(trx)
+      await two.assertHeld(trx)
+      await sql.raw(insert(one.row, two.name)).execute(trx)
+    })
+    await one.held.transaction(async (trx) => {
+      await two.assertHeld(trx)
+      await sql.raw(insert(two.name, one.row)).execute(trx)
+    })
+    expect(await count(one.row, two.name)).toBe(4)
+    await Promise.all([end(one.held), two.release()])
+  })
+
+  test.each(holders)(
+    'refuses a row of another to the transaction of a %s, which is not lost by that',
+    async (_, hold) => {
+      const [one, two] = [await hold(fresh()), await a.locks.acquire(fresh(), LEASE)]
+      for (const other of [two.name, fresh()]) {
+        const write = one.held.transaction((trx) => sql.raw(insert(other)).execute(trx))
+        await expect(write).rejects.toMatchObject({ code: 'LEASE_LOST', leaseName: other, token: 0n })
+        const noticed = one.held.transaction((trx) =>
+          sql.raw(`${insert(other)}; set constraints all immediate`).execute(trx),
+        )
+        await expect(noticed).rejects.toMatchObject({ code: 'LEASE_LOST', leaseName: other })
+      }
+      expect(one.held.isTrusted()).toBe(true)
+      expect(one.held.signal.aborted).toBe(false)
+      await one.held.transaction((trx) => sql.raw(insert(one.row)).execute(trx))
+      expect(await count(one.row, two.name)).toBe(1)
+      await Promise.all([end(one.held), two.release()])
+    },
+  )
+
+  test.each(holders.slice(1))('tells a %s that it is lost when the row is its own', async (_, hold) => {
+    const { held, row } = await hold(fresh())
+    const write = held.transaction(async (trx) => {
+      await sql.raw(insert(row)).execute(trx)
+      await expire(row)
+    })
+    await expect(write).rejects.toMatchObject({ code: 'LEASE_LOST', leaseName: held.name, token: held.token })
+    expect(held.signal.aborted).toBe(true)
+    expect(await count(row)).toBe(0)
+    await end(held)
+  })
+
+  test.each(holders)('takes the row of a %s that is given up in the same transaction', async (_, hold) => {
+    const { held, row } = await hold(fresh())
+    await own.transaction().execute(async (trx) => {
+      await sql.raw(insert(row)).execute(trx)
+      await ('resign' in held ? held.resign({ trx }) : held.release({ trx }))
+      await sql.raw(insert(row)).execute(trx)
+    })
+    expect(await count(row)).toBe(2)
+    await expect(own.transaction().execute((trx) => held.assertHeld(trx))).rejects.toThrow(LeaseLostError)
+    await end(held)
+  })
+
+  test('takes the row of locks.transaction(), also when it had to wait for a lease, and no other', async () => {
+    const [name, other] = [fresh(), fresh()]
+    const lease = await a.locks.acquire(name, LEASE)
+    const writing = b.locks.transaction(name, (trx) => sql.raw(insert(name)).execute(trx))
+    await until('it has K and waits', async () => {
+      const { rows } = await db.pool.query(
+        `select from pg_locks where locktype = 'advisory' and granted and objid = (lockstep.key($1) & 4294967295)::oid`,
+        [name],
+      )
+      return rows.length > 0
+    })
+    await lease.release()
+    await writing
+    expect(await count(name)).toBe(1)
+    await expect(b.locks.transaction(name, (trx) => sql.raw(insert(name, other)).execute(trx))).rejects.toMatchObject({
+      code: 'LEASE_LOST',
+      leaseName: other,
+      token: 0n,
+    })
+    await b.locks.transaction(name, (trx) => b.locks.transaction(other, () => sql.raw(insert(name)).execute(trx)))
+    expect(await count(name, other)).toBe(2)
+  })
+
+  test('tells a group that its partition is lost: no event has failed by that; by a hold it never had, one has', async () => {
+    const group = fresh()
+    const errors: unknown[] = []
+    const events = createEvents(a, { onError: (error) => errors.push(error) })
+    await events.append(`${group}/stream`, { type: 'x' })
+    const attempts: number[] = []
+    const options = { prefix: `${group}/`, partitions: 1, retryDelayMs: 1 }
+    const consumer = events.consume(group, options, async (_event, { trx, attempt }) => {
+      attempts.push(attempt)
+      await sql`insert into fenced values (${10_000 + n++}, 'by a group')`.execute(trx) // under its partition's hold
+      if (attempts.length === 1) {
+        await db.pool.query(
+          `update lockstep.lease set expires_at = clock_timestamp() where name = lockstep.partition($1, 0)`,
+          [group],
+        )
+      }
+      if (attempts.length === 2) await sql.raw(insert(group)).execute(trx)
+    })
+    await until('it is applied', async () => (await events.group(group)) && (await events.lag(group)).behind === 0)
+    await until('it is not retried', async () => (await events.lag(group)).partitions.every((p) => p.retrying === 0))
+    await consumer.stop({ graceMs: 0 })
+    expect(attempts).toEqual([1, 1, 2])
+    expect(errors).toEqual([])
   })
 })
 

@@ -351,6 +351,15 @@ describe('granting', () => {
 const WITHOUT = [
   ...['lockstep.migration_lock', 'sequence lockstep.stream_id_seq', 'function lockstep.realign'],
   ...['function lockstep.fence_table', 'function lockstep.unfence_table', 'function lockstep.check_fence'],
+  ...['function lockstep.has_by_transaction', 'function lockstep.refuse_write', 'function lockstep.fence_name'],
+  ...['function lockstep.change_fences', 'function lockstep.descendants', 'function lockstep.fence_call'],
+  ...['function lockstep.fence_descendants', 'function lockstep.has_trigger', 'function lockstep.fence_expression'],
+  ...[
+    'function lockstep.fence_function',
+    'function lockstep.is_fence_function',
+    'function lockstep.drop_fence_function',
+  ],
+  ...['function lockstep.fence_new_tables', 'function lockstep.heed_new_tables'],
   ...['lockstep_boss.schedule', 'lockstep_boss.subscription', 'lockstep_boss.bam', 'lockstep_boss.warning'],
   ...['lockstep_boss.queue_stats', 'function lockstep_boss.job_table_format', 'function lockstep_boss.job_table_run'],
   'function lockstep_boss.job_table_run_async',

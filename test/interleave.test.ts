@@ -128,7 +128,7 @@ const TAKEN_OUT: [rule: string, name: string, from: string | RegExp, to: string,
   ],
   [
     'a write to a fenced table is checked at COMMIT',
-    ...(['check_fence', 'perform lockstep.assert_held(part[1], part[2]::bigint);', ''] as const),
+    ...(['check_fence', /ignored := lockstep.check_hold\(tg_relid, tg_argv.*/, ''] as const),
     "A's lease: write to a fenced table × expiry, lease",
     /B expire, B grant, A commit: a write under \d+ was committed after \d+ had been granted/,
   ],
@@ -156,7 +156,7 @@ const WITHIN: typeof TAKEN_OUT = [
   ],
   [
     'what was checked at COMMIT is held until the commit has ended',
-    ...(['assert_held', /\s+for key share/, ''] as const),
+    ...(['check_hold', /\s+for key share/, ''] as const),
     "A's lease: write to a fenced table × expiry, lease",
     /A commit, B expire, B grant, A goes on: a write under \d+ was committed after \d+ had been granted/,
   ],

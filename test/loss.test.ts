@@ -307,7 +307,7 @@ describe.concurrent('a process that stands still', () => {
       // It has been told to wait: released between its gaining K and its look at the row, the lock would be its own.
       await until('it waits', async () => {
         const { rows } = await db.pool.query(
-          `select from pg_stat_activity where datname = current_database() and query like '%lockstep.take(%'
+          `select from pg_stat_activity where datname = current_database() and query like '%lockstep.enter(%'
              and state = 'idle in transaction' and pid <> pg_backend_pid()`,
         )
         return rows.length === 1 && (await b.locks.query(name)).waiting === 1

@@ -21,7 +21,7 @@ interface Mutant {
 }
 
 const LEASE = 'db/migrations/0001_lease.sql'
-const ELECTION = 'db/migrations/0002_election.sql'
+const FENCE = 'db/migrations/0010_fence.sql'
 const MUTANTS: Mutant[] = [
   {
     bug: 'a fence is taken outside of a transaction',
@@ -49,11 +49,25 @@ const MUTANTS: Mutant[] = [
   },
   {
     bug: 'FOR KEY SHARE taken out: an assertion looks, and locks nothing',
-    file: ELECTION,
+    file: FENCE,
     from: '\n      for key share;\n  if not found then\n    raise exception',
     to: ';\n  if not found then\n    raise exception',
     files: ['fence.test.ts', 'interleave.test.ts'],
     tests: 'keeps a takeover out|statement by statement',
+  },
+  {
+    bug: 'the row that an update leaves is not asked for its hold, only the row that it makes',
+    file: FENCE,
+    from: '      ignored := lockstep.check_hold(tg_relid, was);\n',
+    to: '      ignored := true;\n',
+    files: ['fence.rows.test.ts'],
+  },
+  {
+    bug: 'K in shared mode lets a transaction write',
+    file: FENCE,
+    from: "and l.granted and l.mode = 'ExclusiveLock' and",
+    to: 'and l.granted and',
+    files: ['fence.rows.test.ts'],
   },
   {
     bug: 'the trust timer taken out: a hold that cannot be renewed is believed for ever',

@@ -89,7 +89,8 @@ async function fences({ lockstep, owner }: Tourist): Promise<void> {
   if (rows[0].absent) {
     const role = (await sql<{ role: string }>`select current_user as role`.execute(kysely)).rows[0]?.role
     await owner.query(`create table fenced (n int); select lockstep.fence_table('fenced');
-                       grant select, insert, update, delete on fenced to "${role}"`)
+                       create table bound (n int); select lockstep.fence_table('bound', by => $$ 'row/' || n $$);
+                       grant select, insert, update, delete on fenced, bound to "${role}"`)
   }
   for (const options of [{}, LEASE]) {
     const held = await locks.acquire('fenced', options)
@@ -107,6 +108,7 @@ async function fences({ lockstep, owner }: Tourist): Promise<void> {
     await held.release()
   }
   await locks.transaction('fenced', (trx) => trx.insertInto('fenced').values({ n: 1 }).execute())
+  await locks.transaction('row/1', (trx) => trx.insertInto('bound').values({ n: 1 }).execute())
 }
 
 async function leaders({ lockstep, owner }: Tourist): Promise<void> {

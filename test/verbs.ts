@@ -285,13 +285,13 @@ const enter = (wait: number | null): Step => ({
     if (gated && token !== null) await entered(p, token, begun)
   },
 })
-const takeInside: Step = {
-  name: 'take',
+const enterAgain: Step = {
+  name: 'enter again',
   on: 'pool',
   when: (p) => p.mayTake,
   async run(p) {
     const begun = ++p.case.clock
-    const { token } = await p.pool.ask('select * from lockstep.take($1)', [p.name])
+    const { token } = await p.pool.ask('select * from lockstep.enter($1, null)', [p.name])
     if (token !== null) await entered(p, token, begun)
   },
 }
@@ -423,8 +423,8 @@ export const ACQUIRE: Record<string, Script> = {
   'acquire, connection': [queueFor('connection'), take, register],
   'try, lease': [grantOpen, commit],
   'acquire, lease': [queueFor('lease'), grantOn('session'), unlock],
-  'transaction, at once': [enter(null), takeInside, commit],
-  'transaction, in the queue': [enter(0), takeInside, commit],
+  'transaction, at once': [enter(null), enterAgain, commit],
+  'transaction, in the queue': [enter(0), enterAgain, commit],
   'force, lease': [force, grant],
   'expiry, lease': [expire, grant],
   'expiry, connection': [expire, tryIt],
