@@ -9,6 +9,7 @@
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
+import * as fs from 'node:fs'
 import * as path from 'node:path'
 import { text } from 'node:stream/consumers'
 import { inspect } from 'node:util'
@@ -23,6 +24,8 @@ import { freshDatabase, pgbouncerAvailable, type RoleDatabase } from './database
 import { AUTHORIZED, contract, KEYS, transcript } from './runtime/contract.ts'
 import { startNode } from './runtime/runtimes.ts'
 import { ROOMS } from './tour.ts'
+
+const MIGRATIONS = fs.readdirSync(path.join(import.meta.dirname, '../db/migrations')).length
 
 let db: RoleDatabase
 beforeAll(async () => {
@@ -226,7 +229,7 @@ describe('granting', () => {
     await expect(migrate(empty.url, { grant: 'nobody at all' })).rejects.toThrow('There is no role "nobody at all"')
     expect((await empty.pool.query(`select to_regnamespace('lockstep') as there`)).rows).toEqual([{ there: null }])
     const { applied, granted } = await migrate(empty.url, { grant: await role() })
-    expect(applied).toHaveLength(7)
+    expect(applied).toHaveLength(MIGRATIONS)
     expect(granted).toEqual(expect.arrayContaining([...NEEDED]))
   })
 
@@ -237,7 +240,7 @@ describe('granting', () => {
     expect(await has(group)).toEqual(['SELECT on lockstep.migration'])
     const client = new pg.Client(as(name))
     await client.connect()
-    expect((await client.query('select * from lockstep.migration')).rows).toHaveLength(7)
+    expect((await client.query('select * from lockstep.migration')).rows).toHaveLength(MIGRATIONS)
     await client.end()
   })
 

@@ -301,7 +301,7 @@ const PUBLIC = {
   },
   'lib/ntp': { values: ['NTP_SERVERS', 'ntp'], types: ['Measurement', 'Ntp', 'NtpOptions', 'ServerReport'] },
   'lib/migrate': {
-    values: ['migrate', 'schemaState'],
+    values: ['described', 'migrate', 'schemaState'],
     types: ['Blocker', 'MigrateOptions', 'Migrated', 'SchemaState'],
   },
   'lib/postgres': { values: ['startPostgres'], types: ['Postgres', 'PostgresOptions'] },
