@@ -132,8 +132,8 @@ async function apply<DB>(db: Kysely<DB>, options: MigrateOptions): Promise<Migra
     for (let quiet: number | null = null; ; ) {
       options.signal?.throwIfAborted()
       const step: Step = await pinned(db, (trx) => advance(trx, files, options, quiet))
+      if (step.resumed && !closed) done.resumed = true
       done.applied.push(...step.applied)
-      if (step.resumed && done.applied.length === 0) done.resumed = true
       if (step.finished) return { ...done, ...step.finished }
       closed = true
       if (step.closing !== null) quiet = (await untilQuiet(db, step.closing, options, left)) ? step.closing : null

@@ -49,7 +49,7 @@ test('a process of 0.6 that holds by connection is waited for; meanwhile nobody 
   const refused = { code: 'UNAVAILABLE' }
   for (const options of [{}, { ttlMs: 5_000 }]) {
     await expect(old('tryAcquire', 'x', options)).rejects.toMatchObject(refused)
-    await expect(old('acquire', 'a', { ...options, waitMs: 5_000 })).rejects.toMatchObject(refused)
+    await expect(old('acquire', 'x', { ...options, waitMs: 5_000 })).rejects.toMatchObject(refused)
     await expect(now.locks.tryAcquire('x', options)).rejects.toMatchObject(refused)
   }
   await expect(now.locks.transaction('x', async () => {})).rejects.toMatchObject(refused)

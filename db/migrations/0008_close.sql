@@ -101,7 +101,10 @@ begin
         from pg_locks l
        where l.locktype = 'advisory' and l.objsubid = 1 and l.granted and l.database = here
     ), found as (
-      select h.pid, case when h.pid is null then split_part(h.holder, '/', 2) end as xid, false as open, h.key
+      select h.pid, case when h.pid is null then (
+               select x.transactionid::text from pg_locks x
+                where x.pid is null and x.locktype = 'transactionid' and x.virtualtransaction = h.holder limit 1) end as xid,
+             false as open, h.key
         from held h where h.key <> all (others)
       union all
       select s.pid, null, true, null from unnest(still) s(pid)
