@@ -23,7 +23,7 @@ import pg from 'pg'
 import { type Clocked, Ear, type Heard } from './clock.ts'
 import { fromDatabase, outOfRange, UnavailableError, wrongType } from './errors.ts'
 import { announcedPid, clients, clientWith, Pool, type PoolConfig } from './pool.ts'
-import { type Engine, unfit, unwritable } from './proof.ts'
+import { type ServerFacts, unfit, unwritable } from './proof.ts'
 
 export { announcedPid, type Pool } from './pool.ts'
 export type { Tables } from './tables.ts'
@@ -210,7 +210,7 @@ export class Database {
    * @throws {UnavailableError} one sentence: what is not so.
    */
   async ready(): Promise<void> {
-    const [engine] = await this.control<Engine & { current: string | null; oldest: string }>(
+    const [engine] = await this.control<ServerFacts & { current: string | null; oldest: string }>(
       sql`select * from lockstep.engine(${!this.#proved})`,
     )
     if (!engine) throw new UnavailableError('The database did not answer')

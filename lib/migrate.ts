@@ -28,7 +28,7 @@ import { fromDatabase, UnavailableError, wrongType } from './errors.ts'
 import { alone, type MigrationFiles, migrationFiles, pinned } from './files.ts'
 import { checkRole, grant } from './grant.ts'
 import { checkMs, WAIT } from './options.ts'
-import { type Engine, NOT_SHOWN, unfit, unwritable } from './proof.ts'
+import { NOT_SHOWN, type ServerFacts, unfit, unwritable } from './proof.ts'
 
 export { type Blocker, described }
 
@@ -193,13 +193,13 @@ async function takeBack<DB>(db: Kysely<DB>, files: MigrationFiles, error: unknow
 }
 
 /** By statements that any server understands which speaks Postgres. @throws {Error} */
-async function prove<DB>(trx: Kysely<DB>): Promise<Engine> {
-  const { rows } = await sql<Engine>`
+async function prove<DB>(trx: Kysely<DB>): Promise<ServerFacts> {
+  const { rows } = await sql<ServerFacts>`
     select current_setting('server_version_num')::int as version, current_setting('server_encoding') as encoding,
            pg_is_in_recovery() as standby, current_setting('transaction_read_only')::boolean as read_only, null as shown`.execute(
     trx,
   )
-  const engine = rows[0] as Engine
+  const engine = rows[0] as ServerFacts
   const why = unfit(engine)
   if (why !== undefined) throw new Error(why)
   // 'lock', 'eyed' in ASCII, as in lockstep.engine

@@ -8,7 +8,7 @@
  */
 
 /** What a server says of itself; as lockstep.engine answers. */
-export interface Engine {
+export interface ServerFacts {
   /** server_version_num */
   version: number
   encoding: string
@@ -21,10 +21,9 @@ export interface Engine {
 const OLDEST = 140_000
 
 /** One sentence: why this server will not do; undefined: it will. */
-export function unfit({ version, encoding, shown }: Omit<Engine, 'standby' | 'read_only'>): string | undefined {
+export function unfit({ version, encoding, shown }: Omit<ServerFacts, 'standby' | 'read_only'>): string | undefined {
   if (version < OLDEST) {
-    const said = version >= 100_000 ? Math.floor(version / 10_000) : (version / 10_000).toFixed(1)
-    return `Lockstep needs PostgreSQL 14 or newer, and this server says that it is ${said}`
+    return `Lockstep needs PostgreSQL 14 or newer, and this server says that it is ${Math.floor(version / 10_000)}`
   }
   if (encoding !== 'UTF8') {
     return (
@@ -36,7 +35,7 @@ export function unfit({ version, encoding, shown }: Omit<Engine, 'standby' | 're
 }
 
 /** Why a server can only be read; undefined: it can be written to. */
-export function unwritable({ standby, read_only }: Pick<Engine, 'standby' | 'read_only'>): string | undefined {
+export function unwritable({ standby, read_only }: Pick<ServerFacts, 'standby' | 'read_only'>): string | undefined {
   if (standby) return 'The database is a standby, which can only be read: connect to its primary'
   return read_only ? 'The database can only be read by this role (default_transaction_read_only is on)' : undefined
 }
