@@ -27,7 +27,7 @@ export interface Blocker {
   role: string
   /** When its transaction began, or its connection; null: the role that migrates may not see it. */
   since: Date | null
-  /** What it has, such as: a transaction of before · "orders" · 2 advisory locks, of Lockstep or of an application. */
+  /** What it has, such as: a transaction of before · "orders" · 2 advisory locks (…). */
   has: string[]
 }
 
@@ -165,7 +165,11 @@ async function unquiet<DB>(trx: Kysely<DB>, transactions: string[]): Promise<Blo
       has: [
         ...(open ? ['a transaction of before'] : []),
         ...named,
-        ...(others === 0 ? [] : [`${others} advisory lock${others > 1 ? 's' : ''}, of Lockstep or of an application`]),
+        ...(others === 0
+          ? []
+          : [
+              `${others} advisory lock${others > 1 ? 's' : ''} (a hold, the witness of a candidate, or the application's own)`,
+            ]),
       ],
     }
   })

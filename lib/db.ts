@@ -192,7 +192,7 @@ export class Database {
     client.on('error', () => {}) // 'end' follows and is what counts
     try {
       await client.connect()
-      const { rows } = await client.query('select pg_backend_pid() as pid')
+      const { rows } = await client.query('select pg_catalog.pg_backend_pid() as pid')
       if (rows[0].pid === announcedPid(client)) return client
       this.#pooled = true
       await client.end()

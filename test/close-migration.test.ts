@@ -203,7 +203,7 @@ test('what is not quiet in time is as it was before, and says which connections 
   await expect(migrate(db.url, { waitMs: 300 })).rejects.toThrow(
     new RegExp(
       `^The database did not become quiet within 300 ms, and goes on as before; in the way: pid ${pid} \\(older, role \\w+, since .*\\): ` +
-        '1 advisory lock, of Lockstep or of an application; end them, or migrate with --terminate',
+        "1 advisory lock \\(a hold, the witness of a candidate, or the application's own\\); end them, or migrate with --terminate",
     ),
   )
   expect(await functions(db)).toEqual(before)

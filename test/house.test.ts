@@ -493,6 +493,11 @@ describe('files', () => {
     expect(silent).toEqual([])
   })
 
+  test('that are SQL and new are ASCII, so that a database in another encoding is refused for a better reason', () => {
+    const files = filesIn(['db/migrations'], '.sql').filter((file) => file >= 'db/migrations/0008')
+    expect(files.filter((file) => /[^\n\x20-\x7e]/.test(read(file)))).toEqual([])
+  })
+
   test('can be read in a sitting', () => {
     const lines = OURS.map((file) => [file, read(file).split('\n').length - 1] as const)
     expect(lines.filter(([file, count]) => count > (LONG[file] ?? 300))).toEqual([])
