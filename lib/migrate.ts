@@ -83,6 +83,7 @@ export async function migrate<DB>(database: string | Kysely<DB>, options: Migrat
   if (typeof database !== 'string') return apply(database, options)
   const pool = new pg.Pool({ connectionString: database, max: 1 })
   pool.on('error', () => {}) // an idle connection that breaks is not our business
+  pool.on('connect', (client) => client.on('error', () => {})) // nor may one that breaks between two statements end the process
   const db = new Kysely<unknown>({ dialect: new PostgresDialect({ pool }) })
   try {
     return await apply(db, options)
@@ -122,25 +123,30 @@ async function apply<DB>(db: Kysely<DB>, options: MigrateOptions): Promise<Migra
   const done: Migrated = { applied: [], latest: [...files.keys()].at(-1) as string }
   const since = performance.now()
   const left = () => (options.waitMs ?? 30_000) - (performance.now() - since)
-  let closed = false
+  let closed: 'no' | 'perhaps' | 'yes' = 'no'
   try {
     const before = await pinned(db, async (trx) => ({ ...(await prove(trx)), ...(await stateOf(trx, files)) }))
     refuseNewer(before)
     if (before.pending.length === 0 && !before.misaligned && options.grant === undefined) return done
     const why = unwritable(before)
     if (why !== undefined) throw new UnavailableError(why)
+    if (before.current !== null && before.pending.some((name) => files.get(name)?.ends === 'barrier'))
+      closed = 'perhaps'
     for (let quiet: number | null = null; ; ) {
       options.signal?.throwIfAborted()
       const step: Step = await pinned(db, (trx) => advance(trx, files, options, quiet))
-      if (step.resumed && !closed) done.resumed = true
+      if (step.resumed && closed !== 'yes') done.resumed = true
       done.applied.push(...step.applied)
       if (step.finished) return { ...done, ...step.finished }
-      closed = true
+      closed = 'yes'
       if (step.closing !== null) quiet = (await untilQuiet(db, step.closing, options, left)) ? step.closing : null
     }
   } catch (error) {
-    if (closed) await takeBack(db, files, error)
-    throw fromDatabase(error)
+    const known = fromDatabase(error)
+    if (closed === 'yes') await takeBack(db, files, error)
+    // It may have closed, and the answer was lost.
+    else if (closed === 'perhaps' && known instanceof UnavailableError) await reopen(db, files).catch(() => {})
+    throw known
   }
 }
 

@@ -9,6 +9,7 @@ import * as os from 'node:os'
 import * as path from 'node:path'
 import { createInterface } from 'node:readline'
 import { text } from 'node:stream/consumers'
+import { Kysely, PostgresDialect } from 'kysely'
 import pg from 'pg'
 import { afterEach, expect, test } from 'vitest'
 import { createEvents } from '../lib/event.ts'
@@ -290,6 +291,31 @@ test('broken off by its signal it is as it was before', async () => {
   expect(await functions(db)).toEqual(before)
   expect(await applied(db)).toEqual(OLD)
   await old('acquire', 'x')
+})
+
+test('when the answer to its first commit is lost, it takes back what it may have done', async () => {
+  const db = await atOld()
+  const before = await functions(db)
+  let commits = 0
+  class Losing extends pg.Client {
+    // biome-ignore lint/suspicious/noExplicitAny: pg's overloads
+    override async query(...args: any[]): Promise<any> {
+      const answer = await super.query(...(args as [string]))
+      if (args[0] !== 'commit' || ++commits !== 2) return answer // the first is that of a look
+      expect(await applied(db)).toContain('0008_close')
+      this.connection?.stream.destroy()
+      throw Object.assign(new Error('read ECONNRESET'), { code: 'ECONNRESET' })
+    }
+  }
+  const pool = new pg.Pool({ connectionString: db.url, max: 1, Client: Losing })
+  pool.on('error', () => {})
+  pool.on('connect', (each) => each.on('error', () => {}))
+  const kysely = new Kysely<unknown>({ dialect: new PostgresDialect({ pool }) })
+  cleaning.push(() => kysely.destroy())
+  await expect(migrate(kysely)).rejects.toMatchObject({ code: 'UNAVAILABLE' })
+  expect(commits).toBeGreaterThan(2)
+  expect(await functions(db)).toEqual(before)
+  expect(await applied(db)).toEqual(OLD)
 })
 
 test('the command says what it waits for, and takes everything back at Ctrl-C', async () => {
