@@ -13,7 +13,7 @@ import { readFile } from 'node:fs/promises'
 import { parseArgs } from 'node:util'
 import { createEvents } from '../lib/event.ts'
 import { createLockstep, type Lockstep } from '../lib/index.ts'
-import { migrate } from '../lib/migrate.ts'
+import { type Blocker, described, type MigrateOptions, migrate } from '../lib/migrate.ts'
 import { NTP_SERVERS, type Ntp, ntp } from '../lib/ntp.ts'
 import { startPostgres } from '../lib/postgres.ts'
 import { createTasks } from '../lib/task.ts'
@@ -26,6 +26,8 @@ const HELP = `lockstep: distributed coordination on Postgres
     --no-migrate       serve on the schema as it is, also a newer one
   lockstep migrate     migrate the database of DATABASE_URL
     --grant <role>     and give a role exactly the rights that the functions need
+    --wait-ms <ms>     for how long it waits when nobody may hold meanwhile (30000)
+    --terminate        end the connections that are in the way then, after a second
   lockstep --version   lockstep --help
 
 Environment
@@ -51,6 +53,8 @@ async function main(args: string[], env: NodeJS.ProcessEnv): Promise<void> {
       help: { type: 'boolean', short: 'h' },
       version: { type: 'boolean', short: 'v' },
       grant: { type: 'string' },
+      terminate: { type: 'boolean' },
+      'wait-ms': { type: 'string' },
       'no-migrate': { type: 'boolean' },
     },
   })
@@ -60,12 +64,25 @@ async function main(args: string[], env: NodeJS.ProcessEnv): Promise<void> {
   if (more.length > 0 || !['start', 'migrate'].includes(command)) {
     throw misunderstood(`There is no command "${positionals.join(' ')}": try --help`)
   }
-  if (values.grant !== undefined && command !== 'migrate') throw misunderstood('--grant goes with migrate: try --help')
+  for (const option of ['grant', 'terminate', 'wait-ms'] as const) {
+    if (values[option] !== undefined && command !== 'migrate')
+      throw misunderstood(`--${option} goes with migrate: try --help`)
+  }
+  const waitMs = values['wait-ms']
+  if (waitMs !== undefined && !/^\d{1,9}$/.test(waitMs)) {
+    throw misunderstood(`--wait-ms is a whole number of milliseconds, not ${JSON.stringify(waitMs)}`)
+  }
   if (values['no-migrate'] && command !== 'start') throw misunderstood('--no-migrate goes with start: try --help')
   const settings = readSettings(env)
   if (command === 'start') return start({ ...settings, migrates: !values['no-migrate'] })
   if (!settings.url) throw new Error('migrate needs DATABASE_URL (the embedded PostgreSQL is migrated by start)')
-  await migrated(settings.url, values.grant)
+  const stop = stopSignal()
+  const given = { ...(values.grant !== undefined && { grant: values.grant }), terminate: values.terminate ?? false }
+  await migrated(settings.url, stop, { ...given, ...(waitMs !== undefined && { waitMs: Number(waitMs) }) }).catch(
+    (error) => {
+      throw error === stop.reason ? new Error('stopped; the database works as before') : error
+    },
+  )
 }
 
 const misunderstood = (sentence: string) => Object.assign(new Error(sentence), { exitCode: 2 })
@@ -120,7 +137,7 @@ async function start({ port, host, url: given, keys, ntp, migrates }: Settings &
       url = postgres.url
     }
     stop.throwIfAborted()
-    if (migrates) await migrated(url)
+    if (migrates) await migrated(url, stop)
     stop.throwIfAborted()
 
     const lockstep = createLockstep({ connectionString: url, time: ntp ? { ntp } : {} })
@@ -163,10 +180,16 @@ function stopSignal(): AbortSignal {
   return stop.signal
 }
 
-async function migrated(url: string, role?: string): Promise<void> {
-  const { applied, latest, granted } = await migrate(url, role === undefined ? {} : { grant: role })
+/** A migration that is stopped while it waits takes back what it did. */
+async function migrated(url: string, signal: AbortSignal, options: MigrateOptions = {}): Promise<void> {
+  const verb = options.terminate ? 'ending' : 'waiting for'
+  const onWait = (blockers: Blocker[]) => {
+    for (const blocker of blockers) console.error(`${verb} ${described(blocker)}`)
+  }
+  const { applied, latest, granted, resumed } = await migrate(url, { ...options, signal, onWait })
+  if (resumed) console.log('went on with a migration that had not come to its end')
   console.log(applied.length > 0 ? `migrations applied: ${applied.join(', ')}` : `schema is up to date (${latest})`)
-  if (granted) console.log(`granted to ${role}: what the functions need of ${counted(granted)}`)
+  if (granted) console.log(`granted to ${options.grant}: what the functions need of ${counted(granted)}`)
 }
 
 /** On how many things there are rights. */

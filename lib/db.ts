@@ -23,6 +23,7 @@ import pg from 'pg'
 import { type Clocked, Ear, type Heard } from './clock.ts'
 import { fromDatabase, outOfRange, UnavailableError, wrongType } from './errors.ts'
 import { announcedPid, clients, clientWith, Pool, type PoolConfig } from './pool.ts'
+import { type ServerFacts, unfit, unwritable } from './proof.ts'
 
 export { announcedPid, type Pool } from './pool.ts'
 export type { Tables } from './tables.ts'
@@ -70,7 +71,7 @@ export interface ConnectOptions {
 }
 
 /** The last migration that this code needs. */
-export const SCHEMA = '0012_transaction'
+export const SCHEMA = '0013_search_path'
 
 const CONTROL_CONNECTIONS = 2
 const CONNECT_TIMEOUT_MS = 5_000
@@ -98,6 +99,7 @@ export class Database {
   readonly #common: Omit<PoolConfig, 'max'>
   readonly #shared: pg.Pool | undefined
   #pooled: boolean
+  #proved = false
 
   constructor(options: ConnectOptions) {
     if (typeof options !== 'object' || options === null) throw wrongType('options', 'an object', options)
@@ -200,7 +202,7 @@ export class Database {
     client.on('error', () => {}) // 'end' follows and is what counts
     try {
       await client.connect()
-      const { rows } = await client.query('select pg_backend_pid() as pid')
+      const { rows } = await client.query('select pg_catalog.pg_backend_pid() as pid')
       if (rows[0].pid === announcedPid(client)) return client
       this.#pooled = true
       await client.end()
@@ -211,12 +213,29 @@ export class Database {
     }
   }
 
-  /** One statement: the database answers, and has at least the schema that this code needs. @throws {UnavailableError} */
+  /**
+   * One statement: the database answers, is one that can be trusted (proof.ts), and has a schema for this code: not an older one than
+   * it needs, nor a newer one that does not serve it any more (lockstep.oldest_code). The engine is proved once.
+   *
+   * @throws {UnavailableError} one sentence: what is not so.
+   */
   async ready(): Promise<void> {
-    const [row] = await this.control<{ ready: boolean }>(
-      sql`select exists (select from lockstep.migration where name >= ${SCHEMA}) as ready`,
+    const [engine] = await this.control<ServerFacts & { current: string | null; oldest: string }>(
+      sql`select * from lockstep.engine(${!this.#proved})`,
     )
-    if (!row?.ready) throw new UnavailableError(`The database has an older schema than ${SCHEMA}: run the migrations`)
+    if (!engine) throw new UnavailableError('The database did not answer')
+    const { current, oldest } = engine
+    const why = unfit(engine) ?? unwritable(engine)
+    if (why !== undefined) throw new UnavailableError(why)
+    if (current === null || current < SCHEMA) {
+      throw new UnavailableError(`The database has an older schema than ${SCHEMA}: run the migrations`)
+    }
+    if (oldest > SCHEMA) {
+      throw new UnavailableError(
+        `The database has the schema ${current}, which serves code of ${oldest} and later, and this is of ${SCHEMA}: deploy the newer version`,
+      )
+    }
+    this.#proved = true
   }
 
   /** Ends the pools. Connections from {@link direct} are their owners' to end. */

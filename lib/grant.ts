@@ -6,8 +6,7 @@
  * everybody, nothing is changed. test/grant.test.ts shows that nothing is missing and nothing too much.
  *
  * The functions run with the rights of who calls them. As SECURITY DEFINER they would spare the role the rights on our
- * tables, but pg-boss's statements are no functions and need theirs in any case; and a definer's function is never inlined, and
- * sets its search path at each call, on the very path that is measured in microseconds.
+ * tables, but pg-boss's statements are no functions and need theirs in any case; and a definer's function is never inlined.
  *
  * EXECUTE is everybody's unless an owner has taken it from PUBLIC. Then the role needs its own, so it gets it; without the
  * right on the tables behind it, it is worth nothing.
@@ -36,7 +35,7 @@ select, insert, update on lockstep_boss.job
 select, delete on lockstep_boss.job_dependency
 select (monitor_backoff_on) on lockstep_boss.version
 select (id, heartbeat_seconds, started_on, heartbeat_on, stopped_on), update (id), delete on lockstep_boss.instance
-execute on function lockstep.key, lockstep.check_isolation, lockstep.channel, lockstep.listen
+execute on function lockstep.key, lockstep.key_of, lockstep.utf8, lockstep.check_isolation, lockstep.channel, lockstep.listen
 execute on function lockstep.grant_leases, lockstep.renew_leases, lockstep.revoke_leases, lockstep.release_held
 execute on function lockstep.keys_of, lockstep.keep_only, lockstep.lock_room, lockstep.force_revoke
 execute on function lockstep.force, lockstep.sweep, lockstep.take, lockstep.check_backend, lockstep.try, lockstep.turn
@@ -55,7 +54,7 @@ execute on function lockstep.shown, lockstep.page_bytes, lockstep.read_stream, l
 execute on function lockstep.declare_group, lockstep.delete_group, lockstep.unstick, lockstep.next_turn
 execute on function lockstep.hold_checkpoint, lockstep.refuse_turn, lockstep.read_partition, lockstep.commit_events
 execute on function lockstep.fail_event, lockstep.redeliver, lockstep.truncate_stream, lockstep.sweep_events
-execute on function lockstep.misaligned
+execute on function lockstep.misaligned, lockstep.engine, lockstep.oldest_code
 execute on function lockstep.check_transaction, lockstep.exhaust_job
 execute on function lockstep_boss.job_now, lockstep_boss.create_queue, lockstep_boss.delete_queue
 `

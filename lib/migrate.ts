@@ -3,32 +3,36 @@
  *
  * All that are pending are applied in one transaction, so a database is never between two releases: a file that
  * fails leaves nothing of itself nor of those before it. Any number of processes may migrate at once (every
- * instance of a deployment does): an advisory lock of that transaction admits one, the others find it done. The
- * lock is ours and not only Kysely's because creating the schema itself is a race that Kysely leaves outside its
- * lock; and it ends with the transaction because a session lock would stay behind on a transaction pooler.
+ * instance of a deployment does): an advisory lock of that transaction admits one, the others find it done.
+ *
+ * But a change for which nobody may hold has to close the database first, and wait until it is quiet: then there are several
+ * transactions, and the wait is told in closing.ts. A database that is new has nobody to wait for, and one transaction.
  *
  * Forward only. A database that knows a migration which this code does not is refused: the answer to an old
  * deployment on a new database is the new deployment, never a rollback.
+ *
+ * A server that Lockstep cannot stand on is refused before anything is made (proof.ts).
  *
  * A database that was restored, or replicated logically, without its sequences would grant a token a second time. Each run sees
  * that and sets them right, also when there is nothing else to do.
  *
  * Who runs the functions need not own the tables: what such a role gets is in grant.ts, and it gets it in the same transaction,
  * so that no program meets tables that it has no rights on yet.
- *
- * In a file: no `begin`/`commit`, nothing that refuses to run in a transaction (`create index concurrently`).
  */
 
-import { readdir, readFile } from 'node:fs/promises'
-import { fileURLToPath } from 'node:url'
 import { Kysely, PostgresDialect, sql } from 'kysely'
-import type { Migration } from 'kysely/migration'
 import { Migrator } from 'kysely/migration'
 import pg from 'pg'
-import { fromDatabase } from './errors.ts'
+import { type Blocker, closingOf, described, reopen, untilQuiet, type WaitOptions } from './closing.ts'
+import { fromDatabase, UnavailableError, wrongType } from './errors.ts'
+import { alone, type MigrationFiles, migrationFiles, pinned } from './files.ts'
 import { checkRole, grant } from './grant.ts'
+import { checkMs, WAIT } from './options.ts'
+import { NOT_SHOWN, type ServerFacts, unfit, unwritable } from './proof.ts'
 
-export interface MigrateOptions {
+export { type Blocker, described }
+
+export interface MigrateOptions extends WaitOptions {
   /** Folder of `NNNN_name.sql` files. @default the `db/migrations` of this package */
   folder?: string
   /**
@@ -44,6 +48,8 @@ export interface Migrated {
   applied: string[]
   /** The last one known. */
   latest: string
+  /** An earlier migration had closed the database and not come to its end, or another process was at it: this one went on from there. */
+  resumed?: true
   /** With `grant`: every right that the role has now, like `INSERT on lockstep.stream (name)`. */
   granted?: string[]
 }
@@ -64,16 +70,20 @@ export interface SchemaState {
  * Brings the database to the schema this code needs; does nothing, and needs no rights, when it is there already.
  *
  * @param database  a connection string (direct or pooled), or a Kysely, which stays open.
- * @throws {Error} one sentence: the database is newer than this code, a file failed (which, and in which line),
- *   the role lacks a right, there is nobody to grant to, or the folder holds something unexpected. Nothing was changed.
- * @throws {TypeError} or {RangeError}, `code` INVALID_ARGUMENT: `grant` cannot be a role of yours.
- * @throws {UnavailableError} the database cannot be reached.
+ * @throws {Error} one sentence: the server is none that Lockstep can stand on, the database is newer than this code, a file failed
+ *   (which, and in which line), the role lacks a right, there is nobody to grant to, the folder holds something unexpected, or
+ *   others were in the way for `waitMs` (which). Nothing was changed.
+ * @throws {TypeError} or {RangeError}, `code` INVALID_ARGUMENT: `grant` cannot be a role of yours, or `waitMs` and the others are
+ *   not what they should be.
+ * @throws {UnavailableError} the database cannot be reached, or only be read.
+ * @throws the signal's reason.
  */
 export async function migrate<DB>(database: string | Kysely<DB>, options: MigrateOptions = {}): Promise<Migrated> {
-  if (options.grant !== undefined) checkRole(options.grant)
+  checkOptions(options)
   if (typeof database !== 'string') return apply(database, options)
   const pool = new pg.Pool({ connectionString: database, max: 1 })
   pool.on('error', () => {}) // an idle connection that breaks is not our business
+  pool.on('connect', (client) => client.on('error', () => {})) // nor may one that breaks between two statements end the process
   const db = new Kysely<unknown>({ dialect: new PostgresDialect({ pool }) })
   try {
     return await apply(db, options)
@@ -82,44 +92,135 @@ export async function migrate<DB>(database: string | Kysely<DB>, options: Migrat
   }
 }
 
+function checkOptions({ grant, waitMs, terminate, signal, onWait }: MigrateOptions): void {
+  if (grant !== undefined) checkRole(grant)
+  if (waitMs !== undefined) checkMs('waitMs', waitMs, WAIT)
+  if (terminate !== undefined && typeof terminate !== 'boolean') throw wrongType('terminate', 'a boolean', terminate)
+  if (signal !== undefined && !(signal instanceof AbortSignal)) throw wrongType('signal', 'an AbortSignal', signal)
+  if (onWait !== undefined && typeof onWait !== 'function') throw wrongType('onWait', 'a function', onWait)
+}
+
 /**
  * Compares the database with this code; reads only, and works before the first migration too.
  *
  * @throws {UnavailableError} the database cannot be reached.
  */
-export async function schemaState<DB>(db: Kysely<DB>, options: MigrateOptions = {}): Promise<SchemaState> {
-  return stateOf(db, await migrationFiles(options.folder)).catch((error) => {
-    throw fromDatabase(error)
-  })
+export async function schemaState<DB>(
+  db: Kysely<DB>,
+  options: Pick<MigrateOptions, 'folder'> = {},
+): Promise<SchemaState> {
+  const files = await migrationFiles(options.folder)
+  return pinned(db, (trx) => stateOf(trx, files)).then(
+    ({ current, latest, pending, newer }) => ({ current, latest, pending, newer }),
+    (error) => {
+      throw fromDatabase(error)
+    },
+  )
 }
 
 async function apply<DB>(db: Kysely<DB>, options: MigrateOptions): Promise<Migrated> {
   const files = await migrationFiles(options.folder)
-  const latest = [...files.keys()].at(-1) as string
+  const done: Migrated = { applied: [], latest: [...files.keys()].at(-1) as string }
+  const since = performance.now()
+  const left = () => (options.waitMs ?? 30_000) - (performance.now() - since)
+  let closed: 'no' | 'perhaps' | 'yes' = 'no'
   try {
-    const before = await stateOf(db, files)
+    const before = await pinned(db, async (trx) => ({ ...(await prove(trx)), ...(await stateOf(trx, files)) }))
     refuseNewer(before)
-    if (before.pending.length === 0 && !before.misaligned && options.grant === undefined) return { applied: [], latest }
-    return await db
-      .transaction()
-      .setIsolationLevel('read committed') // what another process did while we waited must be seen
-      .execute(async (trx) => {
-        // a role's own time limits are for its queries, not for waiting in this line
-        await sql`set local statement_timeout = 0; set local lock_timeout = 0`.execute(trx)
-        // two integers ('lock', 'step' in ASCII): a key space apart from that of the locks themselves
-        await sql`select pg_advisory_xact_lock(1819239275, 1937007984)`.execute(trx)
-        const now = await stateOf(trx, files)
-        refuseNewer(now)
-        const applied = now.pending.length > 0 ? await bringUp(trx, files) : []
-        if (await isMisaligned(trx)) await sql`select lockstep.realign()`.execute(trx)
-        return { applied, latest, ...(options.grant !== undefined && { granted: await grant(trx, options.grant) }) }
-      })
+    if (before.pending.length === 0 && !before.misaligned && options.grant === undefined) return done
+    const why = unwritable(before)
+    if (why !== undefined) throw new UnavailableError(why)
+    if (before.current !== null && before.pending.some((name) => files.get(name)?.ends === 'barrier'))
+      closed = 'perhaps'
+    for (let quiet: number | null = null; ; ) {
+      options.signal?.throwIfAborted()
+      const step: Step = await pinned(db, (trx) => advance(trx, files, options, quiet))
+      if (step.resumed && closed !== 'yes') done.resumed = true
+      done.applied.push(...step.applied)
+      if (step.finished) return { ...done, ...step.finished }
+      closed = 'yes'
+      if (step.closing !== null) quiet = (await untilQuiet(db, step.closing, options, left)) ? step.closing : null
+    }
   } catch (error) {
-    throw fromDatabase(error)
+    const known = fromDatabase(error)
+    if (closed === 'yes') await takeBack(db, files, error)
+    // It may have closed, and the answer was lost.
+    else if (closed === 'perhaps' && known instanceof UnavailableError) await reopen(db, files).catch(() => {})
+    throw known
   }
 }
 
-async function bringUp<DB>(trx: Kysely<DB>, files: Map<string, Migration>): Promise<string[]> {
+/** What one transaction did. */
+interface Step {
+  applied: string[]
+  resumed: boolean
+  /** To be waited for in this closing. */
+  closing: number | null
+  /** There is no more to do. */
+  finished?: { granted?: string[] }
+}
+
+/** As far as one transaction goes; no further than to a barrier that is not known to be quiet. */
+async function advance<DB>(
+  trx: Kysely<DB>,
+  files: MigrationFiles,
+  options: MigrateOptions,
+  quiet: number | null,
+): Promise<Step> {
+  await alone(trx)
+  const { current, pending, ...state } = await stateOf(trx, files)
+  refuseNewer(state)
+  const ends = (name: string | null | undefined) => files.get(name ?? '')?.ends
+  const closing = await closingOf(trx)
+  const resumed = closing !== null
+  if (resumed && pending.length > 0 && ends(current) === 'barrier' && closing !== quiet) {
+    return { applied: [], resumed, closing }
+  }
+  // Of a database that is new nobody has anything.
+  const end = current === null ? -1 : pending.findIndex((name) => ends(name) !== undefined)
+  const target = end < 0 ? pending.at(-1) : pending[end]
+  const applied = target === undefined ? [] : await bringUp(trx, files, target)
+  if (target !== pending.at(-1)) {
+    return { applied, resumed, closing: ends(target) === 'barrier' ? await closingOf(trx) : null }
+  }
+  if (await isMisaligned(trx)) await sql`select lockstep.realign()`.execute(trx)
+  const granted = options.grant === undefined ? {} : { granted: await grant(trx, options.grant) }
+  return { applied, resumed, closing: null, finished: granted }
+}
+
+async function takeBack<DB>(db: Kysely<DB>, files: MigrationFiles, error: unknown): Promise<void> {
+  await reopen(db, files).catch((cause) => {
+    const why = error instanceof Error ? error.message : String(error)
+    throw new UnavailableError(
+      `The migration was broken off (${why}) and could not be taken back: until it is run again locks and appends are refused`,
+      { cause },
+    )
+  })
+}
+
+/** By statements that any server understands which speaks Postgres. @throws {Error} */
+async function prove<DB>(trx: Kysely<DB>): Promise<ServerFacts> {
+  const { rows } = await sql<ServerFacts>`
+    select current_setting('server_version_num')::int as version, current_setting('server_encoding') as encoding,
+           pg_is_in_recovery() as standby, current_setting('transaction_read_only')::boolean as read_only, null as shown`.execute(
+    trx,
+  )
+  const engine = rows[0] as ServerFacts
+  const why = unfit(engine)
+  if (why !== undefined) throw new Error(why)
+  // 'lock', 'eyed' in ASCII, as in lockstep.engine
+  await sql`select pg_advisory_xact_lock_shared(1819239275, 1702454628)`.execute(trx).catch((error) => {
+    throw (error as { severity?: unknown }).severity === 'ERROR' ? new Error(NOT_SHOWN, { cause: error }) : error
+  })
+  const shown = await sql`
+    select from pg_locks l
+     where l.locktype = 'advisory' and l.pid = pg_backend_pid() and l.granted
+       and l.classid = 1819239275 and l.objid = 1702454628 and l.objsubid = 2`.execute(trx)
+  if (shown.rows.length === 0) throw new Error(NOT_SHOWN)
+  return engine
+}
+
+async function bringUp<DB>(trx: Kysely<DB>, files: MigrationFiles, target: string): Promise<string[]> {
   await makeSchema(trx)
   const { error, results } = await new Migrator({
     db: trx,
@@ -127,14 +228,14 @@ async function bringUp<DB>(trx: Kysely<DB>, files: Map<string, Migration>): Prom
     migrationTableSchema: 'lockstep',
     migrationTableName: 'migration',
     migrationLockTableName: 'migration_lock',
-  }).migrateToLatest()
+  }).migrateTo(target)
   if (error !== undefined) throw error
   return (results ?? []).map((result) => result.migrationName)
 }
 
 async function stateOf<DB>(
   db: Kysely<DB>,
-  files: Map<string, Migration>,
+  files: MigrationFiles,
 ): Promise<SchemaState & { unknown: string[]; misaligned: boolean }> {
   const known = [...files.keys()]
   const { rows } = await sql<{ there: boolean }>`select to_regclass('lockstep.migration') is not null as there`.execute(
@@ -186,37 +287,4 @@ async function makeSchema<DB>(db: Kysely<DB>): Promise<void> {
     throw new Error(`The role "${role}" may not create ${where}: migrate as a role that may, or grant it CREATE`)
   }
   if (!there) await sql`create schema lockstep`.execute(db)
-}
-
-/** The files in order, as Kysely wants them. */
-async function migrationFiles(folder: string | undefined): Promise<Map<string, Migration>> {
-  const at = folder ?? fileURLToPath(new URL('../db/migrations', import.meta.url))
-  const files = (await readdir(at)).filter((file) => file.endsWith('.sql')).sort()
-  if (files.length === 0) throw new Error(`There are no migrations in ${at}: the package is incomplete`)
-  for (const [i, file] of files.entries()) {
-    if (!/^\d{4}_[a-z0-9_]+\.sql$/.test(file)) throw new Error(`A migration is named NNNN_name.sql, not ${file}`)
-    if (file.slice(0, 4) === files[i - 1]?.slice(0, 4))
-      throw new Error(`Two migrations have the number ${file.slice(0, 4)}`)
-  }
-  const text = await Promise.all(files.map((file) => readFile(`${at}/${file}`, 'utf8')))
-  return new Map(
-    files.map((file, i) => [file.slice(0, -'.sql'.length), { up: (db) => run(db, file, text[i] as string) }]),
-  )
-}
-
-/** A savepoint around the file: Kysely still has a statement to run in this transaction when the file failed. */
-async function run<DB>(db: Kysely<DB>, file: string, text: string): Promise<void> {
-  await sql`savepoint migration`.execute(db)
-  try {
-    await sql.raw(text).execute(db)
-    await sql`release savepoint migration`.execute(db)
-  } catch (cause) {
-    await sql`rollback to savepoint migration`.execute(db).catch(() => {}) // the connection may be gone
-    const { message, position, code, severity } = cause as Error & Partial<pg.DatabaseError>
-    if (severity === undefined || /^(08|53|57P)/.test(code ?? '')) throw cause // the connection, not the file
-    if (code === '25P01') throw new Error(`Migration ${file} ends the transaction it runs in: take its commit out`)
-    const line =
-      position === undefined ? '' : ` at line ${[...text].slice(0, Number(position)).join('').split('\n').length}`
-    throw new Error(`Migration ${file} failed${line}, and nothing was changed: ${message}`, { cause })
-  }
 }

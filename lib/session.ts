@@ -63,9 +63,10 @@ export class Session {
     try {
       // tcp_user_timeout bounds unanswered data and keepalives alike, idle_session_timeout a process that stands still
       // (its kernel goes on answering); the check interval ends a queue place whose process has died.
+      // The search path is a pinned one: what a tenant has put into `public` is not taken for a function of ours.
       // The planner's settings are those of the functions on leases (0001_lease.sql), set once instead of at every call.
       await client.query(
-        `set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off;` +
+        `set search_path = pg_catalog, pg_temp; set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off;` +
           `set plan_cache_mode = force_generic_plan; set tcp_user_timeout = ${SERVER_GIVES_UP_MS}; set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5;` +
           `set client_connection_check_interval = 2000; set idle_session_timeout = ${SERVER_GIVES_UP_MS}; set statement_timeout = 0; set lock_timeout = 0`,
       )

@@ -28,7 +28,8 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/supervise': ['lib/errors', 'lib/within', 'lib/control'],
   'lib/pool': ['lib/errors', 'lib/share', 'lib/volatile', 'lib/within', 'lib/supervise'],
   'lib/tables': [],
-  'lib/db': ['lib/errors', 'lib/clock', 'lib/pool', 'lib/tables', 'lib/within'],
+  'lib/proof': [],
+  'lib/db': ['lib/errors', 'lib/clock', 'lib/pool', 'lib/proof', 'lib/tables', 'lib/within'],
   'lib/denied': ['lib/errors', 'lib/db'],
   'lib/batch': ['lib/errors', 'lib/db'],
   'lib/turns': ['lib/trust'],
@@ -177,7 +178,9 @@ const MAY_IMPORT: Record<string, string[]> = {
   ],
 
   'lib/grant': ['lib/errors'],
-  'lib/migrate': ['lib/errors', 'lib/grant'],
+  'lib/files': [],
+  'lib/closing': ['lib/files'],
+  'lib/migrate': ['lib/errors', 'lib/options', 'lib/proof', 'lib/files', 'lib/closing', 'lib/grant'],
   'lib/child': [],
   'lib/embedded': ['lib/heed', 'lib/child'],
   'lib/postgres': ['lib/errors', 'lib/child', 'lib/embedded'],
@@ -313,7 +316,10 @@ const PUBLIC = {
     types: ['EndedOutcome', 'ErrorCode', 'Expected', 'InvalidArgument'],
   },
   'lib/ntp': { values: ['NTP_SERVERS', 'ntp'], types: ['Measurement', 'Ntp', 'NtpOptions', 'ServerReport'] },
-  'lib/migrate': { values: ['migrate', 'schemaState'], types: ['MigrateOptions', 'Migrated', 'SchemaState'] },
+  'lib/migrate': {
+    values: ['described', 'migrate', 'schemaState'],
+    types: ['Blocker', 'MigrateOptions', 'Migrated', 'SchemaState'],
+  },
   'lib/postgres': { values: ['startPostgres'], types: ['Postgres', 'PostgresOptions'] },
   'functions/app': { values: ['createApp'], types: ['AppOptions'] },
   'functions/node': { values: ['listenAddress', 'serve'], types: ['ServeOptions', 'Server'] },
@@ -501,6 +507,11 @@ describe('files', () => {
   test('open with what they are for', () => {
     const silent = all.filter((file) => !/^(#!.*\n)?(\/\*\*\s|-- )/.test(read(file)))
     expect(silent).toEqual([])
+  })
+
+  test('that are SQL and new are ASCII, so that a database in another encoding is refused for a better reason', () => {
+    const files = filesIn(['db/migrations'], '.sql').filter((file) => file >= 'db/migrations/0008')
+    expect(files.filter((file) => /[^\n\x20-\x7e]/.test(read(file)))).toEqual([])
   })
 
   test('can be read in a sitting', () => {

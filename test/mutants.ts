@@ -116,6 +116,36 @@ const MUTANTS: Mutant[] = [
     files: ['group.test.ts'],
     tests: 'poll, commit, fail',
   },
+  {
+    bug: 'a migration that closes goes on without waiting until it is quiet',
+    file: 'lib/closing.ts',
+    from: 'if (blockers === null || blockers.length === 0) return blockers !== null',
+    to: 'return true',
+    files: ['close-migration.test.ts'],
+  },
+  {
+    bug: 'a migration that closes waits for locks, and not for transactions that can still take them',
+    file: 'db/migrations/0008_close.sql',
+    from: 'and l.virtualtransaction = any (transactions)',
+    to: 'and false',
+    files: ['close-migration.test.ts'],
+    tests: 'a transaction that was open|a call that began before',
+  },
+  {
+    bug: 'a migration that closes refuses locks, and not appends',
+    file: 'db/migrations/0008_close.sql',
+    from: `        ('begin_append', refused),     -- what every append begins with, before it takes a gate\n`,
+    to: '',
+    files: ['close-migration.test.ts'],
+    tests: 'a process of 0.6 that holds|killed after K',
+  },
+  {
+    bug: 'K can be chosen: its hash can be inverted',
+    file: 'db/migrations/0009_keys.sql',
+    from: `return lockstep.key_of('lock', name);`,
+    to: 'return hashtextextended(name collate "C", 5497548331942713701);',
+    files: ['keys.test.ts'],
+  },
 ]
 
 const { values } = parseArgs({ options: { only: { type: 'string' } } })
