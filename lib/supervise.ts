@@ -14,7 +14,7 @@
  * Kysely begins and ends it through this connection, with texts that are known: so nothing of Kysely is done again here.
  */
 import { controlsTransaction } from './control.ts'
-import { type EndedOutcome, outOfRange, TransactionEndedError } from './errors.ts'
+import { type EndedOutcome, fromDatabase, outOfRange, TransactionEndedError } from './errors.ts'
 import { XID } from './within.ts'
 
 /** What is needed of a client. */
@@ -35,6 +35,8 @@ export class Supervisor {
   #begun = false
   #handed = false
   #xid: string | undefined
+  /** Its COMMIT was answered: with an error, it is rolled back. */
+  #answered = false
   /** It was ended under us. */
   #ended: TransactionEndedError | undefined
   #outcome: EndedOutcome = 'unknown'
@@ -124,7 +126,7 @@ export class Supervisor {
     return results[0]
   }
 
-  // What is asked first fails in a failed transaction; then that is what it is.
+  // In a failed transaction what is asked first fails: so work that has swallowed an error is not taken for done.
   // biome-ignore lint/suspicious/noExplicitAny: as above
   async #commit(): Promise<any> {
     if (this.#ended) throw this.#ended
@@ -134,14 +136,14 @@ export class Supervisor {
     } catch (error) {
       const { code } = error as { code?: unknown }
       if (code === 'LS008') throw this.#notice(error)
-      if (code === '25P02') return this.#client.query('commit')
-      throw error
+      this.#answered = (error as { severity?: unknown }).severity !== undefined // a deferred constraint, a fenced table
+      throw code === '42883' ? fromDatabase(error) : error
     }
   }
 
   // biome-ignore lint/suspicious/noExplicitAny: as above
   async #rollback(): Promise<any> {
-    if (this.#xid === undefined) return this.#client.query('rollback')
+    if (this.#xid === undefined || this.#answered) return this.#client.query('rollback')
     const end = `rollback; select pg_catalog.pg_xact_status('${this.#xid}') as became`
     let results: { rows: Record<string, string | null>[] }[]
     try {

@@ -372,7 +372,7 @@ const force: Step = {
     const mayDie = () => [p, other].some(({ gated, inTransaction }) => gated || inTransaction)
     p.case.robbed = true
     p.case.deaths ||= mayDie()
-    await p.pool.ask('select lockstep.force($1)', [p.name])
+    await p.pool.ask('select lockstep.force_revoke($1)', [p.name])
     p.case.deaths ||= mayDie()
   },
 }
