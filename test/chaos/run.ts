@@ -1,8 +1,10 @@
 /**
  * `npm run chaos -- [--minutes N | --seconds 60] [--seed N] [--workers N] [--jobs N] [--kind KIND] [--door http]`, KIND: connection,
- * lease, transaction, mixed, election, election-connection, jobs, events or events-http, which is events with `--door http`.
+ * lease, transaction, mixed, crowd, election, election-connection, jobs, events or events-http, which is events with
+ * `--door http`. `--locks N`: of crowd, the entries of the server's lock table, at least 1,000.
  *
- * The long proof: 64 processes on one counter, under each kind of hold and under all mixed; then 3 that lead by turns, by
+ * The long proof: 64 processes on one counter, under each kind of hold and under all mixed; then 3 that hold much by their
+ * connections, on a server with a small lock table; then 3 that lead by turns, by
  * their leases and by their connections; then 3 that work off jobs; then 8 that append events and 6 that consume them, in
  * the library and over HTTP (that needs python3); a minute each, or `--minutes` in all. One line of JSON for each, and one
  * that sums them up; exit code 1 when anything was violated.
@@ -11,13 +13,14 @@ import * as fs from 'node:fs'
 import * as path from 'node:path'
 import { parseArgs } from 'node:util'
 import { runCounter } from './counter.ts'
+import { runCrowd } from './crowd.ts'
 import { runElection } from './election.ts'
 import { runEvents } from './events.ts'
 import { runJobs } from './jobs.ts'
 import { chaosServer } from './server.ts'
 
 const COUNTERS = ['connection', 'lease', 'transaction', 'mixed'] as const
-const KINDS = [...COUNTERS, 'election', 'election-connection', 'jobs', 'events', 'events-http'] as const
+const KINDS = [...COUNTERS, 'crowd', 'election', 'election-connection', 'jobs', 'events', 'events-http'] as const
 type Kind = (typeof KINDS)[number]
 const WRITERS = 8 // of events, besides the workers, who consume them
 const JOBS_A_SECOND = 160
@@ -31,6 +34,7 @@ const { values } = parseArgs({
     kind: { type: 'string' },
     jobs: { type: 'string' },
     door: { type: 'string' },
+    locks: { type: 'string', default: '1000' },
   },
 })
 const wanted = values.kind === 'events' && values.door === 'http' ? 'events-http' : values.kind
@@ -39,7 +43,7 @@ if (kinds.length === 0) throw new Error(`--kind is one of ${KINDS.join(', ')}`)
 const seconds = values.minutes ? (Number(values.minutes) * 60) / kinds.length : Number(values.seconds)
 
 /** Increments are holds; rows of leaders are fenced writes. */
-const COUNTED = ['increments', 'terms', 'rows', 'jobs', 'slots', 'events']
+const COUNTED = ['increments', 'holds', 'terms', 'rows', 'jobs', 'slots', 'events']
 
 const sum = { seconds: 0, violations: 0, counts: {} as Record<string, number>, faults: {} as Record<string, number> }
 const recovered: number[] = []
@@ -66,6 +70,10 @@ process.exit()
 async function run(plan: { kind: Kind; workers: number; seconds: number; seed: number }) {
   const { kind, ...rest } = plan
   const processes = rest.workers + (kind.startsWith('events') ? 2 * (rest.workers + WRITERS) : 0)
+  if (kind === 'crowd') {
+    await using small = await chaosServer(100, Number(values.locks) / 100)
+    return await runCrowd({ server: small, ...rest })
+  }
   await using server = await chaosServer(processes * 8 + 100)
   if (kind === 'election') return await runElection({ server, failover: 'lease', ...rest })
   if (kind === 'election-connection') return await runElection({ server, failover: 'connection', ...rest })

@@ -29,13 +29,21 @@ const DISK = '2g' // of memory, and only what is used
 const PIECES = 32 * 2 ** 20
 const COMES_BACK_MS = 10_000
 
-/** @param connections  at most. */
-export async function chaosServer(connections: number): Promise<ChaosServer> {
+/**
+ * @param connections  at most.
+ * @param locks        for each of them, in the table that all share.
+ */
+export async function chaosServer(connections: number, locks = 64): Promise<ChaosServer> {
   unmountLeft()
   const dir = path.join(temporaryFolder(serverUser()), `${PREFIX}${self()}.${randomBytes(6).toString('hex')}`)
   const disk = mount(dir)
   const data = path.join(dir, 'data')
-  const settings = { max_connections: connections, synchronous_commit: 'on', max_wal_size: '256MB' }
+  const settings = {
+    max_connections: connections,
+    synchronous_commit: 'on',
+    max_wal_size: '256MB',
+    max_locks_per_transaction: locks,
+  }
   const start = (port?: number) =>
     startPostgres({ ...BINARIES, dir: data, settings, durable: false, ...(port && { port }) })
   let server: Postgres = await start()
