@@ -113,7 +113,7 @@ export class Appender {
       const [row] = await within<Row>(trx, statementOf([ask], { waits: 0, tells: true }))
       return answersOf(row)[0] as Answer
     } catch (error) {
-      throw explained(error)
+      throw /^40/.test(sqlState(error)) ? error : explained(error) // 40: the transaction is its owner's to try again
     }
   }
 

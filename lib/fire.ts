@@ -188,9 +188,8 @@ async function moveOn(trx: Trx, due: Due[], sent: Set<string>): Promise<void> {
 function itsOwn(error: unknown, queue: string): Error {
   const reason = fromBoss(fromDatabase(error), queue)
   const { code, severity } = reason as { code?: string; severity?: string }
-  // Of the server, 25: the transaction was ended; 40: a deadlock; 55: a lock that was not to be had in the time that the role
-  // allows; 58: its disk or its system; XX: it is broken. Whatever ends the connection besides.
-  const passing = severity !== undefined && (severity !== 'ERROR' || /^(25|40|55|58|XX)/.test(code ?? ''))
+  // Of the server, 25: the transaction was ended; 55: what it needs is in use. Whatever ends the connection besides.
+  const passing = severity !== undefined && (severity !== 'ERROR' || /^(25|55)/.test(code ?? ''))
   if (!(reason instanceof Error) || reason instanceof UnavailableError || passing) throw reason
   return reason
 }
