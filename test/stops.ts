@@ -26,7 +26,7 @@ begin
 end $$`
 
 const FUNCTIONS = `grant_leases renew_leases revoke_leases release_held force sweep take try turn queue enter assert_held check_fence`
-const GAINS = /pg_try_advisory(_xact)?_lock\(lockstep\.key\([^)]*\)\)/g
+const GAINS = /(?:pg_catalog\.)?pg_try_advisory(_xact)?_lock\(lockstep\.key\([^)]*\)\)/g
 
 /** Puts a stop wherever one can be; answers how many. */
 export async function addStops(pool: pg.Pool): Promise<number> {
