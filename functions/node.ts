@@ -7,8 +7,9 @@
  * sends its next request into a closing socket.
  *
  * A client gets ten seconds for its headers and thirty for its whole request, then 408: slow senders cannot collect
- * connections. That bounds the sending, not the answer: a wait of twenty seconds is not touched by it. What node
- * itself refuses before there is a request (431, 408, broken HTTP) is a problem+json too.
+ * connections. That bounds the sending, not the answer: a wait of twenty seconds is not touched by it. One that takes nothing of
+ * its answer for `unreadMs`, be it a page or a stream, is cut off: slow readers cannot collect memory. What node itself refuses
+ * before there is a request (431, 408, broken HTTP) is a problem+json too.
  *
  * Without keys it serves the loopback interface only (the address that HOST resolves to decides), and there no web
  * pages.
@@ -32,6 +33,8 @@ export interface ServeOptions extends Omit<AppOptions, 'signal'> {
   port?: number
   /** How long requests in flight may take once `close` is called. @default 10_000 */
   drainMs?: number
+  /** How long a client may take nothing of what was sent to it, 1_000–3_600_000; twice as long at most. @default 30_000 */
+  unreadMs?: number
 }
 
 export interface Server {
@@ -48,7 +51,10 @@ export interface Server {
  *   cannot be read. `lockstep` is then still open.
  */
 export async function serve(options: ServeOptions): Promise<Server> {
-  const { lockstep, host = '127.0.0.1', port = 3000, drainMs = 10_000 } = options
+  const { lockstep, host = '127.0.0.1', port = 3000, drainMs = 10_000, unreadMs = 30_000 } = options
+  if (!Number.isInteger(unreadMs) || unreadMs < 1_000 || unreadMs > 3_600_000) {
+    throw new Error(`unreadMs must be an integer, 1000–3600000, not ${unreadMs}`)
+  }
   const address = await listenAddress(host, options.keys)
   const stopping = new AbortController()
   const app = createApp(lockstep, { ...options, signal: stopping.signal })
@@ -70,6 +76,13 @@ export async function serve(options: ServeOptions): Promise<Server> {
   server.on('connection', (socket: Socket) => {
     connections.add(socket)
     socket.once('close', () => connections.delete(socket))
+  })
+  // Nothing came or went. With a listener node leaves it to us to end idle connections, too.
+  server.setTimeout(unreadMs, (socket) => {
+    const busy = [...open].some((to) => to.socket === socket)
+    if (busy && socket.writableLength === 0)
+      socket.setTimeout(unreadMs) // it waits for us
+    else socket.destroy()
   })
   server.on('checkExpectation', (incoming, outgoing) => server.emit('request', incoming, outgoing)) // not a bare 417
   server.on('clientError', (error: NodeJS.ErrnoException, socket: Socket) => {
@@ -99,8 +112,12 @@ export async function serve(options: ServeOptions): Promise<Server> {
     for (const outgoing of open) if (!outgoing.headersSent) outgoing.setHeader('Connection', 'close')
     stopping.abort(new Error('The server is stopping'))
     const late = setTimeout(() => server.closeAllConnections(), drainMs)
-    await Promise.all([closed, worker?.stop()])
+    // A worker whose database does not answer is ended with the library.
+    const { promise: drained, resolve } = Promise.withResolvers<void>()
+    const longest = setTimeout(resolve, drainMs)
+    await Promise.all([closed, Promise.race([worker?.stop(), drained])])
     clearTimeout(late)
+    clearTimeout(longest)
     await lockstep.close()
   }
   let stopped: Promise<void> | undefined

@@ -21,8 +21,9 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { CompiledQuery, Kysely, PostgresDialect, type RawBuilder, sql, type Transaction } from 'kysely'
 import pg from 'pg'
 import { type Clocked, Ear, type Heard } from './clock.ts'
+import { Closing, Deadline } from './closing.ts'
 import { fromDatabase, outOfRange, UnavailableError, wrongType } from './errors.ts'
-import { announcedPid, clients, clientWith, Pool, type PoolConfig } from './pool.ts'
+import { announcedPid, Clients, clientWith, Pool, type PoolConfig, sever } from './pool.ts'
 
 export { announcedPid, type Pool } from './pool.ts'
 export type { Tables } from './tables.ts'
@@ -64,7 +65,7 @@ export interface ConnectOptions {
 }
 
 /** The last migration that this code needs. */
-export const SCHEMA = '0007_event'
+export const SCHEMA = '0014_read'
 
 const CONTROL_CONNECTIONS = 2
 const CONNECT_TIMEOUT_MS = 5_000
@@ -76,6 +77,8 @@ const CONTROL_IDLE_MS = 60_000
 const POOL_TIMEOUT_MS = 30_000
 // Of a shared pool: each share of it has a limit of its own.
 const EVERYBODY = 1_000
+/** For what is under way when Lockstep is closed. */
+export const CLOSE_MS = 5_000
 
 export class Database {
   /** The pool for your own transactions. */
@@ -90,10 +93,15 @@ export class Database {
   readonly #Client: typeof pg.Client
   readonly #client: pg.ClientConfig
   readonly #common: Omit<PoolConfig, 'max'>
-  readonly #shared: pg.Pool | undefined
+  readonly #shared: Clients | undefined
+  readonly #closing: Closing
+  readonly #pools = new Set<Pool>()
+  /** Connections of {@link direct} that are open. */
+  readonly #direct = new Set<pg.Client>()
   #pooled: boolean
 
-  constructor(options: ConnectOptions) {
+  /** @param closing  once it is closed there are no transactions for users any more, and no direct connections. */
+  constructor(options: ConnectOptions, closing = new Closing()) {
     if (typeof options !== 'object' || options === null) throw wrongType('options', 'an object', options)
     const { connectionString, directConnectionString = connectionString, max = 10, maxWaiting = 8 } = options
     if (typeof connectionString !== 'string' || connectionString === '') {
@@ -116,10 +124,12 @@ export class Database {
       keepAliveInitialDelayMillis: 5_000, // with Node's 10 probes a second apart: a dead peer is known after 15 s
     }
     this.maxWaiting = maxWaiting
+    this.#closing = closing
+    closing.signal.addEventListener('abort', () => this.users.refuse())
     this.#pooled = directConnectionString === null
     this.#common = common
     this.#shared = options.shared
-      ? clients({ ...common, max: EVERYBODY, idleTimeoutMillis: CONTROL_IDLE_MS })
+      ? new Clients({ ...common, max: EVERYBODY, idleTimeoutMillis: CONTROL_IDLE_MS })
       : undefined
     this.#client = { ...common, connectionString: directConnectionString ?? connectionString, pipeline: true }
     this.users = new Pool({ ...common, max }, this.#shared)
@@ -159,9 +169,17 @@ export class Database {
     }
   }
 
-  /** Connections of one's own for statements that may wait, or last: no lease depends on them. To be closed by who asks. */
+  /** Connections of one's own for statements that may wait, or last: no lease depends on them. Ended by {@link drop}, or with all. */
   pool(max: number): Pool {
-    return new Pool({ ...this.#common, max, query_timeout: POOL_TIMEOUT_MS }, this.#shared)
+    const pool = new Pool({ ...this.#common, max, query_timeout: POOL_TIMEOUT_MS }, this.#shared)
+    this.#pools.add(pool)
+    return pool
+  }
+
+  /** Ends pools of {@link pool} when nothing is under way in them, at the latest when `late` resolves. */
+  async drop(pools: Pool[], late: Promise<unknown>): Promise<void> {
+    await Promise.all(pools.map((pool) => pool.close(late)))
+    for (const pool of pools) this.#pools.delete(pool)
   }
 
   /**
@@ -186,8 +204,11 @@ export class Database {
    */
   async direct(): Promise<pg.Client | null> {
     if (this.#pooled) return null
+    this.#closing.check()
     const client = new this.#Client(this.#client)
     client.on('error', () => {}) // 'end' follows and is what counts
+    this.#direct.add(client)
+    client.once('end', () => this.#direct.delete(client))
     try {
       await client.connect()
       const { rows } = await client.query('select pg_backend_pid() as pid')
@@ -197,6 +218,7 @@ export class Database {
       return null
     } catch (error) {
       client.end().catch(() => {})
+      this.#closing.check() // we have cut it
       throw fromDatabase(error)
     }
   }
@@ -209,10 +231,27 @@ export class Database {
     if (!row?.ready) throw new UnavailableError(`The database has an older schema than ${SCHEMA}: run the migrations`)
   }
 
-  /** Ends the pools. Connections from {@link direct} are their owners' to end. */
-  async close(): Promise<void> {
-    await Promise.all([this.users.close(), this.#control.close()])
+  /**
+   * Ends every connection. Sessions have to be ended before: what is left of {@link direct} nobody has yet. Statements and
+   * transactions that are under way, and what follows from them, are waited for until `late` resolves, and then cut.
+   */
+  async close(late?: Promise<unknown>): Promise<void> {
+    const deadline = new Deadline(CLOSE_MS)
+    this.users.refuse()
+    for (const client of this.#direct) sever(client)
+    const pools = [this.users, this.#control, ...this.#pools]
+    await Promise.race([settled(pools), late ?? deadline.over])
+    await Promise.all(pools.map((pool) => pool.end()))
     await this.#shared?.end()
+    deadline.clear()
+  }
+}
+
+// An answer may lead to another statement, of nobody who waits for it: a lease that was granted to somebody who has left.
+async function settled(pools: Pool[]): Promise<void> {
+  while (pools.some((pool) => !pool.quiet)) {
+    await Promise.all(pools.map((pool) => pool.settled()))
+    await sleep(0)
   }
 }
 

@@ -1,6 +1,7 @@
 /**
  * What a Lockstep is made of, for the rooms that are not in it: so that a program which only locks does not bundle them.
  */
+import type { Closing, Ending } from './closing.ts'
 import type { Database } from './db.ts'
 import { wrongType } from './errors.ts'
 import type { Sessions } from './sessions.ts'
@@ -10,8 +11,9 @@ export interface Parts {
   database: Database
   sessions: Sessions
   time: Time
-  /** Called before the connections end. */
-  closing: Set<() => Promise<void>>
+  closing: Closing
+  /** The rooms that were made since, which end before the connections do. */
+  rooms: Set<Ending>
 }
 
 const KEY = Symbol.for('lockstep.parts') // the same in two copies of this package

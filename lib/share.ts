@@ -13,23 +13,22 @@ import type pg from 'pg'
 export interface Source {
   readonly options: { connectionTimeoutMillis?: number | undefined }
   connect(): Promise<pg.PoolClient>
-  // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
-  query(query: pg.QueryConfig): Promise<any>
+  /** Ends what it has made, or turns those away who wait for it. */
   end(): Promise<void>
 }
 
 export class Share implements Source {
-  readonly #pool: pg.Pool
-  readonly #line: (() => void)[] = []
+  readonly #pool: Source
+  readonly #line: { enter: () => void; refuse: (error: unknown) => void }[] = []
   #free: number
 
   /** @param places  connections of this share at a time. */
-  constructor(pool: pg.Pool, places: number) {
+  constructor(pool: Source, places: number) {
     this.#pool = pool
     this.#free = places
   }
 
-  get options(): pg.PoolOptions {
+  get options(): Source['options'] {
     return this.#pool.options
   }
 
@@ -49,22 +48,10 @@ export class Share implements Source {
     }
   }
 
-  // As pg's own: the client that failed is not used again, for it may have left a failed transaction open.
-  // biome-ignore lint/suspicious/noExplicitAny: as above
-  async query(query: pg.QueryConfig): Promise<any> {
-    const client = await this.connect()
-    try {
-      const result = await client.query(query)
-      client.release()
-      return result
-    } catch (error) {
-      client.release(error as Error)
-      throw error
-    }
-  }
-
   /** The connections are not its own to end. */
-  async end(): Promise<void> {}
+  async end(): Promise<void> {
+    for (const { refuse } of this.#line.splice(0)) refuse(new Error('Cannot use a pool after calling end on the pool'))
+  }
 
   async #enter(): Promise<void> {
     if (this.#free > 0) {
@@ -72,10 +59,11 @@ export class Share implements Source {
       return
     }
     const { promise, resolve, reject } = Promise.withResolvers<void>()
-    this.#line.push(resolve)
+    const waiter = { enter: resolve, refuse: reject }
+    this.#line.push(waiter)
     const { connectionTimeoutMillis: ms = 0 } = this.options
     const late = setTimeout(() => {
-      this.#line.splice(this.#line.indexOf(resolve), 1)
+      this.#line.splice(this.#line.indexOf(waiter), 1)
       reject(new Error('timeout exceeded when trying to connect')) // pg's words
     }, ms)
     await promise.finally(() => clearTimeout(late))
@@ -83,7 +71,7 @@ export class Share implements Source {
 
   #leave(): void {
     const next = this.#line.shift()
-    if (next) next()
+    if (next) next.enter()
     else this.#free += 1
   }
 }
