@@ -6,7 +6,6 @@
  * and the place as a member. Whoever takes a partition next begins where the last commit left it.
  */
 import { Bell } from './bell.ts'
-import { Deadline } from './closing.ts'
 import type { Database, Pool } from './db.ts'
 import { fromDatabase, NotFoundError, UnavailableError, wrongType } from './errors.ts'
 import { nextOf } from './given.ts'
@@ -14,6 +13,7 @@ import { checkGroup, type Group, type GroupOptions, type Groups, memberName, pic
 import { type Keeper, LeaseHold } from './keeper.ts'
 import { checkInteger, checkMs, LIMITS, WAIT } from './options.ts'
 import { type EventHandler, Partition, type PartitionParts } from './partition.ts'
+import { Deadline } from './shutdown.ts'
 import type { Tidings } from './tidings.ts'
 import { Moment } from './trust.ts'
 

@@ -33,7 +33,6 @@
  */
 import { type Appended, Appender, type AppendOptions, WAITERS } from './append.ts'
 import type { NewEvent } from './ask.ts'
-import { Closing, Deadline, type Ending } from './closing.ts'
 import { type ConsumeOptions, type Consumer, GroupConsumer } from './consumer.ts'
 import { type AnyTransaction, CLOSE_MS, type Database, type Pool } from './db.ts'
 import { UnavailableError, wrongType } from './errors.ts'
@@ -55,6 +54,7 @@ import {
   type Truncated,
   type TruncateOptions,
 } from './retain.ts'
+import { Closing, Deadline, type Ending } from './shutdown.ts'
 import { type AllOptions, Followers, type ReadOptions, type SubscribeOptions } from './subscribe.ts'
 import { Tidings } from './tidings.ts'
 

@@ -7,10 +7,10 @@
  * an event does not change. It may have been removed meanwhile; then whoever had a part of it hears that it cannot go on.
  */
 import { ByteBudget, type Reservation } from './budget.ts'
-import type { Closing } from './closing.ts'
 import { UnavailableError } from './errors.ts'
 import { either, heeding } from './heed.ts'
 import { type StoredEvent, storedOf, type Texts } from './read.ts'
+import type { Closing } from './shutdown.ts'
 import type { Tidings, Wants } from './tidings.ts'
 
 /** A piece of the JSON of an event, as `subscribe({ as: 'json' })` gives it. */

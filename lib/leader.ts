@@ -5,7 +5,6 @@
  */
 import { sql } from 'kysely'
 import type { Candidacy } from './ballot.ts'
-import type { Closing } from './closing.ts'
 import type { Database } from './db.ts'
 import { type Elected, Elections } from './election.ts'
 import { LeaseHeldError, wrongType } from './errors.ts'
@@ -28,6 +27,7 @@ import {
   WAIT,
 } from './options.ts'
 import type { Sessions } from './sessions.ts'
+import type { Closing } from './shutdown.ts'
 import { ELECTIONS, proclaim, type Term, TermHold, type TermParts } from './term.ts'
 import { type Candidate, type ElectionState, type Leader, Watches } from './watch.ts'
 

@@ -11,7 +11,6 @@
  * default ttl; `held.kind` tells. What is promised of a hold is told in lease.ts, who is served when in line.ts.
  */
 import { sql } from 'kysely'
-import type { Closing } from './closing.ts'
 import type { Contender, Desk } from './contender.ts'
 import type { Database } from './db.ts'
 import { LeaseHeldError } from './errors.ts'
@@ -31,6 +30,7 @@ import {
   WAIT,
 } from './options.ts'
 import type { Sessions } from './sessions.ts'
+import type { Closing } from './shutdown.ts'
 import { type TransactionWork, transaction } from './transaction.ts'
 import { Moment } from './trust.ts'
 

@@ -1,10 +1,11 @@
 /**
  * What a Lockstep is made of, for the rooms that are not in it: so that a program which only locks does not bundle them.
  */
-import type { Closing, Ending } from './closing.ts'
+
 import type { Database } from './db.ts'
 import { wrongType } from './errors.ts'
 import type { Sessions } from './sessions.ts'
+import type { Closing, Ending } from './shutdown.ts'
 import type { Time } from './time.ts'
 
 export interface Parts {

@@ -20,7 +20,6 @@
  * Without it they happen at least once: a worker can die between the effect and the completion.
  */
 import { sql, type Transaction } from 'kysely'
-import { Deadline } from './closing.ts'
 import type { Database } from './db.ts'
 import type { FetchedJob } from './engine.ts'
 import { HandedBackError, UnavailableError } from './errors.ts'
@@ -29,6 +28,7 @@ import { jsonText, LIMITS } from './options.ts'
 import type { Definition } from './queue.ts'
 import { validated } from './schema.ts'
 import { type AttemptOf, lost, type Settle, tokenOf } from './settle.ts'
+import { Deadline } from './shutdown.ts'
 import { Moment, trusted } from './trust.ts'
 
 /** What a handler may know and use besides its data. */

@@ -10,12 +10,12 @@
  * there are. What fails in the background is tried again at the next turn; `status` tells, and the bounds grow.
  */
 import { Anchors } from './anchor.ts'
-import type { Closing } from './closing.ts'
 import type { Database } from './db.ts'
 import { UnavailableError } from './errors.ts'
 import { Estimate, type Fit } from './estimate.ts'
 import type { Measurement, Ntp } from './ntp.ts'
 import type { TimeSource } from './reading.ts'
+import type { Closing } from './shutdown.ts'
 
 export const EVERY_MS = 10_000
 const SEE_ROW_MS = 30_000

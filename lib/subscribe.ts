@@ -2,11 +2,12 @@
  * What is asked of reading and following: checked, and put together. How pages are waited for; how it is followed is told in
  * follow.ts.
  */
-import type { Closing } from './closing.ts'
+
 import { wrongType } from './errors.ts'
 import { type EventPiece, Follow, type Source } from './follow.ts'
 import { checkMs, checkOptions, checkText, checkWord, WAIT } from './options.ts'
 import { type Chunk, checkLimit, checkPlace, type EventPage, LIMIT, type Reader, type StoredEvent } from './read.ts'
+import type { Closing } from './shutdown.ts'
 import type { Lookout, Tidings } from './tidings.ts'
 import { Moment } from './trust.ts'
 

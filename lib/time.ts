@@ -20,7 +20,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import { batched } from './batch.ts'
-import { type Closing, Deadline } from './closing.ts'
 import type { Database } from './db.ts'
 import { outOfRange, UnavailableError, wrongType } from './errors.ts'
 import { heeding } from './heed.ts'
@@ -28,6 +27,7 @@ import type { Ntp } from './ntp.ts'
 import { checkMs, checkOptions, checkWord, WAIT } from './options.ts'
 import type { Reading, TimeSource } from './reading.ts'
 import { EVERY_MS, Sampler } from './sampler.ts'
+import { type Closing, Deadline } from './shutdown.ts'
 
 export interface TimeOptions {
   /**

@@ -20,6 +20,7 @@ import { createLockstep } from '../lib/index.ts'
 import { migrate } from '../lib/migrate.ts'
 import { createTasks } from '../lib/task.ts'
 import { freshDatabase, pgbouncerAvailable, type RoleDatabase } from './database.ts'
+import { MIGRATIONS } from './migrations.ts'
 import { AUTHORIZED, contract, KEYS, transcript } from './runtime/contract.ts'
 import { startNode } from './runtime/runtimes.ts'
 import { ROOMS } from './tour.ts'
@@ -226,7 +227,7 @@ describe('granting', () => {
     await expect(migrate(empty.url, { grant: 'nobody at all' })).rejects.toThrow('There is no role "nobody at all"')
     expect((await empty.pool.query(`select to_regnamespace('lockstep') as there`)).rows).toEqual([{ there: null }])
     const { applied, granted } = await migrate(empty.url, { grant: await role() })
-    expect(applied).toHaveLength(7)
+    expect(applied).toEqual(MIGRATIONS)
     expect(granted).toEqual(expect.arrayContaining([...NEEDED]))
   })
 
@@ -237,7 +238,7 @@ describe('granting', () => {
     expect(await has(group)).toEqual(['SELECT on lockstep.migration'])
     const client = new pg.Client(as(name))
     await client.connect()
-    expect((await client.query('select * from lockstep.migration')).rows).toHaveLength(7)
+    expect((await client.query('select * from lockstep.migration')).rows).toHaveLength(MIGRATIONS.length)
     await client.end()
   })
 

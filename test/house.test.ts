@@ -19,14 +19,14 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/bell': [],
   'lib/steady': [],
   'lib/heed': [],
-  'lib/closing': ['lib/errors', 'lib/heed'],
+  'lib/shutdown': ['lib/errors', 'lib/heed'],
   'lib/options': ['lib/errors'],
   'lib/clock': [],
   'lib/share': [],
   'lib/volatile': [],
   'lib/pool': ['lib/errors', 'lib/share', 'lib/volatile'],
   'lib/tables': [],
-  'lib/db': ['lib/errors', 'lib/closing', 'lib/clock', 'lib/pool', 'lib/tables'],
+  'lib/db': ['lib/errors', 'lib/shutdown', 'lib/clock', 'lib/pool', 'lib/tables'],
   'lib/batch': ['lib/errors', 'lib/db'],
   'lib/session': ['lib/errors', 'lib/trust', 'lib/db'],
   'lib/sessions': ['lib/errors', 'lib/db', 'lib/session'],
@@ -43,7 +43,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/transaction': ['lib/errors', 'lib/db', 'lib/contender'],
   'lib/lock': [
     ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/sessions', 'lib/lease', 'lib/keeper', 'lib/line'],
-    ...['lib/look', 'lib/transaction', 'lib/contender', 'lib/closing'],
+    ...['lib/look', 'lib/transaction', 'lib/contender', 'lib/shutdown'],
   ],
 
   'lib/news': ['lib/session', 'lib/sessions'],
@@ -55,13 +55,13 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/ballot': ['lib/steady', 'lib/clock', 'lib/db', 'lib/batch', 'lib/term'],
   'lib/election': [
     ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/db', 'lib/session', 'lib/sessions', 'lib/lease', 'lib/told'],
-    ...['lib/vigil', 'lib/ballot', 'lib/heed', 'lib/closing'],
+    ...['lib/vigil', 'lib/ballot', 'lib/heed', 'lib/shutdown'],
   ],
   'lib/watch': ['lib/trust', 'lib/bell', 'lib/db', 'lib/batch', 'lib/told', 'lib/term'],
   'lib/lead': ['lib/trust', 'lib/heed', 'lib/term'],
   'lib/leader': [
     ...['lib/errors', 'lib/options', 'lib/db', 'lib/sessions', 'lib/lease', 'lib/keeper', 'lib/look', 'lib/term'],
-    ...['lib/ballot', 'lib/election', 'lib/watch', 'lib/lead', 'lib/heed', 'lib/closing'],
+    ...['lib/ballot', 'lib/election', 'lib/watch', 'lib/lead', 'lib/heed', 'lib/shutdown'],
   ],
 
   'lib/interval': [],
@@ -76,17 +76,17 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/anchor': ['lib/errors', 'lib/interval', 'lib/assumed', 'lib/clock', 'lib/db'],
   'lib/dial': ['lib/interval', 'lib/assumed', 'lib/clock', 'lib/reading'],
   'lib/estimate': ['lib/interval', 'lib/assumed', 'lib/clock', 'lib/reading', 'lib/anchor', 'lib/dial'],
-  'lib/sampler': ['lib/errors', 'lib/closing', 'lib/db', 'lib/reading', 'lib/anchor', 'lib/estimate', 'type lib/ntp'],
+  'lib/sampler': ['lib/errors', 'lib/shutdown', 'lib/db', 'lib/reading', 'lib/anchor', 'lib/estimate', 'type lib/ntp'],
   'lib/time': [
     ...['lib/errors', 'lib/heed', 'lib/options', 'lib/db', 'lib/batch', 'lib/reading', 'lib/estimate', 'lib/sampler'],
-    ...['lib/closing', 'type lib/ntp'],
+    ...['lib/shutdown', 'type lib/ntp'],
   ],
 
-  'lib/parts': ['lib/errors', 'lib/closing', 'lib/db', 'lib/sessions', 'lib/time'],
+  'lib/parts': ['lib/errors', 'lib/shutdown', 'lib/db', 'lib/sessions', 'lib/time'],
   'lib/index': [
     ...['lib/errors', 'lib/options', 'lib/db', 'lib/sessions', 'lib/lease', 'lib/look', 'lib/transaction', 'lib/lock'],
     ...['lib/term', 'lib/watch', 'lib/lead', 'lib/leader', 'lib/reading', 'lib/cristian', 'lib/time', 'lib/parts'],
-    'lib/closing',
+    'lib/shutdown',
   ],
 
   'lib/engine': [],
@@ -105,7 +105,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/run': ['lib/errors', 'lib/options', 'lib/queue', 'lib/send', 'lib/settle', 'lib/result', 'lib/job'],
   'lib/running': [
     ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/news', 'lib/engine', 'lib/schema', 'lib/queue'],
-    ...['lib/settle', 'lib/closing'],
+    ...['lib/settle', 'lib/shutdown'],
   ],
   'lib/worker': [
     ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/db', 'lib/batch', 'lib/news', 'lib/engine', 'lib/boss'],
@@ -141,7 +141,7 @@ const MAY_IMPORT: Record<string, string[]> = {
       'lib/boss',
       'lib/pgboss',
       'lib/heed',
-      'lib/closing',
+      'lib/shutdown',
     ],
     ...['lib/schema', 'lib/queue', 'lib/queues', 'lib/send', 'lib/settle', 'lib/result', 'lib/job', 'lib/run'],
     ...['lib/running', 'lib/worker', 'lib/member', 'lib/claim', 'lib/cron', 'lib/tick', 'lib/tasks'],
@@ -152,14 +152,14 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/read': ['lib/errors', 'lib/options', 'lib/db'],
   'lib/tidings': ['lib/trust', 'lib/bell', 'lib/sessions', 'lib/news'],
   'lib/budget': [],
-  'lib/follow': ['lib/errors', 'lib/heed', 'lib/closing', 'lib/read', 'lib/tidings', 'lib/budget'],
-  'lib/subscribe': ['lib/errors', 'lib/trust', 'lib/closing', 'lib/options', 'lib/read', 'lib/tidings', 'lib/follow'],
+  'lib/follow': ['lib/errors', 'lib/heed', 'lib/shutdown', 'lib/read', 'lib/tidings', 'lib/budget'],
+  'lib/subscribe': ['lib/errors', 'lib/trust', 'lib/shutdown', 'lib/options', 'lib/read', 'lib/tidings', 'lib/follow'],
   'lib/group': ['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/lease', 'lib/read'],
   'lib/given': ['lib/options', 'lib/db', 'lib/batch', 'lib/read'],
   'lib/partition': ['lib/errors', 'lib/db', 'lib/keeper', 'lib/read', 'lib/tidings', 'lib/group', 'lib/given'],
   'lib/consumer': [
     ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/options', 'lib/db', 'lib/keeper', 'lib/tidings', 'lib/group'],
-    ...['lib/given', 'lib/partition', 'lib/closing'],
+    ...['lib/given', 'lib/partition', 'lib/shutdown'],
   ],
   'lib/poll': [
     ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/read', 'lib/tidings', 'lib/group', 'lib/given'],
@@ -173,7 +173,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/event': [
     ...['lib/errors', 'lib/options', 'lib/db', 'lib/keeper', 'lib/parts', 'type lib/index', 'lib/ask', 'lib/append'],
     ...['lib/read', 'lib/tidings', 'lib/subscribe', 'lib/group', 'lib/partition', 'lib/consumer', 'lib/poll'],
-    ...['lib/lag', 'lib/retain', 'lib/events', 'lib/closing', 'lib/follow'],
+    ...['lib/lag', 'lib/retain', 'lib/events', 'lib/shutdown', 'lib/follow'],
   ],
 
   'lib/grant': ['lib/errors'],
