@@ -23,7 +23,7 @@ import pg from 'pg'
 import { type Clocked, Ear, type Heard } from './clock.ts'
 import { fromDatabase, outOfRange, UnavailableError, wrongType } from './errors.ts'
 import { announcedPid, Clients, clientWith, Pool, type PoolConfig, sever } from './pool.ts'
-import { Closing, Deadline } from './shutdown.ts'
+import { CLOSE_MS, Closing, Deadline } from './shutdown.ts'
 
 export { announcedPid, type Pool } from './pool.ts'
 export type { Tables } from './tables.ts'
@@ -77,8 +77,6 @@ const CONTROL_IDLE_MS = 60_000
 const POOL_TIMEOUT_MS = 30_000
 // Of a shared pool: each share of it has a limit of its own.
 const EVERYBODY = 1_000
-/** For what is under way when Lockstep is closed. */
-export const CLOSE_MS = 5_000
 
 export class Database {
   /** The pool for your own transactions. */
@@ -125,7 +123,10 @@ export class Database {
     }
     this.maxWaiting = maxWaiting
     this.#closing = closing
-    closing.signal.addEventListener('abort', () => this.users.refuse())
+    closing.signal.addEventListener('abort', () => {
+      this.users.refuse()
+      for (const pool of [this.#control, ...this.#pools]) pool.closing()
+    })
     this.#pooled = directConnectionString === null
     this.#common = common
     this.#shared = options.shared

@@ -34,7 +34,7 @@
 import { type Appended, Appender, type AppendOptions, WAITERS } from './append.ts'
 import type { NewEvent } from './ask.ts'
 import { type ConsumeOptions, type Consumer, GroupConsumer } from './consumer.ts'
-import { type AnyTransaction, CLOSE_MS, type Database, type Pool } from './db.ts'
+import type { AnyTransaction, Database, Pool } from './db.ts'
 import { UnavailableError, wrongType } from './errors.ts'
 import type { Events } from './events.ts'
 import { type Group, type GroupOptions, Groups } from './group.ts'
@@ -54,7 +54,7 @@ import {
   type Truncated,
   type TruncateOptions,
 } from './retain.ts'
-import { Closing, Deadline, type Ending } from './shutdown.ts'
+import { Closing, GRACE_MS, RoomEnding } from './shutdown.ts'
 import { type AllOptions, Followers, type ReadOptions, type SubscribeOptions } from './subscribe.ts'
 import { Tidings } from './tidings.ts'
 
@@ -93,17 +93,13 @@ export function createEvents(lockstep: Lockstep, options: EventsOptions = {}): E
   return new Room(lockstep, options)
 }
 
-// For handlers that run when it is closed, as when a consumer stops.
-const GRACE_MS = 1_000
-
 /** Its verbs are told in events.ts. */
 class Room implements Events {
   readonly #database: Database
   readonly #pool: Pool
   readonly #waiters: Pool
   readonly #closing: Closing
-  readonly #rooms: Set<Ending>
-  readonly #ending: Ending
+  readonly #ending: RoomEnding
   readonly #keeper = new Keeper()
   readonly #tidings: Tidings
   readonly #consumers = new Set<GroupConsumer>()
@@ -115,7 +111,6 @@ class Room implements Events {
   readonly #lags: Lags
   readonly #retention: Retention
   readonly #open: (group: string, options: ConsumeOptions, handler: EventHandler) => Consumer
-  #ended: Promise<void> | undefined
 
   constructor(lockstep: Lockstep, { connections = 4, onError = warn }: EventsOptions) {
     const { database, sessions, closing, rooms } = partsOf(lockstep)
@@ -148,8 +143,8 @@ class Room implements Events {
       this.#consumers.add(consumer)
       return consumer
     }
-    this.#ending = { rest: () => this.#rest(), end: (late) => this.#end(late) }
-    this.#rooms = rooms.add(this.#ending)
+    const how = { rest: () => this.#rest(), end: (late: Promise<void>) => this.#end(late) }
+    this.#ending = new RoomEnding(this.#closing, rooms, how)
   }
 
   append(stream: string, events: NewEvent | readonly NewEvent[], options?: AppendOptions): Promise<Appended> {
@@ -247,18 +242,17 @@ class Room implements Events {
   }
 
   async *archive(options?: ArchiveOptions): AsyncGenerator<string, void, void> {
-    for await (const line of this.#retention.archive(options)) {
-      this.#closing.check()
-      yield line
+    this.#closing.check()
+    const lines = this.#retention.archive(options)
+    for (;;) {
+      const { done, value } = await this.#closing.heed(lines.next())
+      if (done) return
+      yield value
     }
   }
 
-  async close(): Promise<void> {
-    const resting = this.#rest()
-    if (resting) await resting
-    const deadline = new Deadline(CLOSE_MS)
-    await this.#end(deadline.over)
-    deadline.clear()
+  close(): Promise<void> {
+    return this.#ending.now()
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -278,20 +272,13 @@ class Room implements Events {
     return resting.length === 0 ? undefined : Promise.all(resting).then(() => {})
   }
 
-  #end(late: Promise<void>): Promise<void> {
-    this.#closing.close()
-    this.#ended ??= this.#endAll(late)
-    return this.#ended
-  }
-
-  async #endAll(late: Promise<void>): Promise<void> {
+  async #end(late: Promise<void>): Promise<void> {
     void this.#waiters.end() // who waits for somebody else's transaction
     const over = [...[...this.#consumers].map((consumer) => consumer.stop()), this.#closing.settled()]
     await Promise.race([Promise.allSettled(over), late])
     await this.#keeper.close(late)
     this.#tidings.close()
     await this.#database.drop([this.#pool, this.#waiters], late)
-    this.#rooms.delete(this.#ending)
   }
 }
 

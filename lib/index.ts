@@ -1,11 +1,11 @@
 /** The front door: everything that is public, and nothing else. And the end: who makes a thing ends it, here. */
 
-import { CLOSE_MS, type ConnectOptions, Database } from './db.ts'
+import { type ConnectOptions, Database } from './db.ts'
 import { Leaders } from './leader.ts'
 import { Locks } from './lock.ts'
 import { keepParts } from './parts.ts'
 import { Sessions } from './sessions.ts'
-import { Closing, Deadline, type Ending } from './shutdown.ts'
+import { CLOSE_MS, Closing, Deadline, type Ending } from './shutdown.ts'
 import { Time, type TimeOptions } from './time.ts'
 
 export { cristian, type RemoteTime, type TimeAnswer } from './cristian.ts'

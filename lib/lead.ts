@@ -2,6 +2,7 @@
  * The loop that everybody writes by hand: campaign, work while leading, campaign again.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
+import { UnavailableError } from './errors.ts'
 import { either } from './heed.ts'
 import type { Term } from './term.ts'
 import { Moment } from './trust.ts'
@@ -57,7 +58,7 @@ export async function lead(
           await term[Symbol.asyncDispose]()
         }
       } catch (error) {
-        if (over.aborted && error === over.reason) break
+        if (over.aborted && (error === over.reason || error instanceof UnavailableError)) break
         failed(error)
       }
       if (led && led.elapsed() > mostMs) pauseMs = firstMs // it went well for a while

@@ -22,17 +22,26 @@ const POLITE_MS = 500
 export class Clients implements Source {
   readonly #pool: pg.Pool
   readonly #open = new Set<pg.Client>()
+  #live = 0
 
   constructor({ Client = pg.Client, ...config }: pg.PoolConfig) {
     this.#pool = new pg.Pool({ ...config, Client: counted(Client as typeof pg.Client, this.#open) })
     this.#pool.on('error', () => {})
     this.#pool.on('connect', (client) => {
       client.on('error', () => {})
+      this.#live += 1
+      client.once('end', () => {
+        this.#live -= 1
+      })
     })
   }
 
   get options(): Source['options'] {
     return this.#pool.options
+  }
+
+  get live(): boolean {
+    return this.#live > 0
   }
 
   connect(): Promise<pg.PoolClient> {
@@ -94,6 +103,7 @@ export class Pool {
   readonly #out = new Set<pg.PoolClient>()
   readonly #asking = new Set<(error: unknown) => void>()
   #quiet = Promise.withResolvers<void>()
+  #closing = false
   #refusing = false
 
   /** @param from  whose connections it has, at most `max` at a time; left out: its own. */
@@ -162,9 +172,20 @@ export class Pool {
     }
   }
 
+  /** It will end. Who waits for the first connection waits no more; else what is asked gets its answer. */
+  closing(): void {
+    this.#closing = true
+    if (!this.#source.live) this.#turnAway()
+  }
+
   /** Refuses whoever asks from now on, and who stands in line; what is in use goes on. */
   refuse(): void {
+    this.#closing = true
     this.#refusing = true
+    this.#turnAway()
+  }
+
+  #turnAway(): void {
     for (const refuse of this.#asking) refuse(closed())
     this.#asking.clear()
     this.#told()
@@ -227,7 +248,7 @@ export class Pool {
   // A client that failed for any other reason than an answer of the server is not used again.
   async #guarded(): Promise<Guarded> {
     const client = await this.#connect().catch((error) => {
-      throw unreachable(error)
+      throw this.#closing ? closed(error) : unreachable(error)
     })
     let broken: Error | undefined
     return {
@@ -238,7 +259,7 @@ export class Pool {
         } catch (error) {
           if (error instanceof pg.DatabaseError) throw error
           broken = error as Error
-          throw this.#refusing ? closed(error) : error // we have cut it
+          throw this.#closing ? closed(error) : error
         }
       },
       release: () => client.release(broken),

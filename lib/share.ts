@@ -13,6 +13,8 @@ import type pg from 'pg'
 export interface Source {
   readonly options: { connectionTimeoutMillis?: number | undefined }
   connect(): Promise<pg.PoolClient>
+  /** Whether it has connections, and not only asks for them. */
+  readonly live?: boolean
   /** Ends what it has made, or turns those away who wait for it. */
   end(): Promise<void>
 }
@@ -30,6 +32,10 @@ export class Share implements Source {
 
   get options(): Source['options'] {
     return this.#pool.options
+  }
+
+  get live(): boolean {
+    return this.#pool.live ?? true
   }
 
   async connect(): Promise<pg.PoolClient> {

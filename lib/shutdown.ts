@@ -5,6 +5,11 @@
 import { UnavailableError } from './errors.ts'
 import { either, heeding } from './heed.ts'
 
+/** For what is under way. */
+export const CLOSE_MS = 5_000
+/** For handlers that run, as when a worker or a consumer stops. */
+export const GRACE_MS = 1_000
+
 export class Closing {
   readonly #controller = new AbortController()
   readonly #calls = new Set<Promise<unknown>>()
@@ -84,6 +89,40 @@ export interface Ending {
   rest(): Promise<void> | undefined
   /** Rejects every verb and every wait, gives up what it has, and ends what it has made: at the latest when `late` resolves. */
   end(late: Promise<void>): Promise<void>
+}
+
+/** The end of a room that was made after its Lockstep, and may end before it. */
+export class RoomEnding implements Ending {
+  readonly #closing: Closing
+  readonly #rooms: Set<Ending>
+  readonly #how: Ending
+  #ended: Promise<void> | undefined
+
+  /** @param how  what there is to do, once. */
+  constructor(closing: Closing, rooms: Set<Ending>, how: Ending) {
+    this.#closing = closing
+    this.#how = how
+    this.#rooms = rooms.add(this)
+  }
+
+  rest(): Promise<void> | undefined {
+    return this.#how.rest()
+  }
+
+  end(late: Promise<void>): Promise<void> {
+    this.#closing.close()
+    this.#ended ??= this.#how.end(late).finally(() => this.#rooms.delete(this))
+    return this.#ended
+  }
+
+  /** Ends the room alone. */
+  async now(): Promise<void> {
+    const resting = this.rest()
+    if (resting) await resting
+    const deadline = new Deadline(CLOSE_MS)
+    await this.end(deadline.over)
+    deadline.clear()
+  }
 }
 
 /** A time that may be waited for beside something else, and is given back. */

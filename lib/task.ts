@@ -23,8 +23,8 @@
 import { makeBoss } from './boss.ts'
 import { type Claimed, type ClaimOptions, Claims } from './claim.ts'
 import { Cron, type Schedule, type ScheduleOptions } from './cron.ts'
-import { type AnyTransaction, CLOSE_MS, type Database, type Pool } from './db.ts'
-import { NotFoundError, wrongType } from './errors.ts'
+import type { AnyTransaction, Database, Pool } from './db.ts'
+import { NotFoundError, UnavailableError, wrongType } from './errors.ts'
 import { either } from './heed.ts'
 import type { Lockstep } from './index.ts'
 import { type Counts, type Job, Jobs } from './job.ts'
@@ -40,7 +40,7 @@ import { type Pooled, type RunOptions, Runs } from './run.ts'
 import { type Handler, Pulse } from './running.ts'
 import { Sender } from './send.ts'
 import { JOB_CHANNEL, QUEUE_CHANNEL, Settle } from './settle.ts'
-import { Closing, Deadline, type Ending } from './shutdown.ts'
+import { Closing, GRACE_MS, RoomEnding } from './shutdown.ts'
 import type { AnyQueue, Page, Queue, Tasks } from './tasks.ts'
 import { type DrainResult, SCHEDULES, type TickResult, Ticks } from './tick.ts'
 import type { Time } from './time.ts'
@@ -80,15 +80,11 @@ export function createTasks(lockstep: Lockstep, options: TasksOptions = {}): Tas
   return new Room(lockstep, options)
 }
 
-// For handlers that run when it is closed, as when a worker stops.
-const GRACE_MS = 1_000
-
 /** Its verbs are told in tasks.ts. */
 class Room implements Tasks {
   readonly #database: Database
   readonly #closing: Closing
-  readonly #rooms: Set<Ending>
-  readonly #ending: Ending
+  readonly #ending: RoomEnding
   readonly #news: News<null>[]
   readonly #pulse: Pulse
   readonly #queues: Queues
@@ -104,16 +100,19 @@ class Room implements Tasks {
   readonly #pool: Pool
   readonly #time: Time
   readonly #working = new Set<Worker>()
-  #ended: Promise<void> | undefined
 
   constructor(lockstep: Lockstep, { connections = 4, onError = warn }: TasksOptions) {
     const { database, sessions, time, closing, rooms } = partsOf(lockstep)
     checkInteger('connections', connections, { min: 1, max: 100 })
     if (typeof onError !== 'function') throw wrongType('onError', 'a function', onError)
     const pool = database.pool(connections)
+    // What an end cuts short is no news.
+    const told = (error: unknown) => {
+      if (!(this.#closing.closed && error instanceof UnavailableError)) onError(error)
+    }
     let made: ReturnType<typeof makeBoss> | undefined
     const boss = () => {
-      made ??= makeBoss(pool, onError)
+      made ??= makeBoss(pool, told)
       return made
     }
     keepBoss(this, boss)
@@ -127,7 +126,7 @@ class Room implements Tasks {
     const known = new Queues(pool, boss)
     this.#settle = settle
     this.#pulse = new Pulse(jobs)
-    const work: WorkerParts = { database, pool, boss, settle, queues, known, look, pulse: this.#pulse, onError }
+    const work: WorkerParts = { database, pool, boss, settle, queues, known, look, pulse: this.#pulse, onError: told }
     this.#pool = pool
     this.#time = time
     this.#queues = known
@@ -139,8 +138,8 @@ class Room implements Tasks {
     this.#cron = new Cron({ pool, boss, ensure: (queue) => this.#queues.ensure(queue) })
     this.#members = new Members(work)
     this.#ticks = new Ticks({ pool, boss, cron: this.#cron, members: this.#members, queues: this.#queues, jobs, work })
-    this.#ending = { rest: () => this.#rest(), end: (late) => this.#end(late) }
-    this.#rooms = rooms.add(this.#ending)
+    const how = { rest: () => this.#rest(), end: (late: Promise<void>) => this.#end(late) }
+    this.#ending = new RoomEnding(this.#closing, rooms, how)
     const { signal } = this.#closing
     signal.addEventListener('abort', () => this.#results.close(signal.reason))
   }
@@ -306,12 +305,8 @@ class Room implements Tasks {
     return this.#closing.verb(() => this.#claims.handBack(nameOf(queue), jobs))
   }
 
-  async close(): Promise<void> {
-    const resting = this.#rest()
-    if (resting) await resting
-    const deadline = new Deadline(CLOSE_MS)
-    await this.#end(deadline.over)
-    deadline.clear()
+  close(): Promise<void> {
+    return this.#ending.now()
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -323,20 +318,13 @@ class Room implements Tasks {
     return this.#pulse.settled(GRACE_MS)
   }
 
-  #end(late: Promise<void>): Promise<void> {
-    this.#closing.close()
-    this.#ended ??= this.#endAll(late)
-    return this.#ended
-  }
-
   // What still runs is given back by its worker or its drain; where the database does not answer it is left.
-  async #endAll(late: Promise<void>): Promise<void> {
+  async #end(late: Promise<void>): Promise<void> {
     const over = [...[...this.#working].map((worker) => worker.stop()), this.#closing.settled()]
     await Promise.race([Promise.allSettled(over), late])
     this.#pulse.close()
     for (const news of this.#news) news.close()
     await this.#database.drop([this.#pool], late)
-    this.#rooms.delete(this.#ending)
   }
 }
 

@@ -58,7 +58,7 @@ const MAY_IMPORT: Record<string, string[]> = {
     ...['lib/vigil', 'lib/ballot', 'lib/heed', 'lib/shutdown'],
   ],
   'lib/watch': ['lib/trust', 'lib/bell', 'lib/db', 'lib/batch', 'lib/told', 'lib/term'],
-  'lib/lead': ['lib/trust', 'lib/heed', 'lib/term'],
+  'lib/lead': ['lib/errors', 'lib/trust', 'lib/heed', 'lib/term'],
   'lib/leader': [
     ...['lib/errors', 'lib/options', 'lib/db', 'lib/sessions', 'lib/lease', 'lib/keeper', 'lib/look', 'lib/term'],
     ...['lib/ballot', 'lib/election', 'lib/watch', 'lib/lead', 'lib/heed', 'lib/shutdown'],
