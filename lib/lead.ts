@@ -58,7 +58,8 @@ export async function lead(
           await term[Symbol.asyncDispose]()
         }
       } catch (error) {
-        if (over.aborted && (error === over.reason || error instanceof UnavailableError)) break
+        if (over.aborted && error === over.reason) break
+        if (closing.aborted && error instanceof UnavailableError) break // it could not be resigned any more
         failed(error)
       }
       if (led && led.elapsed() > mostMs) pauseMs = firstMs // it went well for a while

@@ -68,7 +68,7 @@ async function closer(url: string, room: string, application: string, servers: s
 describe('a process that has closed', () => {
   test.each([
     ...['nothing', 'again', 'locks', 'leaders', 'send', 'work', 'events', 'time', 'kysely', 'all', 'shared', 'early'],
-    'node',
+    ...['node', 'cloudflare'],
   ])('ends by itself, and has no connection, timer or handle left, and every verb rejects: %s', async (room) => {
     const application = fresh()
     await using one = await fakeServer()
@@ -84,6 +84,13 @@ describe('a process that has closed', () => {
       expect(await other.locks.query(`n ${application} ${n}`)).toMatchObject({ held: false, waiting: 0 })
       expect(await other.leaders.members(`n ${application} ${n}`)).toEqual({ leader: null, waiting: [] })
     }
+  })
+
+  test('that was never used, and never closed, ends by itself', async () => {
+    const file = path.join(import.meta.dirname, 'unused.ts')
+    const child = spawn(process.execPath, [file, db.url], { stdio: 'inherit' })
+    children.push(child)
+    expect(await once(child, 'exit')).toEqual([0, null])
   })
 
   test.each(['all', 'shared'])('and the database has stopped answering, ends all the same: %s', async (room) => {

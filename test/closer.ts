@@ -2,8 +2,9 @@
  * A process that uses one room, closes, and must then end by itself; for close.test.ts. Says, a line each: `ready`; when it has been
  * told to (a line on its standard input) and has closed, `closed` and what is left of it; `rejected` and what the verbs say.
  */
-import { once } from 'node:events'
+import { getEventListeners, once } from 'node:events'
 import { createInterface } from 'node:readline'
+import { worker } from '../functions/cloudflare.ts'
 import { serve } from '../functions/node.ts'
 import { createEvents, type Events } from '../lib/event.ts'
 import { createLockstep, type Lockstep } from '../lib/index.ts'
@@ -120,6 +121,20 @@ const USES: Record<string, (lockstep: Lockstep, tasks: Tasks, events: Events) =>
     waits.push(events.read('none', { waitMs: 100_000 }), events.subscribe({ stream: 'none' }).next())
     await until(async () => (await locks.query(`${name} 1`)).waiting > 0)
   },
+  async cloudflare() {
+    const { fetch, scheduled } = worker({ tasks: createTasks, events: createEvents })
+    const env = { DATABASE_URL: connectionString, LOCKSTEP_API_KEYS: 'off' }
+    const context = { waitUntil: (work: Promise<unknown>) => void all.push(work) }
+    const all: Promise<unknown>[] = []
+    const lock = new Request(`http://worker/v1/locks/${applicationName}`, { method: 'POST' })
+    await (await fetch(lock, env, context)).text()
+    const follow = new Request('http://worker/v1/events', { headers: { accept: 'text/event-stream' } })
+    const reader = (await fetch(follow, env, context)).body?.getReader()
+    await reader?.read()
+    await reader?.cancel()
+    await scheduled(undefined, env, context)
+    await Promise.all(all)
+  },
   /** Everything is asked, and nothing can be answered yet. */
   async early() {
     const answered = [
@@ -188,6 +203,11 @@ await lockstep[Symbol.asyncDispose]() // again
 const ours = /^(PipeWrap|TTYWrap|FSReqCallback|Immediate)$/
 console.log('closed', JSON.stringify(process.getActiveResourcesInfo().filter((resource) => !ours.test(resource))))
 const after = await Promise.all(calls(lockstep, tasks, events).map(async ([verb, call]) => [verb, await said(call)]))
+const waited = await Promise.all(waits.map(async (wait) => ['a wait', await said(() => wait)]))
+for (const source of [signal, process]) {
+  for (const listener of getEventListeners(source, source === signal ? 'abort' : 'exit'))
+    waited.push([String(listener), 'is left'])
+}
 const other = (all: unknown[][]) => JSON.stringify(all.filter(([, what]) => what !== 'Lockstep was closed'))
 console.log('rejected', other([...early, ...after]))
-console.log('waited', other(await Promise.all(waits.map(async (wait) => ['a wait', await said(() => wait)]))))
+console.log('waited', other(waited))
