@@ -241,7 +241,9 @@ export class Database {
     this.users.refuse()
     for (const client of this.#direct) sever(client)
     const pools = [this.users, this.#control, ...this.#pools]
-    await Promise.race([settled(pools), late ?? deadline.over])
+    let over = false
+    await Promise.race([settled(pools, () => over), late ?? deadline.over])
+    over = true
     await Promise.all(pools.map((pool) => pool.end()))
     await this.#shared?.end()
     deadline.clear()
@@ -249,9 +251,10 @@ export class Database {
 }
 
 // An answer may lead to another statement, of nobody who waits for it: a lease that was granted to somebody who has left.
-async function settled(pools: Pool[]): Promise<void> {
+async function settled(pools: Pool[], over: () => boolean): Promise<void> {
   while (pools.some((pool) => !pool.quiet)) {
     await Promise.all(pools.map((pool) => pool.settled()))
+    if (over()) return
     await sleep(0)
   }
 }
