@@ -201,7 +201,7 @@ export function streamRouter(events: Events, streams: Streams, stopping?: AbortS
         c,
         (signal) => events.subscribe({ stream, from, signal, as: 'json' }),
         pieces(),
-        () => events.read(stream, { from, limit: 1 }),
+        () => events.stream(stream),
       )
     }
     const asked = { ...defined(rest), backwards: backwards === 'true' }
@@ -254,7 +254,7 @@ export function eventRouter(events: Events, streams: Streams, stopping?: AbortSi
         c,
         (signal) => events.subscribe({ prefix, from, signal, as: 'json' }),
         pieces(),
-        () => events.readAll({ prefix, from, limit: 1 }),
+        () => events.streams({ prefix, limit: 1 }),
       )
     }
     const options = { ...defined(rest), prefix }

@@ -77,13 +77,17 @@ export async function serve(options: ServeOptions): Promise<Server> {
     connections.add(socket)
     socket.once('close', () => connections.delete(socket))
   })
-  // Nothing came or went. With a listener node leaves it to us to end idle connections, too.
-  server.setTimeout(unreadMs, (socket) => {
-    const busy = [...open].some((to) => to.socket === socket)
-    if (busy && socket.writableLength === 0)
-      socket.setTimeout(unreadMs) // it waits for us
-    else socket.destroy()
-  })
+  const unread = new Map<Socket, string>()
+  const looking = setInterval(() => {
+    for (const socket of unread.keys()) if (socket.destroyed) unread.delete(socket)
+    for (const socket of connections) {
+      const left = unsent(socket)
+      // Reset, or the kernel would keep what was not read for minutes.
+      if (left !== '' && unread.get(socket) === left) socket.resetAndDestroy()
+      else unread.set(socket, left)
+    }
+  }, unreadMs)
+  looking.unref()
   server.on('checkExpectation', (incoming, outgoing) => server.emit('request', incoming, outgoing)) // not a bare 417
   server.on('clientError', (error: NodeJS.ErrnoException, socket: Socket) => {
     // Never into an answer that has begun, nor in place of one that is due for an earlier request.
@@ -91,7 +95,10 @@ export async function serve(options: ServeOptions): Promise<Server> {
     if (socket.writable && !busy && error.code !== 'ECONNRESET') socket.write(refusal(error.code))
     socket.destroySoon()
   })
-  await listen(server.listen(port, address), host, port)
+  await listen(server.listen(port, address), host, port).catch((error) => {
+    clearInterval(looking)
+    throw error
+  })
 
   const sweeping = setInterval(() => {
     void lockstep.locks.sweep().catch(() => {})
@@ -118,6 +125,7 @@ export async function serve(options: ServeOptions): Promise<Server> {
     await Promise.all([closed, Promise.race([worker?.stop(), drained])])
     clearTimeout(late)
     clearTimeout(longest)
+    clearInterval(looking)
     await lockstep.close()
   }
   let stopped: Promise<void> | undefined
@@ -125,6 +133,13 @@ export async function serve(options: ServeOptions): Promise<Server> {
     url: `http://${isIPv6(host) ? `[${host}]` : host}:${(server.address() as AddressInfo).port}`,
     close: () => (stopped ??= stop()),
   }
+}
+
+// What is still to be taken by a client; '': nothing. Of a large write Node tells only inside how far it is. Not by the socket's own
+// time limit: what the client sends would put that off.
+function unsent(socket: Socket): string {
+  const { _handle } = socket as { _handle?: { writeQueueSize?: number } }
+  return socket.writableLength === 0 ? '' : `${socket.bytesWritten} ${_handle?.writeQueueSize}`
 }
 
 // Names that nobody used for a day, and events that need not be kept; what is away now is asked again next time.

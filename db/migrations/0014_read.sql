@@ -9,7 +9,8 @@
 
 -- Events of a stream from a position on: each a JSON text, as it is shown over HTTP, so that it can be passed on as it is; `room`
 -- bytes of them at most. The last row is none of an event: where to read on, and whether there is more. If the first event has no
--- room, nothing is given, and `bytes` of that row says how much it takes.
+-- room, nothing is given, and `bytes` of that row says how much it takes; of one that is large on disk already about how much, so that
+-- its text is not made in vain.
 create function lockstep.try_read_stream(stream text, start bigint, most integer, room bigint)
 returns table (place bigint, event text, bytes bigint, next bigint, more boolean, waits boolean)
 language plpgsql
@@ -30,6 +31,10 @@ begin
   loop
     total := total + e.bytes;
     exit when seen > 0 and total > room;
+    if total > room then
+      bytes := total * 5 / 4 + 8192;
+      exit;
+    end if;
     upto := e.position;
     seen := seen + 1;
   end loop;
@@ -80,7 +85,7 @@ begin
     for e in select x.seq, x.bytes from lockstep.event x where x.seq > after and x.seq <= stretch order by x.seq limit most
     loop
       total := total + e.bytes;
-      short := seen > 0 and total > room;
+      short := total > room;
       exit when short;
       upto := e.seq;
       seen := seen + 1;
@@ -91,14 +96,21 @@ begin
               where x.seq > after and x.seq <= stretch and starts_with(s.name, prefix) order by x.seq limit most
     loop
       total := total + e.bytes;
-      short := seen > 0 and total > room;
+      short := total > room;
       exit when short;
       upto := e.seq;
       seen := seen + 1;
     end loop;
   end if;
-  short := short or seen = most;
   next := after;
+  if short and seen = 0 then
+    bytes := total * 5 / 4 + 8192;
+    next := e.seq - 1; -- what was passed before it need not be passed again
+    more := true;
+    return next;
+    return;
+  end if;
+  short := short or seen = most;
 
   total := 0;
   for e in
@@ -120,7 +132,7 @@ begin
     bytes := 0;
   end loop;
   if total = 0 and bytes > 0 then
-    next := e.seq - 1; -- what was passed before it need not be passed again
+    next := e.seq - 1;
   elsif not short then
     next := greatest(stretch, after);
   end if;
