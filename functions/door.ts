@@ -59,12 +59,15 @@ export function notReady(error: unknown): Response {
  * @throws the first that failed, once all have ended; each is reported.
  */
 export async function keepUp({ lockstep, tasks, events }: Rooms, budgetMs: number): Promise<Partial<TickResult>> {
-  const signal = AbortSignal.timeout(budgetMs)
+  const late = new AbortController()
+  const timer = setTimeout(() => late.abort(), budgetMs)
+  const { signal } = late
   const [ticked, ...swept] = await Promise.allSettled([
     tasks?.tick({ budgetMs, signal }),
     lockstep.locks.sweep(),
     events?.sweep({ signal }),
   ])
+  clearTimeout(timer)
   const failed = [ticked, ...swept].flatMap((each) => (each.status === 'rejected' ? [each.reason] : []))
   for (const error of failed) report(error)
   if (failed.length > 0) throw failed[0]

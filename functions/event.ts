@@ -20,14 +20,14 @@
  * prefix; who may look at a stream is told the names of the groups that read it.
  */
 import { createRoute, OpenAPIHono, z } from '@hono/zod-openapi'
-import type { EventPage, Events } from '../lib/event.ts'
+import type { EventPage, EventPiece, Events } from '../lib/event.ts'
 import { LIMITS } from '../lib/index.ts'
 import * as field from './field.ts'
 import { allow, type Env, listable } from './keys.ts'
 import { documented, invalid, Problem, problems } from './problem.ts'
 import { Event, Horizon, reading, shown, stands, writing } from './record.ts'
 import { body, defined, json, List, Name, NoQuery, next, nextOf, position, waiting } from './shape.ts'
-import { type Streams, wantsStream } from './stream.ts'
+import { type Piece, type Streams, wantsStream } from './stream.ts'
 
 const NewEvent = field
   .strict({
@@ -199,9 +199,9 @@ export function streamRouter(events: Events, streams: Streams, stopping?: AbortS
       const from = beginning(c.req.valid('query'), c.req.valid('header')['last-event-id'])
       return streams.open(
         c,
-        (signal) => events.subscribe({ stream, from, signal }),
-        (event) => ({ event: 'event', id: String(event.position), data: shown(event) }),
-        () => events.read(stream, { from, limit: 1 }),
+        (signal) => events.subscribe({ stream, from, signal, as: 'json' }),
+        pieces(),
+        () => events.stream(stream),
       )
     }
     const asked = { ...defined(rest), backwards: backwards === 'true' }
@@ -252,9 +252,9 @@ export function eventRouter(events: Events, streams: Streams, stopping?: AbortSi
       const from = beginning(rest, c.req.valid('header')['last-event-id'])
       return streams.open(
         c,
-        (signal) => events.subscribe({ prefix, from, signal }),
-        (event) => ({ event: 'event', id: String(event.cursor), data: shown(event) }),
-        () => events.readAll({ prefix, from, limit: 1 }),
+        (signal) => events.subscribe({ prefix, from, signal, as: 'json' }),
+        pieces(),
+        () => events.streams({ prefix, limit: 1 }),
       )
     }
     const options = { ...defined(rest), prefix }
@@ -282,4 +282,14 @@ function refuse(error: unknown): never {
   if (!(error instanceof RangeError) || !/^events\.\d+\.data$/.test(field)) throw error
   const expected = `JSON of at most ${LIMITS.dataBytes} bytes`
   throw new Problem(413, 'TOO_LARGE', `\`${field}\` must be ${expected}`, { errors: [{ field, expected }] })
+}
+
+/** Pieces of events as they are sent: the first of each names it. */
+function pieces(): (piece: EventPiece) => Piece {
+  let begins = true
+  return ({ place, bytes, last }) => {
+    const id = begins ? String(place) : undefined
+    begins = last
+    return { bytes, begins: id === undefined ? undefined : { event: 'event', id }, ends: last }
+  }
 }

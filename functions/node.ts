@@ -7,8 +7,9 @@
  * sends its next request into a closing socket.
  *
  * A client gets ten seconds for its headers and thirty for its whole request, then 408: slow senders cannot collect
- * connections. That bounds the sending, not the answer: a wait of twenty seconds is not touched by it. What node
- * itself refuses before there is a request (431, 408, broken HTTP) is a problem+json too.
+ * connections. That bounds the sending, not the answer: a wait of twenty seconds is not touched by it. One that takes nothing of
+ * its answer for `unreadMs`, be it a page or a stream, is cut off: slow readers cannot collect memory. What node itself refuses
+ * before there is a request (431, 408, broken HTTP) is a problem+json too.
  *
  * Without keys it serves the loopback interface only (the address that HOST resolves to decides), and there no web
  * pages.
@@ -32,6 +33,8 @@ export interface ServeOptions extends Omit<AppOptions, 'signal'> {
   port?: number
   /** How long requests in flight may take once `close` is called. @default 10_000 */
   drainMs?: number
+  /** How long a client may take nothing of what was sent to it, 1_000–3_600_000; twice as long at most. @default 30_000 */
+  unreadMs?: number
 }
 
 export interface Server {
@@ -48,7 +51,10 @@ export interface Server {
  *   cannot be read. `lockstep` is then still open.
  */
 export async function serve(options: ServeOptions): Promise<Server> {
-  const { lockstep, host = '127.0.0.1', port = 3000, drainMs = 10_000 } = options
+  const { lockstep, host = '127.0.0.1', port = 3000, drainMs = 10_000, unreadMs = 30_000 } = options
+  if (!Number.isInteger(unreadMs) || unreadMs < 1_000 || unreadMs > 3_600_000) {
+    throw new Error(`unreadMs must be an integer, 1000–3600000, not ${unreadMs}`)
+  }
   const address = await listenAddress(host, options.keys)
   const stopping = new AbortController()
   const app = createApp(lockstep, { ...options, signal: stopping.signal })
@@ -71,6 +77,17 @@ export async function serve(options: ServeOptions): Promise<Server> {
     connections.add(socket)
     socket.once('close', () => connections.delete(socket))
   })
+  const unread = new Map<Socket, string>()
+  const looking = setInterval(() => {
+    for (const socket of unread.keys()) if (socket.destroyed) unread.delete(socket)
+    for (const socket of connections) {
+      const left = unsent(socket)
+      // Reset, or the kernel would keep what was not read for minutes.
+      if (left !== '' && unread.get(socket) === left) socket.resetAndDestroy()
+      else unread.set(socket, left)
+    }
+  }, unreadMs)
+  looking.unref()
   server.on('checkExpectation', (incoming, outgoing) => server.emit('request', incoming, outgoing)) // not a bare 417
   server.on('clientError', (error: NodeJS.ErrnoException, socket: Socket) => {
     // Never into an answer that has begun, nor in place of one that is due for an earlier request.
@@ -78,7 +95,10 @@ export async function serve(options: ServeOptions): Promise<Server> {
     if (socket.writable && !busy && error.code !== 'ECONNRESET') socket.write(refusal(error.code))
     socket.destroySoon()
   })
-  await listen(server.listen(port, address), host, port)
+  await listen(server.listen(port, address), host, port).catch((error) => {
+    clearInterval(looking)
+    throw error
+  })
 
   const sweeping = setInterval(() => {
     void lockstep.locks.sweep().catch(() => {})
@@ -99,8 +119,13 @@ export async function serve(options: ServeOptions): Promise<Server> {
     for (const outgoing of open) if (!outgoing.headersSent) outgoing.setHeader('Connection', 'close')
     stopping.abort(new Error('The server is stopping'))
     const late = setTimeout(() => server.closeAllConnections(), drainMs)
-    await Promise.all([closed, worker?.stop()])
+    // A worker whose database does not answer is ended with the library.
+    const { promise: drained, resolve } = Promise.withResolvers<void>()
+    const longest = setTimeout(resolve, drainMs)
+    await Promise.all([closed, Promise.race([worker?.stop(), drained])])
     clearTimeout(late)
+    clearTimeout(longest)
+    clearInterval(looking)
     await lockstep.close()
   }
   let stopped: Promise<void> | undefined
@@ -108,6 +133,13 @@ export async function serve(options: ServeOptions): Promise<Server> {
     url: `http://${isIPv6(host) ? `[${host}]` : host}:${(server.address() as AddressInfo).port}`,
     close: () => (stopped ??= stop()),
   }
+}
+
+// What is still to be taken by a client; '': nothing. Of a large write Node tells only inside how far it is. Not by the socket's own
+// time limit: what the client sends would put that off.
+function unsent(socket: Socket): string {
+  const { _handle } = socket as { _handle?: { writeQueueSize?: number } }
+  return socket.writableLength === 0 ? '' : `${socket.bytesWritten} ${_handle?.writeQueueSize}`
 }
 
 // Names that nobody used for a day, and events that need not be kept; what is away now is asked again next time.

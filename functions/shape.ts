@@ -6,6 +6,7 @@
  */
 import { z } from '@hono/zod-openapi'
 import type { Context } from 'hono'
+import { either } from '../lib/heed.ts'
 import { LIMITS } from '../lib/index.ts'
 import * as field from './field.ts'
 import { gone, stopping } from './problem.ts'
@@ -47,13 +48,16 @@ export async function waiting<T>(
   work: (until: { signal?: AbortSignal }) => Promise<T>,
 ): Promise<T> {
   const client = c.req.raw.signal
+  const until = waitMs ? either(client, stop) : undefined
   try {
-    return await work(waitMs ? { signal: stop ? AbortSignal.any([client, stop]) : client } : {})
+    return await work(until ? { signal: until.signal } : {})
   } catch (error) {
     if (client.aborted) throw gone()
     // Only a wait ends early: a request that came before the stop and need not wait gets its answer.
     if (waitMs && stop?.aborted) throw stopping()
     throw error
+  } finally {
+    until?.end()
   }
 }
 

@@ -8,10 +8,12 @@
  * know more connects again by itself, and `Last-Event-ID` spares it what it has seen. Every so often a comment shows proxies
  * that the stream lives.
  *
- * A client that does not read costs no memory. The stream is pulled: the next state is only asked for when the last one
- * was taken. That is why hono's `streamSSE` is not used: it pushes, its heartbeats would queue up behind a client that does
- * not read, it writes failures to the console and to the client, and it sets headers of HTTP/1.1 that other doors must not
- * send. An open stream is a connection, though, and somebody has to say how many there may be: `maxStreams`.
+ * A client that does not read costs little memory: the one piece, of at most 64 Ki characters, that it was sent last, and what
+ * the sockets hold. The stream is pulled: the next state, or piece of an event, is only asked for when the last one was taken.
+ * That is why hono's `streamSSE` is not used: it pushes, its heartbeats would queue up behind a client that does not read, it
+ * writes failures to the console and to the client, and it sets headers of HTTP/1.1 that other doors must not send. An open
+ * stream is a connection, though, and somebody has to say how many there may be: `maxStreams`; and one that is not read for
+ * long is ended by the door (node.ts) or the platform.
  */
 import type { Context } from 'hono'
 import { gone, stopping, unavailable } from './problem.ts'
@@ -28,6 +30,14 @@ export interface ServerEvent {
   /** Equal ids, equal states: the client sends back the last one that it saw. */
   id: string
   data: unknown
+}
+
+/** A part of an event, to be sent as it is: bytes of its JSON. */
+export interface Piece {
+  bytes: Uint8Array
+  /** What the event begins with, if this does: `event` and `id`. */
+  begins: Omit<ServerEvent, 'data'> | undefined
+  ends: boolean
 }
 
 const HEADERS = {
@@ -81,7 +91,7 @@ export class Streams {
   async open<T>(
     c: Context,
     observe: (signal: AbortSignal) => AsyncGenerator<T, void, void>,
-    eventOf: (state: T) => ServerEvent,
+    eventOf: (state: T) => ServerEvent | Piece,
     check?: () => Promise<unknown>,
   ): Promise<Response> {
     const client = c.req.raw.signal
@@ -106,7 +116,7 @@ export class Streams {
       if (problem) throw problem
       if (c.req.method !== 'HEAD') {
         const event = first && eventOf(first)
-        const unseen = event && event.id !== c.req.header('Last-Event-ID') ? written(event) : ''
+        const unseen = event && 'id' in event && event.id !== c.req.header('Last-Event-ID') ? written(event) : ''
         const next = patient(states, this.#keepAliveMs, over)
         return c.body(body(RETRY + unseen, next, eventOf, over), 200, HEADERS)
       }
@@ -122,17 +132,24 @@ export class Streams {
 function body<T>(
   first: string,
   next: () => Promise<T | undefined>,
-  eventOf: (state: T) => ServerEvent,
+  eventOf: (state: T) => ServerEvent | Piece,
   over: AbortController,
 ): ReadableStream<Uint8Array> {
-  const encoder = new TextEncoder()
+  let within = false // an event, of which the rest has to come before anything else
+  const chunkOf = (state: T): Uint8Array => {
+    const event = eventOf(state)
+    if (!('bytes' in event)) return encoder.encode(written(event))
+    within = !event.ends
+    return framed(event)
+  }
   return new ReadableStream<Uint8Array>(
     {
       start: (controller) => controller.enqueue(encoder.encode(first)),
       async pull(controller) {
-        const state = await next()
+        let state = await next()
+        while (within && state === undefined && !over.signal.aborted) state = await next()
         if (over.signal.aborted) controller.close()
-        else controller.enqueue(encoder.encode(state === undefined ? ALIVE : written(eventOf(state))))
+        else controller.enqueue(state === undefined ? encoder.encode(ALIVE) : chunkOf(state))
       },
       cancel: () => over.abort(),
     },
@@ -176,8 +193,23 @@ function patient<T>(states: AsyncIterator<T, void>, ms: number, over: AbortContr
 
 // JSON has no line breaks of its own, so one line of data is enough.
 function written({ event, id, data }: ServerEvent): string {
-  return `event: ${event}\nid: ${id}\ndata: ${JSON.stringify(data)}\n\n`
+  return `${head({ event, id })}${JSON.stringify(data)}${END}`
 }
+
+function framed({ bytes, begins, ends }: Piece): Uint8Array {
+  if (!begins && !ends) return bytes
+  const before = encoder.encode(begins ? head(begins) : '')
+  const after = encoder.encode(ends ? END : '')
+  const all = new Uint8Array(before.length + bytes.length + after.length)
+  all.set(before)
+  all.set(bytes, before.length)
+  all.set(after, before.length + bytes.length)
+  return all
+}
+
+const encoder = new TextEncoder()
+const END = '\n\n'
+const head = ({ event, id }: Omit<ServerEvent, 'data'>): string => `event: ${event}\nid: ${id}\ndata: `
 
 function integer(option: string, value: number, min: number, max: number): number {
   if (Number.isInteger(value) && value >= min && value <= max) return value

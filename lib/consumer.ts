@@ -13,6 +13,7 @@ import { checkGroup, type Group, type GroupOptions, type Groups, memberName, pic
 import { type Keeper, LeaseHold } from './keeper.ts'
 import { checkInteger, checkMs, LIMITS, WAIT } from './options.ts'
 import { type EventHandler, Partition, type PartitionParts } from './partition.ts'
+import { Deadline } from './shutdown.ts'
 import type { Tidings } from './tidings.ts'
 import { Moment } from './trust.ts'
 
@@ -69,6 +70,7 @@ export class GroupConsumer implements Consumer {
   readonly #partitions = new Map<number, Partition>()
   readonly #bell = new Bell()
   readonly #running: Promise<void>
+  readonly #applying = new Set<Promise<unknown>>()
   #member: LeaseHold | undefined
   #stopped: Promise<void> | undefined
   #stopping = false
@@ -101,6 +103,14 @@ export class GroupConsumer implements Consumer {
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.stop()
+  }
+
+  /** Stops. Resolves when no handler runs any more, or the grace is over; undefined: none runs. */
+  rest(graceMs: number): Promise<void> | undefined {
+    void this.stop({ graceMs }).catch(() => {})
+    if (this.#applying.size === 0) return undefined
+    const deadline = new Deadline(graceMs)
+    return deadline.race(Promise.allSettled(this.#applying)).finally(() => deadline.clear())
   }
 
   async #run(): Promise<void> {
@@ -165,19 +175,19 @@ export class GroupConsumer implements Consumer {
     return {
       ...{ database, tidings, onError, timeoutMs, handler: this.#handler },
       next: nextOf(pool, this.group, batch),
-      turnstile: turnstile(concurrency),
+      turnstile: turnstile(concurrency, this.#applying),
     }
   }
 
   async #stop(graceMs: number): Promise<void> {
     this.#stopping = true
     this.#bell.ring()
-    await this.#running
-    const all = [...this.#partitions.values()]
+    const all = [...this.#partitions.values()] // and no others any more
     for (const partition of all) partition.stop()
     const timer = setTimeout(() => {
       for (const partition of all) partition.cut()
     }, graceMs)
+    await this.#running
     await Promise.all(all.map((partition) => partition.ended))
     clearTimeout(timer)
     await Promise.all(all.map(({ hold }) => hold.release().catch(() => {}))) // lost, or they run out
@@ -186,21 +196,25 @@ export class GroupConsumer implements Consumer {
   }
 }
 
-/** Lets so many work at a time; the others wait, first come first served. */
-function turnstile(most: number): <T>(work: () => Promise<T>) => Promise<T> {
+/** Lets so many work at a time; the others wait, first come first served. @param inside  what is done now. */
+function turnstile(most: number, inside: Set<Promise<unknown>>): PartitionParts['turnstile'] {
   const waiting: (() => void)[] = []
-  let inside = 0
-  return async (work) => {
-    if (inside >= most) await new Promise<void>((enter) => waiting.push(enter))
-    else inside++
+  let free = most
+  const enter = async <T>(work: () => Promise<T>): Promise<T> => {
+    if (free === 0) await new Promise<void>((enter) => waiting.push(enter))
+    else free--
+    const working = work()
+    inside.add(working)
     try {
-      return await work()
+      return await working
     } finally {
+      inside.delete(working)
       const next = waiting.shift()
       if (next) next()
-      else inside--
+      else free++
     }
   }
+  return { enter, full: () => free === 0 }
 }
 
 function checkConsumer(group: string, options: ConsumeOptions, handler: unknown): void {

@@ -22,8 +22,9 @@ import { type Kysely, type RawBuilder, sql } from 'kysely'
 import pg from 'pg'
 import { type Clocked, Ear, type Heard } from './clock.ts'
 import { fromDatabase, outOfRange, UnavailableError, wrongType } from './errors.ts'
-import { announcedPid, clients, clientWith, Pool, type PoolConfig } from './pool.ts'
+import { announcedPid, Clients, clientWith, Pool, type PoolConfig, sever } from './pool.ts'
 import { type ServerFacts, unfit, unwritable } from './proof.ts'
+import { CLOSE_MS, Closing, Deadline } from './shutdown.ts'
 
 export { announcedPid, type Pool } from './pool.ts'
 export type { Tables } from './tables.ts'
@@ -71,7 +72,7 @@ export interface ConnectOptions {
 }
 
 /** The last migration that this code needs. */
-export const SCHEMA = '0013_search_path'
+export const SCHEMA = '0014_read'
 
 const CONTROL_CONNECTIONS = 2
 const CONNECT_TIMEOUT_MS = 5_000
@@ -97,11 +98,16 @@ export class Database {
   readonly #Client: typeof pg.Client
   readonly #client: pg.ClientConfig
   readonly #common: Omit<PoolConfig, 'max'>
-  readonly #shared: pg.Pool | undefined
+  readonly #shared: Clients | undefined
+  readonly #closing: Closing
+  readonly #pools = new Set<Pool>()
+  /** Connections of {@link direct} that are open. */
+  readonly #direct = new Set<pg.Client>()
   #pooled: boolean
   #proved = false
 
-  constructor(options: ConnectOptions) {
+  /** @param closing  once it is closed there are no transactions for users any more, and no direct connections. */
+  constructor(options: ConnectOptions, closing = new Closing()) {
     if (typeof options !== 'object' || options === null) throw wrongType('options', 'an object', options)
     const { connectionString, directConnectionString = connectionString, max = 10, maxWaiting = 8 } = options
     if (typeof connectionString !== 'string' || connectionString === '') {
@@ -124,10 +130,15 @@ export class Database {
       keepAliveInitialDelayMillis: 5_000, // with Node's 10 probes a second apart: a dead peer is known after 15 s
     }
     this.maxWaiting = maxWaiting
+    this.#closing = closing
+    closing.signal.addEventListener('abort', () => {
+      this.users.refuse()
+      for (const pool of [this.#control, ...this.#pools]) pool.closing()
+    })
     this.#pooled = directConnectionString === null
     this.#common = common
     this.#shared = options.shared
-      ? clients({ ...common, max: EVERYBODY, idleTimeoutMillis: CONTROL_IDLE_MS })
+      ? new Clients({ ...common, max: EVERYBODY, idleTimeoutMillis: CONTROL_IDLE_MS })
       : undefined
     this.#client = { ...common, connectionString: directConnectionString ?? connectionString, pipeline: true }
     this.users = new Pool({ ...common, max, remedy: 'raise `max`, or let transactions end sooner' }, this.#shared)
@@ -168,12 +179,20 @@ export class Database {
   }
 
   /**
-   * Connections of one's own for statements that may wait, or last: no lease depends on them. To be closed by who asks.
+   * Connections of one's own for statements that may wait, or last: no lease depends on them. Ended by {@link drop}, or with all.
    * @param remedy  what to do if they are too few.
    */
   pool(max: number, remedy?: string): Pool {
     const config = { ...this.#common, max, query_timeout: POOL_TIMEOUT_MS }
-    return new Pool(remedy === undefined ? config : { ...config, remedy }, this.#shared)
+    const pool = new Pool(remedy === undefined ? config : { ...config, remedy }, this.#shared)
+    this.#pools.add(pool)
+    return pool
+  }
+
+  /** Ends pools of {@link pool} when nothing is under way in them, at the latest when `late` resolves. */
+  async drop(pools: Pool[], late: Promise<unknown>): Promise<void> {
+    await Promise.all(pools.map((pool) => pool.close(late)))
+    for (const pool of pools) this.#pools.delete(pool)
   }
 
   /**
@@ -198,8 +217,11 @@ export class Database {
    */
   async direct(): Promise<pg.Client | null> {
     if (this.#pooled) return null
+    this.#closing.check()
     const client = new this.#Client(this.#client)
     client.on('error', () => {}) // 'end' follows and is what counts
+    this.#direct.add(client)
+    client.once('end', () => this.#direct.delete(client))
     try {
       await client.connect()
       const { rows } = await client.query('select pg_catalog.pg_backend_pid() as pid')
@@ -209,6 +231,7 @@ export class Database {
       return null
     } catch (error) {
       client.end().catch(() => {})
+      this.#closing.check() // we have cut it
       throw fromDatabase(error)
     }
   }
@@ -238,10 +261,30 @@ export class Database {
     this.#proved = true
   }
 
-  /** Ends the pools. Connections from {@link direct} are their owners' to end. */
-  async close(): Promise<void> {
-    await Promise.all([this.users.close(), this.#control.close()])
+  /**
+   * Ends every connection. Sessions have to be ended before: what is left of {@link direct} nobody has yet. Statements and
+   * transactions that are under way, and what follows from them, are waited for until `late` resolves, and then cut.
+   */
+  async close(late?: Promise<unknown>): Promise<void> {
+    const deadline = new Deadline(CLOSE_MS)
+    this.users.refuse()
+    for (const client of this.#direct) sever(client)
+    const pools = [this.users, this.#control, ...this.#pools]
+    let over = false
+    await Promise.race([settled(pools, () => over), late ?? deadline.over])
+    over = true
+    await Promise.all(pools.map((pool) => pool.end()))
     await this.#shared?.end()
+    deadline.clear()
+  }
+}
+
+// An answer may lead to another statement, of nobody who waits for it: a lease that was granted to somebody who has left.
+async function settled(pools: Pool[], over: () => boolean): Promise<void> {
+  while (pools.some((pool) => !pool.quiet)) {
+    await Promise.all(pools.map((pool) => pool.settled()))
+    if (over()) return
+    await sleep(0)
   }
 }
 

@@ -41,9 +41,11 @@ import { type Answer, Ballot, type Candidacy, identity } from './ballot.ts'
 import { Bell } from './bell.ts'
 import type { Database } from './db.ts'
 import { noConnectionLeft, UnavailableError } from './errors.ts'
+import { either } from './heed.ts'
 import type { Grant, Leases } from './lease.ts'
 import type { Session } from './session.ts'
 import type { Sessions } from './sessions.ts'
+import type { Closing } from './shutdown.ts'
 import { type ElectionNews, electionNews } from './told.ts'
 import { Moment } from './trust.ts'
 import { Vigils } from './vigil.ts'
@@ -71,13 +73,14 @@ export class Elections {
   readonly #leases: Leases
   readonly #sessions: Sessions
   readonly #vigils: Vigils
-  readonly #closing = new AbortController()
+  readonly #closing: Closing
   /** Candidates here, by election and holder: how many. */
   readonly #waiting = new Map<string, number>()
   readonly #running = new Set<Promise<unknown>>()
 
-  constructor(database: Database, sessions: Sessions, leases: Leases) {
+  constructor(database: Database, sessions: Sessions, leases: Leases, closing: Closing) {
     this.#leases = leases
+    this.#closing = closing
     this.#sessions = sessions
     this.news = electionNews(sessions)
     this.#vigils = new Vigils(database, sessions)
@@ -89,9 +92,9 @@ export class Elections {
    * @throws {UnavailableError} the first question found no database. Later it is waited for.
    */
   async campaign(candidacy: Candidacy, waitMs: number, signal: AbortSignal | undefined): Promise<Elected | null> {
-    const closing = this.#closing.signal
-    const stop = signal ? AbortSignal.any([signal, closing]) : closing
-    stop.throwIfAborted()
+    signal?.throwIfAborted()
+    this.#closing.check()
+    const { signal: stop, end } = either(signal, this.#closing.signal)
     const bell = new Bell()
     const stopped = Promise.withResolvers<never>()
     const onStop = () => {
@@ -102,7 +105,10 @@ export class Elections {
     // Who is told to stop is answered at once; the question under way is seen to its end, and taken back.
     const running = this.#run(candidacy, waitMs, stop, bell)
     this.#running.add(running)
-    const done = () => this.#running.delete(running)
+    const done = () => {
+      end()
+      this.#running.delete(running)
+    }
     running.then(done, done)
     try {
       return await Promise.race([stopped.promise, running])
@@ -111,15 +117,10 @@ export class Elections {
     }
   }
 
-  /** Rejects who waits here and takes them out of the line. */
-  async close(): Promise<void> {
-    this.#closing.abort(new UnavailableError('Lockstep was closed'))
-    await Promise.allSettled(this.#running)
-  }
-
-  /** Aborts when Lockstep is closed. */
-  get closing(): AbortSignal {
-    return this.#closing.signal
+  /** Takes who waited here out of the line, as far as that is done when `late` resolves. */
+  async close(late: Promise<void>): Promise<void> {
+    await Promise.race([Promise.allSettled(this.#running), late])
+    this.news.close()
   }
 
   async #run(candidacy: Candidacy, waitMs: number, stop: AbortSignal, bell: Bell): Promise<Elected | null> {
@@ -226,8 +227,9 @@ export class Elections {
 
   // The database is away. A place that is not given up would be waited for as long as this process's connection lives.
   async #withdrawLater(candidacy: Candidacy): Promise<void> {
-    for (let pauseMs = PAUSE_MS.first; pauseMs < 120_000 && !this.#closing.signal.aborted; pauseMs *= 2) {
-      await sleep(pauseMs, undefined, { ref: false })
+    const { signal } = this.#closing
+    for (let pauseMs = PAUSE_MS.first; pauseMs < 120_000 && !signal.aborted; pauseMs *= 2) {
+      await sleep(pauseMs, undefined, { ref: false, signal }).catch(() => {})
       if (this.#waiting.has(identity(candidacy))) return
       try {
         return await this.#ballot.withdraw(candidacy)

@@ -34,7 +34,7 @@
 import { type Appended, Appender, type AppendOptions, WAITERS } from './append.ts'
 import type { NewEvent } from './ask.ts'
 import { type ConsumeOptions, type Consumer, GroupConsumer } from './consumer.ts'
-import type { AnyTransaction, Pool } from './db.ts'
+import type { AnyTransaction, Database, Pool } from './db.ts'
 import { UnavailableError, wrongType } from './errors.ts'
 import type { Events } from './events.ts'
 import { type Group, type GroupOptions, Groups } from './group.ts'
@@ -45,7 +45,7 @@ import { checkInteger, checkOptions } from './options.ts'
 import type { EventHandler } from './partition.ts'
 import { partsOf } from './parts.ts'
 import { type Batch, type BatchEnd, type FailOptions, type Parked, type PollOptions, Polls } from './poll.ts'
-import { type EventPage, Reader, type StoredEvent, type StreamState } from './read.ts'
+import { type EventPage, Reader, type StreamState } from './read.ts'
 import {
   type ArchiveOptions,
   Retention,
@@ -54,6 +54,7 @@ import {
   type Truncated,
   type TruncateOptions,
 } from './retain.ts'
+import { Closing, GRACE_MS, RoomEnding } from './shutdown.ts'
 import { type AllOptions, Followers, type ReadOptions, type SubscribeOptions } from './subscribe.ts'
 import { Tidings } from './tidings.ts'
 
@@ -61,6 +62,7 @@ export type { Appended, AppendOptions } from './append.ts'
 export type { NewEvent } from './ask.ts'
 export type { ConsumeOptions, Consumer } from './consumer.ts'
 export type { Events } from './events.ts'
+export type { EventPiece } from './follow.ts'
 export type { Group, GroupOptions } from './group.ts'
 export type { GroupLag, Holdup, Horizon, PartitionLag, StreamLag } from './lag.ts'
 export type { EventContext, EventHandler } from './partition.ts'
@@ -93,9 +95,14 @@ export function createEvents(lockstep: Lockstep, options: EventsOptions = {}): E
 
 /** Its verbs are told in events.ts. */
 class Room implements Events {
-  readonly #pools: Pool[]
-  readonly #closing = new AbortController()
-  readonly #consumers = new Set<Consumer>()
+  readonly #database: Database
+  readonly #pool: Pool
+  readonly #waiters: Pool
+  readonly #closing: Closing
+  readonly #ending: RoomEnding
+  readonly #keeper = new Keeper()
+  readonly #tidings: Tidings
+  readonly #consumers = new Set<GroupConsumer>()
   readonly #appender: Appender
   readonly #reader: Reader
   readonly #followers: Followers
@@ -104,149 +111,174 @@ class Room implements Events {
   readonly #lags: Lags
   readonly #retention: Retention
   readonly #open: (group: string, options: ConsumeOptions, handler: EventHandler) => Consumer
-  #closed: Promise<void> | undefined
 
   constructor(lockstep: Lockstep, { connections = 4, onError = warn }: EventsOptions) {
-    const { database, sessions, closing } = partsOf(lockstep)
+    const { database, sessions, closing, rooms } = partsOf(lockstep)
     checkInteger('connections', connections, { min: 1, max: 100 })
     if (typeof onError !== 'function') throw wrongType('onError', 'a function', onError)
     const pool = database.pool(connections, 'raise `connections` of createEvents')
     const waiters = database.pool(WAITERS)
     const tidings = new Tidings(sessions)
-    const keeper = new Keeper()
-    const { signal } = this.#closing
-    this.#pools = [pool, waiters]
+    this.#database = database
+    this.#closing = new Closing(closing)
+    this.#tidings = tidings
+    this.#pool = pool
+    this.#waiters = waiters
     this.#appender = new Appender(pool, waiters, (streams) => tidings.announce(streams))
     this.#reader = new Reader(pool)
-    this.#followers = new Followers(this.#reader, tidings, signal)
+    this.#followers = new Followers(this.#reader, tidings, this.#closing)
     this.#groups = new Groups(database, pool)
-    this.#polls = new Polls(pool, this.#groups, tidings, signal)
+    this.#polls = new Polls(pool, this.#groups, tidings)
     this.#lags = new Lags(pool, this.#groups)
     this.#retention = new Retention(pool, this.#reader)
     const told = (error: unknown) => {
+      if (this.#closing.closed && error instanceof UnavailableError) return
       try {
         onError(error)
       } catch {} // there is nobody left to tell
     }
-    const parts = { database, pool, groups: this.#groups, keeper, tidings, onError: told }
+    const parts = { database, pool, groups: this.#groups, keeper: this.#keeper, tidings, onError: told }
     this.#open = (group, options, handler) => {
       const consumer = new GroupConsumer(parts, group, options, handler, () => this.#consumers.delete(consumer))
       this.#consumers.add(consumer)
       return consumer
     }
-    closing.add(() => this.close())
+    const how = { rest: () => this.#rest(), end: (late: Promise<void>) => this.#end(late) }
+    this.#ending = new RoomEnding(this.#closing, rooms, how)
   }
 
   append(stream: string, events: NewEvent | readonly NewEvent[], options?: AppendOptions): Promise<Appended> {
-    return this.#appender.append(stream, events, options)
+    return this.#closing.verb(() => this.#appender.append(stream, events, options))
   }
 
-  read(stream: string, options?: ReadOptions): Promise<EventPage> {
-    return this.#followers.read(stream, options)
+  read(stream: string, options: ReadOptions = {}): Promise<EventPage> {
+    return this.#wait(options, (asked) => this.#followers.read(stream, asked))
   }
 
-  readAll(options?: AllOptions): Promise<EventPage> {
-    return this.#followers.readAll(options)
+  readAll(options: AllOptions = {}): Promise<EventPage> {
+    return this.#wait(options, (asked) => this.#followers.readAll(asked))
   }
 
-  subscribe(options?: SubscribeOptions): AsyncGenerator<StoredEvent, never, void> {
+  // biome-ignore lint/suspicious/noExplicitAny: typed in the words
+  subscribe(options?: SubscribeOptions): AsyncGenerator<any, never, void> {
     return this.#followers.subscribe(options)
   }
 
   stream(stream: string): Promise<StreamState | null> {
-    return this.#reader.state(stream)
+    return this.#closing.verb(() => this.#reader.state(stream))
   }
 
   async streams(page: { prefix?: string; limit?: number; after?: string } = {}): Promise<StreamState[]> {
-    return this.#reader.states(page)
+    return this.#closing.verb(() => this.#reader.states(page))
   }
 
   declareGroup(group: string, options?: GroupOptions): Promise<boolean> {
-    return this.#groups.declare(group, options)
+    return this.#closing.verb(() => this.#groups.declare(group, options))
   }
 
   consume(group: string, options: ConsumeOptions, handler: EventHandler): Consumer {
-    if (this.#closed) throw new UnavailableError('Lockstep was closed')
+    this.#closing.check()
     return this.#open(group, options, handler)
   }
 
   group(group: string): Promise<Group | null> {
-    return this.#groups.get(group)
+    return this.#closing.verb(() => this.#groups.get(group))
   }
 
   async groups(page?: { prefix?: string; limit?: number; after?: string }): Promise<Group[]> {
-    return this.#groups.list(page)
+    return this.#closing.verb(() => this.#groups.list(page))
   }
 
   deleteGroup(group: string): Promise<boolean> {
-    return this.#groups.delete(group)
+    return this.#closing.verb(() => this.#groups.delete(group))
   }
 
   parked(group: string, page?: { limit?: number; after?: string }): Promise<Parked[]> {
-    return this.#polls.parked(group, page)
+    return this.#closing.verb(() => this.#polls.parked(group, page))
   }
 
   redeliver(group: string, options?: { stream?: string; skip?: boolean }): Promise<number> {
-    return this.#polls.redeliver(group, options)
+    return this.#closing.verb(() => this.#polls.redeliver(group, options))
   }
 
   lag(group: string): Promise<GroupLag> {
-    return this.#lags.group(group)
+    return this.#closing.verb(() => this.#lags.group(group))
   }
 
   streamLag(stream: string): Promise<StreamLag> {
-    return this.#lags.stream(stream)
+    return this.#closing.verb(() => this.#lags.stream(stream))
   }
 
   poll(group: string, options: PollOptions): Promise<Batch[]> {
-    return this.#polls.poll(group, options)
+    return this.#wait(options, (asked) => this.#polls.poll(group, asked))
   }
 
   commit(group: string, batch: BatchEnd, options?: { trx?: AnyTransaction }): Promise<void> {
-    return this.#polls.commit(group, batch, options)
+    return this.#closing.verb(() => this.#polls.commit(group, batch, options))
   }
 
   fail(group: string, batch: FailOptions): Promise<{ attempts: number; parked: boolean; retryAt: Date | null }> {
-    return this.#polls.fail(group, batch)
+    return this.#closing.verb(() => this.#polls.fail(group, batch))
   }
 
   leave(group: string, holder: string): Promise<void> {
-    return this.#polls.leave(group, holder)
+    return this.#closing.verb(() => this.#polls.leave(group, holder))
   }
 
   retain(prefix: string, rule: RetentionRule | null): Promise<void> {
-    return this.#retention.retain(prefix, rule)
+    return this.#closing.verb(() => this.#retention.retain(prefix, rule))
   }
 
   retention(): Promise<({ prefix: string } & RetentionRule)[]> {
-    return this.#retention.rules()
+    return this.#closing.verb(() => this.#retention.rules())
   }
 
   sweep(options?: { signal?: AbortSignal }): Promise<Swept> {
-    return this.#retention.sweep(options)
+    return this.#closing.verb(() => this.#retention.sweep(options))
   }
 
   truncate(stream: string, before: bigint, options?: TruncateOptions): Promise<Truncated> {
-    return this.#retention.truncate(stream, before, options)
+    return this.#closing.verb(() => this.#retention.truncate(stream, before, options))
   }
 
-  archive(options?: ArchiveOptions): AsyncGenerator<string, void, void> {
-    return this.#retention.archive(options)
+  async *archive(options?: ArchiveOptions): AsyncGenerator<string, void, void> {
+    this.#closing.check()
+    const lines = this.#retention.archive(options)
+    for (;;) {
+      const { done, value } = await this.#closing.heed(lines.next())
+      if (done) return
+      yield value
+    }
   }
 
   close(): Promise<void> {
-    this.#closed ??= this.#close()
-    return this.#closed
+    return this.#ending.now()
   }
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()
   }
 
-  async #close(): Promise<void> {
-    this.#closing.abort(new UnavailableError('Lockstep was closed'))
-    await Promise.all([...this.#consumers].map((consumer) => consumer.stop()))
-    await Promise.all(this.#pools.map((pool) => pool.close()))
+  /** A verb that waits as long as its options say. */
+  #wait<O extends { signal?: AbortSignal }, T>(options: O, run: (options: O) => Promise<T>): Promise<T> {
+    return this.#closing.verb(async () => {
+      checkOptions(options)
+      return this.#closing.wait(options.signal, (signal) => run({ ...options, signal }))
+    })
+  }
+
+  #rest(): Promise<void> | undefined {
+    const resting = [...this.#consumers].flatMap((consumer) => consumer.rest(GRACE_MS) ?? [])
+    return resting.length === 0 ? undefined : Promise.all(resting).then(() => {})
+  }
+
+  async #end(late: Promise<void>): Promise<void> {
+    void this.#waiters.end() // who waits for somebody else's transaction
+    const over = [...[...this.#consumers].map((consumer) => consumer.stop()), this.#closing.settled()]
+    await Promise.race([Promise.allSettled(over), late])
+    await this.#keeper.close(late)
+    this.#tidings.close()
+    await this.#database.drop([this.#pool, this.#waiters], late)
   }
 }
 

@@ -6,6 +6,7 @@ import type { Appended, AppendOptions } from './append.ts'
 import type { NewEvent } from './ask.ts'
 import type { ConsumeOptions, Consumer } from './consumer.ts'
 import type { AnyTransaction } from './db.ts'
+import type { EventPiece } from './follow.ts'
 import type { Group, GroupOptions } from './group.ts'
 import type { GroupLag, StreamLag } from './lag.ts'
 import type { EventHandler } from './partition.ts'
@@ -45,10 +46,17 @@ export interface Events extends AsyncDisposable {
   readAll(options?: AllOptions): Promise<EventPage>
 
   /**
-   * Everything from a place on, then what follows, as it is appended. Nothing is read ahead of the consumer but a page.
-   * Ends by its `signal`, or `break`. An outage of the database is waited out.
+   * Everything from a place on, then what follows, as it is appended. Ends by its `signal`, or `break`. An outage of the
+   * database is waited out.
+   *
+   * Nothing is read before it is asked for, and then 256 KiB, or one event; of all who follow in this process together 32 MiB are
+   * in memory at most, and who finds none left waits for its turn.
    */
   subscribe(options?: SubscribeOptions): AsyncGenerator<StoredEvent, never, void>
+  /**
+   * The same, of each event the JSON that HTTP shows, in pieces of at most 64 Ki characters: to be passed on without being parsed.
+   */
+  subscribe(options: SubscribeOptions & { as: 'json' }): AsyncGenerator<EventPiece, never, void>
 
   /** Where a stream stands; null: nothing was ever appended. */
   stream(stream: string): Promise<StreamState | null>

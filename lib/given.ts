@@ -46,6 +46,9 @@ type NextRow = {
 }
 type Ask = { partition: number; token: bigint }
 
+// Of events on disk, in an answer.
+const PAGE_BYTES = 4_194_304
+
 /** What is next of partitions of a group; all that ask at a time share a statement. */
 export function nextOf(pool: Pool, group: string, most: number): (ask: Ask) => Promise<Next> {
   return batched(
@@ -55,16 +58,18 @@ export function nextOf(pool: Pool, group: string, most: number): (ask: Ask) => P
   )
 }
 
-export async function readAll(pool: Pool, group: string, asks: Ask[], most: number): Promise<Next[]> {
+/** In the order of the asks. All together they get {@link PAGE_BYTES}, and one event always: so it is another's turn each time. */
+export async function readAll(pool: Pool, group: string, all: Ask[], most: number): Promise<Next[]> {
+  const first = Math.floor(Math.random() * all.length)
+  const asks = [...all.slice(first), ...all.slice(0, first)]
   const partitions = column(asks, 'integer', ({ partition }) => partition)
   const tokens = column(asks, 'bigint', ({ token }) => token)
   const rows = await pool.run<NextRow>(
     sql`select r.held, r.events::text, r.next, r.turn, r.more, r.waits, r.wait_ms
-          from unnest(${partitions}, ${tokens}) with ordinality a(partition, token, i)
-         cross join lateral lockstep.read_partition(${group}, a.partition, a.token, ${most}) r
-         order by a.i`,
+          from lockstep.read_partitions(${group}, ${partitions}, ${tokens}, ${most}, ${PAGE_BYTES}) r`,
   )
-  return rows.map(({ held, events, next, turn, more, waits, wait_ms }) => ({
+  const inOrder = [...rows.slice(-first), ...rows.slice(0, -first)]
+  return (first === 0 ? rows : inOrder).map(({ held, events, next, turn, more, waits, wait_ms }) => ({
     held,
     events: attemptsOf(events),
     next: BigInt(next ?? 0),

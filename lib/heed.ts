@@ -9,3 +9,22 @@ export async function heeding<T>(signal: AbortSignal | undefined, work: T | Prom
   signal.addEventListener('abort', aborted)
   return Promise.race([promise, work]).finally(() => signal.removeEventListener('abort', aborted))
 }
+
+/**
+ * A signal that aborts with the first of several, until `end` takes it off them. Not AbortSignal.any: what somebody leaves on
+ * such a one is kept for as long as the others live, and one of them may live as long as the process.
+ */
+export function either(...signals: (AbortSignal | undefined)[]): { signal: AbortSignal; end: () => void } {
+  const own = new AbortController()
+  const sources = signals.filter((source) => source !== undefined)
+  const end = () => {
+    for (const source of sources) source.removeEventListener('abort', pass)
+  }
+  const pass = () => {
+    end()
+    own.abort(sources.find(({ aborted }) => aborted)?.reason)
+  }
+  for (const source of sources) source.addEventListener('abort', pass)
+  if (sources.some(({ aborted }) => aborted)) pass()
+  return { signal: own.signal, end }
+}

@@ -166,7 +166,7 @@ export abstract class Hold implements Held {
     const timer = new AbortController()
     const ended = await Promise.race([
       Promise.allSettled(transactions),
-      sleep(RELEASE_WAITS_MS, late, { signal: timer.signal }).catch(() => {}),
+      sleep(RELEASE_WAITS_MS, late, { signal: timer.signal, ref: false }).catch(() => {}), // their connections keep the process
     ])
     timer.abort()
     if (ended === late) throw stillOpen()
@@ -190,7 +190,7 @@ export abstract class Hold implements Held {
           return
         }
       } catch {} // the database is away: asked again
-      await sleep(pause)
+      await sleep(pause, undefined, { ref: false })
     }
   }
 

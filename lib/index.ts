@@ -1,9 +1,11 @@
-/** The front door: everything that is public, and nothing else. */
+/** The front door: everything that is public, and nothing else. And the end: who makes a thing ends it, here. */
+
 import { type ConnectOptions, Database } from './db.ts'
 import { Leaders } from './leader.ts'
 import { Locks } from './lock.ts'
 import { keepParts } from './parts.ts'
 import { Sessions } from './sessions.ts'
+import { CLOSE_MS, Closing, Deadline, type Ending } from './shutdown.ts'
 import { Time, type TimeOptions } from './time.ts'
 
 export { cristian, type RemoteTime, type TimeAnswer } from './cristian.ts'
@@ -52,7 +54,14 @@ export interface Lockstep extends AsyncDisposable {
    * @throws {UnavailableError}
    */
   ready(): Promise<void>
-  /** Releases what this process holds, rejects who waits, ends the connections. Calling it again does nothing. */
+  /**
+   * Ends all of it: every verb of every room rejects from now on with an `UnavailableError`, "Lockstep was closed", and so does
+   * every wait; what this process holds is released; no connection, timer or listener is left. Calling it again does nothing.
+   *
+   * What is under way gets 5 s: jobs and batches of events one second, as when their worker stops, and until then everything
+   * still works for them; transactions of yours, and statements. Then it is cut, also where the database does not answer. A
+   * hold that could not be given up by then ends by its ttl, and its signal has aborted.
+   */
   close(): Promise<void>
 }
 
@@ -67,18 +76,27 @@ export interface Lockstep extends AsyncDisposable {
  * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
  */
 export function createLockstep(options: LockstepOptions): Lockstep {
-  const database = new Database(options)
+  const closing = new Closing()
+  const database = new Database(options, closing)
   const sessions = new Sessions(database)
-  const locks = new Locks(database, sessions)
-  const leaders = new Leaders(database, sessions)
-  const time = new Time(database, options.time)
-  const closing = new Set<() => Promise<void>>()
+  const locks = new Locks(database, sessions, closing)
+  const leaders = new Leaders(database, sessions, closing)
+  const time = new Time(database, closing, options.time)
+  const rooms = new Set<Ending>()
   const closeAll = async () => {
-    time.close()
-    await Promise.all([...closing].map((room) => room()))
-    await leaders.close() // before the connection ends by which terms may be held
-    await locks.close()
-    await database.close()
+    const deadline = new Deadline(CLOSE_MS)
+    const all = [...rooms]
+    // What handlers of jobs and events do within their last second may need every room; else it is now.
+    const resting = all.flatMap((room) => room.rest() ?? [])
+    if (resting.length > 0) await deadline.race(Promise.all(resting))
+    closing.close()
+    await deadline.race(Promise.allSettled(all.map((room) => room.end(deadline.over))))
+    await leaders.close(deadline.over) // before the connection ends by which terms may be held
+    await locks.close(deadline.over)
+    await deadline.race(closing.settled())
+    await deadline.race(sessions.close())
+    await database.close(deadline.over)
+    deadline.clear()
   }
   let closed: Promise<void> | undefined
   const close = () => {
@@ -86,8 +104,8 @@ export function createLockstep(options: LockstepOptions): Lockstep {
     return closed
   }
   const { kysely } = database
-  const ready = () => database.ready()
+  const ready = () => closing.verb(() => database.ready())
   const lockstep = { locks, leaders, time, kysely, ready, close, [Symbol.asyncDispose]: close }
-  keepParts(lockstep, { database, sessions, time, closing })
+  keepParts(lockstep, { database, sessions, time, closing, rooms })
   return lockstep
 }

@@ -83,12 +83,13 @@ export class LeaseHold extends Hold {
 /** Keeps all leases of a process. */
 export class Keeper {
   readonly #held = new Set<LeaseHold>()
+  #closed = false
   #timer: NodeJS.Timeout | undefined
   #everyMs = Infinity
 
   keep(hold: LeaseHold): void {
     this.#held.add(hold)
-    this.#tickEvery(hold.ttlMs / 20)
+    if (!this.#closed) this.#tickEvery(hold.ttlMs / 20)
   }
 
   forget(hold: LeaseHold): void {
@@ -98,6 +99,15 @@ export class Keeper {
   /** Every lease of this process: released when Lockstep is closed. */
   get all(): LeaseHold[] {
     return [...this.#held]
+  }
+
+  /** Releases all of them, and keeps none any more: what could not be released when `late` resolves is lost. */
+  async close(late: Promise<void>): Promise<void> {
+    this.#closed = true
+    const all = this.all
+    await Promise.race([Promise.allSettled(all.map((hold) => hold.release())), late])
+    clearInterval(this.#timer)
+    for (const hold of all) hold.lose('Lockstep was closed')
   }
 
   #tickEvery(ms: number) {

@@ -2,6 +2,8 @@
  * The loop that everybody writes by hand: campaign, work while leading, campaign again.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
+import { UnavailableError } from './errors.ts'
+import { either } from './heed.ts'
 import type { Term } from './term.ts'
 import { Moment } from './trust.ts'
 
@@ -34,23 +36,34 @@ export async function lead(
   closing: AbortSignal,
   failed: (error: unknown) => void,
 ): Promise<void> {
-  const over = stop ? AbortSignal.any([stop, closing]) : closing
-  for (let pauseMs = firstMs; !over.aborted; pauseMs = Math.min(pauseMs * 2, mostMs)) {
-    let led: Moment | undefined
-    try {
-      const term = await campaign()
-      led = new Moment()
-      try {
-        await work(term, AbortSignal.any([term.signal, over]))
-      } finally {
-        await term[Symbol.asyncDispose]()
-      }
-    } catch (error) {
-      if (over.aborted && error === over.reason) break
-      failed(error)
-    }
-    if (led && led.elapsed() > mostMs) pauseMs = firstMs // it went well for a while
-    await sleep(pauseMs * (0.5 + Math.random() / 2), undefined, { signal: over }).catch(() => {})
+  const { signal: over, end } = either(stop, closing)
+  try {
+    await loop()
+  } finally {
+    end()
   }
   if (!stop?.aborted) closing.throwIfAborted()
+
+  async function loop(): Promise<void> {
+    for (let pauseMs = firstMs; !over.aborted; pauseMs = Math.min(pauseMs * 2, mostMs)) {
+      let led: Moment | undefined
+      try {
+        const term = await campaign()
+        led = new Moment()
+        const stopped = either(term.signal, over)
+        try {
+          await work(term, stopped.signal)
+        } finally {
+          stopped.end()
+          await term[Symbol.asyncDispose]()
+        }
+      } catch (error) {
+        if (over.aborted && error === over.reason) break
+        if (closing.aborted && error instanceof UnavailableError) break // it could not be resigned any more
+        failed(error)
+      }
+      if (led && led.elapsed() > mostMs) pauseMs = firstMs // it went well for a while
+      await sleep(pauseMs * (0.5 + Math.random() / 2), undefined, { signal: over }).catch(() => {})
+    }
+  }
 }

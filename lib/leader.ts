@@ -7,7 +7,8 @@ import { sql } from 'kysely'
 import type { Candidacy } from './ballot.ts'
 import type { Database } from './db.ts'
 import { type Elected, Elections } from './election.ts'
-import { LeaseHeldError, UnavailableError, wrongType } from './errors.ts'
+import { LeaseHeldError, wrongType } from './errors.ts'
+import { either } from './heed.ts'
 import { Keeper } from './keeper.ts'
 import { type Backoff, type LeadWork, lead } from './lead.ts'
 import { type Grant, Leases } from './lease.ts'
@@ -26,6 +27,7 @@ import {
   WAIT,
 } from './options.ts'
 import type { Sessions } from './sessions.ts'
+import type { Closing } from './shutdown.ts'
 import { ELECTIONS, proclaim, type Term, TermHold, type TermParts } from './term.ts'
 import { type Candidate, type ElectionState, type Leader, Watches } from './watch.ts'
 
@@ -86,11 +88,13 @@ export class Leaders {
   readonly #watches: Watches
   readonly #keeper = new Keeper()
   readonly #parts: TermParts
+  readonly #closing: Closing
 
-  constructor(database: Database, sessions: Sessions) {
+  constructor(database: Database, sessions: Sessions, closing: Closing) {
     this.#database = database
     this.#leases = new Leases(database, ELECTIONS)
-    this.#elections = new Elections(database, sessions, this.#leases)
+    this.#elections = new Elections(database, sessions, this.#leases, closing)
+    this.#closing = closing
     const { news } = this.#elections
     this.#watches = new Watches(database, news)
     this.#parts = { database, leases: this.#leases, keeper: this.#keeper, news }
@@ -110,6 +114,7 @@ export class Leaders {
    * @see etcd client/v3/concurrency/election.go · river internal/leadership/doc.go
    */
   async campaign(name: string, options: CampaignOptions = {}): Promise<Term> {
+    this.#closing.check()
     const candidacy = request(name, options)
     const { waitMs = Infinity, signal } = options
     checkMs('waitMs', waitMs, WAIT)
@@ -124,6 +129,7 @@ export class Leaders {
    * @throws {UnavailableError | TypeError | RangeError} as {@link campaign}.
    */
   async tryCampaign(name: string, options: TryCampaignOptions = {}): Promise<Term | null> {
+    this.#closing.check()
     const candidacy = request(name, options)
     const elected = await this.#elections.campaign(candidacy, 0, undefined)
     return elected && this.#term(elected, candidacy)
@@ -149,7 +155,7 @@ export class Leaders {
     checkMs('backoff.firstMs', firstMs, WAIT)
     checkMs('backoff.mostMs', mostMs, WAIT)
     const campaign = () => this.campaign(name, { ...options, ...(signal && { signal }) })
-    await lead(campaign, work, { firstMs, mostMs }, signal, this.#elections.closing, onError)
+    await lead(campaign, work, { firstMs, mostMs }, signal, this.#closing.signal, onError)
   }
 
   /** Who leads, as of a moment ago: to look at, never to decide by. One statement. */
@@ -159,6 +165,7 @@ export class Leaders {
 
   /** As {@link leader}, with the revision that {@link observe} counts by. */
   async state(name: string): Promise<ElectionState> {
+    this.#closing.check()
     checkText('name', name)
     const { livesMs: _, ...state } = await this.#watches.look(name)
     return state
@@ -166,6 +173,7 @@ export class Leaders {
 
   /** Who leads and who waits. Two statements, side by side. */
   async members(name: string): Promise<Members> {
+    this.#closing.check()
     checkText('name', name)
     const [{ leader }, waiting] = await Promise.all([this.#watches.look(name), this.#watches.candidates(name)])
     return { leader, waiting }
@@ -186,9 +194,16 @@ export class Leaders {
   observe(name: string, options: { signal?: AbortSignal } = {}): AsyncGenerator<ElectionState, never, void> {
     checkText('name', name)
     checkOptions(options)
-    const { signal } = options
-    const { closing } = this.#elections
-    return this.#watches.observe(name, signal ? AbortSignal.any([signal, closing]) : closing)
+    return this.#observe(name, options.signal)
+  }
+
+  async *#observe(name: string, signal: AbortSignal | undefined): AsyncGenerator<ElectionState, never, void> {
+    const stop = either(signal, this.#closing.signal)
+    try {
+      return yield* this.#watches.observe(name, stop.signal)
+    } finally {
+      stop.end()
+    }
   }
 
   /**
@@ -199,6 +214,7 @@ export class Leaders {
   async list(
     options: { prefix?: string; limit?: number; after?: string } = {},
   ): Promise<(Leader & { name: string })[]> {
+    this.#closing.check()
     const states = await list(this.#database, options, ELECTIONS.prefix)
     // Only leases are terms, so that nothing of these is null.
     return states.map(({ held: _held, kind: _kind, ...leader }) => leader as Leader & { name: string })
@@ -210,6 +226,7 @@ export class Leaders {
    * @returns whether somebody led.
    */
   async stepDown(name: string): Promise<boolean> {
+    this.#closing.check()
     checkText('name', name)
     const { outcome } = await this.#leases.untilFree(async () => {
       const [row] = await this.#database.control<{ outcome: string }>(
@@ -228,6 +245,7 @@ export class Leaders {
    * @throws {LeaseHeldError | UnavailableError | TypeError | RangeError} as {@link campaign}.
    */
   async grant(name: string, options: Omit<CampaignOptions, 'failover'> = {}): Promise<Grant> {
+    this.#closing.check()
     const candidacy = request(name, options)
     const { waitMs = 0, signal } = options
     checkMs('waitMs', waitMs, WAIT)
@@ -242,6 +260,7 @@ export class Leaders {
    * @throws {LeaseLostError} not held under this token, or asked to step down.
    */
   async renew(name: string, token: bigint, options: { ttlMs?: number; meta?: unknown } = {}): Promise<Grant> {
+    this.#closing.check()
     checkText('name', name)
     checkToken(token)
     checkOptions(options)
@@ -255,23 +274,23 @@ export class Leaders {
 
   /** Ends a term held under this token. @throws {LeaseLostError} not held under it, or no longer. */
   async revoke(name: string, token: bigint): Promise<void> {
+    this.#closing.check()
     checkText('name', name)
     checkToken(token)
     return this.#leases.revoke(name, token)
   }
 
-  /** Resigns what this process leads; who waits or observes is rejected. */
-  async close(): Promise<void> {
-    const closed = this.#elections.close()
-    await Promise.allSettled(this.#keeper.all.map((term) => term.release()))
-    await closed
+  /** A part of `lockstep.close()`: resigns what this process leads, as far as that is done when `late` resolves. */
+  async close(late: Promise<void>): Promise<void> {
+    this.#closing.close()
+    await Promise.all([this.#elections.close(late), this.#keeper.close(late)])
   }
 
   #term({ grant, attempted, session }: Elected, { ttlMs }: Candidacy): Term {
     const term = new TermHold(this.#parts, grant, ttlMs, attempted, session)
-    if (!this.#elections.closing.aborted) return term
+    if (!this.#closing.closed) return term
     void term.release().catch(() => {})
-    throw new UnavailableError('Lockstep was closed')
+    throw this.#closing.signal.reason
   }
 }
 

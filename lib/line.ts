@@ -97,6 +97,16 @@ export class Line {
     const at = this.#contenders.indexOf(contender)
     if (at < 0) return
     this.#contenders.splice(at, 1)
+    this.#left()
+  }
+
+  /** Nobody is served any more. */
+  close(why: unknown): void {
+    for (const { failed } of this.#contenders.splice(0)) failed(why)
+    this.#left()
+  }
+
+  #left(): void {
     this.#bell.ring()
     // Nobody of ours waits any more: leave the database's queue too, so that we are not served there.
     if (this.#contenders.length === 0 && this.#inQueue && this.#gate) {

@@ -31,6 +31,7 @@ import {
 } from './options.ts'
 import { countdown, sharedSession } from './patience.ts'
 import type { Sessions } from './sessions.ts'
+import type { Closing } from './shutdown.ts'
 import { type TransactionWork, transaction } from './transaction.ts'
 import { Moment } from './trust.ts'
 
@@ -68,11 +69,17 @@ export class Locks {
   readonly #leases: Leases
   readonly #keeper = new Keeper()
   readonly #desk: Desk
+  readonly #closing: Closing
 
-  constructor(database: Database, sessions: Sessions) {
+  constructor(database: Database, sessions: Sessions, closing: Closing) {
     this.#database = database
     this.#leases = new Leases(database)
     this.#desk = { database, leases: this.#leases, sessions, lines: new Map() }
+    this.#closing = closing
+    const { signal } = closing
+    signal.addEventListener('abort', () => {
+      for (const line of this.#desk.lines.values()) line.close(signal.reason)
+    })
   }
 
   /**
@@ -86,6 +93,7 @@ export class Locks {
    * @see etcd client/v3/concurrency/mutex.go · Kleppmann, "How to do distributed locking", 2016 (fencing)
    */
   async acquire(name: string, options: AcquireOptions = {}): Promise<Held> {
+    this.#closing.check()
     checkOptions(options)
     const { waitMs = Infinity, signal, ttlMs } = options
     checkText('name', name)
@@ -96,7 +104,8 @@ export class Locks {
     // Without a wait where none is needed: who calls first shall stand in line first.
     const leased = ttlMs !== undefined || this.#database.pooled
     const left = countdown(waitMs)
-    let direct = leased ? null : (sessions.current ?? (await sharedSession(sessions, left, signal)))
+    const shared = () => this.#closing.heed(sharedSession(sessions, left, signal))
+    let direct = leased ? null : (sessions.current ?? (await shared()))
     if (direct && waitMs === 0) await this.#settled(name)
     // Where all connection holds together have as many locks of the server as they may, the next one is a lease.
     while (direct && !direct.hasRoom) {
@@ -106,8 +115,12 @@ export class Locks {
     signal?.throwIfAborted()
     if (!direct) {
       const { grant, attempted } = await this.#lease(ask, options.holder !== undefined, waitMs, signal)
-      return new LeaseHold(this.#database, this.#leases, this.#keeper, grant, ask.ttlMs, attempted)
+      const hold = new LeaseHold(this.#database, this.#leases, this.#keeper, grant, ask.ttlMs, attempted)
+      if (!this.#closing.closed) return hold
+      await hold.release().catch(() => {})
+      throw this.#closing.signal.reason
     }
+    this.#closing.check()
     const hold = await this.#wait<Held>(name, waitMs > 0 ? Math.max(left(), 1) : 0, signal, (granted, failed) => {
       const contender: Contender = {
         kind: 'connection',
@@ -166,10 +179,21 @@ export class Locks {
   transaction<T>(name: string, work: TransactionWork<T>): Promise<T>
   transaction<T>(name: string, options: TransactionOptions, work: TransactionWork<T>): Promise<T>
   async transaction<T>(name: string, ...rest: unknown[]): Promise<T> {
-    const [{ waitMs = Infinity, signal }, work] = optionsAndWork<TransactionOptions, TransactionWork<T>>(rest)
+    const [options, work] = optionsAndWork<TransactionOptions, TransactionWork<T>>(rest)
+    const { waitMs = Infinity, signal } = options
     checkText('name', name)
     checkMs('waitMs', waitMs, WAIT)
     signal?.throwIfAborted()
+    return this.#closing.wait(signal, (stop, begun) => this.#transaction(name, waitMs, stop, begun, work))
+  }
+
+  async #transaction<T>(
+    name: string,
+    waitMs: number,
+    signal: AbortSignal,
+    begun: () => void,
+    work: TransactionWork<T>,
+  ): Promise<T> {
     const left = countdown(waitMs)
     // The line tells when it is our turn in this process; from there on the transaction's own connection waits.
     const turn = await this.#wait<() => void>(name, waitMs, signal, (granted, failed) => {
@@ -183,7 +207,10 @@ export class Locks {
     })
     if (!turn) throw new LeaseHeldError(name, waitMs)
     try {
-      return await transaction(this.#desk, name, left, signal, work)
+      return await transaction(this.#desk, name, left, signal, (trx, hold) => {
+        begun()
+        return work(trx, hold)
+      })
     } finally {
       turn()
     }
@@ -191,6 +218,7 @@ export class Locks {
 
   /** Who has a name and how many wait. One statement. */
   async query(name: string): Promise<LockState> {
+    this.#closing.check()
     checkText('name', name)
     return look(this.#database, name, this.#desk.lines.get(name)?.length ?? 0, this.#desk.sessions.waitingPids)
   }
@@ -201,6 +229,7 @@ export class Locks {
    * @param options.after  the last name of the page before.
    */
   async list(options: { prefix?: string; limit?: number; after?: string } = {}): Promise<Omit<LockState, 'waiting'>[]> {
+    this.#closing.check()
     return list(this.#database, options)
   }
 
@@ -212,6 +241,7 @@ export class Locks {
    * @throws {LeaseHeldError | UnavailableError | TypeError | RangeError} as {@link acquire}.
    */
   async grant(name: string, options: AcquireOptions = {}): Promise<Grant> {
+    this.#closing.check()
     checkOptions(options)
     const { waitMs = 0, signal, holder } = options
     checkText('name', name)
@@ -222,6 +252,7 @@ export class Locks {
 
   /** Makes a lease last `ttlMs` (default: as before) from now. @throws {LeaseLostError} not held under this token. */
   async renew(name: string, token: bigint, options: { ttlMs?: number } = {}): Promise<Grant> {
+    this.#closing.check()
     checkText('name', name)
     checkToken(token)
     checkOptions(options)
@@ -232,6 +263,7 @@ export class Locks {
 
   /** Frees a name held under this token. @throws {LeaseLostError} not held under it, or no longer. */
   async revoke(name: string, token: bigint): Promise<void> {
+    this.#closing.check()
     checkText('name', name)
     checkToken(token)
     return this.#leases.revoke(name, token)
@@ -246,6 +278,7 @@ export class Locks {
    * @throws {ForbiddenError} the connection is another database role's, and this one may not end it.
    */
   async forceRevoke(name: string): Promise<boolean> {
+    this.#closing.check()
     checkText('name', name)
     const { outcome } = await this.#leases.untilFree(async () => {
       const [row] = await this.#database.control<{ outcome: string }>(
@@ -263,20 +296,25 @@ export class Locks {
 
   /** Deletes rows of names that nobody used for a day, at most 1,000. @returns how many. */
   async sweep(): Promise<number> {
+    this.#closing.check()
     const [row] = await this.#database.control<{ swept: number }>(sql`select lockstep.sweep() as swept`)
     return row?.swept ?? 0
   }
 
-  /** Releases the leases of this process and ends its connections; who waits is rejected. */
-  async close(): Promise<void> {
-    const closing = this.#desk.sessions.close()
-    await Promise.allSettled(this.#keeper.all.map((hold) => hold.release()))
-    await closing
+  /**
+   * A part of `lockstep.close()`, which ends the sessions afterwards, and with them what is held by connection. Releases the
+   * leases of this process, as far as that is done when `late` resolves.
+   */
+  async close(late: Promise<void>): Promise<void> {
+    this.#closing.close()
+    await this.#keeper.close(late)
   }
 
   // Another try of this process is under way: only if it has success does it answer a second one too.
   async #settled(name: string): Promise<void> {
-    for (let line = this.#desk.lines.get(name); line?.opened; line = this.#desk.lines.get(name)) await line.opened
+    for (let line = this.#desk.lines.get(name); line?.opened; line = this.#desk.lines.get(name)) {
+      await this.#closing.heed(line.opened)
+    }
   }
 
   async #lease(ask: GrantRequest, named: boolean, waitMs: number, signal: AbortSignal | undefined) {

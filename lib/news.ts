@@ -30,6 +30,7 @@ export class News<T> {
   #session: Session | undefined
   #keeping = false
   #linger: NodeJS.Timeout | undefined
+  readonly #closed = new AbortController()
   #hush = () => {}
 
   /**
@@ -76,17 +77,26 @@ export class News<T> {
     }
   }
 
+  /** Nobody hears anything any more. */
+  close(): void {
+    this.#closed.abort()
+    this.#ears.clear()
+    this.#any.clear()
+    clearTimeout(this.#linger)
+    this.#hush()
+  }
+
   get #wanted(): boolean {
     return this.#ears.size > 0 || this.#any.size > 0
   }
 
   #begin(): void {
     clearTimeout(this.#linger)
-    if (!this.#keeping) void this.#keep()
+    if (!this.#keeping && !this.#closed.signal.aborted) void this.#keep()
   }
 
   #endSoon(): void {
-    if (this.#wanted) return
+    if (this.#wanted || this.#closed.signal.aborted) return
     clearTimeout(this.#linger)
     this.#linger = setTimeout(() => this.#hush(), LINGER_MS)
     this.#linger.unref()
@@ -95,7 +105,8 @@ export class News<T> {
   // A session, and another when it is lost, while there is somebody to tell.
   async #keep(): Promise<void> {
     this.#keeping = true
-    for (let pauseMs = 100; this.#wanted; pauseMs = Math.min(pauseMs * 2, 2_000)) {
+    const { signal } = this.#closed
+    for (let pauseMs = 100; this.#wanted && !signal.aborted; pauseMs = Math.min(pauseMs * 2, 2_000)) {
       try {
         const session = await this.#sessions.shared()
         if (session === null) break // behind a pooler: for good
@@ -111,7 +122,8 @@ export class News<T> {
         await this.#attend?.go(session)
         await session.unsubscribe(this.#channel)
       } catch {
-        await sleep(pauseMs, undefined, { ref: false }) // who asks by itself keeps the process alive
+        // not kept alive by this: who asks by itself does
+        await sleep(pauseMs, undefined, { ref: false, signal }).catch(() => {})
       }
     }
     this.#keeping = false

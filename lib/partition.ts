@@ -41,7 +41,7 @@ export interface PartitionParts {
   tidings: Tidings
   next: (ask: { partition: number; token: bigint }) => Promise<Next>
   /** Lets so many work at a time. */
-  turnstile: <T>(work: () => Promise<T>) => Promise<T>
+  turnstile: { enter<T>(work: () => Promise<T>): Promise<T>; full(): boolean }
   handler: EventHandler
   timeoutMs: number
   onError: (error: unknown) => void
@@ -113,11 +113,14 @@ export class Partition {
     let pauseMs = PAUSE_MS.first
     while (!over.some(({ aborted }) => aborted)) {
       try {
-        const next = await this.#parts.next({ partition: this.index, token: this.hold.token })
+        const { turnstile } = this.#parts
+        const next = await this.#next()
         if (!next.held) this.hold.lose('the database says so')
         else if (next.events.length > 0) {
           lookout.found()
-          await this.#parts.turnstile(() => this.#apply(next))
+          // While it waits for its turn it keeps nothing in memory: there may be 256 partitions.
+          if (turnstile.full()) next.events = []
+          await turnstile.enter(async () => this.#apply(next.events.length > 0 ? next : await this.#next()))
           this.#faults = 0
         } else if (!next.more) await lookout.wait(next.waits, next.dueMs)
         pauseMs = PAUSE_MS.first
@@ -135,10 +138,15 @@ export class Partition {
     lookout.leave()
   }
 
+  #next(): Promise<Next> {
+    return this.#parts.next({ partition: this.index, token: this.hold.token })
+  }
+
   // All of a batch; or what came before the event that failed, and that it failed.
   async #apply(batch: Next): Promise<void> {
     const [first] = batch.events
-    const single = this.#single > 0 && first !== undefined
+    if (first === undefined) return // nothing any more, since it was looked at
+    const single = this.#single > 0
     const events = single ? [first] : batch.events
     const given = this.#given(single ? { ...batch, next: first.cursor } : batch)
     try {

@@ -1,17 +1,20 @@
 /**
  * What a Lockstep is made of, for the rooms that are not in it: so that a program which only locks does not bundle them.
  */
+
 import type { Database } from './db.ts'
 import { wrongType } from './errors.ts'
 import type { Sessions } from './sessions.ts'
+import type { Closing, Ending } from './shutdown.ts'
 import type { Time } from './time.ts'
 
 export interface Parts {
   database: Database
   sessions: Sessions
   time: Time
-  /** Called before the connections end. */
-  closing: Set<() => Promise<void>>
+  closing: Closing
+  /** The rooms that were made since, which end before the connections do. */
+  rooms: Set<Ending>
 }
 
 const KEY = Symbol.for('lockstep.parts') // the same in two copies of this package

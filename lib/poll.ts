@@ -69,14 +69,11 @@ export class Polls {
   readonly #pool: Pool
   readonly #groups: Groups
   readonly #tidings: Tidings
-  readonly #closed: AbortSignal
 
-  /** @param closed  ends every wait. */
-  constructor(pool: Pool, groups: Groups, tidings: Tidings, closed: AbortSignal) {
+  constructor(pool: Pool, groups: Groups, tidings: Tidings) {
     this.#pool = pool
     this.#groups = groups
     this.#tidings = tidings
-    this.#closed = closed
   }
 
   async poll(name: string, options: PollOptions): Promise<Batch[]> {
@@ -92,25 +89,24 @@ export class Polls {
     const group = await this.#groups.known(name)
     const lookout = this.#tidings.watch((stream) => stream?.startsWith(group.prefix) ?? true)
     const ring = () => lookout.end()
-    const stops = signal ? [signal, this.#closed] : [this.#closed]
-    for (const stop of stops) stop.addEventListener('abort', ring)
+    signal?.addEventListener('abort', ring)
     try {
       const place = await this.#place(name, holder, leaseMs)
       for (;;) {
         const found = await this.#look(name, { holder, place, limit, leaseMs })
         // Whoever has gone in the meantime has not heard of what it got, and may have left before it got it. If that cannot be
         // given up now, it ends by itself; what is told is why the poll ended.
-        if (stops.some(({ aborted }) => aborted)) await this.#groups.leave(name, holder).catch(() => {})
-        for (const stop of stops) stop.throwIfAborted()
+        if (signal?.aborted) await this.#groups.leave(name, holder).catch(() => {})
+        signal?.throwIfAborted()
         if (!found) return []
         const { batches, more, waits, dueMs } = found
         const leftMs = waitMs - since.elapsed()
         if (batches.length > 0 || (leftMs <= 0 && !more)) return batches
         if (!more) await lookout.wait(waits, Math.min(leftMs, dueMs, leaseMs / 3))
-        for (const stop of stops) stop.throwIfAborted()
+        signal?.throwIfAborted()
       }
     } finally {
-      for (const stop of stops) stop.removeEventListener('abort', ring)
+      signal?.removeEventListener('abort', ring)
       lookout.leave()
     }
   }

@@ -1,26 +1,87 @@
 /**
- * A pool of connections that gives up those that are broken.
+ * A pool of connections that gives up those that are broken, and that ends.
  *
  * Kysely gives a client back to its pool without the error that broke it, so after a network fault one query after another
  * would time out on the same dead client; {@link guarded} discards it. A checked-out client without an 'error' listener
  * ends the process when the server closes it; every client has one.
+ *
+ * TO END is more than Kysely and pg can: Kysely's `destroy` does nothing unless it was used, pg's `end` waits for ever for a
+ * client that somebody has, leaves those who stand in line to their time limit, and a connection whose server has stopped
+ * answering open. So a pool of ours turns away whoever comes, cuts what is in use, and {@link Clients} knows each socket.
  */
 import { Kysely, PostgresDialect, type RawBuilder, type Transaction } from 'kysely'
 import pg from 'pg'
 import { fromDatabase, UnavailableError } from './errors.ts'
-import { Share, type Source, type Wait } from './share.ts'
+import { type Lent, Share, type Source, type Wait } from './share.ts'
 import { type Connection, type Hand, Supervisor } from './supervise.ts'
 import { volatile } from './volatile.ts'
 import { knowXid } from './within.ts'
 
-/** pg's pool, whose clients' errors end nothing. */
-export function clients(config: pg.PoolConfig): pg.Pool {
-  const pool = new pg.Pool(config)
-  pool.on('error', () => {})
-  pool.on('connect', (client) => {
-    client.on('error', () => {})
-  })
-  return pool
+// For a server to end a connection that was ended politely.
+const POLITE_MS = 500
+
+/** pg's pool, whose clients' errors end nothing, and whose end ends all of them. */
+export class Clients implements Lent {
+  readonly #pool: pg.Pool
+  readonly #open = new Set<pg.Client>()
+  #live = 0
+
+  constructor({ Client = pg.Client, ...config }: pg.PoolConfig) {
+    this.#pool = new pg.Pool({ ...config, Client: counted(Client as typeof pg.Client, this.#open) })
+    this.#pool.on('error', () => {})
+    this.#pool.on('connect', (client) => {
+      client.on('error', () => {})
+      this.#live += 1
+      client.once('end', () => {
+        this.#live -= 1
+      })
+    })
+  }
+
+  get options(): Source['options'] {
+    return this.#pool.options
+  }
+
+  get live(): boolean {
+    return this.#live > 0
+  }
+
+  get idle(): boolean {
+    return this.#pool.idleCount > 0
+  }
+
+  connect(): Promise<pg.PoolClient> {
+    return this.#pool.connect()
+  }
+
+  async end(): Promise<void> {
+    if (!this.#pool.ending) void this.#pool.end()
+    await ended([...this.#open])
+  }
+}
+
+/** A client that is in a set for as long as it is open, or being opened. */
+function counted(Client: typeof pg.Client, open: Set<pg.Client>): typeof pg.Client {
+  return class extends Client {
+    constructor(config?: string | pg.ClientConfig) {
+      super(config)
+      open.add(this)
+      this.once('end', () => open.delete(this))
+    }
+  }
+}
+
+/** Ends connections: those that a server does not end when it is asked to are cut. */
+async function ended(clients: pg.Client[]): Promise<void> {
+  if (clients.length === 0) return
+  const cut = setTimeout(() => clients.forEach(sever), POLITE_MS)
+  await Promise.all(clients.map((client) => new Promise((resolve) => client.once('end', resolve))))
+  clearTimeout(cut)
+}
+
+/** Cuts a connection, whatever it does. */
+export function sever(client: pg.Client | pg.PoolClient): void {
+  ;(client as pg.Client).connection?.stream?.destroy()
 }
 
 /** A client that asks for its password. pg takes a connection string's, even an empty one, before a function. */
@@ -57,17 +118,22 @@ export interface Supervision extends Wait {
 export class Pool {
   // biome-ignore lint/suspicious/noExplicitAny: ours, pg-boss's and the user's tables
   readonly kysely: Kysely<any>
-  readonly #pool: Source
+  readonly #source: Source
   readonly #query: (text: string, values?: unknown[]) => pg.QueryConfig
-  #closed = false
+  /** In use, and asked for. */
+  readonly #out = new Set<pg.PoolClient>()
+  readonly #asking = new Set<(error: unknown) => void>()
+  #quiet = Promise.withResolvers<void>()
+  #closing = false
+  #refusing = false
 
   /** @param from  whose connections it has, at most `max` at a time; left out: its own. */
-  constructor({ query_timeout, volatile: marked, remedy, ...config }: PoolConfig, from?: pg.Pool) {
+  constructor({ query_timeout, volatile: marked, remedy, ...config }: PoolConfig, from?: Clients) {
     // Of a client the time limit would be everybody's who shares the connections; pg's types know none of a query.
     this.#query = (text, values) =>
       ({ text: marked ? volatile(text) : text, values, query_timeout }) as unknown as pg.QueryConfig
-    this.#pool = new Share(from ?? clients(config), config.max, { owner: from === undefined, remedy })
-    this.kysely = over(this.#pool, () => guarded(this.#pool, this.#query))
+    this.#source = new Share(from ?? new Clients(config), config.max, { owner: from === undefined, remedy })
+    this.kysely = this.#over(() => this.#guarded())
   }
 
   /** @throws {UnavailableError} the database cannot be asked; the outcome is unknown. */
@@ -75,17 +141,21 @@ export class Pool {
     try {
       return (await statement.execute(this.kysely)).rows
     } catch (error) {
-      throw this.#explained(error)
+      throw fromDatabase(error)
     }
   }
 
   /** Text that may hold several statements. The client that failed is not used again. @throws {UnavailableError} */
   // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
   async query(text: string, values?: unknown[]): Promise<any> {
+    const client = await this.#guarded()
     try {
-      return await this.#pool.query(this.#query(text, values))
+      const result = await client.query(text, values)
+      client.release()
+      return result
     } catch (error) {
-      throw this.#explained(error)
+      client.discard(error as Error) // it may have left a failed transaction open
+      throw fromDatabase(error)
     }
   }
 
@@ -95,7 +165,7 @@ export class Pool {
     try {
       return await this.kysely.transaction().setIsolationLevel('read committed').execute(work)
     } catch (error) {
-      throw this.#explained(error)
+      throw fromDatabase(error)
     }
   }
 
@@ -107,14 +177,13 @@ export class Pool {
   // biome-ignore lint/suspicious/noExplicitAny: in any schema
   async supervised<T>(work: (trx: Transaction<any>, hand: Hand) => Promise<T>, how: Supervision = {}): Promise<T> {
     const { isolation, identified = true, severed, ...wait } = how
-    if (this.#closed) throw new UnavailableError('Lockstep was closed')
-    const client = await guarded(this.#pool, this.#query, wait)
+    const client = await this.#guarded(wait)
     const supervisor = new Supervisor(client, identified)
     let ended = false
     severed?.catch(() => ended || client.sever())
     try {
       const query: Guarded['query'] = (text, values) => supervisor.query(text, values)
-      const kysely = over(this.#pool, async () => ({ ...client, query, release: () => {} }))
+      const kysely = this.#over(async () => ({ ...client, query, release: () => {} }))
       const begun = isolation ? kysely.transaction().setIsolationLevel(isolation) : kysely.transaction()
       return await begun.execute((trx) => {
         if (supervisor.xid !== undefined) knowXid(trx, supervisor.xid)
@@ -135,18 +204,118 @@ export class Pool {
     }
   }
 
-  close(): Promise<void> {
-    this.#closed = true
-    return this.kysely.destroy()
+  /** It will end. Who waits for the first connection waits no more; else what is asked gets its answer. */
+  closing(): void {
+    this.#closing = true
+    if (!this.#source.live) this.#turnAway()
   }
 
-  // A Kysely that is destroyed while it is used for the first time fails with a TypeError.
-  #explained(error: unknown): unknown {
-    const known = fromDatabase(error)
-    if (!this.#closed || !(known instanceof TypeError)) return known
-    return new UnavailableError('Lockstep was closed', { cause: error })
+  /** Refuses whoever asks from now on, and who stands in line; what is in use goes on. */
+  refuse(): void {
+    this.#closing = true
+    this.#refusing = true
+    this.#turnAway()
+  }
+
+  #turnAway(): void {
+    for (const refuse of this.#asking) refuse(closed())
+    this.#asking.clear()
+    this.#told()
+  }
+
+  /** Whether nothing is in use or asked for. */
+  get quiet(): boolean {
+    return this.#out.size + this.#asking.size === 0
+  }
+
+  /** Resolves when it is {@link quiet}. */
+  async settled(): Promise<void> {
+    while (!this.quiet) await this.#quiet.promise
+  }
+
+  /** Ends it, at once: what is in use is cut. */
+  async end(): Promise<void> {
+    this.refuse()
+    for (const client of this.#out) sever(client)
+    await this.#source.end()
+  }
+
+  /** Ends it when nothing is in use any more, at the latest when `late` resolves: then what is in use is cut. */
+  async close(late: Promise<unknown> = Promise.resolve()): Promise<void> {
+    await Promise.race([this.settled(), late])
+    await this.end()
+  }
+
+  #told(): void {
+    if (!this.quiet) return
+    this.#quiet.resolve()
+    this.#quiet = Promise.withResolvers()
+  }
+
+  // None any more once it refuses, also for whom one is being opened.
+  #connect(wait?: Wait): Promise<pg.PoolClient> {
+    if (this.#refusing) return Promise.reject(closed())
+    return new Promise((resolve, reject) => {
+      this.#asking.add(reject)
+      this.#source.connect(wait).then(
+        (client) => {
+          if (!this.#asking.delete(reject)) return client.release() // nobody is there to have it
+          this.#out.add(client)
+          const release = client.release // made anew by pg at each checkout
+          client.release = (error) => {
+            this.#out.delete(client)
+            release.call(client, error)
+            this.#told()
+          }
+          resolve(client)
+        },
+        (error) => {
+          if (this.#asking.delete(reject)) reject(error)
+          this.#told()
+        },
+      )
+    })
+  }
+
+  // A client that failed for any other reason than an answer of the server is not used again.
+  async #guarded(wait?: Wait): Promise<Guarded> {
+    const client = await this.#connect(wait).catch((error) => {
+      if (wait?.signal?.aborted) throw error
+      throw this.#closing ? closed(error) : unreachable(error)
+    })
+    let broken: Error | undefined
+    return {
+      processID: announcedPid(client as unknown as pg.Client),
+      query: async (text, values, single) => {
+        try {
+          const config = this.#query(text, values as unknown[])
+          return await client.query(single ? ({ ...config, queryMode: 'extended' } as pg.QueryConfig) : config)
+        } catch (error) {
+          if (error instanceof pg.DatabaseError) throw error
+          broken = error as Error
+          throw this.#closing ? closed(error) : error
+        }
+      },
+      status: () => client.getTransactionStatus(),
+      release: () => client.release(broken),
+      discard: (why) => client.release(broken ?? why),
+      sever() {
+        broken ??= new Error('The transaction was left to itself')
+        sever(client)
+      },
+    }
+  }
+
+  #over(connect: () => Promise<Guarded>) {
+    const { options } = this.#source
+    // biome-ignore lint/suspicious/noExplicitAny: Kysely takes the structural subset that it uses
+    const subset: any = { options, connect, end: () => this.end() }
+    // biome-ignore lint/suspicious/noExplicitAny: in any schema
+    return new Kysely<any>({ dialect: new PostgresDialect({ pool: subset }) })
   }
 }
+
+const closed = (cause?: unknown) => new UnavailableError('Lockstep was closed', cause === undefined ? {} : { cause })
 
 /** The pid that the server, or a pooler in its name, announced at login. Not in `pg`'s types. */
 export const announcedPid = (client: pg.Client): number => (client as unknown as { processID: number }).processID
@@ -154,38 +323,10 @@ export const announcedPid = (client: pg.Client): number => (client as unknown as
 interface Guarded extends Connection {
   processID: number
   release(): void
+  /** As release, and it is not used again. */
+  discard(why: Error): void
   /** Cuts the connection. */
   sever(): void
-}
-
-// A client that failed for any other reason than an answer of the server is not used again.
-async function guarded(
-  pool: Source,
-  query: (text: string, values?: unknown[]) => pg.QueryConfig,
-  wait?: Wait,
-): Promise<Guarded> {
-  const client = await pool.connect(wait).catch((error) => {
-    throw wait?.signal?.aborted ? error : unreachable(error)
-  })
-  let broken: Error | undefined
-  return {
-    processID: announcedPid(client as unknown as pg.Client),
-    async query(text, values, single) {
-      try {
-        const config = query(text, values as unknown[])
-        return await client.query(single ? ({ ...config, queryMode: 'extended' } as pg.QueryConfig) : config)
-      } catch (error) {
-        if (!(error instanceof pg.DatabaseError)) broken = error as Error
-        throw error
-      }
-    },
-    status: () => client.getTransactionStatus(),
-    release: () => client.release(broken),
-    sever() {
-      broken ??= new Error('The transaction was left to itself')
-      ;(client as unknown as pg.Client).connection?.stream?.destroy()
-    },
-  }
 }
 
 // Whatever it is that kept a connection from being made: each runtime says it in its own words.
@@ -193,12 +334,4 @@ function unreachable(error: unknown): unknown {
   const known = fromDatabase(error)
   if (known instanceof UnavailableError || known instanceof pg.DatabaseError) return known
   return new UnavailableError('The database cannot be reached', { cause: error })
-}
-
-function over(pool: Source, connect: () => Promise<Guarded>) {
-  const { options } = pool
-  // biome-ignore lint/suspicious/noExplicitAny: Kysely takes the structural subset that it uses
-  const subset: any = { options, connect, end: () => pool.end() }
-  // biome-ignore lint/suspicious/noExplicitAny: in any schema
-  return new Kysely<any>({ dialect: new PostgresDialect({ pool: subset }) })
 }

@@ -52,6 +52,16 @@ export interface Chunk {
   waits: boolean
 }
 
+/** What is read within so many bytes: the JSON of each event, not parsed; at least one, unless that `wants` more. */
+export interface Texts {
+  events: { place: bigint; json: string; bytes: number }[]
+  next: bigint
+  more: boolean
+  waits: boolean
+  /** Bytes that the first takes, which was not given for want of room. */
+  wants: number | undefined
+}
+
 export const LIMIT = { min: 1, max: 1_000, default: 100 }
 
 export class Reader {
@@ -82,6 +92,24 @@ export class Reader {
     )
     const { events, next, more, waits } = row as AllRow
     return { events: eventsOf(events), next: BigInt(next) + 1n, more, waits }
+  }
+
+  /** Of one stream, from a position on, within so many bytes. */
+  async streamTexts(stream: string, from: bigint, room: number): Promise<Texts> {
+    return textsOf(
+      await this.#pool.run<TextRow>(sql`select * from lockstep.try_read_stream(${stream}, ${from}, ${TEXTS}, ${room})`),
+      0n,
+    )
+  }
+
+  /** Of all streams under a prefix, from a cursor on, within so many bytes. */
+  async allTexts(prefix: string, from: bigint, room: number): Promise<Texts> {
+    return textsOf(
+      await this.#pool.run<TextRow>(
+        sql`select * from lockstep.try_read_all(${prefix}, ${from - 1n}, ${TEXTS}, ${room})`,
+      ),
+      1n,
+    )
   }
 
   /** The cursor of what will be appended from now on. */
@@ -122,6 +150,34 @@ export class Reader {
 }
 type AllRow = { events: string | null; next: string; more: boolean; waits: boolean }
 type StreamRow = { events: string | null; last: string | null; first: string; stands: string }
+
+type TextRow = {
+  place: string | null
+  event: string
+  bytes: string | null
+  next: string
+  more: boolean
+  waits: boolean
+}
+const TEXTS = 1_000
+
+// The last row is none of an event.
+function textsOf(rows: TextRow[], after: bigint): Texts {
+  const { next, more, waits, bytes } = rows.pop() as TextRow
+  const events = rows.map(({ place, event, bytes }) => ({
+    place: BigInt(place as string),
+    json: event,
+    bytes: Number(bytes),
+  }))
+  const wants = bytes === null ? undefined : Number(bytes)
+  return { events, next: BigInt(next) + after, more, waits, wants }
+}
+
+/** An event of its JSON, as over HTTP. */
+export function storedOf(json: string): StoredEvent {
+  const { stream, position, cursor, type, data, meta, id, at } = JSON.parse(json)
+  return { stream, position: BigInt(position), cursor: BigInt(cursor), type, data, meta, id, at: new Date(at) }
+}
 
 type Shown = [string, string, string, string, unknown, unknown, string | null, number, number | null]
 

@@ -28,6 +28,7 @@ import { jsonText, LIMITS } from './options.ts'
 import type { Definition } from './queue.ts'
 import { validated } from './schema.ts'
 import { type AttemptOf, lost, type Settle, tokenOf } from './settle.ts'
+import { Deadline } from './shutdown.ts'
 import { Moment, trusted } from './trust.ts'
 
 /** What a handler may know and use besides its data. */
@@ -73,6 +74,7 @@ const MOST_BETWEEN_BEATS_MS = 10_000
 export class Pulse {
   readonly #jobs: News<null>
   readonly #all = new Map<string, Running>()
+  #closed = false
   #timer: NodeJS.Timeout | undefined
   #hush = () => {}
 
@@ -82,7 +84,7 @@ export class Pulse {
 
   add(id: string, running: Running): void {
     this.#all.set(id, running)
-    if (this.#timer) return
+    if (this.#timer || this.#closed) return
     this.#timer = setInterval(() => {
       for (const each of this.#all.values()) each.pulse()
     }, PULSE_MS).unref()
@@ -94,7 +96,25 @@ export class Pulse {
 
   remove(id: string, running: Running): void {
     if (this.#all.get(id) === running) this.#all.delete(id) // another attempt of it may run here too
-    if (this.#all.size > 0) return
+    if (this.#all.size === 0) this.#rest()
+  }
+
+  /** Resolves when all that runs now is over, or `ms` have passed; undefined: nothing runs. */
+  settled(ms: number): Promise<void> | undefined {
+    if (this.#all.size === 0) return undefined
+    const deadline = new Deadline(ms)
+    const all = [...this.#all.values()].map(({ fate }) => fate)
+    return deadline.race(Promise.all(all)).finally(() => deadline.clear())
+  }
+
+  /** Goes through nothing any more. What still runs is given up: its database is gone. */
+  close(): void {
+    this.#closed = true
+    this.#rest()
+    for (const each of this.#all.values()) each.abandon()
+  }
+
+  #rest(): void {
     clearInterval(this.#timer)
     this.#timer = undefined
     this.#hush()
@@ -142,6 +162,11 @@ export class Running {
     if (this.#decided) return
     this.#decided = 'handed back'
     this.#given.reject(this.#reason)
+  }
+
+  /** Its place is gone, and nobody can be told: upkeep gives the job to another. */
+  abandon(): void {
+    this.#end('lost', 'Lockstep was closed')
   }
 
   /** Once a second. Trust runs out while a beat hangs; so the two are apart. */
@@ -279,7 +304,9 @@ export class Running {
         if (this.#decided || this.#reason || this.#began.elapsed() > this.#job.expireInSeconds * 1_000) {
           throw error
         }
-        await new Promise((resolve) => setTimeout(resolve, pauseMs))
+        const pause = new Deadline(pauseMs)
+        await pause.race(this.#given.promise) // which ends it, too
+        pause.clear()
       }
     }
   }

@@ -15,6 +15,7 @@ import { UnavailableError } from './errors.ts'
 import { Estimate, type Fit } from './estimate.ts'
 import type { Measurement, Ntp } from './ntp.ts'
 import type { TimeSource } from './reading.ts'
+import type { Closing } from './shutdown.ts'
 
 export const EVERY_MS = 10_000
 const SEE_ROW_MS = 30_000
@@ -34,12 +35,11 @@ export interface SamplerOptions {
 
 export class Sampler {
   readonly estimate: Estimate
-  readonly #database: Database
   readonly #anchors: Anchors
   readonly #source: TimeSource
   readonly #ntp: Ntp | undefined
   readonly #background: boolean
-  readonly #closed = new AbortController()
+  readonly #closing: Closing
   #timer: NodeJS.Timeout | undefined
   #again: NodeJS.Timeout | undefined
   #sampling: Promise<void> | undefined
@@ -52,27 +52,23 @@ export class Sampler {
   #measuredAt = -Infinity
   #failedAt = -Infinity
 
-  constructor(database: Database, { source, ntp, background }: SamplerOptions) {
-    this.#database = database
+  constructor(database: Database, closing: Closing, { source, ntp, background }: SamplerOptions) {
+    this.#closing = closing
     this.#source = source
     this.#ntp = ntp
     this.#background = background
     this.#anchors = new Anchors(database)
     this.estimate = new Estimate(database.ear.clock, { source, freezes: !background })
     if (this.asksDatabase) database.ear.on = (heard) => this.#heard(this.estimate.hear(heard))
+    closing.signal.addEventListener('abort', () => {
+      clearInterval(this.#timer)
+      clearTimeout(this.#again)
+      database.ear.on = undefined
+    })
   }
 
   get asksDatabase(): boolean {
     return this.#source === 'database+ntp' || this.#source === 'database'
-  }
-
-  get closed(): boolean {
-    return this.#closed.signal.aborted
-  }
-
-  /** Aborts when it is closed. */
-  get closing(): AbortSignal {
-    return this.#closed.signal
   }
 
   /** The measurement that was begun last; it may be over. */
@@ -86,7 +82,7 @@ export class Sampler {
       if (this.estimate.wonders && performance.now() - this.#triedAt > WONDERS_MS) void this.#sample().catch(() => {})
       return false
     }
-    if (!this.#background || this.closed) return false
+    if (!this.#background || this.#closing.closed) return false
     const turn = () => void this.#turn().catch(() => {})
     this.#timer = setInterval(turn, EVERY_MS)
     this.#timer.unref()
@@ -101,7 +97,7 @@ export class Sampler {
    */
   async fresh(maxAgeMs: number, settles = false): Promise<void> {
     if (this.#source === 'local') return
-    if (this.closed) throw new UnavailableError('Lockstep was closed')
+    this.#closing.check()
     const at = this.#source === 'ntp' ? this.#measuredAt : this.#sampledAt
     if (performance.now() - at <= maxAgeMs && !this.estimate.wonders) return
     if (this.#source === 'ntp') return this.measure()
@@ -118,13 +114,6 @@ export class Sampler {
     })
     this.#measuring.catch(() => {}) // who waits for it hears of it
     return this.#measuring
-  }
-
-  close(): void {
-    clearInterval(this.#timer)
-    clearTimeout(this.#again)
-    this.#closed.abort(new UnavailableError('Lockstep was closed'))
-    this.#database.ear.on = undefined
   }
 
   async #turn(): Promise<void> {
@@ -169,7 +158,7 @@ export class Sampler {
   }
 
   #soon(ms: number): void {
-    if (!this.#background || this.closed) return
+    if (!this.#background || this.#closing.closed) return
     clearTimeout(this.#again)
     this.#again = setTimeout(() => void this.#sample().catch(() => {}), ms)
     this.#again.unref()
@@ -177,7 +166,7 @@ export class Sampler {
 
   // A measurement during which this machine did not sleep: an answer from before would be held against the clock of after.
   async #awake(): Promise<Measurement> {
-    const { signal } = this.#closed
+    const { signal } = this.#closing
     const ntp = this.#ntp as Ntp
     for (let tries = 0; tries < 3; tries++) {
       // So that the database's clock is known as it is after a sleep, too.

@@ -110,9 +110,9 @@ export class Sessions {
     return [...this.#waiting].map((session) => session.pid)
   }
 
+  /** Ends all of them, but for those that are being opened: these end with their connection (Database.close). */
   async close(): Promise<void> {
     this.#closed = true
-    const shared = await this.#shared?.catch(() => null)
-    await Promise.all([shared, ...this.#idle, ...this.#waiting].map((session) => session?.end()))
+    await Promise.all([this.#current, ...this.#idle, ...this.#waiting].map((session) => session?.end()))
   }
 }

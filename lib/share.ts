@@ -32,9 +32,16 @@ export interface Source {
   readonly options: { connectionTimeoutMillis?: number | undefined }
   /** @throws {UnavailableError} all are in use. And the signal's reason; and what pg throws. */
   connect(wait?: Wait): Promise<pg.PoolClient>
-  // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
-  query(query: pg.QueryConfig): Promise<any>
+  /** Whether it has connections, and not only asks for them. */
+  readonly live: boolean
+  /** Ends what it has made, or turns away those that wait for it. */
   end(): Promise<void>
+}
+
+/** A pool whose connections are shared. */
+export interface Lent extends Source {
+  /** Whether it has a connection that nobody uses. */
+  readonly idle: boolean
 }
 
 export interface ShareOptions {
@@ -49,7 +56,7 @@ const AGAIN_MS = { first: 25, most: 250 }
 const LONGEST_MS = 2 ** 31 - 1
 
 export class Share implements Source {
-  readonly #pool: pg.Pool
+  readonly #pool: Lent
   readonly #places: number
   readonly #owner: boolean
   readonly #remedy: string | undefined
@@ -58,7 +65,7 @@ export class Share implements Source {
   #ended = false
 
   /** @param places  connections of this share at a time. */
-  constructor(pool: pg.Pool, places: number, { owner = false, remedy }: ShareOptions = {}) {
+  constructor(pool: Lent, places: number, { owner = false, remedy }: ShareOptions = {}) {
     this.#pool = pool
     this.#places = places
     this.#free = places
@@ -66,8 +73,12 @@ export class Share implements Source {
     this.#remedy = remedy
   }
 
-  get options(): pg.PoolOptions {
+  get options(): Source['options'] {
     return this.#pool.options
+  }
+
+  get live(): boolean {
+    return this.#pool.live
   }
 
   async connect({ signal, ms }: Wait = {}): Promise<pg.PoolClient> {
@@ -76,7 +87,7 @@ export class Share implements Source {
     const limit = this.options.connectionTimeoutMillis ?? Infinity
     await this.#enter(signal, ms ?? limit)
     // Without a time of its own, a refusal of the server is worth waiting for if another connection comes free here, or is.
-    const others = () => this.#places - this.#free > 1 || this.#pool.idleCount > 0
+    const others = () => this.#places - this.#free > 1 || this.#pool.idle
     const patience = () => ms ?? (others() ? limit : 0)
     try {
       const client = await this.#open(signal, () => patience() - since.elapsed())
@@ -88,20 +99,6 @@ export class Share implements Source {
       return client
     } catch (error) {
       this.#leave()
-      throw error
-    }
-  }
-
-  // As pg's own: the client that failed is not used again, for it may have left a failed transaction open.
-  // biome-ignore lint/suspicious/noExplicitAny: as above
-  async query(query: pg.QueryConfig): Promise<any> {
-    const client = await this.connect()
-    try {
-      const result = await client.query(query)
-      client.release()
-      return result
-    } catch (error) {
-      client.release(error as Error)
       throw error
     }
   }
@@ -141,6 +138,7 @@ export class Share implements Source {
   async #open(signal: AbortSignal | undefined, left: () => number): Promise<pg.PoolClient> {
     for (let pauseMs = AGAIN_MS.first; ; pauseMs = Math.min(pauseMs * 1.5, AGAIN_MS.most)) {
       signal?.throwIfAborted()
+      if (this.#ended) throw new Error(ENDED)
       const opening = this.#pool.connect()
       try {
         return await heeding(signal, opening)

@@ -1,13 +1,14 @@
 /**
- * Following: everything from a place on, then what comes (tidings.ts tells when to look).
- *
- * The consumer asks for the next event when it is done with the last: two pages are all that is ever in memory, and a consumer that
- * is slow holds up nobody.
+ * What is asked of reading and following: checked, and put together. How pages are waited for; how it is followed is told in
+ * follow.ts.
  */
-import { UnavailableError, wrongType } from './errors.ts'
-import { checkMs, checkOptions, checkText, WAIT } from './options.ts'
+
+import { wrongType } from './errors.ts'
+import { type EventPiece, Follow, type Source } from './follow.ts'
+import { checkMs, checkOptions, checkText, checkWord, WAIT } from './options.ts'
 import { type Chunk, checkLimit, checkPlace, type EventPage, LIMIT, type Reader, type StoredEvent } from './read.ts'
-import type { Lookout, Tidings, Wants } from './tidings.ts'
+import type { Closing } from './shutdown.ts'
+import type { Lookout, Tidings } from './tidings.ts'
 import { Moment } from './trust.ts'
 
 export interface SubscribeOptions {
@@ -42,30 +43,22 @@ export interface AllOptions extends WaitOptions {
   from?: bigint
 }
 
-// Read at a time.
-const PAGE = 1_000
-const OUTAGE_MS = { first: 100, most: 5_000 }
 const LAST = 2n ** 63n - 1n
 
-type Failed = { failed: unknown }
-
-/** What is followed: how a page of it is read, and which news concern it. */
-interface Source {
+/** What is read, by pages too. */
+interface Paged extends Source {
   read(from: bigint, limit: number): Promise<Chunk>
-  end(): Promise<bigint>
-  wants: Wants
 }
 
 export class Followers {
   readonly #reader: Reader
   readonly #tidings: Tidings
-  readonly #closed: AbortSignal
+  readonly #follow: Follow
 
-  /** @param closed  ends every wait. */
-  constructor(reader: Reader, tidings: Tidings, closed: AbortSignal) {
+  constructor(reader: Reader, tidings: Tidings, closing: Closing) {
     this.#reader = reader
     this.#tidings = tidings
-    this.#closed = closed
+    this.#follow = new Follow(tidings, closing)
   }
 
   async read(stream: string, options: ReadOptions = {}): Promise<EventPage> {
@@ -88,77 +81,34 @@ export class Followers {
     return this.#page(this.#all(prefix), { ...options, from })
   }
 
-  subscribe(options: SubscribeOptions = {}): AsyncGenerator<StoredEvent, never, void> {
+  subscribe(
+    options: SubscribeOptions & { as?: 'event' | 'json' } = {},
+  ): AsyncGenerator<StoredEvent | EventPiece, never, void> {
     checkOptions(options)
-    const { stream, prefix, from = 1n, signal } = options
+    const { stream, prefix, from = 1n, as = 'event', signal } = options
+    checkWord('as', as, ['event', 'json'])
     if (stream !== undefined) checkText('stream', stream)
     if (prefix !== undefined) checkText('prefix', prefix)
     if (stream !== undefined && prefix !== undefined) {
       throw wrongType('prefix', 'left out when there is a stream', prefix)
     }
     if (from !== 'end') checkPlace('from', from)
-    return this.#follow(stream === undefined ? this.#all(prefix ?? '') : this.#stream(stream), from, signal)
-  }
-
-  async *#follow(source: Source, from: bigint | 'end', signal?: AbortSignal): AsyncGenerator<StoredEvent, never, void> {
-    signal?.throwIfAborted()
-    const lookout = this.#tidings.watch(source.wants)
-    const stops = signal ? [signal, this.#closed] : [this.#closed]
-    const check = () => {
-      for (const stop of stops) stop.throwIfAborted()
-    }
-    const end = () => lookout.end()
-    for (const stop of stops) stop.addEventListener('abort', end)
-    const read = async (place: bigint): Promise<Chunk | Failed> =>
-      source.read(place, PAGE).catch((error) => ({ failed: error }))
-    let outageMs: number = OUTAGE_MS.first
-    let first = true
-    try {
-      let place = from === 'end' ? await source.end() : from
-      for (let coming = read(place); ; ) {
-        check()
-        const chunk = await coming
-        check()
-        if ('failed' in chunk) {
-          if (first || !(chunk.failed instanceof UnavailableError)) throw chunk.failed
-          await lookout.pause(outageMs)
-          outageMs = Math.min(outageMs * 2, OUTAGE_MS.most)
-          coming = read(place)
-          continue
-        }
-        outageMs = OUTAGE_MS.first
-        first = false
-        place = chunk.next
-        // the next page is read while the consumer is at this one
-        if (chunk.more) coming = read(place)
-        if (chunk.events.length > 0) lookout.found()
-        for (const event of chunk.events) {
-          check()
-          yield event
-        }
-        if (chunk.more) continue
-        await lookout.wait(chunk.waits)
-        coming = read(place)
-      }
-    } finally {
-      for (const stop of stops) stop.removeEventListener('abort', end)
-      lookout.leave()
-    }
+    const source = stream === undefined ? this.#all(prefix ?? '') : this.#stream(stream)
+    return as === 'json' ? this.#follow.pieces(source, from, signal) : this.#follow.events(source, from, signal)
   }
 
   // A page; if there is nothing, what comes within the wait.
-  async #page(source: Source, options: WaitOptions & { from: bigint }): Promise<EventPage> {
+  async #page(source: Paged, options: WaitOptions & { from: bigint }): Promise<EventPage> {
     const { limit = LIMIT.default, waitMs = 0, signal } = options
     checkMs('waitMs', waitMs, WAIT)
     signal?.throwIfAborted()
     const since = new Moment()
     let lookout: Lookout | undefined
     const ring = () => lookout?.end()
-    const stops = signal ? [signal, this.#closed] : [this.#closed]
-    for (const stop of stops) stop.addEventListener('abort', ring)
+    signal?.addEventListener('abort', ring)
     try {
       for (let place = options.from; ; ) {
-        for (const stop of stops) stop.throwIfAborted()
+        signal?.throwIfAborted()
         const { events, next, more, waits } = await source.read(place, limit)
         if (events.length > 0) return { events, next }
         place = next
@@ -169,21 +119,23 @@ export class Followers {
         lookout ??= this.#tidings.watch(source.wants) // and look once more: it may have come before
       }
     } finally {
-      for (const stop of stops) stop.removeEventListener('abort', ring)
+      signal?.removeEventListener('abort', ring)
       lookout?.leave()
     }
   }
 
-  #stream(stream: string): Source {
+  #stream(stream: string): Paged {
     return {
+      texts: (from, room) => this.#reader.streamTexts(stream, from, room),
       read: (from, limit) => this.#reader.stream(stream, from, limit),
       end: async () => ((await this.#reader.state(stream))?.position ?? 0n) + 1n,
       wants: (told) => told === null || told === stream,
     }
   }
 
-  #all(prefix: string): Source {
+  #all(prefix: string): Paged {
     return {
+      texts: (from, room) => this.#reader.allTexts(prefix, from, room),
       read: (from, limit) => this.#reader.all(prefix, from, limit),
       end: () => this.#reader.end(),
       wants: (told) => told?.startsWith(prefix) ?? true,

@@ -23,8 +23,9 @@
 import { makeBoss } from './boss.ts'
 import { type Claimed, type ClaimOptions, Claims } from './claim.ts'
 import { Cron, type Schedule, type ScheduleOptions } from './cron.ts'
-import type { AnyTransaction, Pool } from './db.ts'
+import type { AnyTransaction, Database, Pool } from './db.ts'
 import { NotFoundError, UnavailableError, wrongType } from './errors.ts'
+import { either } from './heed.ts'
 import type { Lockstep } from './index.ts'
 import { type Counts, type Job, Jobs } from './job.ts'
 import { Members, type Worker, Working } from './member.ts'
@@ -39,6 +40,7 @@ import { type Pooled, type RunOptions, Runs } from './run.ts'
 import { type Handler, Pulse } from './running.ts'
 import { Sender } from './send.ts'
 import { JOB_CHANNEL, QUEUE_CHANNEL, Settle } from './settle.ts'
+import { Closing, GRACE_MS, RoomEnding } from './shutdown.ts'
 import type { AnyQueue, Page, Queue, Tasks } from './tasks.ts'
 import { type DrainResult, SCHEDULES, type TickResult, Ticks } from './tick.ts'
 import type { Time } from './time.ts'
@@ -80,6 +82,11 @@ export function createTasks(lockstep: Lockstep, options: TasksOptions = {}): Tas
 
 /** Its verbs are told in tasks.ts. */
 class Room implements Tasks {
+  readonly #database: Database
+  readonly #closing: Closing
+  readonly #ending: RoomEnding
+  readonly #news: News<null>[]
+  readonly #pulse: Pulse
   readonly #queues: Queues
   readonly #sender: Sender
   readonly #settle: Settle
@@ -93,26 +100,33 @@ class Room implements Tasks {
   readonly #pool: Pool
   readonly #time: Time
   readonly #working = new Set<Worker>()
-  #closed: Promise<void> | undefined
 
   constructor(lockstep: Lockstep, { connections = 4, onError = warn }: TasksOptions) {
-    const { database, sessions, time, closing } = partsOf(lockstep)
+    const { database, sessions, time, closing, rooms } = partsOf(lockstep)
     checkInteger('connections', connections, { min: 1, max: 100 })
     if (typeof onError !== 'function') throw wrongType('onError', 'a function', onError)
     const pool = database.pool(connections, 'raise `connections` of createTasks')
+    // What an end cuts short is no news.
+    const told = (error: unknown) => {
+      if (!(this.#closing.closed && error instanceof UnavailableError)) onError(error)
+    }
     let made: ReturnType<typeof makeBoss> | undefined
     const boss = () => {
-      made ??= makeBoss(pool, onError)
+      made ??= makeBoss(pool, told)
       return made
     }
     keepBoss(this, boss)
     const jobs = news(sessions, JOB_CHANNEL)
     const queues = news(sessions, QUEUE_CHANNEL)
+    this.#news = [jobs, queues]
+    this.#database = database
+    this.#closing = new Closing(closing)
     const look = new Lookout(pool)
     const settle = new Settle(pool, boss)
     const known = new Queues(pool, boss)
     this.#settle = settle
-    const work: WorkerParts = { database, pool, boss, settle, queues, known, look, pulse: new Pulse(jobs), onError }
+    this.#pulse = new Pulse(jobs)
+    const work: WorkerParts = { database, pool, boss, settle, queues, known, look, pulse: this.#pulse, onError: told }
     this.#pool = pool
     this.#time = time
     this.#queues = known
@@ -124,11 +138,15 @@ class Room implements Tasks {
     this.#cron = new Cron({ pool, boss, ensure: (queue) => this.#queues.ensure(queue) })
     this.#members = new Members(work)
     this.#ticks = new Ticks({ pool, boss, cron: this.#cron, members: this.#members, queues: this.#queues, jobs, work })
-    closing.add(() => this.close())
+    const how = { rest: () => this.#rest(), end: (late: Promise<void>) => this.#end(late) }
+    this.#ending = new RoomEnding(this.#closing, rooms, how)
+    const { signal } = this.#closing
+    signal.addEventListener('abort', () => this.#results.close(signal.reason))
   }
 
   // biome-ignore lint/suspicious/noExplicitAny: typed in the words
   define(queue: string, ...rest: any[]): Queue<any, any> {
+    this.#closing.check()
     const [handler, options = {}] = typeof rest[0] === 'function' ? rest : [undefined, rest[0] ?? {}]
     checkDefinition(queue, options as DefineOptions)
     if (this.#queues.definitions.has(queue)) throw wrongType('queue', 'defined only once', queue)
@@ -142,16 +160,17 @@ class Room implements Tasks {
   }
 
   async declare(queue: string, options: DeclareOptions = {}): Promise<boolean> {
+    this.#closing.check()
     checkDefinition(queue, options)
     return this.#queues.declare(queue, options)
   }
 
   queues(page: Page = {}): Promise<string[]> {
-    return this.#queues.list(page)
+    return this.#closing.verb(() => this.#queues.list(page))
   }
 
   send(queue: AnyQueue, data: unknown, options: SendOptions = {}): Promise<string | null> {
-    return this.#sender.send(nameOf(queue), data, options, randomId)
+    return this.#closing.verb(() => this.#sender.send(nameOf(queue), data, options, randomId))
   }
 
   sendAll(
@@ -159,19 +178,20 @@ class Room implements Tasks {
     jobs: ({ data: unknown } & Omit<SendOptions, 'trx'>)[],
     options?: { trx?: AnyTransaction },
   ): Promise<(string | null)[]> {
-    return this.#sender.sendAll(nameOf(queue), jobs, randomId, options?.trx)
+    return this.#closing.verb(() => this.#sender.sendAll(nameOf(queue), jobs, randomId, options?.trx))
   }
 
   // biome-ignore lint/suspicious/noExplicitAny: typed in the words
   run(queue: AnyQueue, data: unknown, options: RunOptions & Pooled = {}): Promise<any> {
-    return this.#runs.run(nameOf(queue), data, options)
+    return this.#closing.wait(undefined, () => this.#runs.run(nameOf(queue), data, options))
   }
 
   outcome(queue: AnyQueue, data: unknown, options: RunOptions = {}): Promise<Outcome | null> {
-    return this.#runs.outcome(nameOf(queue), data, options)
+    return this.#closing.wait(undefined, () => this.#runs.outcome(nameOf(queue), data, options))
   }
 
   async broadcast(queue: AnyQueue, data: unknown): Promise<{ worker: string; id: string }[]> {
+    this.#closing.check()
     const name = nameOf(queue)
     checkQueue(name)
     await this.#queues.ensure(name)
@@ -179,7 +199,7 @@ class Room implements Tasks {
   }
 
   work(queue?: AnyQueue): Worker {
-    if (this.#closed) throw new UnavailableError('Lockstep was closed')
+    this.#closing.check()
     const definitions = [...this.#queues.definitions.values()].filter(
       ({ name, handler }) => handler && (queue === undefined || name === nameOf(queue)),
     )
@@ -196,90 +216,115 @@ class Room implements Tasks {
   async drain(options: { budgetMs?: number; queues?: AnyQueue[]; signal?: AbortSignal } = {}): Promise<DrainResult> {
     const { budgetMs, queues, signal } = budgeted(options)
     if (queues !== undefined && !Array.isArray(queues)) throw wrongType('queues', 'an array', queues)
-    return this.#ticks.drain(queues?.map(nameOf), budgetMs, signal)
+    return this.#closing.wait(signal, (stop) => this.#ticks.drain(queues?.map(nameOf), budgetMs, stop))
   }
 
   async tick(options: { budgetMs?: number; signal?: AbortSignal } = {}): Promise<TickResult> {
     const { budgetMs, signal } = budgeted(options)
-    // True time is measured beside the rest: where nothing lives on, nobody else would. `status` tells how that went.
-    const until = AbortSignal.any([AbortSignal.timeout(budgetMs), ...(signal ? [signal] : [])])
-    const measured = this.#time.synchronize({ signal: until }).catch(() => {})
-    const result = await this.#ticks.tick(budgetMs, signal)
-    await measured
-    return result
+    return this.#closing.wait(signal, async (stop) => {
+      const late = new AbortController()
+      const timer = setTimeout(() => late.abort(), budgetMs)
+      const until = either(stop, late.signal)
+      try {
+        // True time is measured beside the rest: where nothing lives on, nobody else would. `status` tells how that went.
+        const measured = this.#time.synchronize({ signal: until.signal }).catch(() => {})
+        const result = await this.#ticks.tick(budgetMs, stop)
+        await measured
+        return result
+      } finally {
+        clearTimeout(timer)
+        until.end()
+      }
+    })
   }
 
   get(queue: AnyQueue, id: string): Promise<Job | null> {
-    return this.#jobs.get(nameOf(queue), id)
+    return this.#closing.verb(() => this.#jobs.get(nameOf(queue), id))
   }
 
   cancel(queue: AnyQueue, id: string): Promise<boolean> {
-    return this.#jobs.cancel(nameOf(queue), id)
+    return this.#closing.verb(() => this.#jobs.cancel(nameOf(queue), id))
   }
 
   counts(queue: AnyQueue): Promise<Counts> {
-    return this.#jobs.counts(nameOf(queue))
+    return this.#closing.verb(() => this.#jobs.counts(nameOf(queue)))
   }
 
   async schedule(name: string, cron: string, options: ScheduleOptions): Promise<boolean> {
+    this.#closing.check()
     const made = await this.#cron.schedule(name, cron, options)
     await this.#settle.tellAll(SCHEDULES) // whoever ticks may have to tick sooner
     return made
   }
 
   unschedule(name: string): Promise<boolean> {
-    return this.#cron.unschedule(name)
+    return this.#closing.verb(() => this.#cron.unschedule(name))
   }
 
   scheduled(name: string): Promise<Schedule | null> {
-    return this.#cron.scheduled(name)
+    return this.#closing.verb(() => this.#cron.scheduled(name))
   }
 
   schedules(page: Page = {}): Promise<Schedule[]> {
-    return this.#cron.schedules(page)
+    return this.#closing.verb(() => this.#cron.schedules(page))
   }
 
   preview(cron: string, timezone?: string, n?: number): Date[] {
     return this.#cron.preview(cron, timezone, n)
   }
 
-  claim(queue: AnyQueue, options?: ClaimOptions): Promise<Claimed[]> {
-    return this.#claims.claim(nameOf(queue), options)
+  claim(queue: AnyQueue, options: ClaimOptions = {}): Promise<Claimed[]> {
+    return this.#closing.verb(async () => {
+      checkOptions(options)
+      const name = nameOf(queue)
+      return this.#closing.wait(options.signal, async (signal) => {
+        const jobs = await this.#claims.claim(name, { ...options, signal })
+        if (this.#closing.closed) await this.#claims.handBack(name, jobs).catch(() => {}) // nobody is there to have them
+        return jobs
+      })
+    })
   }
 
   complete(queue: AnyQueue, id: string, token: bigint, output?: unknown): Promise<void> {
-    return this.#claims.complete(nameOf(queue), id, token, output)
+    return this.#closing.verb(() => this.#claims.complete(nameOf(queue), id, token, output))
   }
 
   fail(queue: AnyQueue, id: string, token: bigint, error: unknown): Promise<void> {
-    return this.#claims.fail(nameOf(queue), id, token, error)
+    return this.#closing.verb(() => this.#claims.fail(nameOf(queue), id, token, error))
   }
 
   extend(queue: AnyQueue, id: string, token: bigint, options?: { leaseMs?: number }): Promise<Date> {
-    return this.#claims.extend(nameOf(queue), id, token, options)
+    return this.#closing.verb(() => this.#claims.extend(nameOf(queue), id, token, options))
   }
 
   progress(queue: AnyQueue, id: string, token: bigint, fraction: number, note?: string): Promise<void> {
-    return this.#claims.progress(nameOf(queue), id, token, fraction, note)
+    return this.#closing.verb(() => this.#claims.progress(nameOf(queue), id, token, fraction, note))
   }
 
   handBack(queue: AnyQueue, jobs: { id: string; token: bigint }[]): Promise<void> {
-    return this.#claims.handBack(nameOf(queue), jobs)
+    return this.#closing.verb(() => this.#claims.handBack(nameOf(queue), jobs))
   }
 
   close(): Promise<void> {
-    this.#closed ??= this.#close()
-    return this.#closed
+    return this.#ending.now()
   }
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()
   }
 
-  async #close(): Promise<void> {
-    this.#results.close(new UnavailableError('Lockstep was closed'))
-    await Promise.all([...this.#working].map((worker) => worker.stop()))
-    await this.#pool.close()
+  #rest(): Promise<void> | undefined {
+    for (const worker of this.#working) void worker.stop({ graceMs: GRACE_MS }).catch(() => {})
+    return this.#pulse.settled(GRACE_MS)
+  }
+
+  // What still runs is given back by its worker or its drain; where the database does not answer it is left.
+  async #end(late: Promise<void>): Promise<void> {
+    const over = [...[...this.#working].map((worker) => worker.stop()), this.#closing.settled()]
+    await Promise.race([Promise.allSettled(over), late])
+    this.#pulse.close()
+    for (const news of this.#news) news.close()
+    await this.#database.drop([this.#pool], late)
   }
 }
 

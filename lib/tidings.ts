@@ -43,6 +43,12 @@ export class Tidings {
     for (const ear of this.#here) for (const stream of streams) ear(stream)
   }
 
+  /** Nobody hears anything any more. */
+  close(): void {
+    this.#here.clear()
+    this.#news.close()
+  }
+
   /** To wait for events, until it is left. */
   watch(wants: Wants): Lookout {
     const bell = new Bell()

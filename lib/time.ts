@@ -27,6 +27,7 @@ import type { Ntp } from './ntp.ts'
 import { checkMs, checkOptions, checkWord, WAIT } from './options.ts'
 import type { Reading, TimeSource } from './reading.ts'
 import { EVERY_MS, Sampler } from './sampler.ts'
+import { type Closing, Deadline } from './shutdown.ts'
 
 export interface TimeOptions {
   /**
@@ -69,8 +70,9 @@ export class Time {
   readonly #sampler: Sampler
   readonly #ntp: Ntp | undefined
   readonly #tick: (one: null) => Promise<bigint>
+  readonly #closing: Closing
 
-  constructor(database: Database, options: TimeOptions = {}) {
+  constructor(database: Database, closing: Closing, options: TimeOptions = {}) {
     checkOptions(options, 'time')
     const { source = 'database+ntp', ntp, background = !database.pooled } = options
     checkWord('time.source', source, SOURCES)
@@ -78,13 +80,14 @@ export class Time {
     if (!measures && (ntp !== undefined || source === 'ntp')) throw wrongType('time.ntp', MADE_BY_NTP, ntp)
     this.#ntp = source === 'database+ntp' || source === 'ntp' ? ntp : undefined
     this.background = background && source !== 'local'
-    this.#sampler = new Sampler(database, { source, ntp: this.#ntp, background: this.background })
+    this.#closing = closing
+    this.#sampler = new Sampler(database, closing, { source, ntp: this.#ntp, background: this.background })
     this.#tick = batched((calls) => ticks(database, calls.length), freshKey(), MOST_TICKS)
   }
 
   /**
    * The time now, and how far off it may be. No round trip. Before the first sample it is this machine's clock,
-   * `unsynchronized`: call {@link ready} first.
+   * `unsynchronized`: call {@link ready} first. After a `close()` it goes on by what was known, as {@link after} and {@link before} do.
    *
    * `time` never goes back within a process.
    * @see J. Corbett et al., "Spanner: Google's Globally-Distributed Database", OSDI 2012, §3 (TrueTime)
@@ -111,28 +114,32 @@ export class Time {
     checkMs('maxAgeMs', maxAgeMs, WAIT)
     checkMs('waitMs', waitMs, WAIT)
     signal?.throwIfAborted()
-    return heeding(signal, this.#ready(maxBoundMs, maxAgeMs, waitMs, signal))
+    return this.#closing.wait(signal, (stop) => heeding(stop, this.#ready(maxBoundMs, maxAgeMs, waitMs, stop)))
   }
 
-  async #ready(maxBoundMs: number, maxAgeMs: number, waitMs: number, signal?: AbortSignal): Promise<Reading> {
+  async #ready(maxBoundMs: number, maxAgeMs: number, waitMs: number, signal: AbortSignal): Promise<Reading> {
     const since = performance.now()
     const sampler = this.#sampler
     const unknown = sampler.estimate.peek().boundMs === null
     const first = sampler.begin() && sampler.asksDatabase
     await sampler.fresh(maxAgeMs)
     for (let i = 1; first && i < FIRST_SAMPLES; i++) await sampler.fresh(0)
-    const until = AbortSignal.timeout(Math.min(Math.ceil(waitMs), MOST_WAIT_MS))
-    if (unknown) await heeding(until, sampler.measuring).catch(() => {}) // to its end: then the row is written, too
-    while (maxBoundMs < Infinity) {
-      signal?.throwIfAborted() // nobody waits any more
-      const { boundMs, status } = sampler.estimate.peek()
-      if (boundMs !== null && boundMs <= maxBoundMs) break
-      if (performance.now() - since >= waitMs) throw tooWide(maxBoundMs, boundMs, status)
-      await heeding(until, sampler.measuring).catch(() => {})
-      await pause(Math.min(100, waitMs), signal)
-      await sampler.fresh(0)
+    const until = new Deadline(Math.min(Math.ceil(waitMs), MOST_WAIT_MS))
+    try {
+      if (unknown) await until.race(heeding(signal, sampler.measuring)) // to its end: then the row is written, too
+      while (maxBoundMs < Infinity) {
+        signal.throwIfAborted() // nobody waits any more
+        const { boundMs, status } = sampler.estimate.peek()
+        if (boundMs !== null && boundMs <= maxBoundMs) break
+        if (performance.now() - since >= waitMs) throw tooWide(maxBoundMs, boundMs, status)
+        await until.race(heeding(signal, sampler.measuring))
+        await pause(Math.min(100, waitMs), signal)
+        await sampler.fresh(0)
+      }
+      return this.now()
+    } finally {
+      until.clear()
     }
-    return this.now()
   }
 
   /** Whether the instant is over, for certain. @param instant  a Date, or milliseconds since 1970. */
@@ -160,23 +167,21 @@ export class Time {
   async waitUntilAfter(instant: Date | number, options: { signal?: AbortSignal } = {}): Promise<Reading> {
     const ms = milliseconds(instant)
     checkOptions(options)
-    const { signal } = options
+    return this.#closing.wait(options.signal, (stop) => this.#waitUntilAfter(ms, stop))
+  }
+
+  async #waitUntilAfter(ms: number, signal: AbortSignal): Promise<Reading> {
     for (;;) {
-      signal?.throwIfAborted()
-      if (this.#sampler.closed) throw new UnavailableError('Lockstep was closed')
+      signal.throwIfAborted()
       const reading = this.now()
       if (reading.earliestMs !== null && ms < reading.earliestMs) return reading
       if (reading.earliestMs === null) {
-        await this.ready({ ...(signal && { signal }) })
+        await this.ready({ signal })
         if (this.now().earliestMs === null) throw unmeasured()
         continue
       }
       // What is measured meanwhile may make it sooner.
-      const { closing } = this.#sampler
-      await pause(
-        Math.min(ms - reading.earliestMs + 0.1, EVERY_MS),
-        signal ? AbortSignal.any([signal, closing]) : closing,
-      )
+      await pause(Math.min(ms - reading.earliestMs + 0.1, EVERY_MS), signal)
       if (!this.background) await this.#sampler.fresh(EVERY_MS).catch(() => {})
     }
   }
@@ -187,7 +192,7 @@ export class Time {
    * @throws {UnavailableError}
    */
   tick(): Promise<bigint> {
-    return this.#tick(null)
+    return this.#closing.verb(() => this.#tick(null))
   }
 
   /**
@@ -200,20 +205,17 @@ export class Time {
    */
   async synchronize(options: { signal?: AbortSignal } = {}): Promise<boolean> {
     checkOptions(options)
-    const { signal } = options
+    this.#closing.check()
     if (!this.#ntp) return false
-    signal?.throwIfAborted()
-    const sampler = this.#sampler
-    const before = sampler.measuring
-    await heeding(signal, sampler.fresh(0, true))
-    if (sampler.measuring === before) return false
-    await heeding(signal, sampler.measuring)
-    return true
-  }
-
-  /** Ends what goes on in the background. */
-  close(): void {
-    this.#sampler.close()
+    options.signal?.throwIfAborted()
+    return this.#closing.wait(options.signal, async (stop) => {
+      const sampler = this.#sampler
+      const before = sampler.measuring
+      await heeding(stop, sampler.fresh(0, true))
+      if (sampler.measuring === before) return false
+      await heeding(stop, sampler.measuring)
+      return true
+    })
   }
 }
 

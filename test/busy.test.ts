@@ -10,6 +10,7 @@ import { createLockstep, type Lockstep, UnavailableError } from '../lib/index.ts
 import { Share } from '../lib/share.ts'
 import { createTasks } from '../lib/task.ts'
 import { freshDatabase, type PooledDatabase, pgbouncerAvailable, type RoleDatabase, tcpProxy } from './database.ts'
+import { lent } from './lent.ts'
 import { until } from './until.ts'
 
 let n = 0
@@ -210,7 +211,7 @@ test('who leaves while its connection is opened is not held up, and the connecti
   await using db = await freshDatabase()
   await using proxy = await tcpProxy(db.url)
   const pool = new pg.Pool({ connectionString: proxy.url, max: 1, connectionTimeoutMillis: 20_000 })
-  const share = new Share(pool, 1)
+  const share = new Share(lent(pool), 1)
   proxy.hold()
   const stop = new AbortController()
   const reason = new Error('enough')
@@ -229,7 +230,7 @@ test('who leaves while its connection is opened is not held up, and the connecti
 test('places are given in order, and those who left are passed over', async () => {
   await using db = await freshDatabase()
   const pool = new pg.Pool({ connectionString: db.url, connectionTimeoutMillis: 100 })
-  const share = new Share(pool, 1)
+  const share = new Share(lent(pool), 1)
   const first = await share.connect()
   const order: string[] = []
   const stop = new AbortController()

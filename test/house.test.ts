@@ -19,6 +19,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/bell': [],
   'lib/steady': [],
   'lib/heed': [],
+  'lib/shutdown': ['lib/errors', 'lib/heed'],
   'lib/options': ['lib/errors'],
   'lib/clock': [],
   'lib/share': ['lib/errors', 'lib/trust', 'lib/heed'],
@@ -29,7 +30,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/pool': ['lib/errors', 'lib/share', 'lib/volatile', 'lib/within', 'lib/supervise'],
   'lib/tables': [],
   'lib/proof': [],
-  'lib/db': ['lib/errors', 'lib/clock', 'lib/pool', 'lib/proof', 'lib/tables', 'lib/within'],
+  'lib/db': ['lib/errors', 'lib/shutdown', 'lib/clock', 'lib/pool', 'lib/proof', 'lib/tables', 'lib/within'],
   'lib/denied': ['lib/errors', 'lib/db'],
   'lib/batch': ['lib/errors', 'lib/db'],
   'lib/turns': ['lib/trust'],
@@ -49,7 +50,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/transaction': ['lib/errors', 'lib/db', 'lib/denied', 'lib/contender'],
   'lib/lock': [
     ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/sessions', 'lib/lease', 'lib/keeper', 'lib/line'],
-    ...['lib/look', 'lib/transaction', 'lib/contender', 'lib/patience'],
+    ...['lib/look', 'lib/transaction', 'lib/contender', 'lib/patience', 'lib/shutdown'],
   ],
 
   'lib/news': ['lib/session', 'lib/sessions'],
@@ -61,13 +62,13 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/ballot': ['lib/steady', 'lib/clock', 'lib/db', 'lib/batch', 'lib/term'],
   'lib/election': [
     ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/db', 'lib/session', 'lib/sessions', 'lib/lease', 'lib/told'],
-    ...['lib/vigil', 'lib/ballot'],
+    ...['lib/vigil', 'lib/ballot', 'lib/heed', 'lib/shutdown'],
   ],
   'lib/watch': ['lib/trust', 'lib/bell', 'lib/db', 'lib/batch', 'lib/told', 'lib/term'],
-  'lib/lead': ['lib/trust', 'lib/term'],
+  'lib/lead': ['lib/errors', 'lib/trust', 'lib/heed', 'lib/term'],
   'lib/leader': [
     ...['lib/errors', 'lib/options', 'lib/db', 'lib/sessions', 'lib/lease', 'lib/keeper', 'lib/look', 'lib/term'],
-    ...['lib/ballot', 'lib/election', 'lib/watch', 'lib/lead'],
+    ...['lib/ballot', 'lib/election', 'lib/watch', 'lib/lead', 'lib/heed', 'lib/shutdown'],
   ],
 
   'lib/interval': [],
@@ -82,16 +83,17 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/anchor': ['lib/errors', 'lib/interval', 'lib/assumed', 'lib/clock', 'lib/db'],
   'lib/dial': ['lib/interval', 'lib/assumed', 'lib/clock', 'lib/reading'],
   'lib/estimate': ['lib/interval', 'lib/assumed', 'lib/clock', 'lib/reading', 'lib/anchor', 'lib/dial'],
-  'lib/sampler': ['lib/errors', 'lib/db', 'lib/reading', 'lib/anchor', 'lib/estimate', 'type lib/ntp'],
+  'lib/sampler': ['lib/errors', 'lib/shutdown', 'lib/db', 'lib/reading', 'lib/anchor', 'lib/estimate', 'type lib/ntp'],
   'lib/time': [
     ...['lib/errors', 'lib/heed', 'lib/options', 'lib/db', 'lib/batch', 'lib/reading', 'lib/estimate', 'lib/sampler'],
-    'type lib/ntp',
+    ...['lib/shutdown', 'type lib/ntp'],
   ],
 
-  'lib/parts': ['lib/errors', 'lib/db', 'lib/sessions', 'lib/time'],
+  'lib/parts': ['lib/errors', 'lib/shutdown', 'lib/db', 'lib/sessions', 'lib/time'],
   'lib/index': [
     ...['lib/errors', 'lib/options', 'lib/db', 'lib/sessions', 'lib/lease', 'lib/look', 'lib/transaction', 'lib/lock'],
     ...['lib/term', 'lib/watch', 'lib/lead', 'lib/leader', 'lib/reading', 'lib/cristian', 'lib/time', 'lib/parts'],
+    'lib/shutdown',
   ],
 
   'lib/engine': [],
@@ -110,7 +112,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/run': ['lib/errors', 'lib/options', 'lib/queue', 'lib/send', 'lib/settle', 'lib/result', 'lib/job'],
   'lib/running': [
     ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/news', 'lib/engine', 'lib/schema', 'lib/queue'],
-    'lib/settle',
+    ...['lib/settle', 'lib/shutdown'],
   ],
   'lib/worker': [
     ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/db', 'lib/batch', 'lib/news', 'lib/engine', 'lib/boss'],
@@ -145,6 +147,8 @@ const MAY_IMPORT: Record<string, string[]> = {
       'type lib/index',
       'lib/boss',
       'lib/pgboss',
+      'lib/heed',
+      'lib/shutdown',
     ],
     ...['lib/schema', 'lib/queue', 'lib/queues', 'lib/send', 'lib/settle', 'lib/result', 'lib/job', 'lib/run'],
     ...['lib/running', 'lib/worker', 'lib/member', 'lib/claim', 'lib/cron', 'lib/tick', 'lib/tasks'],
@@ -154,13 +158,15 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/append': ['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/batch', 'lib/ask'],
   'lib/read': ['lib/errors', 'lib/options', 'lib/db'],
   'lib/tidings': ['lib/trust', 'lib/bell', 'lib/sessions', 'lib/news'],
-  'lib/subscribe': ['lib/errors', 'lib/trust', 'lib/options', 'lib/read', 'lib/tidings'],
+  'lib/budget': [],
+  'lib/follow': ['lib/errors', 'lib/heed', 'lib/shutdown', 'lib/read', 'lib/tidings', 'lib/budget'],
+  'lib/subscribe': ['lib/errors', 'lib/trust', 'lib/shutdown', 'lib/options', 'lib/read', 'lib/tidings', 'lib/follow'],
   'lib/group': ['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/lease', 'lib/read'],
   'lib/given': ['lib/options', 'lib/db', 'lib/batch', 'lib/read'],
   'lib/partition': ['lib/errors', 'lib/db', 'lib/keeper', 'lib/read', 'lib/tidings', 'lib/group', 'lib/given'],
   'lib/consumer': [
     ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/options', 'lib/db', 'lib/keeper', 'lib/tidings', 'lib/group'],
-    ...['lib/given', 'lib/partition'],
+    ...['lib/given', 'lib/partition', 'lib/shutdown'],
   ],
   'lib/poll': [
     ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/read', 'lib/tidings', 'lib/group', 'lib/given'],
@@ -169,12 +175,12 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/retain': ['lib/errors', 'lib/options', 'lib/db', 'lib/read'],
   'lib/events': [
     ...['lib/db', 'lib/ask', 'lib/append', 'lib/read', 'lib/subscribe', 'lib/group', 'lib/partition', 'lib/consumer'],
-    ...['lib/poll', 'lib/lag', 'lib/retain'],
+    ...['lib/poll', 'lib/lag', 'lib/retain', 'lib/follow'],
   ],
   'lib/event': [
     ...['lib/errors', 'lib/options', 'lib/db', 'lib/keeper', 'lib/parts', 'type lib/index', 'lib/ask', 'lib/append'],
     ...['lib/read', 'lib/tidings', 'lib/subscribe', 'lib/group', 'lib/partition', 'lib/consumer', 'lib/poll'],
-    ...['lib/lag', 'lib/retain', 'lib/events'],
+    ...['lib/lag', 'lib/retain', 'lib/events', 'lib/shutdown', 'lib/follow'],
   ],
 
   'lib/grant': ['lib/errors'],
@@ -188,7 +194,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   'functions/problem': ['lib/index'],
   'functions/keys': ['lib/index', 'functions/problem'],
   'functions/field': ['lib/index', 'functions/problem'],
-  'functions/shape': ['lib/index', 'functions/problem', 'functions/field'],
+  'functions/shape': ['lib/heed', 'lib/index', 'functions/problem', 'functions/field'],
   'functions/lease': ['lib/index', 'functions/problem', 'functions/field', 'functions/shape'],
   'functions/stream': ['functions/problem'],
   'functions/lock': [
@@ -300,7 +306,16 @@ const PUBLIC = {
     values: ['createEvents'],
     types: [
       ...['AllOptions', 'AppendOptions', 'Appended', 'ArchiveOptions', 'Batch', 'BatchEnd', 'ConsumeOptions'],
-      ...['Consumer', 'EventContext', 'EventHandler', 'EventPage', 'Events', 'EventsOptions', 'FailOptions'],
+      ...[
+        'Consumer',
+        'EventContext',
+        'EventHandler',
+        'EventPage',
+        'EventPiece',
+        'Events',
+        'EventsOptions',
+        'FailOptions',
+      ],
       ...['Group', 'GroupLag', 'GroupOptions', 'Holdup', 'Horizon', 'NewEvent', 'Parked', 'PartitionLag'],
       ...['PollOptions', 'ReadOptions', 'RetentionRule', 'StoredEvent', 'StreamLag', 'StreamState'],
       ...['SubscribeOptions', 'Swept', 'TruncateOptions', 'Truncated'],

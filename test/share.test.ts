@@ -7,6 +7,7 @@ import { Share } from '../lib/share.ts'
 import { createTasks } from '../lib/task.ts'
 import { volatile } from '../lib/volatile.ts'
 import { dedicatedServer, type FreshDatabase, freshDatabase } from './database.ts'
+import { lent } from './lent.ts'
 import { until } from './until.ts'
 
 let db: FreshDatabase
@@ -65,7 +66,7 @@ test('a connection that broke is not used again, by nobody', async () => {
 
 test('who waits for a place is served in order, and too long a wait is an error', async () => {
   const pool = new pg.Pool({ connectionString: db.url, connectionTimeoutMillis: 300 })
-  const share = new Share(pool, 1)
+  const share = new Share(lent(pool), 1)
   const first = await share.connect()
   const order: number[] = []
   const waiting = [1, 2].map(async (n) => {

@@ -1,0 +1,268 @@
+-- Reading within limits of memory: for those who follow, and for groups.
+--
+-- The pages of 0007_event.sql are 4 MiB each, whoever reads and however many do. Here the reader says how many bytes it has room
+-- for. What an event takes is its text as it is sent, not what it takes on disk: a number of six characters may be stored in
+-- twelve bytes and shown with three hundred digits.
+
+
+-- ── Those who follow ────────────────────────────────────────────────────────────────────────────────────────────
+
+-- Events of a stream from a position on: each a JSON text, as it is shown over HTTP, so that it can be passed on as it is; `room`
+-- bytes of them at most. The last row is none of an event: where to read on, and whether there is more. If the first event has no
+-- room, nothing is given, and `bytes` of that row says how much it takes; of one that is large on disk already about how much, so that
+-- its text is not made in vain.
+create function lockstep.try_read_stream(stream text, start bigint, most integer, room bigint)
+returns table (place bigint, event text, bytes bigint, next bigint, more boolean, waits boolean)
+language plpgsql
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+#variable_conflict use_column
+declare
+  s lockstep.stream;
+  e record;
+  upto bigint;
+  seen integer := 0;
+  total bigint := 0;
+begin
+  waits := false;
+  select x.* into s from lockstep.stream x where x.name = try_read_stream.stream collate "C";
+  next := greatest(start, coalesce(s.first, 1));
+  -- by what they take on disk, which costs little to look at: one always
+  for e in select x.position, x.bytes from lockstep.event x where x.stream = s.id and x.position >= start order by x.position limit most
+  loop
+    total := total + e.bytes;
+    exit when seen > 0 and total > room;
+    if total > room then
+      bytes := total * 5 / 4 + 8192;
+      exit;
+    end if;
+    upto := e.position;
+    seen := seen + 1;
+  end loop;
+
+  total := 0;
+  for e in
+    select y.position, '{"stream":' || to_json(s.name)::text || ',"position":"' || y.position || '","cursor":"' || y.seq || '","type":'
+                       || to_json(y.type)::text || ',"data":' || coalesce(y.data::text, 'null') || ',"meta":' || coalesce(y.meta::text, 'null')
+                       || ',"id":' || coalesce(to_json(y.key)::text, 'null')
+                       || ',"at":"' || to_char(y.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') || '"}' as shown
+      from lockstep.event y where y.stream = s.id and y.position >= start and y.position <= upto order by y.position
+  loop
+    bytes := octet_length(e.shown);
+    exit when total + bytes > room;
+    total := total + bytes;
+    place := e.position;
+    event := e.shown;
+    next := e.position + 1;
+    return next;
+    bytes := 0;
+  end loop;
+  bytes := case when total = 0 then bytes end;
+  place := null;
+  event := null;
+  more := next <= coalesce(s.position, 0);
+  return next;
+end $$;
+
+-- As try_read_stream, of all streams under a prefix, after a seq. next: what has been read up to. waits: something that was appended
+-- may still commit. One call looks at 50,000 events at most.
+create function lockstep.try_read_all(prefix text, after bigint, most integer, room bigint)
+returns table (place bigint, event text, bytes bigint, next bigint, more boolean, waits boolean)
+language plpgsql
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+#variable_conflict use_column
+declare
+  horizon bigint;
+  stretch bigint;
+  upto bigint;
+  e record;
+  seen integer := 0;
+  total bigint := 0;
+  short boolean := false;
+begin
+  select h.horizon, h.waits into horizon, waits from lockstep.event_horizon() h;
+  stretch := case when after > horizon then after else least(horizon, after + 50000) end;
+  if prefix = '' then
+    for e in select x.seq, x.bytes from lockstep.event x where x.seq > after and x.seq <= stretch order by x.seq limit most
+    loop
+      total := total + e.bytes;
+      short := total > room;
+      exit when short;
+      upto := e.seq;
+      seen := seen + 1;
+    end loop;
+  else
+    for e in select x.seq, x.bytes from lockstep.event x
+              cross join lateral (select z.name from lockstep.stream z where z.id = x.stream limit 1) s
+              where x.seq > after and x.seq <= stretch and starts_with(s.name, prefix) order by x.seq limit most
+    loop
+      total := total + e.bytes;
+      short := total > room;
+      exit when short;
+      upto := e.seq;
+      seen := seen + 1;
+    end loop;
+  end if;
+  next := after;
+  if short and seen = 0 then
+    bytes := total * 5 / 4 + 8192;
+    next := e.seq - 1; -- what was passed before it need not be passed again
+    more := true;
+    return next;
+    return;
+  end if;
+  short := short or seen = most;
+
+  total := 0;
+  for e in
+    select y.seq, '{"stream":' || to_json(s.name)::text || ',"position":"' || y.position || '","cursor":"' || y.seq || '","type":'
+                  || to_json(y.type)::text || ',"data":' || coalesce(y.data::text, 'null') || ',"meta":' || coalesce(y.meta::text, 'null')
+                  || ',"id":' || coalesce(to_json(y.key)::text, 'null')
+                  || ',"at":"' || to_char(y.at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') || '"}' as shown
+      from lockstep.event y cross join lateral (select z.name from lockstep.stream z where z.id = y.stream limit 1) s
+     where y.seq > after and y.seq <= upto and starts_with(s.name, prefix) order by y.seq
+  loop
+    bytes := octet_length(e.shown);
+    short := short or total + bytes > room;
+    exit when total + bytes > room;
+    total := total + bytes;
+    place := e.seq;
+    event := e.shown;
+    next := e.seq;
+    return next;
+    bytes := 0;
+  end loop;
+  if total = 0 and bytes > 0 then
+    next := e.seq - 1;
+  elsif not short then
+    next := greatest(stretch, after);
+  end if;
+  bytes := case when total = 0 then bytes end;
+  place := null;
+  event := null;
+  more := next < horizon;
+  return next;
+end $$;
+
+
+-- ── Groups ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+-- As read_partition (0007_event.sql), within `room` bytes on disk; `always`: one event, whatever it takes.
+create function lockstep.read_share(group_name text, partition integer, token bigint, most integer, room bigint, always boolean,
+                                    out held boolean, out events json, out next bigint, out turn bigint, out more boolean,
+                                    out waits boolean, out wait_ms double precision)
+language plpgsql
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+declare
+  g lockstep.consumer_group;
+  c lockstep.checkpoint;
+  k lockstep.stuck;
+  horizon bigint;
+  upto bigint;
+  last bigint;
+  seen bigint;
+  total bigint;
+begin
+  more := false;
+  select h.horizon, h.waits into horizon, waits from lockstep.event_horizon() h;
+  held := exists (select from lockstep.lease l
+                   where l.name = lockstep.partition(read_share.group_name, read_share.partition)
+                     and l.token = read_share.token and l.holder is not null and l.expires_at > clock_timestamp());
+  select * into g from lockstep.consumer_group x where x.name = read_share.group_name;
+  select * into c from lockstep.checkpoint x
+   where x.group_name = read_share.group_name and x.partition = read_share.partition;
+  held := held and c.seq is not null and g.name is not null;
+  if not held then
+    return;
+  end if;
+  turn := c.turn;
+
+  select * into k from lockstep.stuck x
+   where x.group_name = read_share.group_name and x.partition = read_share.partition and x.due_at <= clock_timestamp()
+   order by x.due_at limit 1;
+  if found then
+    more := true;
+    select max(p.seq) filter (where p.n = 1 and always or p.bytes <= room), count(*) into next, seen from (
+      select x.seq, row_number() over w as n, sum(x.bytes) over w as bytes
+        from (select y.seq, y.position, y.bytes from lockstep.event y
+               where y.stream = k.stream and y.position >= k.position and y.seq <= c.seq order by y.position limit most) x
+      window w as (order by x.position rows unbounded preceding)) p;
+    if next is null and seen > 0 then
+      return; -- no room
+    end if;
+    select json_agg(lockstep.shown(x.name, x.position, x.seq, x.type, x.data, x.meta, x.key, x.at,
+                                   case when x.position = x.least then k.attempts + 1 else 1 end)) into events from (
+      select y.*, s.name, min(y.position) over () as least from lockstep.event y cross join lateral (select z.name from lockstep.stream z where z.id = y.stream limit 1) s
+       where y.stream = k.stream and y.position >= k.position and y.seq <= next order by y.position) x;
+    if events is null then  -- what it stood before was removed
+      perform from lockstep.checkpoint x
+        where x.group_name = read_share.group_name and x.partition = read_share.partition and x.turn = c.turn
+          for no key update skip locked;
+      if found then
+        perform lockstep.unstick(group_name, partition, k.stream);
+        perform lockstep.next_turn(group_name, partition, c.seq, null);
+      end if;
+    end if;
+    return;
+  end if;
+
+  upto := least(horizon, c.seq + 50000);
+  select max(p.seq), count(*), sum(p.bytes) into last, seen, total from (
+    select x.seq, x.bytes from lockstep.event x cross join lateral (select z.name from lockstep.stream z where z.id = x.stream limit 1) s
+     where x.seq > c.seq and x.seq <= upto and x.bucket % g.partitions = read_share.partition and starts_with(s.name, g.prefix)
+       and not exists (select from lockstep.stuck y where y.group_name = g.name and y.stream = x.stream)
+     order by x.seq limit most) p;
+  if total > room then
+    select max(p.seq) into last from (
+      select x.seq, row_number() over w as n, sum(x.bytes) over w as bytes
+        from lockstep.event x cross join lateral (select z.name from lockstep.stream z where z.id = x.stream limit 1) s
+       where x.seq > c.seq and x.seq <= last and x.bucket % g.partitions = read_share.partition and starts_with(s.name, g.prefix)
+         and not exists (select from lockstep.stuck y where y.group_name = g.name and y.stream = x.stream)
+      window w as (order by x.seq rows unbounded preceding)) p
+     where p.n = 1 and always or p.bytes <= room;
+    if last is null then
+      more := true; -- no room
+      return;
+    end if;
+  end if;
+  if seen > 0 then
+    select json_agg(lockstep.shown(x.name, x.position, x.seq, x.type, x.data, x.meta, x.key, x.at, 1)) into events from (
+      select y.*, s.name from lockstep.event y cross join lateral (select z.name from lockstep.stream z where z.id = y.stream limit 1) s
+       where y.seq > c.seq and y.seq <= last and y.bucket % g.partitions = read_share.partition and starts_with(s.name, g.prefix)
+         and not exists (select from lockstep.stuck z where z.group_name = g.name and z.stream = y.stream)
+       order by y.seq) x;
+  end if;
+  next := case when seen = most or total > room then last else greatest(upto, c.seq) end;
+  more := next < horizon;
+  select extract(epoch from min(x.due_at) - clock_timestamp()) * 1000 into wait_ms from lockstep.stuck x
+   where x.group_name = read_share.group_name and x.partition = read_share.partition and x.due_at < 'infinity';
+  -- a stretch without events: so that nobody looks through it twice
+  if seen = 0 and next > c.seq + 1000 then
+    perform from lockstep.checkpoint x
+      where x.group_name = read_share.group_name and x.partition = read_share.partition and x.turn = c.turn
+        for no key update skip locked;
+    if found then
+      perform lockstep.next_turn(group_name, partition, next, null);
+    end if;
+  end if;
+end $$;
+
+-- What is next of several partitions: `room` bytes of them all together, and one event always. Those at the end may get nothing,
+-- though there is more: whoever asks often asks for another first each time.
+create function lockstep.read_partitions(group_name text, partitions integer[], tokens bigint[], most integer, room bigint)
+returns table (held boolean, events json, next bigint, turn bigint, more boolean, waits boolean, wait_ms double precision)
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+  used bigint := 0;
+  given boolean := false;
+begin
+  for i in 1 .. cardinality(partitions) loop
+    select r.* into held, events, next, turn, more, waits, wait_ms
+      from lockstep.read_share(group_name, partitions[i], tokens[i], most, greatest(room - used, 0), not given) r;
+    if events is not null then
+      used := used + octet_length(events::text);
+      given := true;
+    end if;
+    return next;
+  end loop;
+end $$;
