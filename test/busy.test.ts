@@ -80,7 +80,7 @@ describe.each([
       await expect(a.locks.transaction(name, { waitMs: 0 }, work)).rejects.toMatchObject(BUSY)
       await expect(a.locks.transaction(name, { waitMs: 30 }, work)).rejects.toMatchObject({
         code: 'UNAVAILABLE',
-        message: expect.stringMatching(/^All 2 connections .* none came free within (30|2\d) ms/),
+        message: expect.stringMatching(/^All 2 connections .* none came free within \d+ ms/),
       })
       await free()
       expect(await a.locks.transaction(name, { waitMs: 0 }, work)).toBe('done')

@@ -1,3 +1,4 @@
+/** Pools of pg for tests of shares. */
 import type pg from 'pg'
 import type { Lent } from '../lib/share.ts'
 

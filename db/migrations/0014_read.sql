@@ -5,7 +5,7 @@
 -- twelve bytes and shown with three hundred digits.
 
 
--- ── Those who follow ────────────────────────────────────────────────────────────────────────────────────────────
+-- -- Those who follow --------------------------------------------------------------------------------------------
 
 -- Events of a stream from a position on: each a JSON text, as it is shown over HTTP, so that it can be passed on as it is; `room`
 -- bytes of them at most. The last row is none of an event: where to read on, and whether there is more. If the first event has no
@@ -144,7 +144,7 @@ begin
 end $$;
 
 
--- ── Groups ──────────────────────────────────────────────────────────────────────────────────────────────────────
+-- -- Groups ------------------------------------------------------------------------------------------------------
 
 -- As read_partition (0007_event.sql), within `room` bytes on disk; `always`: one event, whatever it takes.
 create function lockstep.read_share(group_name text, partition integer, token bigint, most integer, room bigint, always boolean,
