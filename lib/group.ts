@@ -8,6 +8,7 @@
  * one came or went, without anybody in charge.
  */
 import { sql } from 'kysely'
+import { BoundedMap } from './bounded.ts'
 import type { Database, Pool } from './db.ts'
 import { LeaseLostError, NotFoundError, wrongType } from './errors.ts'
 import { type Grant, Leases, type Room } from './lease.ts'
@@ -49,6 +50,7 @@ const RETRIES = { min: 0, max: 1_000 }
 const DELAY = { min: 0, max: 3_600_000 }
 const GROUPS: Room = { prefix: 'group\t', revoke: 'revoke_leases', release: 'release_held' }
 const MEMBER = 'member\t'
+const MOST_KNOWN = 1_000
 
 /** The names of leases; no group has a control character in its name. */
 export const partitionName = (group: string, partition: number): string => `${group}\t${partition}`
@@ -70,7 +72,7 @@ export class Groups {
   readonly leases: Leases
   readonly #database: Database
   readonly #pool: Pool
-  readonly #known = new Map<string, Group>()
+  readonly #known = new BoundedMap<string, Group>(MOST_KNOWN)
 
   constructor(database: Database, pool: Pool) {
     this.#database = database

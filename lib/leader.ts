@@ -184,7 +184,7 @@ export class Leaders {
    *
    * On a direct connection each change is told; behind a pooler, or while the database is away, only what is found when it
    * is asked again (once a second), so changes that were overtaken are left out. The same for an observer that is more than
-   * 64 changes behind. Never left out is the latest, and revisions never go back. While the database is away nothing is
+   * 64 changes behind; fewer, where more than 16 observers of this process are behind: they keep 1,024 together. Never left out is the latest, and revisions never go back. While the database is away nothing is
    * told: the last state is what was known.
    *
    * @throws the `signal`'s reason, when it aborts.

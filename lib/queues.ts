@@ -6,6 +6,7 @@
  */
 import { sql } from 'kysely'
 import { noQueue } from './boss.ts'
+import { BoundedMap } from './bounded.ts'
 import type { Pool } from './db.ts'
 import type { Engine, EngineQueue } from './engine.ts'
 import { fromDatabase, outOfRange } from './errors.ts'
@@ -16,11 +17,17 @@ export class Queues {
   readonly definitions = new Map<string, Definition>()
   readonly #pool: Pool
   readonly #boss: () => Engine
-  readonly #there = new Map<string, Promise<unknown>>()
+  readonly #there: Map<string, Promise<unknown>>
 
-  constructor(pool: Pool, boss: () => Engine) {
+  /** @param many  is told each time that as many have been forgotten as are remembered: pg-boss remembers all of them. */
+  constructor(pool: Pool, boss: () => Engine, many: () => void) {
     this.#pool = pool
     this.#boss = boss
+    let forgotten = 0
+    this.#there = new BoundedMap(MOST_KNOWN, () => {
+      forgotten += 1
+      if (forgotten % MOST_KNOWN === 0) many()
+    })
   }
 
   /** Resolves when the queue is in the database, as it was defined here if it was. @throws {NotFoundError | UnavailableError} */
@@ -97,4 +104,6 @@ export class Queues {
   }
 }
 
+// Anybody who may send may make queues, and each worker has one of its own.
+const MOST_KNOWN = 2_000
 const DEFAULTS = { policy: 'standard', heartbeatSeconds: 30, notify: true }

@@ -11,6 +11,7 @@
  * pages.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
+import { BoundedMap } from './bounded.ts'
 import type { Engine } from './engine.ts'
 import { outOfRange, wrongType } from './errors.ts'
 
@@ -159,7 +160,7 @@ function slotAfter(finder: Finder, rule: Rule, after: Date, circles = 4): Date {
 }
 
 const find = (finder: Finder, { cron, timezone }: Rule, from: Date, count: number) =>
-  finder.previewSchedule(cron, { tz: timezone, from, count })
+  finder.previewSchedule(cron, { tz: zoneOf(timezone).name, from, count })
 
 /** `at`; or if the clocks are changed in the two hours before or in the hour after, an instant well before that. */
 function beforeChange(timezone: string, at: Date): Date {
@@ -177,13 +178,27 @@ function nextChange(timezone: string, from: Date): Date | undefined {
   return undefined
 }
 
-const formats = new Map<string, Intl.DateTimeFormat>() // one takes 0.1 ms to make
+interface Zone {
+  /** As cron-parser gets it, which remembers every name: there are a thousand spellings of a place, and one is enough. */
+  name: string
+  format: Intl.DateTimeFormat // 0.1 ms to make
+}
+const zones = new BoundedMap<string, Zone>(500)
+
+function zoneOf(timezone: string): Zone {
+  let zone = zones.get(timezone)
+  if (!zone) {
+    const format = new Intl.DateTimeFormat('en', { timeZone: timezone, timeZoneName: 'longOffset' })
+    const known = format.resolvedOptions().timeZone
+    zone = { name: known.includes('/') ? known : timezone, format }
+    zones.set(timezone, zone)
+  }
+  return zone
+}
 
 function offsetOf(timezone: string, at: Date): string | undefined {
-  const format =
-    formats.get(timezone) ?? new Intl.DateTimeFormat('en', { timeZone: timezone, timeZoneName: 'longOffset' })
-  formats.set(timezone, format)
-  return format.formatToParts(at).find(({ type }) => type === 'timeZoneName')?.value
+  const parts = zoneOf(timezone).format.formatToParts(at)
+  return parts.find(({ type }) => type === 'timeZoneName')?.value
 }
 
 /** The id of a slot's job, in the form of a UUID of version 5: the same slot sent again is the same job. */

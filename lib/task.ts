@@ -123,7 +123,9 @@ class Room implements Tasks {
     this.#closing = new Closing(closing)
     const look = new Lookout(pool)
     const settle = new Settle(pool, boss)
-    const known = new Queues(pool, boss)
+    const known = new Queues(pool, boss, () => {
+      made = undefined // another, with nothing in mind
+    })
     this.#settle = settle
     this.#pulse = new Pulse(jobs)
     const work: WorkerParts = { database, pool, boss, settle, queues, known, look, pulse: this.#pulse, onError: told }

@@ -3,8 +3,9 @@
  *
  * However many observe an election in this process, it is looked at once: first to begin with, then when its news says
  * so, and when the lease that is known would run out, for nobody tells that. Each observer has a backlog of its own, so a
- * slow one blocks nobody; when it is too far behind, the oldest changes are left out, never the latest. Changes have a
- * revision that rises, so that none is shown twice or after a later one, whichever way it came.
+ * slow one blocks nobody; when it is too far behind, the oldest changes are left out, never the latest: so it is, too, where all
+ * observers of the process together keep too many. Changes have a revision that rises, so that none is shown twice or after a
+ * later one, whichever way it came.
  */
 import { sql } from 'kysely'
 import { batched } from './batch.ts'
@@ -48,6 +49,8 @@ const POLL_MS = 1_000
 /** With news: in case something was missed all the same. */
 const LOOK_AGAIN_MS = 30_000
 const MOST_BEHIND = 64
+/** Of all observers together. A state has 4 KiB of meta at most. */
+const MOST_KEPT = 1_024
 
 interface Row {
   holder: string | null
@@ -66,6 +69,7 @@ export class Watches {
   readonly #database: Database
   readonly #news: ElectionNews
   readonly #watches = new Map<string, Watch>()
+  readonly #backlogs = new Set<Backlog>()
   readonly #look: (name: string) => Promise<Seen>
 
   constructor(database: Database, news: ElectionNews) {
@@ -91,7 +95,7 @@ export class Watches {
   /** The latest state first, then every change, until `stop` aborts: then its reason is thrown. */
   async *observe(name: string, stop: AbortSignal): AsyncGenerator<ElectionState, never, void> {
     stop.throwIfAborted()
-    const backlog = new Backlog()
+    const backlog = new Backlog(this.#backlogs)
     const watch = this.#watches.get(name) ?? this.#open(name)
     // Now, and not when somebody asks for the next state: perhaps nobody does any more.
     const onStop = () => {
@@ -104,6 +108,7 @@ export class Watches {
       for (;;) yield await backlog.next()
     } finally {
       watch.leave(backlog)
+      backlog.drop()
       stop.removeEventListener('abort', onStop)
     }
   }
@@ -236,14 +241,31 @@ class Watch {
 
 /** What one observer has not seen yet. */
 class Backlog {
+  readonly #all: Set<Backlog>
   readonly #states: ElectionState[] = []
   #failure: { error: unknown } | undefined
   #bell = Promise.withResolvers<void>()
 
+  /** @param all  that keep something. */
+  constructor(all: Set<Backlog>) {
+    this.#all = all
+  }
+
   push(state: ElectionState): void {
     this.#states.push(state)
+    this.#all.add(this)
     if (this.#states.length > MOST_BEHIND) this.#states.shift()
+    // Where many are behind each keeps fewer, and the latest always.
+    if (this.#all.size * MOST_BEHIND > MOST_KEPT) {
+      const each = Math.max(1, Math.floor(MOST_KEPT / this.#all.size))
+      if (this.#states.length > each) this.#states.splice(0, this.#states.length - each)
+    }
     this.#bell.resolve()
+  }
+
+  drop(): void {
+    this.#states.length = 0
+    this.#all.delete(this)
   }
 
   fail(error: unknown): void {
@@ -255,6 +277,7 @@ class Backlog {
     for (;;) {
       if (this.#failure) throw this.#failure.error
       const state = this.#states.shift()
+      if (this.#states.length === 0) this.#all.delete(this)
       if (state) return state
       this.#bell = Promise.withResolvers()
       await this.#bell.promise

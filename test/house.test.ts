@@ -19,6 +19,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/bell': [],
   'lib/steady': [],
   'lib/heed': [],
+  'lib/bounded': [],
   'lib/shutdown': ['lib/errors', 'lib/heed'],
   'lib/options': ['lib/errors'],
   'lib/clock': [],
@@ -101,7 +102,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/pgboss': [],
   'lib/schema': ['lib/errors'],
   'lib/queue': ['lib/errors', 'lib/options', 'lib/db', 'lib/engine', 'lib/schema', 'type lib/running'],
-  'lib/queues': ['lib/errors', 'lib/options', 'lib/db', 'lib/engine', 'lib/boss', 'lib/queue'],
+  'lib/queues': ['lib/errors', 'lib/options', 'lib/db', 'lib/engine', 'lib/boss', 'lib/queue', 'lib/bounded'],
   'lib/send': [
     ...['lib/errors', 'lib/options', 'lib/db', 'lib/batch', 'lib/engine', 'lib/boss', 'lib/schema', 'lib/queue'],
     'lib/queues',
@@ -123,7 +124,7 @@ const MAY_IMPORT: Record<string, string[]> = {
     ...['lib/errors', 'lib/trust', 'lib/bell', 'lib/options', 'lib/db', 'lib/news', 'lib/engine', 'lib/boss'],
     ...['lib/queue', 'lib/queues', 'lib/settle', 'lib/worker'],
   ],
-  'lib/slots': ['lib/errors', 'lib/engine'],
+  'lib/slots': ['lib/errors', 'lib/bounded', 'lib/engine'],
   'lib/fire': ['lib/errors', 'lib/trust', 'lib/db', 'lib/engine', 'lib/boss', 'lib/slots'],
   'lib/cron': [
     ...['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/engine', 'lib/queue', 'lib/slots', 'lib/fire'],
@@ -161,7 +162,7 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/budget': [],
   'lib/follow': ['lib/errors', 'lib/heed', 'lib/shutdown', 'lib/read', 'lib/tidings', 'lib/budget'],
   'lib/subscribe': ['lib/errors', 'lib/trust', 'lib/shutdown', 'lib/options', 'lib/read', 'lib/tidings', 'lib/follow'],
-  'lib/group': ['lib/errors', 'lib/trust', 'lib/options', 'lib/db', 'lib/lease', 'lib/read'],
+  'lib/group': ['lib/errors', 'lib/bounded', 'lib/trust', 'lib/options', 'lib/db', 'lib/lease', 'lib/read'],
   'lib/given': ['lib/options', 'lib/db', 'lib/batch', 'lib/read'],
   'lib/partition': ['lib/errors', 'lib/db', 'lib/keeper', 'lib/read', 'lib/tidings', 'lib/group', 'lib/given'],
   'lib/consumer': [
