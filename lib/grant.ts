@@ -37,7 +37,7 @@ select (monitor_backoff_on) on lockstep_boss.version
 select (id, heartbeat_seconds, started_on, heartbeat_on, stopped_on), update (id), delete on lockstep_boss.instance
 execute on function lockstep.key, lockstep.key_of, lockstep.utf8, lockstep.check_isolation, lockstep.channel, lockstep.listen
 execute on function lockstep.grant_leases, lockstep.renew_leases, lockstep.revoke_leases, lockstep.release_held
-execute on function lockstep.keys_of, lockstep.keep_only, lockstep.lock_room, lockstep.force_revoke
+execute on function lockstep.try_key, lockstep.turn_keys, lockstep.keys_of, lockstep.keep_only, lockstep.lock_room, lockstep.force_revoke
 execute on function lockstep.force, lockstep.sweep, lockstep.take, lockstep.check_backend, lockstep.try, lockstep.turn
 execute on function lockstep.queue, lockstep.register, lockstep.enter, lockstep.assert_held, lockstep.look
 execute on function lockstep.election, lockstep.waits, lockstep.tell, lockstep.vacate, lockstep.campaign

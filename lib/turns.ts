@@ -16,11 +16,12 @@
  * many connections as there may be, and asks again when it has used that: together they stay below, however many begin at
  * once, and a few holds (32 with the server's defaults) cost one question.
  */
+import { keyOf } from './key.ts'
 import { Moment } from './trust.ts'
 
 type Try = { name: string; resolve: (token: bigint | null) => void; reject: (error: unknown) => void }
 type Release = { name: string; resolve: () => void }
-/** What lockstep.turn answers. */
+/** What lockstep.turn_keys answers. */
 type Turn = [base: string | null, refused: number[] | null, taken: number[] | null, tokens: string[]]
 /** Names in one turn: as many as share a block of tokens. */
 const TURN = 32
@@ -162,10 +163,12 @@ export class Turns {
   async #send(tries: Try[], releases: Release[]) {
     const [first] = tries
     if (first && tries.length === 1 && releases.length === 0) {
-      const [row] = await this.#connection.ask('lockstep_try', 'select lockstep.try($1, $2)', [first.name, this.#pid])
+      const values = [first.name, keyOf(first.name), this.#pid]
+      const [row] = await this.#connection.ask('lockstep_try', 'select lockstep.try_key($1, $2, $3)', values)
       this.#answer(first, row?.[0] == null ? null : BigInt(row[0] as string))
     } else if (tries.length === 0 && releases.length === 1) {
-      await this.#connection.ask('lockstep_give_up', 'select pg_advisory_unlock(lockstep.key($1))', [releases[0]?.name])
+      const key = keyOf((releases[0] as Release).name)
+      await this.#connection.ask('lockstep_give_up', 'select pg_advisory_unlock($1)', [key])
       releases[0]?.resolve()
     } else {
       await this.#sendTurn(tries, releases)
@@ -173,9 +176,10 @@ export class Turns {
   }
 
   async #sendTurn(tries: Try[], releases: Release[]) {
-    const names = (calls: { name: string }[]) => calls.map((call) => call.name)
-    const text = 'select * from lockstep.turn($1, $2, $3)'
-    const [row] = await this.#connection.ask('lockstep_turn', text, [names(releases), names(tries), this.#pid])
+    const keys = (calls: { name: string }[]) => `{${calls.map(({ name }) => keyOf(name)).join()}}`
+    const names = tries.map(({ name }) => name)
+    const text = 'select * from lockstep.turn_keys($1, $2, $3, $4)'
+    const [row] = await this.#connection.ask('lockstep_turn', text, [keys(releases), names, keys(tries), this.#pid])
     const [base, refused, taken, tokens] = row as Turn
     for (const release of releases) release.resolve()
     let token = BigInt(base ?? 0)

@@ -34,7 +34,8 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/db': ['lib/errors', 'lib/shutdown', 'lib/clock', 'lib/pool', 'lib/proof', 'lib/tables', 'lib/within'],
   'lib/denied': ['lib/errors', 'lib/db'],
   'lib/batch': ['lib/errors', 'lib/db'],
-  'lib/turns': ['lib/trust'],
+  'lib/key': [],
+  'lib/turns': ['lib/trust', 'lib/key'],
   'lib/session': ['lib/errors', 'lib/trust', 'lib/db', 'lib/turns'],
   'lib/sessions': ['lib/errors', 'lib/db', 'lib/session'],
   'lib/patience': ['lib/errors', 'lib/trust', 'lib/heed', 'lib/session', 'lib/sessions'],
@@ -462,7 +463,7 @@ describe('imports', () => {
       ]) {
         expect(reached).not.toContain(not)
       }
-      const node = ['node:timers/promises', ...(file === 'functions/cloudflare.ts' ? ['node:async_hooks'] : [])]
+      const node = ['node:crypto', 'node:timers/promises', ...(file === 'functions/cloudflare.ts' ? ['node:async_hooks'] : [])]
       expect(reached.filter((what) => what.startsWith('node:')).sort()).toEqual(node.sort())
     },
   )

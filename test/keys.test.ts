@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { createEvents } from '../lib/event.ts'
 import { createLockstep } from '../lib/index.ts'
+import { keyOf } from '../lib/key.ts'
 import { type FreshDatabase, freshDatabase } from './database.ts'
 import { forge, OLD_SEED } from './lookup3.ts'
 
@@ -64,6 +65,10 @@ test.each([
     }
   },
 )
+
+test('the key that the library makes of a name is that of the database', async () => {
+  for (const name of NAMES) expect(keyOf(name), name).toBe(await one('lockstep.key($1)', name))
+})
 
 test('where the domain ends is never in doubt', async () => {
   const all = await Promise.all(

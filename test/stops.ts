@@ -25,8 +25,8 @@ begin
   return true;
 end $$`
 
-const FUNCTIONS = `grant_leases renew_leases revoke_leases release_held force_revoke sweep take try turn queue enter assert_held check_fence check_hold has_by_transaction`
-const GAINS = /(?:pg_catalog\.)?pg_try_advisory(_xact)?_lock\(lockstep\.key\([^)]*\)\)/g
+const FUNCTIONS = `grant_leases renew_leases revoke_leases release_held force_revoke sweep take try_key turn_keys queue enter assert_held check_fence check_hold has_by_transaction`
+const GAINS = /(?:pg_catalog\.)?pg_try_advisory(_xact)?_lock\((?:lockstep\.key\([^)]*\)|key|k)\)/g
 
 /** Puts a stop wherever one can be; answers how many. */
 export async function addStops(pool: pg.Pool): Promise<number> {
