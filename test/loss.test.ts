@@ -372,15 +372,21 @@ test('no room for advisory locks is said with the setting to raise, and leaks no
   expect(held.every((h) => h.kind === 'connection')).toBe(true)
   // another program takes all that there is: some 400 on PostgreSQL 14, 900 on 18
   const other = new pg.Client({ connectionString: server.url })
+  other.on('error', () => {})
   await other.connect()
   const all = other.query('select pg_advisory_lock(n) from generate_series(1, 5000) n')
   await expect(all).rejects.toMatchObject({ code: '53200' })
-  const failed = await Promise.allSettled(Array.from({ length: many }, (_, j) => a.locks.acquire(`more ${j}`)))
-  for (const result of failed) {
-    expect(result).toMatchObject({
-      reason: { code: 'UNAVAILABLE', message: expect.stringContaining('max_locks_per_transaction') },
+  // what the failed statement itself had locked is free again: a few find room
+  const tried = await Promise.allSettled(Array.from({ length: many }, (_, j) => a.locks.acquire(`more ${j}`)))
+  const failed = tried.flatMap((result) => (result.status === 'rejected' ? [result.reason] : []))
+  expect(failed.length).toBeGreaterThan(many / 2)
+  for (const reason of failed) {
+    expect(reason).toMatchObject({
+      code: 'UNAVAILABLE',
+      message: expect.stringContaining('max_locks_per_transaction'),
     })
   }
+  for (const result of tried) if (result.status === 'fulfilled') held.push(result.value)
   expect(held.every((h) => h.isTrusted())).toBe(true)
   await Promise.all(held.map((h) => h.release()))
   await other.end()
