@@ -20,9 +20,10 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Kysely, type RawBuilder, sql } from 'kysely'
 import pg from 'pg'
+import { Clients, clientWith, sever } from './clients.ts'
 import { type Clocked, Ear, type Heard } from './clock.ts'
 import { fromDatabase, outOfRange, UnavailableError, wrongType } from './errors.ts'
-import { announcedPid, Clients, clientWith, Pool, type PoolConfig, sever } from './pool.ts'
+import { allSettled, announcedPid, Pool, type PoolConfig } from './pool.ts'
 import { type ServerFacts, unfit, unwritable } from './proof.ts'
 import { CLOSE_MS, Closing, Deadline } from './shutdown.ts'
 
@@ -271,20 +272,11 @@ export class Database {
     for (const client of this.#direct) sever(client)
     const pools = [this.users, this.#control, ...this.#pools]
     let over = false
-    await Promise.race([settled(pools, () => over), late ?? deadline.over])
+    await Promise.race([allSettled(pools, () => over), late ?? deadline.over])
     over = true
     await Promise.all(pools.map((pool) => pool.end()))
     await this.#shared?.end()
     deadline.clear()
-  }
-}
-
-// An answer may lead to another statement, of nobody who waits for it: a lease that was granted to somebody who has left.
-async function settled(pools: Pool[], over: () => boolean): Promise<void> {
-  while (pools.some((pool) => !pool.quiet)) {
-    await Promise.all(pools.map((pool) => pool.settled()))
-    if (over()) return
-    await sleep(0)
   }
 }
 

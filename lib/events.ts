@@ -156,6 +156,6 @@ export interface Events extends AsyncDisposable {
   /** Lines of NDJSON, an event each, of what is there now: to be kept elsewhere before it is removed. */
   archive(options?: ArchiveOptions): AsyncGenerator<string, void, void>
 
-  /** Stops the consumers and ends the subscriptions. Done by `lockstep.close()` too. */
+  /** Stops the consumers and ends the subscriptions; every verb and every wait rejects. Done by `lockstep.close()` too. */
   close(): Promise<void>
 }

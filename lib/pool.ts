@@ -2,97 +2,21 @@
  * A pool of connections that gives up those that are broken, and that ends.
  *
  * Kysely gives a client back to its pool without the error that broke it, so after a network fault one query after another
- * would time out on the same dead client; {@link guarded} discards it. A checked-out client without an 'error' listener
- * ends the process when the server closes it; every client has one.
+ * would time out on the same dead client; here it is discarded.
  *
  * TO END is more than Kysely and pg can: Kysely's `destroy` does nothing unless it was used, pg's `end` waits for ever for a
  * client that somebody has, leaves those who stand in line to their time limit, and a connection whose server has stopped
  * answering open. So a pool of ours turns away whoever comes, cuts what is in use, and {@link Clients} knows each socket.
  */
+import { setTimeout as sleep } from 'node:timers/promises'
 import { Kysely, PostgresDialect, type RawBuilder, type Transaction } from 'kysely'
 import pg from 'pg'
+import { Clients, sever } from './clients.ts'
 import { fromDatabase, UnavailableError } from './errors.ts'
-import { type Lent, Share, type Source, type Wait } from './share.ts'
+import { Share, type Source, type Wait } from './share.ts'
 import { type Connection, type Hand, Supervisor } from './supervise.ts'
 import { volatile } from './volatile.ts'
 import { knowXid } from './within.ts'
-
-// For a server to end a connection that was ended politely.
-const POLITE_MS = 500
-
-/** pg's pool, whose clients' errors end nothing, and whose end ends all of them. */
-export class Clients implements Lent {
-  readonly #pool: pg.Pool
-  readonly #open = new Set<pg.Client>()
-  #live = 0
-
-  constructor({ Client = pg.Client, ...config }: pg.PoolConfig) {
-    this.#pool = new pg.Pool({ ...config, Client: counted(Client as typeof pg.Client, this.#open) })
-    this.#pool.on('error', () => {})
-    this.#pool.on('connect', (client) => {
-      client.on('error', () => {})
-      this.#live += 1
-      client.once('end', () => {
-        this.#live -= 1
-      })
-    })
-  }
-
-  get options(): Source['options'] {
-    return this.#pool.options
-  }
-
-  get live(): boolean {
-    return this.#live > 0
-  }
-
-  get idle(): boolean {
-    return this.#pool.idleCount > 0
-  }
-
-  connect(): Promise<pg.PoolClient> {
-    return this.#pool.connect()
-  }
-
-  async end(): Promise<void> {
-    if (!this.#pool.ending) void this.#pool.end()
-    await ended([...this.#open])
-  }
-}
-
-/** A client that is in a set for as long as it is open, or being opened. */
-function counted(Client: typeof pg.Client, open: Set<pg.Client>): typeof pg.Client {
-  return class extends Client {
-    constructor(config?: string | pg.ClientConfig) {
-      super(config)
-      open.add(this)
-      this.once('end', () => open.delete(this))
-    }
-  }
-}
-
-/** Ends connections: those that a server does not end when it is asked to are cut. */
-async function ended(clients: pg.Client[]): Promise<void> {
-  if (clients.length === 0) return
-  const cut = setTimeout(() => clients.forEach(sever), POLITE_MS)
-  await Promise.all(clients.map((client) => new Promise((resolve) => client.once('end', resolve))))
-  clearTimeout(cut)
-}
-
-/** Cuts a connection, whatever it does. */
-export function sever(client: pg.Client | pg.PoolClient): void {
-  ;(client as pg.Client).connection?.stream?.destroy()
-}
-
-/** A client that asks for its password. pg takes a connection string's, even an empty one, before a function. */
-export function clientWith(password: () => string | Promise<string>): typeof pg.Client {
-  return class extends pg.Client {
-    constructor(config?: string | pg.ClientConfig) {
-      super(config)
-      Object.assign(this, { password })
-    }
-  }
-}
 
 export interface PoolConfig extends pg.PoolConfig {
   max: number
@@ -312,6 +236,18 @@ export class Pool {
     const subset: any = { options, connect, end: () => this.end() }
     // biome-ignore lint/suspicious/noExplicitAny: in any schema
     return new Kysely<any>({ dialect: new PostgresDialect({ pool: subset }) })
+  }
+}
+
+/**
+ * Resolves when nothing is under way in any of them, and nothing follows from it; or, soon, once it is `over`. An answer may lead
+ * to another statement of nobody who waits for it: a lease that was granted to somebody who has left is given back.
+ */
+export async function allSettled(pools: Pool[], over: () => boolean): Promise<void> {
+  while (pools.some((pool) => !pool.quiet)) {
+    await Promise.all(pools.map((pool) => pool.settled()))
+    if (over()) return
+    await sleep(0)
   }
 }
 

@@ -111,7 +111,7 @@ export class Pulse {
   close(): void {
     this.#closed = true
     this.#rest()
-    for (const each of this.#all.values()) each.abandon()
+    for (const each of this.#all.values()) each.end('lost', 'Lockstep was closed')
   }
 
   #rest(): void {
@@ -164,18 +164,13 @@ export class Running {
     this.#given.reject(this.#reason)
   }
 
-  /** Its place is gone, and nobody can be told: upkeep gives the job to another. */
-  abandon(): void {
-    this.#end('lost', 'Lockstep was closed')
-  }
-
   /** Once a second. Trust runs out while a beat hangs; so the two are apart. */
   pulse(): void {
     const { expireInSeconds, heartbeatSeconds } = this.#job
     const heartbeatMs = (heartbeatSeconds ?? Infinity) * 1_000
-    if (this.#beaten.elapsed() > trusted(heartbeatMs)) this.#end('lost', 'no sign of life could be given')
+    if (this.#beaten.elapsed() > trusted(heartbeatMs)) this.end('lost', 'no sign of life could be given')
     else if (this.#began.monotonic() > expireInSeconds * 1_000) {
-      this.#end('expired', `it took longer than ${expireInSeconds * 1_000} ms`)
+      this.end('expired', `it took longer than ${expireInSeconds * 1_000} ms`)
     } else if (this.#asked.elapsed() > Math.min(heartbeatMs / 3, MOST_BETWEEN_BEATS_MS)) void this.#beat()
   }
 
@@ -195,7 +190,8 @@ export class Running {
     return this.#controller.signal
   }
 
-  #end(how: 'lost' | 'expired', why: string): void {
+  /** It is not ours any more, or has had its time. */
+  end(how: 'lost' | 'expired', why: string): void {
     if (this.#decided) return
     this.#decided = how
     const error = lost(this.of, why)
@@ -209,7 +205,7 @@ export class Running {
     this.#asked = asked
     try {
       if (await this.#parts.settle.beat(this.of)) this.#beaten = asked
-      else this.#end('lost', 'it was cancelled, or its worker was taken for dead')
+      else this.end('lost', 'it was cancelled, or its worker was taken for dead')
     } catch {} // asked again, until trust runs out
   }
 
@@ -249,7 +245,7 @@ export class Running {
       const output = await hand(() => this.#handle(trx))
       if (this.#reason) throw this.#reason
       if (!(await this.#parts.settle.completeWithin(trx, this.of, output))) {
-        this.#end('lost', 'it was cancelled, or its worker was taken for dead')
+        this.end('lost', 'it was cancelled, or its worker was taken for dead')
         throw this.#reason
       }
     }, how)

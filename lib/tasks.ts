@@ -203,6 +203,6 @@ export interface Tasks extends AsyncDisposable {
   /** Gives jobs back that were claimed for nobody; they cost no retry. Those that are over are left alone. */
   handBack(queue: AnyQueue, jobs: { id: string; token: bigint }[]): Promise<void>
 
-  /** Stops the workers, which give back what runs; who waits is rejected. Done by `lockstep.close()` too. */
+  /** Stops the workers, which give back what runs; every verb and every wait rejects. Done by `lockstep.close()` too. */
   close(): Promise<void>
 }

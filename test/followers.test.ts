@@ -173,6 +173,73 @@ test('whoever follows in code holds no page that others need, and reads it again
   await events.truncate(stream, 1_000n)
 }, 60_000)
 
+test('a poll has 4 MiB of all its partitions together, and each of them has its turn', async () => {
+  const folder = `polled ${++count}/`
+  const streams = Array.from({ length: 24 }, (_, i) => folder + i)
+  for (const stream of streams) await events.append(stream, { type: stream, data: 'x'.repeat(MB) })
+  await events.declareGroup(folder, { prefix: folder, partitions: 16 })
+  const seen: string[] = []
+  for (let polls = 1; seen.length < streams.length; polls++) {
+    const batches = await events.poll(folder, { holder: 'me' })
+    const given = batches.flatMap((batch) => batch.events)
+    expect(given.length).toBeGreaterThan(0)
+    expect(given.reduce((sum, { data }) => sum + String(data).length, 0)).toBeLessThanOrEqual(4_194_304)
+    // What is not committed is given again, and keeps no other partition from its turn.
+    if (polls % 2) continue
+    await Promise.all(batches.map((batch) => events.commit(folder, batch)))
+    seen.push(...given.map(({ type }) => type))
+  }
+  expect(seen.sort()).toEqual(streams.sort())
+  await Promise.all(streams.map((stream) => events.truncate(stream, 1_000n)))
+}, 60_000)
+
+test('partitions that wait for their turn keep nothing in memory meanwhile, and apply all of it', async () => {
+  const folder = `consumed ${++count}/`
+  const streams = Array.from({ length: 12 }, (_, i) => folder + i)
+  const applied: string[] = []
+  const consumer = events.consume(folder, { prefix: folder, partitions: 16, concurrency: 1 }, async ({ type }) => {
+    applied.push(type)
+    await new Promise((resolve) => setTimeout(resolve, 5))
+  })
+  for (const stream of streams) {
+    await events.append(
+      stream,
+      [1, 2, 3].map((n) => ({ type: `${stream} ${n}`, data: 'x'.repeat(MB / 2) })),
+    )
+  }
+  await until('all is applied', () => applied.length >= 36)
+  await consumer.stop()
+  expect(applied.length).toBe(36)
+  for (const stream of streams) {
+    expect(applied.filter((type) => type.startsWith(`${stream} `))).toEqual([1, 2, 3].map((n) => `${stream} ${n}`))
+    await events.truncate(stream, 1_000n)
+  }
+}, 60_000)
+
+test('observers that do not look keep little together, and end with the latest', async () => {
+  const observing = Array.from({ length: 100 }, () => lockstep.leaders.observe('observed'))
+  for (const each of observing) await each.next()
+  const first = observing.map((each) => each.next())
+  const term = await lockstep.leaders.campaign('observed', { meta: 0 })
+  for (let n = 1; n <= 60; n++) await term.proclaim(n)
+  await Promise.all(first)
+  await until('the last is told', async () => (await lockstep.leaders.leader('observed'))?.meta === 60)
+  let kept = 0
+  for (const each of observing) {
+    let last = 0n
+    for (;;) {
+      const { value } = await each.next()
+      expect(value.revision > last).toBe(true)
+      last = value.revision
+      kept++
+      if (value.leader?.meta === 60) break
+    }
+    await each.return(undefined as never)
+  }
+  expect(kept).toBeLessThan(3_000) // of 6,000
+  await term.resign()
+}, 60_000)
+
 test('an event whose text is larger than all the memory there is comes by itself', async () => {
   const stream = 'expands'
   // jsonb writes such a number out: 6 characters, 309 digits
