@@ -224,10 +224,10 @@ export function fromDatabase(error: unknown): unknown {
         })
       : error
   }
-  // 08 connection, 28 login, 3D000 no such database, 40 others were in the way, 53 resources, 55P03 a lock was waited for too
-  // long, 57P0x shutdown, 57014 cancelled, 58 and XX faults of the server's own, 25006 a standby
+  // 08 connection, 25006 a standby, 25P03 and 25P04 a transaction that was ended, 28 login, 3D000 no such database, 40 others were
+  // in the way, 53 resources, 55P03 a lock was waited for too long, 57P0x shutdown, 57014 cancelled, 58 and XX faults of its own
   if (sqlState !== undefined) {
-    return /^(08|28|3D000|40|53|55P03|57P|57014|58|XX|25006)/.test(sqlState)
+    return /^(08|25006|25P0[34]|28|3D000|40|53|55P03|57P|57014|58|XX)/.test(sqlState)
       ? new UnavailableError('The database is not available', { cause: error })
       : error
   }

@@ -512,7 +512,7 @@ describe('a schedule that cannot be sent', () => {
         begin raise 'trouble' using errcode = '${code}'; end $$;
         create trigger trouble before insert on lockstep_boss.job_common for each row
           when (new.name = '${to}') execute function trouble()`)
-      await expect(cron.fire(NOW)).rejects.toMatchObject({ code })
+      await expect(cron.fire(NOW)).rejects.toMatchObject({ code: 'UNAVAILABLE', cause: { code } })
       await db.pool.query('drop trigger trouble on lockstep_boss.job_common; drop function trouble')
       expect(await state(name)).toMatchObject({ error: null, missedSlots: 0, nextAt: NOW })
       expect(await cron.fire(NOW)).toEqual({ slots: 1 })
