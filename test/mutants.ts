@@ -133,14 +133,6 @@ const MUTANTS: Mutant[] = [
     tests: 'a release of a lease|a resignation ',
   },
   {
-    bug: 'a hold whose row could not be freed keeps its lock',
-    file: 'lib/connection.ts',
-    from: '      await this.#passOn(gone)\n',
-    to: '',
-    files: ['faults.test.ts'],
-    tests: 'a release after a fenced transaction',
-  },
-  {
     bug: 'each of a crowd throws away the session that another has opened',
     file: 'lib/sessions.ts',
     from: 'if (this.#shared === opening) this.#shared = undefined',
