@@ -140,7 +140,7 @@ test('queues that are forgotten are found again, by pg-boss too', async () => {
   const first = bossOf(tasks)
   await db.pool.query(`
     insert into lockstep_boss.queue select (jsonb_populate_record(q, jsonb_build_object('name', 'q' || i))).*
-      from lockstep_boss.queue q, generate_series(1, 4_100) i where q.name = 'q'`)
+      from lockstep_boss.queue q, generate_series(1, 4100) i where q.name = 'q'`)
   for (let i = 1; i <= 4_100; i += 100) {
     await Promise.all(Array.from({ length: 100 }, (_, k) => tasks.claim(`q${i + k}`)))
   }
