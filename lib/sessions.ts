@@ -19,6 +19,7 @@ export class Sessions {
   #current: Session | undefined
   #idle: Session[] = []
   #waiting = new Set<Session>()
+  readonly #ending = new Set<Promise<void>>()
   #opening = 0
   #fullUntil = 0
   #closed = false
@@ -102,7 +103,9 @@ export class Sessions {
   /** Back from waiting, with something held perhaps: it is ended. */
   async discard(session: Session): Promise<void> {
     this.#waiting.delete(session)
-    await session.end()
+    const ending = session.end()
+    this.#ending.add(ending)
+    await ending.finally(() => this.#ending.delete(ending))
   }
 
   /** The pids of sessions that wait or hold after waiting: this process's own places in queues. */
@@ -114,5 +117,6 @@ export class Sessions {
   async close(): Promise<void> {
     this.#closed = true
     await Promise.all([this.#current, ...this.#idle, ...this.#waiting].map((session) => session?.end()))
+    await Promise.all(this.#ending)
   }
 }
