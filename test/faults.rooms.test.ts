@@ -9,6 +9,7 @@ import { createEvents, type Events } from '../lib/event.ts'
 import { createLockstep, type Lockstep } from '../lib/index.ts'
 import { createTasks, type Tasks } from '../lib/task.ts'
 import { type FreshDatabase, freshDatabase } from './database.ts'
+import { noBackend, settles } from './settles.ts'
 import { until } from './until.ts'
 import { FAULTS as ALL, type Fault, wire } from './wire.ts'
 
@@ -24,7 +25,6 @@ afterAll(async () => {
 const STATES = ['53200', '57014', '40001', 'XX000', '53100', '40P01', '55P03', '08006']
 // Here an error means that nothing was done: the server rolls back what it says has failed.
 const FAULTS = ALL.filter((fault) => fault !== 'after')
-const SETTLES_MS = 25_000
 const many = (count: number) => Array.from({ length: count }, (_, i) => String(i))
 
 interface Stage {
@@ -292,22 +292,8 @@ async function run(scenario: Scenario, fault?: { nth: number; fault: Fault; sqlS
     return length
   } finally {
     await settles('close', a.close())
-    await settles(
-      'no backend of ours',
-      until('no backend', async () => {
-        const { rows } = await db.pool.query('select from pg_stat_activity where application_name = $1', [application])
-        return rows.length === 0
-      }),
-    )
+    await settles('no backend of ours', noBackend(db.pool, application))
   }
-}
-
-async function settles<T>(what: string, promise: Promise<T>): Promise<T> {
-  let timer: NodeJS.Timeout | undefined
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`This did not settle: ${what}`)), SETTLES_MS)
-  })
-  return Promise.race([promise, late]).finally(() => clearTimeout(timer))
 }
 
 describe.each(Object.entries(SCENARIOS))('%s', (label, scenario) => {
