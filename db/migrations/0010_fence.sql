@@ -158,7 +158,6 @@ declare
 begin
   perform from pg_locks l
     where l.locktype = 'advisory' and l.pid = pg_backend_pid() and l.granted and l.mode = 'ExclusiveLock' and l.objsubid = 1
-      and l.database = (select d.oid from pg_database d where d.datname = current_database())
       and l.classid = (k >> 32 & 4294967295)::oid and l.objid = (k & 4294967295)::oid;
   if not found or wanted ~ '[\x01-\x1f\x7f-\x9f]' or not pg_try_advisory_xact_lock(k) then
     return false;

@@ -10,13 +10,13 @@
 -- . Every name is qualified, or the search path is pinned. The two functions on the path that is measured in microseconds
 --   (try_key, turn_keys) are qualified by hand: a SET clause costs them more than the rest of their bodies.
 
--- Advisory locks of one backend on names: exclusive, of one key of 64 bits, in this database. Others are not ours.
+-- Advisory locks of one backend of this database on names: exclusive, of one key of 64 bits. Others are not ours. It asks
+-- pg_locks alone: a look at pg_database, which all databases share, would need a place in the lock table, and it may be full.
 create function lockstep.keys_of(pid integer) returns setof bigint
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
   select k.classid::bigint << 32 | k.objid::bigint from pg_locks k
    where k.locktype = 'advisory' and k.objsubid = 1 and k.granted and k.mode = 'ExclusiveLock' and k.pid = keys_of.pid
-     and k.database = (select d.oid from pg_database d where d.datname = current_database())
 $$;
 
 -- Gives up every K of this backend but those of `names` and the keys `others`: for a caller that does not know what a failed
