@@ -2,11 +2,11 @@
  * The HTTP application: Request → lib → Response, the same on Node, Lambda and Workers.
  *
  * Nothing here knows where it runs: no environment, no console, no Node API, no state between requests. A door
- * (node.ts, …) makes a {@link Lockstep}, says which keys there are, and serves `createApp(…).fetch`.
+ * (adapters/node.ts, …) makes a {@link Lockstep}, says which keys there are, and serves `createApp(…).fetch`.
  *
  * The way of a request: headers and request id → key (401) → size of the body (413) → the router: scope and name
  * prefix (403), path and query (400), then the handler, body (400) and library. Whatever is thrown becomes a problem
- * (problem.ts). `/healthz` says that the process answers, without a key and without the database; `/readyz` that
+ * (http/problem.ts). `/healthz` says that the process answers, without a key and without the database; `/readyz` that
  * requests would succeed, with any key, since each costs a round trip; `/openapi.json` is made from the schemas
  * that validate, also for any key.
  *
@@ -18,30 +18,42 @@ import type { HonoRequest } from 'hono'
 import { bodyLimit } from 'hono/body-limit'
 import { requestId } from 'hono/request-id'
 import { secureHeaders } from 'hono/secure-headers'
-import type { Events } from '../lib/event.ts'
+import type { Events } from '../lib/event/index.ts'
 import type { Lockstep } from '../lib/index.ts'
-import type { Tasks } from '../lib/task.ts'
-import { claimRouter } from './claim.ts'
-import { eventRouter, streamRouter } from './event.ts'
-import { checked } from './field.ts'
-import { groupRouter } from './group.ts'
-import { authenticate, type Env, parseKeys } from './keys.ts'
-import { leaderRouter } from './leader.ts'
-import { lockRouter } from './lock.ts'
-import { pollRouter } from './poll.ts'
-import { answer, Problem, problem, problems } from './problem.ts'
-import { scheduleRouter } from './schedule.ts'
-import { type StreamOptions, Streams } from './stream.ts'
-import { taskRouter } from './task.ts'
-import { tickRouter } from './tick.ts'
-import { noted, timeRouter } from './time.ts'
+import type { Tasks } from '../lib/task/index.ts'
+import {
+  answer,
+  authenticate,
+  checked,
+  type Env,
+  Problem,
+  parseKeys,
+  problem,
+  problems,
+  type StreamOptions,
+  Streams,
+} from './http/index.ts'
+import {
+  claimRouter,
+  eventRouter,
+  groupRouter,
+  leaderRouter,
+  lockRouter,
+  noted,
+  pollRouter,
+  scheduleRouter,
+  streamRouter,
+  taskRouter,
+  tickRouter,
+  timeRouter,
+} from './routes/index.ts'
 
 export interface AppOptions extends StreamOptions {
   /** Made by `createTasks`. Absent: there are no routes for tasks, and no pg-boss in the bundle. */
   tasks?: Tasks
   /** Made by `createEvents`. Absent: there are no routes for streams and groups. */
   events?: Events
-  /** The text of LOCKSTEP_API_KEYS (see keys.ts). Absent or blank: everybody may do everything. */
+  /** The text of LOCKSTEP_API_KEYS (see http/auth.ts). Absent or blank: everybody may do everything. */
   keys?: string | undefined
   /** Shown in openapi.json. */
   version?: string

@@ -1,15 +1,11 @@
 /** The front door: everything that is public, and nothing else. And the end: who makes a thing ends it, here. */
 
-import { type ConnectOptions, Database } from './db.ts'
-import { Leaders } from './leader.ts'
-import { Locks } from './lock.ts'
-import { keepParts } from './parts.ts'
-import { Sessions } from './sessions.ts'
-import { CLOSE_MS, Closing, Deadline, type Ending } from './shutdown.ts'
-import { Time, type TimeOptions } from './time.ts'
+import { CLOSE_MS, Closing, Deadline, type Ending } from './base/index.ts'
+import { type ConnectOptions, Database, keepParts, Sessions } from './database/index.ts'
+import { Leaders } from './leader/index.ts'
+import { Locks } from './lock/index.ts'
+import { Time, type TimeOptions } from './time/index.ts'
 
-export { cristian, type RemoteTime, type TimeAnswer } from './cristian.ts'
-export type { AnyTransaction, ClientInTransaction, ConnectOptions, Tables } from './db.ts'
 export {
   type EndedOutcome,
   type ErrorCode,
@@ -20,23 +16,31 @@ export {
   JobFailedError,
   LeaseHeldError,
   LeaseLostError,
+  LIMITS,
   NotFoundError,
   PositionConflictError,
   RunTimeoutError,
   TransactionEndedError,
   UnavailableError,
-} from './errors.ts'
-export type { Backoff, LeadWork } from './lead.ts'
-export type { CampaignOptions, Leaders, LeadOptions, Members, TryCampaignOptions } from './leader.ts'
-export type { Grant, Held } from './lease.ts'
-export type { AcquireOptions, Locks, TransactionOptions, TryOptions } from './lock.ts'
-export type { LockState } from './look.ts'
-export { LIMITS } from './options.ts'
-export type { Reading, TimeSource, TimeStatus } from './reading.ts'
-export type { Term } from './term.ts'
-export type { ReadyOptions, Time, TimeOptions } from './time.ts'
-export type { TransactionWork } from './transaction.ts'
-export type { Candidate, ElectionState, Leader } from './watch.ts'
+} from './base/index.ts'
+export type { AnyTransaction, ClientInTransaction, ConnectOptions, Tables } from './database/index.ts'
+export type {
+  Backoff,
+  CampaignOptions,
+  Candidate,
+  ElectionState,
+  Leader,
+  Leaders,
+  LeadOptions,
+  LeadWork,
+  Members,
+  Term,
+  TryCampaignOptions,
+} from './leader/index.ts'
+export type { Grant, Held, LockState } from './lease/index.ts'
+export type { AcquireOptions, Locks, TransactionOptions, TransactionWork, TryOptions } from './lock/index.ts'
+export type { Reading, ReadyOptions, Time, TimeOptions, TimeSource, TimeStatus } from './time/index.ts'
+export { cristian, type RemoteTime, type TimeAnswer } from './time/index.ts'
 
 export interface LockstepOptions extends ConnectOptions {
   /** How time is defined, and who measures it. */

@@ -1,5 +1,5 @@
 -- Locks and terms: the advisory lock K(name) is the queue and the gate; the row is what a transaction can be
--- fenced against. The whole protocol is told in lib/lease.ts. Each verb is one function, so one round trip, and
+-- fenced against. The whole protocol is told in lib/lease/leases.ts. Each verb is one function, so one round trip, and
 -- can be called from psql or any language.
 --
 -- Rules kept below:

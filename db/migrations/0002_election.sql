@@ -1,6 +1,6 @@
 -- Elections: a term is a lease on an election's name. Here is what elections add to a lease: candidates who wait in the
 -- order of priority and arrival, changes that are told to who observes, a leader that can be asked to step down, and a
--- term that may end with its leader's connection. The whole protocol is told in lib/election.ts.
+-- term that may end with its leader's connection. The whole protocol is told in lib/leader/election.ts.
 --
 -- Rules kept below, besides those of 0001_lease.sql:
 -- · Whoever grants or ends a term has its row FOR UPDATE and has looked at it again since; K is not needed, because no

@@ -1,6 +1,6 @@
 -- The tables and functions of pg-boss 12.38.0 (its schema version 46), in a schema of their own: what
 -- getConstructionPlans('lockstep_boss') of that package prints, less its BEGIN and COMMIT, its time limits and its lock,
--- for migrations bring theirs. Not written by hand; test/boss.test.ts compares the two, so that another version of the
+-- for migrations bring theirs. Not written by hand; test/task/pgboss.test.ts compares the two, so that another version of the
 -- package comes with a migration of its own (getMigrationPlans).
 --
 -- Not in `pgboss`, its default: an application that uses pg-boss by itself has that schema, at whatever version, and its

@@ -1,4 +1,4 @@
--- Tasks: what pg-boss (0003_boss.sql) lacks. The whole is told in lib/task.ts.
+-- Tasks: what pg-boss (0003_boss.sql) lacks. The whole is told in lib/task/tasks.ts.
 --
 -- An attempt of a job is (queue, id, attempt), attempt being its retry_count when it was fetched; pg-boss adds one at
 -- every fetch of a job that was started before. Whatever settles or keeps an attempt matches all of it, and state active:

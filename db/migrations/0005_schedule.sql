@@ -1,4 +1,4 @@
--- Schedules: a cron expression that sends a job to a queue at each of its slots. The whole is told in lib/cron.ts.
+-- Schedules: a cron expression that sends a job to a queue at each of its slots. The whole is told in lib/task/schedule/schedules.ts.
 --
 -- A table of our own, though pg-boss has one. Its own timekeeper, if anybody ever starts one on this schema, reads its own
 -- table and would send every slot a second time, under other ids. And where the next slot is must be in the row that says

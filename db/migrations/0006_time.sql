@@ -1,11 +1,11 @@
--- Time: what the true time is, as far as it is known. The whole is told in lib/time.ts.
+-- Time: what the true time is, as far as it is known. The whole is told in lib/time/time.ts.
 --
 -- One row says by how much this server's clock is wrong: at the instant at_us of that clock, true time minus the clock lay in
 -- [lo_us, hi_us], and the two drift apart by 50 millionths at most. Whoever can ask NTP servers writes it, one at a
 -- time; everybody reads it. Microseconds since 1970 and differences of them, as bigint: timestamptz is as fine, and
 -- JavaScript reads a bigint without losing them.
 --
--- Nothing that decides who holds, leads or runs reads this row: leases keep to clock_timestamp() (why: lib/time.ts).
+-- Nothing that decides who holds, leads or runs reads this row: leases keep to clock_timestamp() (why: lib/time/time.ts).
 
 create table lockstep.time_anchor (
   id             integer primary key check (id = 1),

@@ -1,4 +1,4 @@
--- Events: streams, and the groups that read them. The whole is told in lib/event.ts.
+-- Events: streams, and the groups that read them. The whole is told in lib/event/events.ts.
 --
 -- Rules kept below:
 -- · Whoever appends to a stream has its gate, an advisory lock, until that commits: so its positions have no gaps and follow the

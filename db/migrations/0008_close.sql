@@ -1,6 +1,6 @@
 -- barrier
 -- K becomes another number with 0009_keys.sql, and two holders must never be told apart by two of them. So first everything is
--- closed: no grant, no append, until nobody holds or could still take the K of before. lib/migrate.ts commits this file, waits
+-- closed: no grant, no append, until nobody holds or could still take the K of before. lib/setup/migrate.ts commits this file, waits
 -- (lockstep.unquiet), and goes on; or it takes all of this back (lockstep.reopen) and nothing has happened.
 --
 -- To look whether somebody holds is not enough: a process can take K between the look and the commit. A transaction that began

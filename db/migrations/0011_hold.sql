@@ -1,5 +1,5 @@
--- Holds: what their statements owe to each other when one of them fails, or meets a crowd. The protocol is told in lib/lease.ts,
--- the essay of failures in lib/session.ts.
+-- Holds: what their statements owe to each other when one of them fails, or meets a crowd. The protocol is told in lib/lease/leases.ts,
+-- the essay of failures in lib/database/session.ts.
 --
 -- Rules kept below:
 -- . Session locks survive a rollback, so no function can undo itself in one piece. Its caller sets things right by what pg_locks
@@ -57,7 +57,7 @@ begin
   end if;
 end $$;
 
--- try, connection: the token, or null. As in 0001_lease.sql, for a caller that has made K of the name itself (lib/key.ts): SHA-256
+-- try, connection: the token, or null. As in 0001_lease.sql, for a caller that has made K of the name itself (lib/database/lock-key.ts): SHA-256
 -- takes 8 us here, a twentieth of the round trip.
 create function lockstep.try_key(name text, key bigint, pid integer) returns bigint
 language plpgsql as $$

@@ -4,7 +4,7 @@
 -- Raises LS008 unless it runs in the transaction with this id; else true. Outside of a transaction block each statement is a
 -- transaction of its own, so an id that an earlier statement brought is never its own.
 --
--- It goes into the same statement as the effect, which then has none. lib/within.ts says why the clocks of the transaction and
+-- It goes into the same statement as the effect, which then has none. lib/database/caller-transaction.ts says why the clocks of the transaction and
 -- of the statement do not tell. Nothing but statements of the package calls it: from psql, or in a trigger, assert_held is
 -- rightly called without it.
 create function lockstep.check_transaction(xid xid8) returns boolean

@@ -6,7 +6,7 @@
 --   and a release over loopback 3 and 5 %;
 -- * for good, when the function is made: bodies of standard SQL (`return`, `begin atomic`), which are inlined where others were;
 -- * by hand, in the functions that every acquisition calls: each name and operator in them says pg_catalog.
--- test/searchpath.test.ts shows that there is no fourth.
+-- test/database/search-path.test.ts shows that there is no fourth.
 
 select lockstep.reopen();
 

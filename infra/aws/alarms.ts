@@ -1,7 +1,7 @@
 /**
  * What wakes somebody up.
  *
- * Lost leases are counted in the log, where the door writes a line for each (functions/lambda.ts), since an answer 409 is no
+ * Lost leases are counted in the log, where the door writes a line for each (functions/adapters/lambda.ts), since an answer 409 is no
  * error to Lambda nor to API Gateway. One now and then is the life of a lock; many are holders that stand still, renew
  * too late, or release twice.
  *

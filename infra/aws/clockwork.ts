@@ -1,7 +1,7 @@
 /**
  * The clock that ticks: EventBridge Scheduler calls the scheduled function, each minute unless the options say otherwise.
  *
- * Scheduler may be late or call twice; a tick is made for that (lib/tick.ts): each slot of a schedule is sent once,
+ * Scheduler may be late or call twice; a tick is made for that (lib/task/tick.ts): each slot of a schedule is sent once,
  * and what one tick does not do the next one does. So nothing is tried again for long. What could not be delivered
  * at all waits in a queue, with the reason in its attributes, and raises an alarm.
  *

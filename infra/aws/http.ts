@@ -6,7 +6,7 @@
  * serves every path.
  *
  * Neither asks IAM who is there: the keys do that, in the function, for both and in the same way as everywhere else
- * (functions/keys.ts). Without keys the function refuses everybody.
+ * (functions/http/auth.ts). Without keys the function refuses everybody.
  */
 import { RemovalPolicy } from 'aws-cdk-lib'
 import { AccessLogFormat } from 'aws-cdk-lib/aws-apigateway'

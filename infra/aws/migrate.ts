@@ -2,7 +2,7 @@
  * Migrations at deploy: a function of its own, called once by each deployment before the others get their new code.
  *
  * It alone has the owner's secret. It makes the role that the other functions use, or sets its password anew, migrates, and
- * grants that role exactly what they need (lib/grant.ts). All of it may be done again. A database that is newer is left as it is:
+ * grants that role exactly what they need (lib/setup/role-rights.ts). All of it may be done again. A database that is newer is left as it is:
  * when a deployment fails after its migrations, CloudFormation goes back and calls the older one of these, which must not fail
  * for that. (Older functions serve on a newer schema.)
  *
@@ -12,8 +12,8 @@
 import { fileURLToPath } from 'node:url'
 import { Kysely, PostgresDialect } from 'kysely'
 import pg from 'pg'
-import { addressOf, readDatabaseSecret } from '../../functions/secret.ts'
-import { migrate, schemaState } from '../../lib/migrate.ts'
+import { addressOf, readDatabaseSecret } from '../../functions/adapters/aws-secrets.ts'
+import { migrate, schemaState } from '../../lib/setup/migrate.ts'
 
 const folder = fileURLToPath(new URL('migrations', import.meta.url))
 

@@ -15,10 +15,18 @@ import { once } from 'node:events'
 import * as fs from 'node:fs'
 import * as path from 'node:path'
 import { gzipSync } from 'node:zlib'
-import { freePort } from '../../lib/child.ts'
-import { pgbouncer, pgbouncerAvailable } from '../pgbouncer.ts'
-import { ask, lambdaEnv, lambdaFolder, type Runtime, startLambda, startNode, startWorker } from '../runtime/runtimes.ts'
-import { dryRun } from '../runtime/wrangler.ts'
+import { freePort } from '../../lib/setup/guarded-process.ts'
+import {
+  ask,
+  lambdaEnv,
+  lambdaFolder,
+  type Runtime,
+  startLambda,
+  startNode,
+  startWorker,
+} from '../adapters/runtime/runtimes.ts'
+import { dryRun } from '../adapters/runtime/wrangler.ts'
+import { pgbouncer, pgbouncerAvailable } from '../support/pgbouncer.ts'
 import {
   atOnce,
   byTurns,
@@ -34,7 +42,7 @@ import type { Row, Servers } from './servers.ts'
 
 export const CLOUDS: Record<string, Row> = { weight, cold, warm }
 
-const LEAN = path.resolve(import.meta.dirname, '../runtime/lean.worker.ts')
+const LEAN = path.resolve(import.meta.dirname, '../adapters/runtime/lean.worker.ts')
 
 async function weight(): Promise<Line[]> {
   const lambda = gzipSync(fs.readFileSync(path.join(await lambdaFolder(), 'index.mjs'))).length
@@ -89,7 +97,7 @@ async function cold({ databaseUrl }: Servers, settings: Settings): Promise<Line[
 async function startNodeProcess(url: string): Promise<Runtime> {
   const port = await freePort()
   const env = { ...process.env, DATABASE_URL: url, PORT: String(port), LOCKSTEP_NTP_SERVERS: 'off' }
-  const cli = path.resolve(import.meta.dirname, '../../functions/cli.ts')
+  const cli = path.resolve(import.meta.dirname, '../../functions/cli/index.ts')
   const child = spawn(process.execPath, [cli, 'start'], { env, stdio: ['ignore', 'pipe', 'inherit'] })
   for await (const bytes of child.stdout) if (String(bytes).includes('listening')) break
   return {

@@ -4,7 +4,7 @@ import { fork } from 'node:child_process'
 import { once } from 'node:events'
 import * as http from 'node:http'
 import { fileURLToPath } from 'node:url'
-import { serve } from '../../functions/node.ts'
+import { serve } from '../../functions/adapters/node.ts'
 import { createLockstep } from '../../lib/index.ts'
 import { WrongResult } from './harness.ts'
 

@@ -16,7 +16,7 @@
 import { once } from 'node:events'
 import { setTimeout as delay } from 'node:timers/promises'
 import pg from 'pg'
-import { createEvents, type Events } from '../../lib/event.ts'
+import { createEvents, type Events } from '../../lib/event/index.ts'
 import { createLockstep } from '../../lib/index.ts'
 import {
   atOnce,

@@ -13,7 +13,7 @@ import { Queue } from 'bullmq'
 import { Logger, makeWorkerUtils, run, type TaskList, WorkerPreset } from 'graphile-worker'
 import type pg from 'pg'
 import { PgBoss } from 'pg-boss'
-import { BOSS_SCHEMA } from '../../lib/boss.ts'
+import { BOSS_SCHEMA } from '../../lib/task/pgboss/adapter.ts'
 
 /** Where sent jobs are. */
 export interface Store {

@@ -4,7 +4,7 @@
  *     npm run bench -- [locks] [leaders] [tasks] [time] [events] [clouds] [--rounds 5] [--seconds 1.5] [--only <row>]…
  *
  * A line of JSON for each contender of each row on stdout, and a table at the end of each part; progress on stderr. What
- * is measured is told in lock.ts, leader.ts, task.ts, time.ts, event.ts and cloud.ts, how in harness.ts, beside what servers in
+ * is measured is told in lib/lock/locks.ts, lib/leader/leaders.ts, lib/task/tasks.ts, lib/time/time.ts, lib/event/events.ts and cloud.ts, how in harness.ts, beside what servers in
  * servers.ts.
  *
  * A wrong result fails the run. A slow one does not.

@@ -10,7 +10,7 @@
  * - etcd for leaders, as it comes: every change is on the disk before it answers. It is one node; three would wait for each
  *   other, so one flatters etcd.
  *
- * All end with this process in whatever way it ends (lib/child.ts), and take their data along.
+ * All end with this process in whatever way it ends (lib/setup/guarded-process.ts), and take their data along.
  */
 
 import { spawnSync } from 'node:child_process'
@@ -22,9 +22,9 @@ import { Redis } from 'ioredis'
 import pg from 'pg'
 // @ts-expect-error its types are there, but its "exports" hide them from TypeScript
 import Redlock from 'redlock'
-import { freePort, guarded, temporaryFolder } from '../../lib/child.ts'
-import { migrate } from '../../lib/migrate.ts'
-import { startPostgres } from '../../lib/postgres.ts'
+import { startPostgres } from '../../lib/setup/embedded-postgres.ts'
+import { freePort, guarded, temporaryFolder } from '../../lib/setup/guarded-process.ts'
+import { migrate } from '../../lib/setup/migrate.ts'
 import type { Line, Settings } from './harness.ts'
 
 export interface Servers extends AsyncDisposable {

@@ -24,7 +24,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import pg from 'pg'
 import { createLockstep } from '../../lib/index.ts'
-import { createTasks, type Tasks } from '../../lib/task.ts'
+import { createTasks, type Tasks } from '../../lib/task/index.ts'
 import { countStatements } from './candidate.ts'
 import {
   atOnce,

@@ -11,8 +11,8 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import pg from 'pg'
 import { createLockstep, type Lockstep } from '../../lib/index.ts'
-import { ntp } from '../../lib/ntp.ts'
-import { fakeServer } from '../ntp.server.ts'
+import { ntp } from '../../lib/time/ntp/index.ts'
+import { fakeServer } from '../time/ntp-server.ts'
 import { byTurns, figure, type Line, ratio, type Sample, type Settings, spread, WrongResult } from './harness.ts'
 import type { Row, Servers } from './servers.ts'
 

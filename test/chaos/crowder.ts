@@ -6,7 +6,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
-import { UnavailableError } from '../../lib/errors.ts'
+import { UnavailableError } from '../../lib/base/errors.ts'
 import { createLockstep, type Held } from '../../lib/index.ts'
 
 const [url = '', direct = '', worker = '0'] = process.argv.slice(2)

@@ -16,7 +16,7 @@ import * as path from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
-import { ask } from '../ask.ts'
+import { ask } from '../support/query-once.ts'
 import { Nemesis, type Victim } from './nemesis.ts'
 import type { ChaosServer } from './server.ts'
 

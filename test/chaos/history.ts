@@ -1,5 +1,5 @@
 /**
- * A history of events, and what must be true of it: of what the processes said (events.ts), and of what is there in the end.
+ * A history of events, and what must be true of it: of what the processes said (lib/event/api.ts), and of what is there in the end.
  *
  * THE ORDER IN WHICH EVENTS WERE APPLIED is that of `applied.n`, though it comes from a sequence. A consumer's transaction begins
  * with locking its partition's checkpoint, draws its numbers under that lock, and keeps it until it commits. So of two transactions

@@ -4,9 +4,9 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
-import { fromDatabase, UnavailableError } from '../../lib/errors.ts'
+import { fromDatabase, UnavailableError } from '../../lib/base/errors.ts'
 import { createLockstep } from '../../lib/index.ts'
-import { createTasks } from '../../lib/task.ts'
+import { createTasks } from '../../lib/task/index.ts'
 import { QUEUES } from './jobs.ts'
 
 const [url = '', worker = '0'] = process.argv.slice(2)

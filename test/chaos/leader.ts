@@ -8,7 +8,7 @@
 import * as fs from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
-import { fromDatabase, LeaseLostError, UnavailableError } from '../../lib/errors.ts'
+import { fromDatabase, LeaseLostError, UnavailableError } from '../../lib/base/errors.ts'
 import { createLockstep, type Term } from '../../lib/index.ts'
 
 const [url = '', failover = 'lease', ttl = '1500', worker = '0.0', log = ''] = process.argv.slice(2)

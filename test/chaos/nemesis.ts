@@ -15,9 +15,9 @@
  */
 import type { ChildProcess } from 'node:child_process'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { ask } from '../ask.ts'
-import { faketimeAvailable, type WrongClock, wrongClock } from '../faketime.ts'
-import { type TcpProxy, tcpProxy } from '../proxy.ts'
+import { faketimeAvailable, type WrongClock, wrongClock } from '../support/faketime.ts'
+import { type TcpProxy, tcpProxy } from '../support/proxy.ts'
+import { ask } from '../support/query-once.ts'
 import { seeded } from './random.ts'
 import type { ChaosServer } from './server.ts'
 

@@ -9,11 +9,11 @@ import { randomBytes } from 'node:crypto'
 import * as fs from 'node:fs'
 import * as path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { lives, self, serverUser, temporaryFolder } from '../../lib/child.ts'
-import { migrate } from '../../lib/migrate.ts'
-import { type Postgres, startPostgres } from '../../lib/postgres.ts'
-import { ask } from '../ask.ts'
-import { BINARIES } from '../majors.ts'
+import { type Postgres, startPostgres } from '../../lib/setup/embedded-postgres.ts'
+import { lives, self, serverUser, temporaryFolder } from '../../lib/setup/guarded-process.ts'
+import { migrate } from '../../lib/setup/migrate.ts'
+import { BINARIES } from '../support/postgres-majors.ts'
+import { ask } from '../support/query-once.ts'
 
 export interface ChaosServer extends AsyncDisposable {
   /** Of a migrated database; always the same. */

@@ -6,8 +6,8 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
-import { fromDatabase, PositionConflictError, UnavailableError } from '../../lib/errors.ts'
-import { type Appended, type AppendOptions, createEvents, type NewEvent } from '../../lib/event.ts'
+import { fromDatabase, PositionConflictError, UnavailableError } from '../../lib/base/errors.ts'
+import { type Appended, type AppendOptions, createEvents, type NewEvent } from '../../lib/event/index.ts'
 import { createLockstep } from '../../lib/index.ts'
 import { CONSUMER, GROUP, NOISE, PREFIX, type Role } from './events.ts'
 import { seeded } from './random.ts'
@@ -269,7 +269,7 @@ const roles: Record<Role, () => unknown> = {
   async door() {
     // The errors of a database that is away are the callers' to tell.
     const onError = (error: unknown) => failed(error)
-    const { serve } = await import('../../functions/node.ts') // the others start sooner without
+    const { serve } = await import('../../functions/adapters/node.ts') // the others start sooner without
     const server = await serve({ lockstep, events, port: Number(new URL(door).port), onError })
     stopping.signal.addEventListener('abort', () => void server.close().then(end))
     tell('ready')

@@ -7,7 +7,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { inspect } from 'node:util'
 import { sql, type Transaction } from 'kysely'
-import { fromDatabase, LeaseLostError, UnavailableError } from '../../lib/errors.ts'
+import { fromDatabase, LeaseLostError, UnavailableError } from '../../lib/base/errors.ts'
 import { createLockstep } from '../../lib/index.ts'
 
 const [url = '', kind = 'mixed', worker = '0'] = process.argv.slice(2)

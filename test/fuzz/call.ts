@@ -6,11 +6,11 @@
  */
 import { inspect } from 'node:util'
 import * as fc from 'fast-check'
-import { createEvents } from '../../lib/event.ts'
+import { createEvents } from '../../lib/event/index.ts'
 import { createLockstep, cristian } from '../../lib/index.ts'
-import { migrate } from '../../lib/migrate.ts'
-import { ntp } from '../../lib/ntp.ts'
-import { createTasks } from '../../lib/task.ts'
+import { migrate } from '../../lib/setup/migrate.ts'
+import { createTasks } from '../../lib/task/index.ts'
+import { ntp } from '../../lib/time/ntp/index.ts'
 import { NAMES, oddValue } from './odd.ts'
 import { type Call, ENOUGH, type Rooms } from './outcome.ts'
 

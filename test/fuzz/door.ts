@@ -1,8 +1,8 @@
 /** The Node door in a process of its own, which says how much memory it has when it is asked. Ends with its parent. */
-import { serve } from '../../functions/node.ts'
-import { createEvents } from '../../lib/event.ts'
+import { serve } from '../../functions/adapters/node.ts'
+import { createEvents } from '../../lib/event/index.ts'
 import { createLockstep } from '../../lib/index.ts'
-import { createTasks } from '../../lib/task.ts'
+import { createTasks } from '../../lib/task/index.ts'
 import { KEYS } from './request.ts'
 
 export interface Sample {

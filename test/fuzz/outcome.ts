@@ -6,9 +6,9 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { inspect } from 'node:util'
-import type { Events } from '../../lib/event.ts'
+import type { Events } from '../../lib/event/index.ts'
 import type { Lockstep } from '../../lib/index.ts'
-import type { Tasks } from '../../lib/task.ts'
+import type { Tasks } from '../../lib/task/index.ts'
 
 export interface Rooms {
   lockstep: Lockstep
@@ -43,7 +43,7 @@ export async function outcome(call: Call, rooms: Rooms): Promise<{ end: string; 
     if (error === ENOUGH) return { end: 'aborted' }
     const { code, field, stack } = (error ?? {}) as { code?: unknown; field?: unknown; stack?: string }
     const end = String(code)
-    // Of a migration what cannot be done is told in a sentence (migrate.ts).
+    // Of a migration what cannot be done is told in a sentence (lib/setup/migrate.ts).
     if (call.text.startsWith('migrate') && (error as Error)?.constructor === Error) return { end: 'told' }
     if (!CODES.includes(end)) return { end, fault: `it threw what has no code of ours: ${stack ?? inspect(error)}` }
     if (end !== 'INVALID_ARGUMENT') return { end }

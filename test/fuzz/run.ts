@@ -1,7 +1,7 @@
 /**
  * The long fuzz: `npm run fuzz -- [--minutes 10] [--rate 170] [--seed N]`.
  *
- * Requests as in fuzz.test.ts, 10,000 a minute, through the Node door in a process of its own. Every answer is held against the
+ * Requests as in http/fuzz.test.ts, 10,000 a minute, through the Node door in a process of its own. Every answer is held against the
  * document; besides, every ten seconds the memory of that process is measured after a garbage collection, and its backends and
  * sockets are counted. Whoever leaks a little with each refusal is found by how the last third of the run compares with the
  * one before it; the first warms up. A line for each sample, and exit code 1 when anything was wrong or has grown.
@@ -16,9 +16,9 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import * as fc from 'fast-check'
 import pg from 'pg'
-import { serverUser, temporaryFolder } from '../../lib/child.ts'
-import { migrate } from '../../lib/migrate.ts'
-import { startPostgres } from '../../lib/postgres.ts'
+import { startPostgres } from '../../lib/setup/embedded-postgres.ts'
+import { serverUser, temporaryFolder } from '../../lib/setup/guarded-process.ts'
+import { migrate } from '../../lib/setup/migrate.ts'
 import { type Answered, wrong } from './answer.ts'
 import type { Sample } from './door.ts'
 import { type Ask, curl, type Document, Memory, requests } from './request.ts'

@@ -1,0 +1,75 @@
+/**
+ * What the doors of the two clouds have in common, where nobody sits at a terminal: what they write into the log, what they
+ * answer before there is an application, and what they do when the clock calls.
+ *
+ * The log gets objects, one for each thing that an operator may want to count or search: `code` tells which (LEASE_LOST,
+ * UNAVAILABLE, INTERNAL).
+ */
+import type { Events } from '../../lib/event/index.ts'
+import type { Lockstep } from '../../lib/index.ts'
+import type { Tasks, TickResult } from '../../lib/task/index.ts'
+import type { StreamOptions } from '../http/index.ts'
+import { problemBody } from '../http/index.ts'
+
+/** What a deployment has. */
+export interface Rooms {
+  lockstep: Lockstep
+  tasks: Tasks | undefined
+  events: Events | undefined
+}
+
+/** What a deployment wants; who leaves a room out has nothing of it in the bundle. */
+export interface RoomOptions extends StreamOptions {
+  /** `createTasks`, or what defines queues besides. */
+  tasks?: (lockstep: Lockstep) => Tasks
+  /** `createEvents`. */
+  events?: (lockstep: Lockstep) => Events
+  /** Shown in openapi.json. */
+  version?: string
+}
+
+/** An outage is a warning; anything else that is not the caller's doing is a bug and comes with its stack. */
+export function report(error: unknown, requestId?: string): void {
+  const { code, message = String(error), stack, cause } = (error ?? {}) as Error & { code?: unknown }
+  const more = { ...(cause instanceof Error && { cause: cause.message }), ...(requestId && { requestId }) }
+  if (code === 'UNAVAILABLE') console.warn({ code, message, ...more })
+  else console.error({ code: 'INTERNAL', message, ...more, stack })
+}
+
+/** Who renews or releases too late has lost its hold, and an operator may want to know how often that happens. */
+export async function tellLoss(request: Request, response: Response): Promise<void> {
+  if (response.status !== 409) return
+  const { code } = (await response.clone().json()) as { code?: unknown }
+  if (code !== 'LEASE_LOST') return
+  const { pathname: path } = new URL(request.url)
+  console.warn({ code, status: 409, method: request.method, path, requestId: response.headers.get('X-Request-Id') })
+}
+
+/** A 503 of a deployment that is not complete. What is missing is told to the log, and not to the world. */
+export function notReady(error: unknown): Response {
+  report(error)
+  const body = problemBody(503, 'UNAVAILABLE', 'It has no database or no keys yet; its log says why')
+  const headers = { 'Content-Type': 'application/problem+json', 'Cache-Control': 'no-store', 'Retry-After': '1' }
+  return new Response(JSON.stringify(body), { status: 503, headers })
+}
+
+/**
+ * What is due, within a budget: schedules, upkeep, jobs of queues that are defined here, and the removal of what need not be
+ * kept. All of it is tried.
+ * @throws the first that failed, once all have ended; each is reported.
+ */
+export async function keepUp({ lockstep, tasks, events }: Rooms, budgetMs: number): Promise<Partial<TickResult>> {
+  const late = new AbortController()
+  const timer = setTimeout(() => late.abort(), budgetMs)
+  const { signal } = late
+  const [ticked, ...swept] = await Promise.allSettled([
+    tasks?.tick({ budgetMs, signal }),
+    lockstep.locks.sweep(),
+    events?.sweep({ signal }),
+  ])
+  clearTimeout(timer)
+  const failed = [ticked, ...swept].flatMap((each) => (each.status === 'rejected' ? [each.reason] : []))
+  for (const error of failed) report(error)
+  if (failed.length > 0) throw failed[0]
+  return ticked.status === 'fulfilled' ? (ticked.value ?? {}) : {}
+}

@@ -1,0 +1,171 @@
+/**
+ * The door of AWS Lambda: events → application → answers, and a tick by the clock of EventBridge Scheduler.
+ *
+ * What lives how long. An execution environment serves one invocation at a time, and is frozen between two; it may be thawed a
+ * second later or an hour, or never. So everything is made once per environment and used by the next invocation, with one pool
+ * of connections, none of which is held in between (lib/database/shared-pool.ts). Nobody can say of an environment that stood still whether
+ * its connections still have another end, nor whether its clock stood still with it. One that has rested for {@link REST_MS}
+ * therefore begins anew, with new connections and nothing believed. What breaks sooner is found out by its statement: that one
+ * answers 503, and its client is discarded (lib/database/pool.ts). A hold over HTTP is kept by its caller and its token, never here.
+ *
+ * A function's URL is open to the world, so without keys nothing is served: who has IAM guard the URL says so
+ * (`LOCKSTEP_API_KEYS=off`). Keys and passwords may be secrets; keys are read again every five minutes, so that one that was
+ * taken away is refused by then, and the password at each new connection.
+ *
+ * Paths. A function URL hands on the path as it was sent. An HTTP API (API Gateway v2) decodes it first: what can be told is
+ * put right here, but a name with `/` or `?` in it cannot be told from another any more (honojs/hono#2156).
+ *
+ * Nothing migrates here: a cold start is no time for that (infra/aws/migrate.ts does, at deploy).
+ */
+import type { Hono } from 'hono'
+import { handle, type LambdaContext, type LambdaEvent, streamHandle } from 'hono/aws-lambda'
+import type { TickResult } from '../../lib/task/index.ts'
+import type { Environment } from './aws-secrets.ts'
+import { keepUp, notReady, tellLoss } from './cloud.ts'
+import { checkEnvironment, Execution, type ExecutionOptions } from './lambda-environment.ts'
+
+export interface LambdaOptions extends ExecutionOptions {
+  /** Milliseconds at rest after which an environment begins anew, ≥ 0. @default 30_000 */
+  restMs?: number
+  /** @default process.env */
+  env?: Environment
+}
+
+/** What Lambda calls. */
+export type Handler = (event: LambdaEvent, context: LambdaContext) => Promise<unknown>
+/** What it calls with a stream for the answer. */
+export type StreamHandler = (event: LambdaEvent, answer: unknown, context: LambdaContext) => Promise<void>
+
+export interface Lambda {
+  /** HTTP, answered in one piece. */
+  handler: Handler
+  /** HTTP, answered as it comes: server-sent events too. Only Lambda itself has what it takes; elsewhere undefined. */
+  stream: StreamHandler | undefined
+  /** What is due: schedules, upkeep, jobs of queues that are defined here, and the removal of what need not be kept. */
+  scheduled(event: unknown, context: Pick<LambdaContext, 'getRemainingTimeInMillis'>): Promise<Partial<TickResult>>
+}
+
+const REST_MS = 30_000
+// What an invocation needs to come to its end.
+const END_MS = 2_000
+const BUDGET_MS = { min: 100, max: 86_400_000 }
+
+/**
+ * Makes the handlers of a function. To be called once, at the top of its module.
+ *
+ * @throws {Error} in one sentence: a variable of the environment is missing or cannot be read.
+ */
+export function lambda(options: LambdaOptions = {}): Lambda {
+  const { restMs = REST_MS, env = process.env } = options
+  checkEnvironment(env)
+  let execution: Promise<Execution> | undefined
+  let busy = 0
+  let restsSince = Date.now()
+
+  async function invoked<T>(work: () => Promise<T>): Promise<T> {
+    if (busy === 0 && Math.abs(Date.now() - restsSince) > restMs) leave()
+    busy++
+    try {
+      return await work()
+    } finally {
+      busy--
+      restsSince = Date.now()
+    }
+  }
+
+  async function enter(): Promise<Execution> {
+    execution ??= Execution.open(options, env)
+    try {
+      return await execution
+    } catch (error) {
+      execution = undefined // to be opened by the next
+      throw error
+    }
+  }
+
+  function leave(): void {
+    const left = execution
+    execution = undefined
+    void left?.then((each) => each.close()).catch(() => {}) // its connections may be dead
+  }
+
+  async function answer(request: Request): Promise<Response> {
+    try {
+      const response = await (await enter()).answer(request)
+      await tellLoss(request, response)
+      return response
+    } catch (error) {
+      return notReady(error)
+    }
+  }
+
+  async function tick(context: Pick<LambdaContext, 'getRemainingTimeInMillis'>): Promise<Partial<TickResult>> {
+    const { rooms } = await enter()
+    const leftMs = context.getRemainingTimeInMillis() - END_MS
+    return keepUp(rooms, Math.min(Math.max(leftMs, BUDGET_MS.min), BUDGET_MS.max))
+  }
+
+  const whole = handle(door(answer))
+  const endless = async (request: Request, { context }: { context: LambdaContext }) =>
+    ending(await answer(request), context.getRemainingTimeInMillis() - END_MS)
+  return {
+    handler: (event, context) => invoked(() => whole(asSent(event), context)),
+    stream: streamed(
+      (handler, event, stream, context) => invoked(() => handler(asSent(event), stream, context)),
+      endless,
+    ),
+    scheduled: (_event, context) => invoked(() => tick(context)),
+  }
+}
+
+/**
+ * A stream that ends by itself before Lambda would end it, so that its client hears of an end, and comes back with what it has
+ * seen. Not by a signal of the request: nothing but the request holds on to that, and once the request is garbage it is deaf.
+ */
+function ending(response: Response, leftMs: number): Response {
+  if (!response.body || response.headers.get('Content-Type') !== 'text/event-stream') return response
+  const reader = response.body.getReader()
+  const end = Promise.withResolvers<undefined>()
+  const timer = setTimeout(() => end.resolve(undefined), Math.max(leftMs, 0))
+  const body = new ReadableStream<Uint8Array>(
+    {
+      async pull(controller) {
+        const read = await Promise.race([reader.read(), end.promise])
+        if (read && !read.done) return controller.enqueue(read.value)
+        clearTimeout(timer)
+        controller.close()
+        await reader.cancel()
+      },
+      cancel(reason) {
+        clearTimeout(timer)
+        return reader.cancel(reason)
+      },
+    },
+    { highWaterMark: 0 }, // nothing in store
+  )
+  return new Response(body, response)
+}
+
+// Of an application Hono's adapters use no more than this.
+const door = (fetch: (request: Request, bindings: { context: LambdaContext }) => Promise<Response>) =>
+  ({ fetch }) as unknown as Hono
+
+/** @param around  calls the handler that it is given. */
+function streamed(
+  around: (handler: StreamHandler, ...call: Parameters<StreamHandler>) => Promise<void>,
+  fetch: Parameters<typeof door>[0],
+): StreamHandler | undefined {
+  const { awslambda } = globalThis as { awslambda?: { streamifyResponse(handler: StreamHandler): StreamHandler } }
+  if (!awslambda) return undefined
+  const handler = streamHandle(door(fetch)) as unknown as StreamHandler
+  return awslambda.streamifyResponse((...call) => around(handler, ...call))
+}
+
+/** An event with its path as the client sent it. */
+function asSent(event: LambdaEvent): LambdaEvent {
+  if (!('rawPath' in event)) return event
+  const { domainName = '', stage = '$default' } = event.requestContext as { domainName?: string; stage?: string }
+  if (/\.lambda-url\.[^.]+\.on\.aws(\.cn)?$/.test(domainName)) return event
+  const path = event.rawPath.startsWith(`/${stage}/`) ? event.rawPath.slice(stage.length + 1) : event.rawPath
+  return { ...event, rawPath: path.split('/').map(encodeURIComponent).join('/') }
+}

@@ -1,0 +1,202 @@
+/**
+ * Every answer that is not a success is a problem (RFC 9457), and looks the same.
+ *
+ * A handler throws; {@link answer} turns what was thrown into `application/problem+json`. It decides by `code`,
+ * never by class (see lib/base/errors.ts). What it does not know is a 500 that says nothing about its cause: a caller
+ * gets the request id, the operator gets the error (`onError` of createApp). So no answer can contain SQL, a stack
+ * or a connection string. `type` stays `about:blank`: the machine's word is `code`, and it never changes.
+ */
+import { z } from '@hono/zod-openapi'
+import type { Context } from 'hono'
+import { HTTPException } from 'hono/http-exception'
+import type { ContentfulStatusCode } from 'hono/utils/http-status'
+
+/** One input that is wrong, and what would have been right. */
+export interface FieldError {
+  field: string
+  expected: string
+}
+
+const TITLES = {
+  400: 'Bad Request',
+  401: 'Unauthorized',
+  403: 'Forbidden',
+  404: 'Not Found',
+  405: 'Method Not Allowed',
+  409: 'Conflict',
+  412: 'Precondition Failed',
+  413: 'Content Too Large',
+  423: 'Locked',
+  499: 'Client Closed Request',
+  500: 'Internal Server Error',
+  503: 'Service Unavailable',
+  504: 'Gateway Timeout',
+} as const
+
+export type ProblemStatus = keyof typeof TITLES
+
+/** Of RUN_TIMEOUT the job; of POSITION_CONFLICT where the stream was expected, and where it is. */
+type Members = { id: string } | { expected: string; actual: string }
+
+/** A refusal, thrown by a handler or a middleware. */
+export class Problem extends Error {
+  override readonly name = 'Problem'
+  readonly status: ProblemStatus
+  readonly code: string
+  readonly headers: Record<string, string>
+  readonly errors: FieldError[] | undefined
+  /** What else there is to say of it, by `code`. */
+  readonly members: Members | undefined
+
+  constructor(
+    status: ProblemStatus,
+    code: string,
+    detail: string,
+    more: { headers?: Record<string, string>; errors?: FieldError[]; members?: Members } = {},
+  ) {
+    super(detail)
+    this.status = status
+    this.code = code
+    this.headers = more.headers ?? {}
+    this.errors = more.errors
+    this.members = more.members
+  }
+}
+
+/** A 400 that names the field (or several) and what each may be. */
+export function invalid(...errors: FieldError[]): Problem {
+  const unique = [...new Map(errors.map((error) => [error.field, error])).values()].slice(0, 10)
+  const detail = unique.map(({ field, expected }) => `\`${field}\` must be ${expected}`).join('; ')
+  return new Problem(400, 'INVALID_ARGUMENT', detail, { errors: unique })
+}
+
+/** Writes a problem as this request's answer. */
+export function problem(c: Context, { status, code, message, headers, errors, members }: Problem): Response {
+  const body = JSON.stringify({ ...problemBody(status, code, message), ...members, ...(errors && { errors }) })
+  // The type of hono knows no 499; nobody reads it, for the client has gone.
+  return c.body(body, status as ContentfulStatusCode, { ...headers, 'Content-Type': 'application/problem+json' })
+}
+
+/** The members every problem has. For a door that must refuse before there is a request. */
+export function problemBody(status: number, code: string, detail: string, title?: string) {
+  return { type: 'about:blank', title: title ?? TITLES[status as ProblemStatus], status, code, detail }
+}
+
+/** Turns anything thrown into an answer; `report` hears what is not the caller's doing. */
+export function answer(c: Context, error: unknown, report?: (error: unknown, requestId: string) => void): Response {
+  if (error instanceof HTTPException) return error.getResponse() // bearer-auth wraps a finished problem
+  const known = error instanceof Problem ? error : fromLibrary(error)
+  if (known && known.status !== 503) return problem(c, known)
+  const requestId: string = c.get('requestId') ?? ''
+  if (!(error instanceof Problem)) report?.(error, requestId)
+  if (known) return problem(c, known)
+  return problem(c, new Problem(500, 'INTERNAL', `An error of ours. It is in the log under request ${requestId}`))
+}
+
+function fromLibrary(error: unknown): Problem | undefined {
+  if (!(error instanceof Error)) return undefined
+  const { code, message, field, retryAfterMs, id, expected, actual } = error as Error & {
+    code?: unknown
+    id?: string
+    field?: string
+    retryAfterMs?: number | undefined
+    expected?: unknown
+    actual?: unknown
+  }
+  switch (code) {
+    case 'LEASE_HELD': {
+      const seconds = Math.max(1, Math.ceil((retryAfterMs ?? 0) / 1000))
+      return new Problem(423, code, message, { headers: { 'Retry-After': String(seconds) } })
+    }
+    case 'LEASE_LOST':
+      return new Problem(409, code, message)
+    case 'FORBIDDEN':
+      return new Problem(403, code, message)
+    case 'NOT_FOUND':
+      return new Problem(404, code, message)
+    case 'RUN_TIMEOUT':
+      return new Problem(504, code, message, id === undefined ? {} : { members: { id } })
+    case 'POSITION_CONFLICT':
+      return new Problem(412, code, message, { members: { expected: String(expected), actual: String(actual) } })
+    case 'UNAVAILABLE':
+      return unavailable(message)
+    case 'INVALID_ARGUMENT':
+      return new Problem(400, code, message, {
+        errors: [{ field: field ?? 'body', expected: /to be (.+), got /s.exec(message)?.[1] ?? message }],
+      })
+    default:
+      return undefined
+  }
+}
+
+/** A 503: nothing is known about the outcome; back off and try again. */
+export function unavailable(detail: string): Problem {
+  return new Problem(503, 'UNAVAILABLE', detail, { headers: { 'Retry-After': '1' } })
+}
+
+/** A 503 for who would have to wait. */
+export function stopping(): Problem {
+  return unavailable('The server is stopping')
+}
+
+/** A 499, which nobody reads. */
+export function gone(): Problem {
+  return new Problem(499, 'CLIENT_GONE', 'The client closed the connection')
+}
+
+const Shape = z
+  .object({
+    type: z.literal('about:blank'),
+    title: z.string(),
+    status: z.int().min(400).max(599),
+    code: z.string().openapi({ description: 'What happened, for a program. Stable.' }),
+    detail: z.string().openapi({ description: 'What happened, for a person. May change.' }),
+    id: z.uuid().optional().openapi({ description: 'The job that goes on, of RUN_TIMEOUT' }),
+    expected: z.string().optional().openapi({ description: 'As it was asked, of POSITION_CONFLICT' }),
+    actual: z.string().optional().openapi({ description: 'The position of the stream, of POSITION_CONFLICT' }),
+    errors: z.array(z.object({ field: z.string(), expected: z.string() })).optional(),
+  })
+  .openapi('Problem')
+
+const DESCRIPTIONS = {
+  400: 'INVALID_ARGUMENT: `errors` names each field and what it may be',
+  401: 'UNAUTHENTICATED: no key, or not one of ours',
+  403: 'FORBIDDEN: the key lacks the scope, or is for other names',
+  404: 'NOT_FOUND',
+  405: 'METHOD_NOT_ALLOWED',
+  409: 'LEASE_LOST: not held under this token (any more): stop the work it guarded',
+  412: 'POSITION_CONFLICT: the stream is not where `expected` says. Nothing was appended',
+  413: 'TOO_LARGE: the body is over 64 KiB',
+  423: 'LEASE_HELD: somebody else holds it; `Retry-After` is when the hold ends unless renewed',
+  499: '',
+  500: 'INTERNAL: an error of ours',
+  503: 'UNAVAILABLE: the database cannot be asked, or the server is stopping or full; nothing is known about the outcome',
+  504: 'RUN_TIMEOUT: the job was sent and is not over; look for it by `id`',
+} as const
+
+interface Documented {
+  description: string
+  content: { 'application/problem+json': { schema: typeof Shape } }
+  headers: Record<string, { description: string; schema: { type: 'integer' | 'string'; minimum?: number } }>
+}
+
+const RETRY_AFTER = { 'Retry-After': { description: 'Seconds', schema: { type: 'integer', minimum: 1 } } } as const
+const HEADERS: { [S in ProblemStatus]?: Documented['headers'] } = {
+  401: { 'WWW-Authenticate': { description: 'Bearer', schema: { type: 'string' } } },
+  423: RETRY_AFTER,
+  503: RETRY_AFTER,
+}
+
+/** A problem a route can answer, for its entry in the OpenAPI document. */
+export const documented = (status: ProblemStatus, description: string = DESCRIPTIONS[status]): Documented => ({
+  description,
+  content: { 'application/problem+json': { schema: Shape } },
+  headers: HEADERS[status] ?? {},
+})
+
+/** All the problems that it can answer. */
+export function problems<S extends ProblemStatus>(...statuses: S[]): { [status in S]: Documented } {
+  return Object.fromEntries(statuses.map((status) => [status, documented(status)])) as {
+    [status in S]: Documented
+  }
+}

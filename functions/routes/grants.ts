@@ -1,0 +1,63 @@
+/**
+ * What locks and leaders have in common over HTTP: a grant for a token that the caller keeps, and a wait for it.
+ *
+ * A wait ends when the client hangs up, so that nobody is granted what they are not there to hear of; if grant and hang-up
+ * cross, the grant is taken back. It also ends, with a 503, when the server stops.
+ */
+import { z } from '@hono/zod-openapi'
+import type { Context } from 'hono'
+import type { Grant } from '../../lib/index.ts'
+import { defined, field, gone, instant, invalid, token, waiting } from '../http/index.ts'
+
+export const Release = field.strict({
+  token: field.token.optional(),
+  force: z
+    .literal('true', { error: '`true`, or left out' })
+    .optional()
+    .openapi({ description: 'Needs the scope admin' }),
+})
+
+export const Granted = z
+  .object({ name: z.string(), holder: z.string(), token, grantedAt: instant, expiresAt: instant })
+  .openapi('Grant')
+
+/** The token that a DELETE names; none: by force. */
+export function tokenOf({ token, force }: z.output<typeof Release>): bigint | undefined {
+  if ((token === undefined) === (force === undefined)) {
+    throw invalid({ field: 'token', expected: 'given, unless `force=true` is; not both' })
+  }
+  return token
+}
+
+/** Who grants, and takes back. */
+interface Granter {
+  grant(name: string, options: object): Promise<Grant>
+  revoke(name: string, token: bigint): Promise<void>
+}
+
+/** Grants what the body asks for; a wait ends with the client, or the server. */
+export async function grantTo(
+  c: Context,
+  granter: Granter,
+  name: string,
+  asked: { waitMs?: number | undefined },
+  stop?: AbortSignal,
+) {
+  const grant = await waiting(c, asked.waitMs, stop, (until) => granter.grant(name, { ...defined(asked), ...until }))
+  if (c.req.raw.signal.aborted && !grant.renewed) {
+    // Should this fail, the lease runs out by itself.
+    await granter.revoke(name, grant.token).catch(() => {})
+    throw gone()
+  }
+  return grant
+}
+
+export function granted({ name, holder, token, grantedAt, expiresAt }: Grant) {
+  return {
+    name,
+    holder,
+    token: String(token),
+    grantedAt: grantedAt.toISOString(),
+    expiresAt: expiresAt.toISOString(),
+  }
+}

@@ -1,0 +1,90 @@
+/**
+ * Time over HTTP: one look at the clock.
+ *
+ *     GET /v1/time   200 what time it is, and how far off that may be
+ *
+ * The answer is old by the time it takes to get there. A client that wants to know by how much at most measures its own
+ * round trip, and takes off `processingMs`: what passed here between the request's coming in and the look at the clock, which
+ * is the last thing done. (In a Worker the clock stands still while it computes, so `processingMs` says less than it was:
+ * that makes the client's interval wider, not wrong.)
+ *
+ * It is `Cache-Control: no-store`, as every answer is: an hour out of a cache would be an hour ago. A process that lives on
+ * answers without asking the database; one that may have been frozen asks it each time, since no clock of its own says for
+ * how long. If it cannot be asked, what is known still holds, and is answered with its wider bounds.
+ */
+import { createRoute, OpenAPIHono, z } from '@hono/zod-openapi'
+import type { MiddlewareHandler } from 'hono'
+import type { Time } from '../../lib/index.ts'
+import { type Env, field, instant, json, NoQuery, needs, problems } from '../http/index.ts'
+
+const Now = z
+  .object({
+    time: instant.openapi({ description: 'The best guess' }),
+    earliest: instant.nullable().openapi({ description: 'True time was not before. null: nobody has measured it' }),
+    latest: instant.nullable().openapi({ description: 'True time was not after. null: nobody has measured it' }),
+    boundMs: z.number().nullable().openapi({ description: '`time` is at most so far from true time' }),
+    spreadMs: z.number().nullable().openapi({ description: "How well the database's clock is known" }),
+    status: z.enum(['synchronized', 'free-running', 'disrupted', 'unsynchronized']),
+    source: z.enum(['database+ntp', 'database', 'ntp', 'local']).openapi({ description: 'What `time` is from' }),
+    falsetickers: z.array(z.string()).openapi({ description: 'NTP servers that the last vote found wrong' }),
+    processingMs: z.number().openapi({ description: 'From the coming in of the request to the look at the clock' }),
+  })
+  .openapi('Time')
+
+const now = createRoute({
+  tags: ['time'],
+  security: [{ key: [] }],
+  method: 'get',
+  path: '/',
+  summary: 'What time it is, as an interval that true time lies in',
+  middleware: [needs('time:read'), field.wellEncoded] as const,
+  request: { query: NoQuery },
+  responses: { 200: json(Now, 'Now'), ...problems(400, 401, 403, 500, 503) },
+})
+
+const SAMPLE_MS = 10_000
+
+/** Notes when a request came in; to be put before everything else that it goes through. */
+export const noted: MiddlewareHandler<Env> = (c, next) => {
+  c.set('cameInMs', performance.now())
+  return next()
+}
+
+/** The router of `/v1/time`. */
+export function timeRouter(time: Time): OpenAPIHono<Env> {
+  const router = new OpenAPIHono<Env>({ defaultHook: field.checked })
+
+  router.openapi(now, async (c) => {
+    try {
+      await time.ready({ maxAgeMs: time.background ? SAMPLE_MS : 0 })
+    } catch (error) {
+      if (time.now().spreadMs === null) throw error // it was never asked
+    }
+    const cameInMs = c.get('cameInMs') ?? performance.now()
+    const processed = Math.max(0, performance.now() - cameInMs)
+    const reading = time.now()
+    return c.json(
+      {
+        time: reading.time.toISOString(),
+        earliest: reading.earliest?.toISOString() ?? null,
+        latest: reading.latest?.toISOString() ?? null,
+        boundMs: rounded(reading.boundMs, Math.ceil),
+        spreadMs: rounded(reading.spreadMs, Math.ceil),
+        status: reading.status,
+        source: reading.source,
+        falsetickers: [...reading.falsetickers],
+        processingMs: rounded(processed, Math.floor),
+      },
+      200,
+    )
+  })
+
+  return router
+}
+
+// To the microsecond, on the side that keeps it true.
+function rounded(ms: number, to: (x: number) => number): number
+function rounded(ms: number | null, to: (x: number) => number): number | null
+function rounded(ms: number | null, to: (x: number) => number): number | null {
+  return ms === null ? null : to(ms * 1_000) / 1_000
+}

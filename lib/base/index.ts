@@ -1,0 +1,44 @@
+/** What others use of this room. */
+
+export { either, heeding } from './abortable.ts'
+export {
+  budgeted,
+  checkInteger,
+  checkMs,
+  checkOptions,
+  checkPage,
+  checkText,
+  checkToken,
+  checkWord,
+  freshHolder,
+  jsonText,
+  LIMITS,
+  metaText,
+  optionsAndWork,
+  WAIT,
+} from './arguments.ts'
+export { batched } from './batch.ts'
+export { BoundedMap } from './bounded-map.ts'
+export {
+  type EndedOutcome,
+  type ErrorCode,
+  type Expected,
+  ForbiddenError,
+  fromDatabase,
+  HandedBackError,
+  type InvalidArgument,
+  JobFailedError,
+  LeaseHeldError,
+  LeaseLostError,
+  NotFoundError,
+  noConnectionLeft,
+  outOfRange,
+  PositionConflictError,
+  RunTimeoutError,
+  TransactionEndedError,
+  UnavailableError,
+  wrongType,
+} from './errors.ts'
+export { CLOSE_MS, Closing, Deadline, type Ending, GRACE_MS, RoomEnding } from './shutdown.ts'
+export { Moment, trusted } from './stopwatch.ts'
+export { Bell } from './waker.ts'

@@ -1,0 +1,30 @@
+/** What the database tells of elections: who leads after a change, and whose turn is next. */
+
+import type { Sessions } from '../database/index.ts'
+import { News } from '../database/index.ts'
+
+/** An election after a change. Without `revision` it did not fit into the message and has to be looked up. */
+export interface Told {
+  name: string
+  revision?: string
+  /** The leader was asked to step down. */
+  deposed?: boolean
+  leader?: {
+    holder: string
+    token: string
+    grantedAt: string
+    expiresAt: string
+    ttlMs: number
+    meta: unknown
+  } | null
+  /** The candidate whose turn is next. */
+  next?: string | null
+}
+
+export type ElectionNews = News<Told>
+
+export const electionNews = (sessions: Sessions): ElectionNews =>
+  new News(sessions, 'lockstep_leader', (message) => {
+    const told = JSON.parse(message) as Told
+    return [{ name: told.name, told }]
+  })

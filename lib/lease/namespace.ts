@@ -1,0 +1,22 @@
+/**
+ * Where the names of locks, elections and groups are: all of them are rows of one table, lockstep.lease.
+ *
+ * A namespace is a prefix that ends with a control character. No name that a caller may use has one, so no route and no verb of
+ * locks can grant, force or renew a row of another namespace.
+ */
+
+/** A part of lockstep.lease, and the SQL functions that free its rows. */
+export interface Namespace {
+  /** Put before each name. */
+  readonly prefix: string
+  /** Frees many rows by name and token. */
+  readonly revoke: 'revoke_leases' | 'resign'
+  /** Frees one row inside the user's transaction. */
+  readonly release: 'release_held' | 'resign_held'
+}
+
+export const LOCKS: Namespace = { prefix: '', revoke: 'revoke_leases', release: 'release_held' }
+/** Terms have verbs of their own, which tell the candidates (0002_election.sql). */
+export const ELECTIONS: Namespace = { prefix: 'leader\t', revoke: 'resign', release: 'resign_held' }
+/** Partitions of groups and their consumers. */
+export const GROUPS: Namespace = { prefix: 'group\t', revoke: 'revoke_leases', release: 'release_held' }

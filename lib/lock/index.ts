@@ -1,0 +1,4 @@
+/** What others use of this room. */
+
+export { type AcquireOptions, Locks, type TransactionOptions, type TryOptions } from './locks.ts'
+export type { TransactionWork } from './transaction.ts'

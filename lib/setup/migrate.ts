@@ -1,0 +1,289 @@
+/**
+ * Migrations: the plain SQL files of `db/migrations`, each applied once, in the order of their numbers.
+ *
+ * All that are pending are applied in one transaction, so a database is never between two releases: a file that
+ * fails leaves nothing of itself nor of those before it. Any number of processes may migrate at once (every
+ * instance of a deployment does): an advisory lock of that transaction admits one, the others find it done.
+ *
+ * But a change for which nobody may hold has to close the database first, and wait until it is quiet: then there are several
+ * transactions, and the wait is told in exclusive-migration.ts. A database that is new has nobody to wait for, and one transaction.
+ *
+ * Forward only. A database that knows a migration which this code does not is refused: the answer to an old
+ * deployment on a new database is the new deployment, never a rollback.
+ *
+ * A server that Lockstep cannot stand on is refused before anything is made (database/server-facts.ts).
+ *
+ * A database that was restored, or replicated logically, without its sequences would grant a token a second time. Each run sees
+ * that and sets them right, also when there is nothing else to do.
+ *
+ * Who runs the functions need not own the tables: what such a role gets is in role-rights.ts, and it gets it in the same transaction,
+ * so that no program meets tables that it has no rights on yet.
+ */
+
+import { Kysely, PostgresDialect, sql } from 'kysely'
+import { Migrator } from 'kysely/migration'
+import pg from 'pg'
+import { checkMs, fromDatabase, UnavailableError, WAIT, wrongType } from '../base/index.ts'
+import { NOT_SHOWN, type ServerFacts, unfit, unwritable } from '../database/index.ts'
+import { type Blocker, closingOf, described, reopen, untilQuiet, type WaitOptions } from './exclusive-migration.ts'
+import { alone, type MigrationFiles, migrationFiles, pinned } from './migration-files.ts'
+import { checkRole, grant } from './role-rights.ts'
+
+export { type Blocker, described }
+
+export interface MigrateOptions extends WaitOptions {
+  /** Folder of `NNNN_name.sql` files. @default the `db/migrations` of this package */
+  folder?: string
+  /**
+   * A role that shall have exactly the rights that the functions need, in the same transaction; also when there is nothing to
+   * migrate.
+   */
+  grant?: string
+}
+
+/** What {@link migrate} did. */
+export interface Migrated {
+  /** The migrations applied by this call, in order; none: up to date. */
+  applied: string[]
+  /** The last one known. */
+  latest: string
+  /** An earlier migration had closed the database and not come to its end, or another process was at it: this one went on from there. */
+  resumed?: true
+  /** With `grant`: every right that the role has now, like `INSERT on lockstep.stream (name)`. */
+  granted?: string[]
+}
+
+/** Where a database stands; migrations are named like their files, without `.sql`. */
+export interface SchemaState {
+  /** The last migration applied; null: none, or not even the schema is there. */
+  current: string | null
+  /** The last migration this code knows. */
+  latest: string
+  /** Those this code knows and the database lacks, in order. */
+  pending: string[]
+  /** Whether the database has a migration that this code does not know. */
+  newer: boolean
+}
+
+/**
+ * Brings the database to the schema this code needs; does nothing, and needs no rights, when it is there already.
+ *
+ * @param database  a connection string (direct or pooled), or a Kysely, which stays open.
+ * @throws {Error} one sentence: the server is none that Lockstep can stand on, the database is newer than this code, a file failed
+ *   (which, and in which line), the role lacks a right, there is nobody to grant to, the folder holds something unexpected, or
+ *   others were in the way for `waitMs` (which). Nothing was changed.
+ * @throws {TypeError} or {RangeError}, `code` INVALID_ARGUMENT: `grant` cannot be a role of yours, or `waitMs` and the others are
+ *   not what they should be.
+ * @throws {UnavailableError} the database cannot be reached, or only be read.
+ * @throws the signal's reason.
+ */
+export async function migrate<DB>(database: string | Kysely<DB>, options: MigrateOptions = {}): Promise<Migrated> {
+  checkOptions(options)
+  if (typeof database !== 'string') return apply(database, options)
+  const pool = new pg.Pool({ connectionString: database, max: 1 })
+  pool.on('error', () => {}) // an idle connection that breaks is not our business
+  pool.on('connect', (client) => client.on('error', () => {})) // nor may one that breaks between two statements end the process
+  const db = new Kysely<unknown>({ dialect: new PostgresDialect({ pool }) })
+  try {
+    return await apply(db, options)
+  } finally {
+    await db.destroy()
+  }
+}
+
+function checkOptions({ grant, waitMs, terminate, signal, onWait }: MigrateOptions): void {
+  if (grant !== undefined) checkRole(grant)
+  if (waitMs !== undefined) checkMs('waitMs', waitMs, WAIT)
+  if (terminate !== undefined && typeof terminate !== 'boolean') throw wrongType('terminate', 'a boolean', terminate)
+  if (signal !== undefined && !(signal instanceof AbortSignal)) throw wrongType('signal', 'an AbortSignal', signal)
+  if (onWait !== undefined && typeof onWait !== 'function') throw wrongType('onWait', 'a function', onWait)
+}
+
+/**
+ * Compares the database with this code; reads only, and works before the first migration too.
+ *
+ * @throws {UnavailableError} the database cannot be reached.
+ */
+export async function schemaState<DB>(
+  db: Kysely<DB>,
+  options: Pick<MigrateOptions, 'folder'> = {},
+): Promise<SchemaState> {
+  const files = await migrationFiles(options.folder)
+  return pinned(db, (trx) => stateOf(trx, files)).then(
+    ({ current, latest, pending, newer }) => ({ current, latest, pending, newer }),
+    (error) => {
+      throw fromDatabase(error)
+    },
+  )
+}
+
+async function apply<DB>(db: Kysely<DB>, options: MigrateOptions): Promise<Migrated> {
+  const files = await migrationFiles(options.folder)
+  const done: Migrated = { applied: [], latest: [...files.keys()].at(-1) as string }
+  const since = performance.now()
+  const left = () => (options.waitMs ?? 30_000) - (performance.now() - since)
+  let closed: 'no' | 'perhaps' | 'yes' = 'no'
+  try {
+    const before = await pinned(db, async (trx) => ({ ...(await prove(trx)), ...(await stateOf(trx, files)) }))
+    refuseNewer(before)
+    if (before.pending.length === 0 && !before.misaligned && options.grant === undefined) return done
+    const why = unwritable(before)
+    if (why !== undefined) throw new UnavailableError(why)
+    if (before.current !== null && before.pending.some((name) => files.get(name)?.ends === 'barrier'))
+      closed = 'perhaps'
+    for (let quiet: number | null = null; ; ) {
+      options.signal?.throwIfAborted()
+      const step: Step = await pinned(db, (trx) => advance(trx, files, options, quiet))
+      if (step.resumed && closed !== 'yes') done.resumed = true
+      done.applied.push(...step.applied)
+      if (step.finished) return { ...done, ...step.finished }
+      closed = 'yes'
+      if (step.closing !== null) quiet = (await untilQuiet(db, step.closing, options, left)) ? step.closing : null
+    }
+  } catch (error) {
+    const known = fromDatabase(error)
+    if (closed === 'yes') await takeBack(db, files, error)
+    // It may have closed, and the answer was lost.
+    else if (closed === 'perhaps' && known instanceof UnavailableError) await reopen(db, files).catch(() => {})
+    throw known
+  }
+}
+
+/** What one transaction did. */
+interface Step {
+  applied: string[]
+  resumed: boolean
+  /** To be waited for in this closing. */
+  closing: number | null
+  /** There is no more to do. */
+  finished?: { granted?: string[] }
+}
+
+/** As far as one transaction goes; no further than to a barrier that is not known to be quiet. */
+async function advance<DB>(
+  trx: Kysely<DB>,
+  files: MigrationFiles,
+  options: MigrateOptions,
+  quiet: number | null,
+): Promise<Step> {
+  await alone(trx)
+  const { current, pending, ...state } = await stateOf(trx, files)
+  refuseNewer(state)
+  const ends = (name: string | null | undefined) => files.get(name ?? '')?.ends
+  const closing = await closingOf(trx)
+  const resumed = closing !== null
+  if (resumed && pending.length > 0 && ends(current) === 'barrier' && closing !== quiet) {
+    return { applied: [], resumed, closing }
+  }
+  // Of a database that is new nobody has anything.
+  const end = current === null ? -1 : pending.findIndex((name) => ends(name) !== undefined)
+  const target = end < 0 ? pending.at(-1) : pending[end]
+  const applied = target === undefined ? [] : await bringUp(trx, files, target)
+  if (target !== pending.at(-1)) {
+    return { applied, resumed, closing: ends(target) === 'barrier' ? await closingOf(trx) : null }
+  }
+  if (await isMisaligned(trx)) await sql`select lockstep.realign()`.execute(trx)
+  const granted = options.grant === undefined ? {} : { granted: await grant(trx, options.grant) }
+  return { applied, resumed, closing: null, finished: granted }
+}
+
+async function takeBack<DB>(db: Kysely<DB>, files: MigrationFiles, error: unknown): Promise<void> {
+  await reopen(db, files).catch((cause) => {
+    const why = error instanceof Error ? error.message : String(error)
+    throw new UnavailableError(
+      `The migration was broken off (${why}) and could not be taken back: until it is run again locks and appends are refused`,
+      { cause },
+    )
+  })
+}
+
+/** By statements that any server understands which speaks Postgres. @throws {Error} */
+async function prove<DB>(trx: Kysely<DB>): Promise<ServerFacts> {
+  const { rows } = await sql<ServerFacts>`
+    select current_setting('server_version_num')::int as version, current_setting('server_encoding') as encoding,
+           pg_is_in_recovery() as standby, current_setting('transaction_read_only')::boolean as read_only, null as shown`.execute(
+    trx,
+  )
+  const engine = rows[0] as ServerFacts
+  const why = unfit(engine)
+  if (why !== undefined) throw new Error(why)
+  // 'lock', 'eyed' in ASCII, as in lockstep.engine
+  await sql`select pg_advisory_xact_lock_shared(1819239275, 1702454628)`.execute(trx).catch((error) => {
+    throw (error as { severity?: unknown }).severity === 'ERROR' ? new Error(NOT_SHOWN, { cause: error }) : error
+  })
+  const shown = await sql`
+    select from pg_locks l
+     where l.locktype = 'advisory' and l.pid = pg_backend_pid() and l.granted
+       and l.classid = 1819239275 and l.objid = 1702454628 and l.objsubid = 2`.execute(trx)
+  if (shown.rows.length === 0) throw new Error(NOT_SHOWN)
+  return engine
+}
+
+async function bringUp<DB>(trx: Kysely<DB>, files: MigrationFiles, target: string): Promise<string[]> {
+  await makeSchema(trx)
+  const { error, results } = await new Migrator({
+    db: trx,
+    provider: { getMigrations: async () => Object.fromEntries(files) },
+    migrationTableSchema: 'lockstep',
+    migrationTableName: 'migration',
+    migrationLockTableName: 'migration_lock',
+  }).migrateTo(target)
+  if (error !== undefined) throw error
+  return (results ?? []).map((result) => result.migrationName)
+}
+
+async function stateOf<DB>(
+  db: Kysely<DB>,
+  files: MigrationFiles,
+): Promise<SchemaState & { unknown: string[]; misaligned: boolean }> {
+  const known = [...files.keys()]
+  const { rows } = await sql<{ there: boolean }>`select to_regclass('lockstep.migration') is not null as there`.execute(
+    db,
+  )
+  const done = rows[0]?.there
+    ? (await sql<{ name: string }>`select name from lockstep.migration order by name`.execute(db)).rows.map(
+        (row) => row.name,
+      )
+    : []
+  const unknown = done.filter((name) => !files.has(name))
+  return {
+    current: done.at(-1) ?? null,
+    latest: known.at(-1) as string,
+    pending: known.filter((name) => !done.includes(name)),
+    newer: unknown.length > 0,
+    unknown,
+    misaligned: await isMisaligned(db),
+  }
+}
+
+// Anybody may ask; of a schema that does not know yet, it is not so.
+async function isMisaligned<DB>(db: Kysely<DB>): Promise<boolean> {
+  const known = sql<{ known: boolean }>`select to_regprocedure('lockstep.misaligned()') is not null as known`
+  if (!(await known.execute(db)).rows[0]?.known) return false
+  const { rows } = await sql<{ misaligned: boolean }>`select lockstep.misaligned() as misaligned`.execute(db)
+  return rows[0]?.misaligned ?? false
+}
+
+function refuseNewer({ unknown, latest }: { unknown: string[]; latest: string }): void {
+  if (unknown.length === 0) return
+  throw new Error(
+    `The database has migration ${unknown.at(-1)}, which this version of Lockstep (up to ${latest}) does not know: ` +
+      'deploy the newer version; migrations are never rolled back',
+  )
+}
+
+/** Kysely would make the schema, but hides a refusal behind "current transaction is aborted". */
+async function makeSchema<DB>(db: Kysely<DB>): Promise<void> {
+  const { rows } = await sql<{ role: string; there: boolean; may: boolean }>`
+    select current_user::text as role, s.oid is not null as there, case
+             when s.oid is null then has_database_privilege(current_database(), 'create')
+             else has_schema_privilege(s.oid, 'create')
+           end as may
+      from (select 1) as one left join pg_catalog.pg_namespace as s on s.nspname = 'lockstep'`.execute(db)
+  const { role, there, may } = rows[0] as (typeof rows)[0]
+  if (!may) {
+    const where = there ? 'in the schema "lockstep"' : 'schemas in this database'
+    throw new Error(`The role "${role}" may not create ${where}: migrate as a role that may, or grant it CREATE`)
+  }
+  if (!there) await sql`create schema lockstep`.execute(db)
+}

@@ -1,0 +1,89 @@
+/**
+ * The files of `db/migrations`, in the order of their numbers, and in what transaction they are run.
+ *
+ * In a file: every name with its schema, for the search path is pg_catalog alone, so that nothing of what a tenant has put into
+ * `public` is taken for ours; no `begin`/`commit`; nothing that refuses to run in a transaction (`create index concurrently`).
+ *
+ * The first line may say where the one transaction of all pending files has to end:
+ *
+ *     -- barrier   commit with this file, then wait until the database is quiet (exclusive-migration.ts) before the next
+ *     -- commit    commit with this file
+ *
+ * What is between a barrier and its end may be applied, taken back and applied again.
+ */
+import { readdir, readFile } from 'node:fs/promises'
+import { fileURLToPath } from 'node:url'
+import { type Kysely, sql, type Transaction } from 'kysely'
+import type { Migration } from 'kysely/migration'
+import type pg from 'pg'
+
+export interface MigrationFile extends Migration {
+  /** What is said in its first line. */
+  ends: 'barrier' | 'commit' | undefined
+}
+
+/**
+ * A READ COMMITTED transaction in which every name is what pg_catalog has by it, and which the limits of a role's queries do not end.
+ */
+export function pinned<DB, T>(db: Kysely<DB>, work: (trx: Transaction<DB>) => Promise<T>): Promise<T> {
+  return db
+    .transaction()
+    .setIsolationLevel('read committed')
+    .execute(async (trx) => {
+      await sql`
+        set local search_path = pg_catalog, pg_temp;
+        set local statement_timeout = 0; set local lock_timeout = 0; set local idle_in_transaction_session_timeout = 0`.execute(
+        trx,
+      )
+      return work(trx)
+    })
+}
+
+/**
+ * Only one process has this at a time, until its transaction ends: a session's lock would stay behind on a transaction pooler. The
+ * lock is ours and not only Kysely's because making the schema itself is a race that Kysely leaves outside its lock.
+ */
+export async function alone<DB>(trx: Kysely<DB>): Promise<void> {
+  // two integers ('lock', 'step' in ASCII): a key space apart from that of the locks themselves
+  await sql`select pg_advisory_xact_lock(1819239275, 1937007984)`.execute(trx)
+}
+
+/** By their names without `.sql`, in order, as Kysely wants them. */
+export type MigrationFiles = Map<string, MigrationFile>
+
+/** @param folder  @default this package's */
+export async function migrationFiles(folder: string | undefined): Promise<MigrationFiles> {
+  const at = folder ?? fileURLToPath(new URL('../../db/migrations', import.meta.url))
+  const files = (await readdir(at)).filter((file) => file.endsWith('.sql')).sort()
+  if (files.length === 0) throw new Error(`There are no migrations in ${at}: the package is incomplete`)
+  for (const [i, file] of files.entries()) {
+    if (!/^\d{4}_[a-z0-9_]+\.sql$/.test(file)) throw new Error(`A migration is named NNNN_name.sql, not ${file}`)
+    if (file.slice(0, 4) === files[i - 1]?.slice(0, 4))
+      throw new Error(`Two migrations have the number ${file.slice(0, 4)}`)
+  }
+  const texts = await Promise.all(files.map((file) => readFile(`${at}/${file}`, 'utf8')))
+  return new Map(
+    files.map((file, i) => {
+      const text = texts[i] as string
+      const ends = /^-- (barrier|commit)$/m.exec(text.split('\n', 1)[0] as string)?.[1] as MigrationFile['ends']
+      return [file.slice(0, -'.sql'.length), { ends, up: (db) => run(db, file, text) }]
+    }),
+  )
+}
+
+/** A savepoint around the file: Kysely still has a statement to run in this transaction when the file failed. */
+async function run<DB>(db: Kysely<DB>, file: string, text: string): Promise<void> {
+  await sql`savepoint migration`.execute(db)
+  try {
+    await sql.raw(text).execute(db)
+    await sql`release savepoint migration`.execute(db)
+  } catch (cause) {
+    await sql`rollback to savepoint migration`.execute(db).catch(() => {}) // the connection may be gone
+    const { message, position, code, severity } = cause as Error & Partial<pg.DatabaseError>
+    if (severity === undefined || /^(08|53|57P)/.test(code ?? '')) throw cause // the connection, not the file
+    if (code === '25P01') throw new Error(`Migration ${file} ends the transaction it runs in: take its commit out`)
+    const line =
+      position === undefined ? '' : ` at line ${[...text].slice(0, Number(position)).join('').split('\n').length}`
+    throw new Error(`Migration ${file} failed${line}, and nothing was changed: ${message}`, { cause })
+  }
+}

@@ -1,0 +1,135 @@
+/**
+ * Run: send, and wait for the outcome. The seed's Task.Run, kept: what its handlers throw is thrown here, a worker that dies
+ * does not hang it, and two runs at once do not count each other's results, for each waits for its own jobs by their ids.
+ */
+import {
+  checkInteger,
+  checkMs,
+  checkOptions,
+  JobFailedError,
+  outOfRange,
+  RunTimeoutError,
+  WAIT,
+} from '../../base/index.ts'
+import type { Sender, SendOptions } from '../queue/index.ts'
+import { awaitedId } from './attempts.ts'
+import type { Jobs } from './jobs.ts'
+import type { Outcome, Results } from './outcomes.ts'
+
+export interface RunOptions extends Omit<SendOptions, 'trx'> {
+  /** Milliseconds to wait, ≥ 0. @default Infinity */
+  waitMs?: number
+  /** Ends the wait, and cancels the job. */
+  signal?: AbortSignal
+}
+export interface Pooled {
+  /** Copies, 1–1,000. */
+  pool?: number
+}
+
+export class Runs {
+  readonly #sender: Sender
+  readonly #results: Results
+  readonly #jobs: Jobs
+
+  constructor(sender: Sender, results: Results, jobs: Jobs) {
+    this.#sender = sender
+    this.#results = results
+    this.#jobs = jobs
+  }
+
+  async run(queue: string, data: unknown, asked: RunOptions & Pooled): Promise<unknown> {
+    checkOptions(asked)
+    const { pool, ...options } = asked
+    if (pool === undefined) {
+      const outcome = await this.#one(queue, data, options, true)
+      if (!outcome) throw refused(queue)
+      return outputOf(queue, outcome)
+    }
+    checkInteger('pool', pool, { min: 1, max: 1_000 })
+    const { waitMs, signal, ...rest } = options
+    if (rest.id !== undefined) throw outOfRange('id', 'left out: each copy has one of its own', rest.id)
+    const copies = Array.from({ length: pool }, () => ({ ...rest, id: awaitedId(), data }))
+    const outcomes = await this.#wait(queue, copies, waitMs, signal, true)
+    const failures = outcomes.flatMap((outcome) => {
+      if (!outcome) return [refused(queue)]
+      return outcome.state === 'completed' ? [] : [failed(queue, outcome)]
+    })
+    if (failures.length > 0) throw new AggregateError(failures, `${failures.length} of ${pool} jobs failed`)
+    return outcomes.map((outcome) => outcome?.output)
+  }
+
+  /** How a job ended; null: it was refused. The signal ends the wait, and nothing else. */
+  async outcome(queue: string, data: unknown, options: RunOptions): Promise<Outcome | null> {
+    checkOptions(options)
+    return this.#one(queue, data, options, false)
+  }
+
+  // A given id is awaited too, though then the wait is by looking.
+  async #one(queue: string, data: unknown, options: RunOptions, cancels: boolean): Promise<Outcome | null> {
+    const { waitMs, signal, ...rest } = options
+    return (
+      (await this.#wait(queue, [{ ...rest, id: rest.id ?? awaitedId(), data }], waitMs, signal, cancels))[0] ?? null
+    )
+  }
+
+  async #wait(
+    queue: string,
+    jobs: ({ id: string; data: unknown } & Omit<SendOptions, 'trx'>)[],
+    waitMs = Infinity,
+    signal: AbortSignal | undefined,
+    cancels: boolean,
+  ): Promise<(Outcome | null)[]> {
+    checkMs('waitMs', waitMs, WAIT)
+    signal?.throwIfAborted()
+    const heard = jobs.map(({ id }) => this.#results.hear(queue, id))
+    const over = Promise.withResolvers<never>()
+    over.promise.catch(() => {})
+    const left = new Set(jobs.map(({ id }) => id))
+    const onAbort = () => {
+      over.reject(signal?.reason)
+      if (!cancels) return
+      for (const id of left) void this.#jobs.cancel(queue, id).catch(() => {})
+    }
+    let timer: NodeJS.Timeout | undefined
+    try {
+      const [first] = jobs
+      const ids =
+        jobs.length === 1 && first
+          ? [await this.#sender.send(queue, first.data, without(first), awaitedId)]
+          : await this.#sender.sendAll(queue, jobs, awaitedId)
+      if (waitMs < 2 ** 31) {
+        timer = setTimeout(() => over.reject(new RunTimeoutError(queue, [...left], waitMs)), waitMs)
+      }
+      signal?.addEventListener('abort', onAbort)
+      if (signal?.aborted) onAbort() // while it was sent
+      const outcomes = ids.map(async (id, i) => {
+        const outcome = id === null ? null : ((await heard[i]?.wait()) ?? null)
+        left.delete(jobs[i]?.id as string)
+        return outcome
+      })
+      return await Promise.race([Promise.all(outcomes), over.promise])
+    } finally {
+      clearTimeout(timer)
+      signal?.removeEventListener('abort', onAbort)
+      for (const { end } of heard) end()
+    }
+  }
+}
+
+function without({ data: _, ...options }: { data: unknown } & Omit<SendOptions, 'trx'>): SendOptions {
+  return options
+}
+
+function outputOf(queue: string, outcome: Outcome): unknown {
+  if (outcome.state === 'completed') return outcome.output
+  throw failed(queue, outcome)
+}
+
+function failed(queue: string, { id, state, output }: Outcome): JobFailedError {
+  return new JobFailedError(queue, id, state as 'failed' | 'cancelled', output)
+}
+
+function refused(queue: string): Error {
+  return outOfRange('queue', 'one that takes this job: its policy, a throttle or a used id refuses it', queue)
+}

@@ -1,0 +1,17 @@
+/** What others use of this room. */
+
+export type { Handler, HandlerContext, TransactionalContext } from './handler.ts'
+export {
+  checkDefinition,
+  checkId,
+  checkQueue,
+  type DeclareOptions,
+  type DefineOptions,
+  type Definition,
+  type RetryOptions,
+  type SendOptions,
+  WORKER_QUEUES,
+} from './options.ts'
+export { Queues } from './queues.ts'
+export { Sender } from './send.ts'
+export { type StandardSchema, validated } from './standard-schema.ts'

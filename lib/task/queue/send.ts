@@ -1,0 +1,135 @@
+/**
+ * Sending: what many callers send at once goes in one insert.
+ *
+ * The first goes at once; what comes while it is under way goes together in the next (base/batch.ts). A send is answered when
+ * its insert is on disk, as if it had been alone. Ids are made here and not by the database, so that of an insert which
+ * skips those that a policy or a throttle refuses it is known which these were.
+ *
+ * Should a shared insert fail, each is sent again by itself, so that what is wrong with one fails no other.
+ */
+
+import {
+  batched,
+  checkOptions,
+  jsonText,
+  LIMITS,
+  NotFoundError,
+  UnavailableError,
+  wrongType,
+} from '../../base/index.ts'
+import { type AnyTransaction, checkTransaction } from '../../database/index.ts'
+import type { Engine, EngineJob } from '../pgboss/index.ts'
+import { fromBoss, inside } from '../pgboss/index.ts'
+import { checkQueue, jobRow, type SendOptions } from './options.ts'
+import type { Queues } from './queues.ts'
+import { validated } from './standard-schema.ts'
+
+type Row = Omit<EngineJob, 'data'> & { id: string; data: unknown }
+type Outgoing = { queue: string; row: Row }
+
+const MOST = 500 // in one insert
+
+export class Sender {
+  readonly #queues: Queues
+  readonly #boss: () => Engine
+  readonly #insert: (outgoing: Outgoing) => Promise<string | null>
+
+  constructor(queues: Queues, boss: () => Engine) {
+    this.#queues = queues
+    this.#boss = boss
+    const shared = batched(
+      (all: Outgoing[]) => this.#insertAll(all),
+      ({ row }) => row.id,
+      MOST,
+    )
+    this.#insert = async (outgoing) => {
+      const result = await shared(outgoing)
+      if (typeof result === 'string' || result === null) return result
+      throw result.error
+    }
+  }
+
+  /** @param makeId  of its id, unless `options` have one. The id, or null: refused. */
+  async send(queue: string, data: unknown, options: SendOptions, makeId: () => string): Promise<string | null> {
+    checkOptions(options)
+    const { trx, ...rest } = options
+    checkQueue(queue)
+    if (trx !== undefined) checkTransaction(trx) // now: the queue may have to be made first
+    const row = rowOf(data, rest, makeId)
+    await this.#fits(queue, [row])
+    if (trx !== undefined) return (await this.#insertRows(queue, [row], trx))[0] ?? null
+    return this.#insert({ queue, row })
+  }
+
+  /** All in one statement: all of them are sent, or none. Null for each that is refused. */
+  async sendAll(
+    queue: string,
+    jobs: ({ data?: unknown } & Omit<SendOptions, 'trx'>)[],
+    makeId: () => string,
+    trx?: AnyTransaction,
+  ): Promise<(string | null)[]> {
+    checkQueue(queue)
+    if (trx !== undefined) checkTransaction(trx)
+    if (!Array.isArray(jobs)) throw wrongType('jobs', 'an array of { data, … }', jobs)
+    const rows = jobs.map((job, i) => {
+      checkOptions(job, `jobs.${i}`)
+      const { data, ...options } = job
+      return rowOf(data, options, makeId)
+    })
+    if (rows.length === 0) return []
+    const ids = new Set(rows.map(({ id }) => id))
+    if (ids.size < rows.length) throw wrongType('id', 'another for each job', 'the same twice')
+    await this.#fits(queue, rows)
+    return this.#insertRows(queue, rows, trx)
+  }
+
+  // The data fits the schema, if there is one, and the queue is there.
+  async #fits(queue: string, rows: Row[]): Promise<void> {
+    const schema = this.#queues.definitions.get(queue)?.options.schema
+    if (schema) for (const { data } of rows) await validated(schema, data)
+    await this.#queues.ensure(queue)
+  }
+
+  async #insertAll(all: Outgoing[]): Promise<(string | null | { error: unknown })[]> {
+    const results = new Map<string, string | null | { error: unknown }>()
+    const groups = [...Map.groupBy(all, ({ queue }) => queue)]
+    await Promise.all(
+      groups.map(async ([queue, group]) => {
+        const rows = group.map(({ row }) => row)
+        for (const [i, result] of (await this.#insertOrEach(queue, rows)).entries()) {
+          results.set((rows[i] as Row).id, result)
+        }
+      }),
+    )
+    return all.map(({ row }) => results.get(row.id) ?? null)
+  }
+
+  async #insertOrEach(queue: string, rows: Row[]): Promise<(string | null | { error: unknown })[]> {
+    try {
+      return await this.#insertRows(queue, rows)
+    } catch (error) {
+      if (rows.length === 1 || error instanceof UnavailableError) {
+        return rows.map(() => ({ error }))
+      }
+      return (await Promise.all(rows.map((row) => this.#insertOrEach(queue, [row])))).flat()
+    }
+  }
+
+  async #insertRows(queue: string, rows: Row[], trx?: AnyTransaction): Promise<(string | null)[]> {
+    try {
+      const options = { returnId: true, ...(trx && { db: inside(trx) }) }
+      const made = new Set(await this.#boss().insert(queue, rows as EngineJob[], options))
+      return rows.map(({ id }) => (made.has(id) ? id : null))
+    } catch (error) {
+      const known = fromBoss(error, queue)
+      if (known instanceof NotFoundError) this.#queues.forget(queue)
+      throw known
+    }
+  }
+}
+
+function rowOf(data: unknown, options: Omit<SendOptions, 'trx'>, makeId: () => string): Row {
+  const row = jobRow(options)
+  jsonText('data', data ?? null, LIMITS.dataBytes)
+  return { ...row, id: row.id ?? makeId(), data: data ?? null }
+}

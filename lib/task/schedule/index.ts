@@ -1,0 +1,3 @@
+/** What others use of this room. */
+
+export { Cron, type Schedule, type ScheduleOptions } from './schedules.ts'

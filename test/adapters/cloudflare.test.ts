@@ -1,0 +1,130 @@
+/**
+ * The door of Cloudflare's Workers, in workerd, with the wrangler.jsonc that is deployed: one connection for a request, nothing
+ * that Hyperdrive cannot do, nothing that its cache may answer, and what is due by the clock.
+ */
+import * as path from 'node:path'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { createLockstep } from '../../lib/index.ts'
+import { createTasks } from '../../lib/task/index.ts'
+import { freshDatabase, type RoleDatabase } from '../support/database.ts'
+import { until } from '../support/until.ts'
+import { contract, KEYS, transcript } from './runtime/contract.ts'
+import { ask, startWorker } from './runtime/runtimes.ts'
+import { wiretap } from './runtime/wiretap.ts'
+import { dryRun } from './runtime/wrangler.ts'
+
+const LEAN = path.join(import.meta.dirname, 'runtime/lean.worker.ts')
+
+let db: RoleDatabase
+beforeAll(async () => {
+  db = await freshDatabase({ role: true })
+})
+afterAll(() => db?.close())
+
+describe('each request', () => {
+  test('has one connection, and has closed it when it is over', async () => {
+    await using wire = await wiretap(db.roleUrl)
+    await using worker = await startWorker(wire.url, 'off')
+    const requests = ['/readyz', '/v1/locks/x', '/v1/streams/x', '/v1/time', '/v1/tasks', '/v1/leaders/x']
+    for (const [i, at] of requests.entries()) {
+      expect((await ask(worker, at)).status).toBe(200)
+      expect(wire.connections).toEqual({ all: i + 1, most: 1 })
+      await until('it is closed', async () => {
+        const { rows } = await db.pool.query('select from pg_stat_activity where usename = $1', [db.role])
+        return rows.length === 0
+      })
+    }
+  })
+
+  test('of twenty at once for one lock, one gets it, also without Hyperdrive', async () => {
+    await using worker = await startWorker(db.roleUrl, 'off', { direct: true })
+    const answers = await Promise.all(Array.from({ length: 20 }, () => ask(worker, '/v1/locks/contended', 'POST', {})))
+    expect(answers.map(({ status }) => status).sort()).toEqual([201, ...Array(19).fill(423)])
+  })
+
+  test('without keys, or without a database, is a 503 whose reason is in the log only', async () => {
+    await using worker = await startWorker(db.roleUrl, '')
+    const { status, json } = await ask(worker, '/v1/locks/x')
+    expect([status, json.code]).toEqual([503, 'UNAVAILABLE'])
+    expect(JSON.stringify(json)).not.toContain('LOCKSTEP')
+    expect(worker.log()).toContain('LOCKSTEP_API_KEYS is missing')
+    await using alone = await startWorker('postgres://u:p@127.0.0.1:1/none', 'off')
+    const away = await ask(alone, '/v1/locks/x')
+    expect([away.status, away.json.code]).toEqual([503, 'UNAVAILABLE'])
+    expect(JSON.stringify(away.json)).not.toContain('127.0.0.1')
+  })
+})
+
+describe('Hyperdrive', () => {
+  /** What the whole contract makes a Worker say to its database. */
+  let messages: string[]
+  beforeAll(async () => {
+    await using fresh = await freshDatabase({ role: true })
+    await using wire = await wiretap(fresh.roleUrl)
+    await using worker = await startWorker(wire.url, KEYS)
+    const document = await (
+      await worker.fetch('/openapi.json', { headers: { Authorization: `Bearer all.${'a'.repeat(64)}` } })
+    ).json()
+    await transcript(worker, contract(document))
+    messages = [...new Set(wire.statements)]
+  }, 90_000)
+
+  test('is not asked for what it cannot do', () => {
+    const statements = messages.flatMap((each) => each.split(/;\s*/)).filter(Boolean)
+    expect(statements.length).toBeGreaterThan(40)
+    // supported-databases-and-features: no PREPARE, LISTEN, session locks, state of a session. SET LOCAL is a transaction's.
+    const not =
+      /^\s*(prepare|deallocate|discard|execute|listen|unlisten|load|declare|lock|set (?!local|transaction))\b|\bpg_(try_)?advisory_lock|\btemp(orary)? table\b/i
+    expect(statements.filter((each) => not.test(each))).toEqual([])
+    expect(statements.filter((each) => /set_config\((?!.*,\s*true\))/is.test(each))).toEqual([])
+  })
+
+  test('has nothing that its cache could answer: every one writes, begins a transaction, or calls what PostgreSQL calls volatile or stable', async () => {
+    const { rows } = await db.pool.query(
+      `select distinct proname from pg_proc where pronamespace = 'pg_catalog'::regnamespace and provolatile <> 'i'`,
+    )
+    const fresh = new Set(rows.map(({ proname }) => proname))
+    const calls = (each: string) =>
+      [...each.matchAll(/(?<![.\w])(\w+)\s*\(/g)].some(([, name]) => fresh.has(name?.toLowerCase()))
+    const writes =
+      /^\s*(insert|update|delete|with\b.*\b(insert into|update|delete from)|begin|start|commit|rollback|set|savepoint|release)\b/is
+    expect(calls(`select clock_timestamp()`) && !calls(`select lower(x), lockstep.now()`)).toBe(true)
+    expect(messages.filter((each) => !writes.test(each) && !calls(each))).toEqual([])
+  })
+})
+
+describe('by the clock', () => {
+  test('it sends what is due, and leaves no connection behind; what fails is an exception', async () => {
+    await using lockstep = createLockstep({ connectionString: db.url })
+    const tasks = createTasks(lockstep)
+    await tasks.declare('due')
+    await tasks.schedule('yearly', '0 0 1 1 *', { queue: 'due' })
+    await db.pool.query(
+      `update lockstep.schedule set next_at = date_trunc('year', clock_timestamp(), 'UTC') where name = 'yearly'`,
+    )
+    await using worker = await startWorker(db.roleUrl, KEYS)
+    expect(await worker.scheduled()).toBe('ok')
+    expect((await tasks.scheduled('yearly'))?.lastSlot).toBeInstanceOf(Date)
+    expect((await tasks.counts('due')).ready).toBe(1)
+    await until('it is closed', async () => {
+      const { rows } = await db.pool.query('select from pg_stat_activity where usename = $1', [db.role])
+      return rows.length === 0
+    })
+    await using away = await startWorker('postgres://u:p@127.0.0.1:1/none', KEYS)
+    expect(await away.scheduled()).toBe('exception')
+  })
+})
+
+describe('wrangler', () => {
+  test('would deploy it without a warning', async () => {
+    const { printed, bytes } = await dryRun()
+    expect(printed).not.toMatch(/warning|error/i)
+    expect(printed).toContain('env.HYPERDRIVE')
+    expect(bytes).toBeGreaterThan(100_000)
+    expect(bytes).toBeLessThanOrEqual(450_000)
+  })
+
+  test('packs only what a deployment uses: without tasks it is half', async () => {
+    expect((await dryRun(LEAN)).bytes).toBeLessThanOrEqual(210_000)
+  })
+})

@@ -1,0 +1,47 @@
+/** The wrangler.jsonc that is deployed, as it is or with another Worker or other variables in it, and what wrangler makes of it. */
+import { execFile } from 'node:child_process'
+import * as fs from 'node:fs'
+import * as os from 'node:os'
+import * as path from 'node:path'
+import { promisify } from 'node:util'
+import { gzipSync } from 'node:zlib'
+import { experimental_readRawConfig } from 'wrangler'
+
+const CLOUD = path.resolve(import.meta.dirname, '../../../infra/cloudflare')
+const CONFIG = path.join(CLOUD, 'wrangler.jsonc')
+
+type Config = ReturnType<typeof experimental_readRawConfig>['rawConfig']
+
+/** Calls `work` with a configuration of ours, which is gone afterwards. It lies beside the original, whose paths are relative. */
+export async function configured<T>(
+  change: (config: Config) => Config,
+  work: (file: string) => Promise<T>,
+): Promise<T> {
+  const file = path.join(CLOUD, `.test-${process.pid}-${Math.random().toString(36).slice(2)}.json`)
+  fs.writeFileSync(file, JSON.stringify(change(experimental_readRawConfig({ config: CONFIG }).rawConfig)))
+  try {
+    return await work(file)
+  } finally {
+    fs.rmSync(file)
+  }
+}
+
+/** What wrangler printed when it had all but uploaded it, and how much its scripts weigh, in bytes of gzip. */
+export async function dryRun(entry?: string): Promise<{ printed: string; bytes: number }> {
+  if (entry) return configured((config) => ({ ...config, main: entry }), packed)
+  return packed(CONFIG)
+}
+
+async function packed(config: string): Promise<{ printed: string; bytes: number }> {
+  const out = fs.mkdtempSync(path.join(os.tmpdir(), 'lockstep-worker-'))
+  try {
+    const args = ['wrangler', 'deploy', '--dry-run', '-c', config, '--outdir', out]
+    const env = { ...process.env, WRANGLER_SEND_METRICS: 'false', NO_COLOR: '1' }
+    const { stdout, stderr } = await promisify(execFile)('npx', args, { env })
+    const scripts = fs.readdirSync(out).filter((file) => file.endsWith('.js'))
+    const bytes = scripts.reduce((sum, file) => sum + gzipSync(fs.readFileSync(path.join(out, file))).length, 0)
+    return { printed: stdout + stderr, bytes }
+  } finally {
+    fs.rmSync(out, { recursive: true, force: true })
+  }
+}

@@ -1,0 +1,106 @@
+/** The short runs of `npm run chaos`: a few processes, a few seconds, each on a server of its own; two at a time, as they mostly wait. */
+import { execFileSync } from 'node:child_process'
+import { test as base, describe, expect } from 'vitest'
+import { faketimeAvailable } from '../support/faketime.ts'
+import { runCounter } from './counter.ts'
+import { runElection } from './election.ts'
+import { runEvents } from './events.ts'
+import { runJobs } from './jobs.ts'
+import { type ChaosServer, chaosServer } from './server.ts'
+
+const test = base.extend<{ server: ChaosServer }>({
+  // biome-ignore lint/correctness/noEmptyPattern: vitest reads from it that this needs no other
+  server: async ({}, use) => {
+    await using server = await chaosServer(400)
+    await use(server)
+  },
+})
+
+const LIMIT = { timeout: 300_000 }
+/** Which of them comes first is the seed's, and there may be time for one only. */
+const restarts = ({ crash = 0, stop = 0 }: Record<string, number>) => crash + stop
+
+describe('holds and jobs', () => {
+  test.concurrent(
+    'no increment is lost, whatever befalls holders, networks, backends, clocks and the server',
+    LIMIT,
+    async ({ server }) => {
+      const { violations, increments, faults } = await runCounter({
+        server,
+        kind: 'mixed',
+        workers: 6,
+        seconds: 12,
+        seed: 1,
+      })
+      expect(violations).toEqual([])
+      expect(increments).toBeGreaterThan(0)
+      const struck = ['kill', 'pause', 'cut', 'hold', 'swallow', 'terminate']
+      if (faketimeAvailable()) struck.push('clock')
+      expect(Object.keys(faults)).toEqual(expect.arrayContaining(struck))
+      expect(restarts(faults)).toBeGreaterThan(0)
+    },
+  )
+
+  test.concurrent(
+    'every job has its effect once, and every slot its job, through every fault',
+    LIMIT,
+    async ({ server }) => {
+      const { violations, jobs, slots, again, faults } = await runJobs({
+        server,
+        jobs: 600,
+        workers: 3,
+        seconds: 9,
+        seed: 3,
+      })
+      expect(violations).toEqual([])
+      expect(jobs).toBe(600)
+      expect(slots).toBeGreaterThan(5)
+      expect(again).toBeGreaterThan(0)
+      expect(restarts(faults)).toBeGreaterThan(0)
+    },
+  )
+})
+
+describe('leaders', () => {
+  test.concurrent.for([
+    { failover: 'lease', seed: 1 },
+    { failover: 'connection', seed: 2 },
+  ] as const)(
+    'leaders take turns, one after the other, each told before the next, through every fault: $failover',
+    LIMIT,
+    async (how, { server }) => {
+      const { violations, by, faults } = await runElection({ server, ...how, workers: 3, seconds: 9 })
+      expect(violations).toEqual([])
+      expect(Math.min(...by)).toBeGreaterThan(0)
+      expect(restarts(faults)).toBeGreaterThan(0)
+    },
+  )
+})
+
+function python(): boolean {
+  try {
+    execFileSync('python3', ['--version'])
+    return true
+  } catch {
+    return false
+  }
+}
+
+describe('events', () => {
+  test.concurrent.for([
+    { door: 'library', seed: 4 },
+    { door: 'http', seed: 5 },
+  ] as const)(
+    'every event is applied once, in order, through every fault: $door',
+    LIMIT,
+    async (how, { server, skip }) => {
+      skip(how.door === 'http' && !python(), 'it needs python3')
+      const sizes = { writers: 2, consumers: 3, streams: 40, seconds: 5 }
+      const { violations, events, back, faults } = await runEvents({ server, ...how, ...sizes })
+      expect(violations).toEqual([])
+      expect(events).toBeGreaterThan(0)
+      expect(back).toBeGreaterThan(0)
+      expect(restarts(faults)).toBeGreaterThan(0)
+    },
+  )
+})

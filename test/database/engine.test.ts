@@ -1,0 +1,172 @@
+/**
+ * Servers and databases that Lockstep cannot stand on are refused, by one sentence that says why: by `ready()`, and by `migrate`
+ * before it has made anything. All of it on PostgreSQL, which is made to be such a server.
+ */
+import * as fs from 'node:fs'
+import * as os from 'node:os'
+import * as path from 'node:path'
+import pg from 'pg'
+import { afterEach, describe, expect, inject, test } from 'vitest'
+import { SCHEMA } from '../../lib/database/database.ts'
+import { unfit } from '../../lib/database/server-facts.ts'
+import { createLockstep } from '../../lib/index.ts'
+import { migrate } from '../../lib/setup/migrate.ts'
+import { type FreshDatabase, freshDatabase } from '../support/database.ts'
+import { primary, template } from './standby.ts'
+
+const MIGRATIONS = path.join(import.meta.dirname, '../../db/migrations')
+const OURS = fs.readdirSync(MIGRATIONS).sort()
+
+const cleaning: (() => unknown)[] = []
+afterEach(async () => {
+  while (cleaning.length > 0) await cleaning.pop()?.()
+})
+
+async function fresh(options: { empty?: boolean } = {}): Promise<FreshDatabase> {
+  const db = await freshDatabase(options)
+  cleaning.push(db.close)
+  return db
+}
+
+/** What `ready()` of a new process says; null: ready. */
+async function notReady(url: string): Promise<string | null> {
+  await using lockstep = createLockstep({ connectionString: url })
+  return await lockstep.ready().then(
+    () => null,
+    (error) => {
+      expect(error.code).toBe('UNAVAILABLE')
+      return error.message
+    },
+  )
+}
+
+async function nothingMade({ pool }: FreshDatabase): Promise<void> {
+  const { rows } = await pool.query(`select nspname from pg_namespace where nspname like 'lockstep%'`)
+  expect(rows).toEqual([])
+}
+
+test('a database of today is ready, and no lock stays of the proof', async () => {
+  const db = await fresh()
+  expect(await notReady(db.url)).toBeNull()
+  const { rows } = await db.pool.query(`select from pg_locks where locktype = 'advisory'
+    and database = (select oid from pg_database where datname = current_database())`)
+  expect(rows).toEqual([])
+})
+
+describe('a server that does not show advisory locks in pg_locks', () => {
+  const hidden =
+    /^Lockstep needs a server that shows in pg_locks the advisory locks that it takes, and this one does not/
+  const hide = ({ pool }: FreshDatabase) =>
+    pool.query(`set allow_system_table_mods = on;
+      create or replace view pg_catalog.pg_locks as select * from pg_lock_status() l where l.locktype <> 'advisory'`)
+
+  test('is refused by migrate, which makes nothing', async () => {
+    const db = await fresh({ empty: true })
+    await hide(db)
+    await expect(migrate(db.url)).rejects.toThrow(hidden)
+    await nothingMade(db)
+  })
+
+  test('is refused by ready(), and by a migrate that had nothing to do', async () => {
+    const db = await fresh()
+    await hide(db)
+    expect(await notReady(db.url)).toMatch(hidden)
+    await expect(migrate(db.url)).rejects.toThrow(hidden)
+  })
+})
+
+test('a server that takes no advisory locks at all is refused by the same sentence', async () => {
+  const db = await fresh({ empty: true })
+  await db.pool.query(`set allow_system_table_mods = on;
+    alter function pg_catalog.pg_advisory_xact_lock_shared(integer, integer) rename to gone`)
+  await expect(migrate(db.url)).rejects.toThrow(/^Lockstep needs a server that shows in pg_locks/)
+  await nothingMade(db)
+})
+
+test.each(['LATIN1', 'WIN1252', 'EUC_JP', 'SQL_ASCII'])(
+  'a database in %s is refused, and told of UTF8',
+  async (encoding) => {
+    const server = new pg.Client(inject('serverUrl'))
+    await server.connect()
+    const name = `lockstep_test_${encoding.toLowerCase()}_${process.pid}`
+    const { rows } = await server.query(`select current_setting('server_version_num')::int >= 150000 as providers`)
+    const provider = rows[0].providers ? `locale_provider 'libc'` : ''
+    await server.query(
+      `create database ${name} encoding '${encoding}' template template0 lc_collate 'C' lc_ctype 'C' ${provider}`,
+    )
+    try {
+      const url = Object.assign(new URL(inject('serverUrl')), { pathname: `/${name}` }).href
+      await expect(migrate(url)).rejects.toThrow(
+        `Lockstep needs a database whose encoding is UTF8, and that of this one is ${encoding}: ` +
+          `make one by CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0`,
+      )
+    } finally {
+      await server.query(`drop database ${name} with (force)`)
+      await server.end()
+    }
+  },
+)
+
+test('a server older than 14 is refused', () => {
+  const fits = { encoding: 'UTF8', shown: true }
+  expect(unfit({ ...fits, version: 140_000 })).toBeUndefined()
+  expect(unfit({ ...fits, version: 130_015 })).toBe(
+    'Lockstep needs PostgreSQL 14 or newer, and this server says that it is 13',
+  )
+})
+
+describe('the schema', () => {
+  test('that is older than this code needs is refused', async () => {
+    const db = await fresh({ empty: true })
+    const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'lockstep-test-'))
+    cleaning.push(() => fs.rmSync(folder, { recursive: true }))
+    for (const file of OURS.filter((file) => file < '0008')) {
+      fs.copyFileSync(path.join(MIGRATIONS, file), path.join(folder, file))
+    }
+    expect(await notReady(db.url)).toMatch(/run the migrations$/)
+    await migrate(db.url, { folder })
+    expect(await notReady(db.url)).toMatch(/run the migrations$/)
+    await migrate(db.url)
+    await db.pool.query('delete from lockstep.migration where name = $1', [SCHEMA])
+    expect(await notReady(db.url)).toBe(`The database has an older schema than ${SCHEMA}: run the migrations`)
+  })
+
+  test('that is newer is accepted, as in a rolling deploy, unless it says that it does not serve this code', async () => {
+    const db = await fresh()
+    await db.pool.query(`insert into lockstep.migration values ('9998_later', '2100-01-01')`)
+    expect(await notReady(db.url)).toBeNull()
+    await db.pool.query(
+      `create or replace function lockstep.oldest_code() returns text language sql immutable return '9998_later'`,
+    )
+    expect(await notReady(db.url)).toBe(
+      `The database has the schema 9998_later, which serves code of 9998_later and later, and this is of ${SCHEMA}: deploy the newer version`,
+    )
+  })
+})
+
+describe('a database that can only be read', () => {
+  test('a standby is said to be one', async () => {
+    await using made = await template()
+    await using first = await primary(made)
+    await using standby = await first.standby()
+    const sentence = 'The database is a standby, which can only be read: connect to its primary'
+    expect(await notReady(standby.url)).toBe(sentence)
+    expect(await migrate(standby.url)).toMatchObject({ applied: [] }) // nothing to do
+    const client = new pg.Client(first.url)
+    await client.connect()
+    await client.query('delete from lockstep.migration where name = $1', [SCHEMA])
+    await client.end()
+    await standby.caughtUp()
+    await expect(migrate(standby.url)).rejects.toMatchObject({ code: 'UNAVAILABLE', message: sentence })
+  })
+
+  test('a role whose transactions only read is told so', async () => {
+    for (const empty of [true, false]) {
+      const db = await fresh({ empty })
+      await db.pool.query(`alter database ${db.name} set default_transaction_read_only = on`)
+      const sentence = 'The database can only be read by this role (default_transaction_read_only is on)'
+      if (empty) await expect(migrate(db.url)).rejects.toMatchObject({ code: 'UNAVAILABLE', message: sentence })
+      else expect(await notReady(db.url)).toBe(sentence)
+    }
+  })
+})

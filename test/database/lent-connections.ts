@@ -1,0 +1,16 @@
+/** Pools of pg for tests of shares. */
+import type pg from 'pg'
+import type { Lent } from '../../lib/database/shared-pool.ts'
+
+/** A pool of pg, as shares take it. */
+export const lent = (pool: pg.Pool): Lent => ({
+  options: pool.options,
+  get idle() {
+    return pool.idleCount > 0
+  },
+  get live() {
+    return pool.totalCount > 0
+  },
+  connect: () => pool.connect(),
+  end: () => pool.end(),
+})

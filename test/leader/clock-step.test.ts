@@ -1,0 +1,95 @@
+/** What is concluded from readings of the database's clock: when it has run evenly, and when it was set. */
+import { describe, expect, test } from 'vitest'
+import { Steady } from '../../lib/leader/clock-step.ts'
+
+const TTL = 1_000
+const HOUR = 3_600_000
+/** Readings of a clock that is `ahead` of ours, one per step: sent at, and received `rtt` later. */
+const watch = (readings: [sent: number, ahead: number, rtt?: number][]) => {
+  const now = performance.now()
+  const last = readings.at(-1) as [number, number, number?]
+  const shift = now - last[0] - (last[2] ?? 1) // the last answer came just now
+  const steady = new Steady()
+  for (const [sent, ahead, rtt = 1] of readings) {
+    steady.sample(sent + shift, Math.floor(sent + shift + rtt / 2 + ahead), sent + shift + rtt)
+  }
+  return steady.left(TTL)
+}
+
+describe("the database's clock", () => {
+  test('is believed by nobody who has not watched it', () => {
+    expect(new Steady().left(TTL)).toBe(TTL)
+    expect(watch([[0, HOUR]])).toBeGreaterThan(TTL - 100)
+  })
+
+  test('is believed when it ran evenly for a ttl, whatever it says', () => {
+    expect(
+      watch([
+        [0, HOUR],
+        [TTL + 1, HOUR],
+      ]),
+    ).toBe(0)
+    expect(
+      watch([
+        [0, -HOUR],
+        [400, -HOUR],
+        [800, -HOUR],
+        [TTL + 1, -HOUR],
+      ]),
+    ).toBe(0)
+    expect(
+      watch([
+        [0, 0],
+        [TTL / 2, 0],
+      ]),
+    ).toBeGreaterThan(TTL / 2 - 100)
+  })
+
+  test.each([60, 1_000, HOUR, -60, -HOUR])('set by %i ms is not believed until it ran for another ttl', (step) => {
+    expect(
+      watch([
+        [0, 0],
+        [5_000, step],
+      ]),
+    ).toBeGreaterThan(TTL - 100)
+    expect(
+      watch([
+        [0, 0],
+        [5_000, step],
+        [5_000 + TTL / 2, step],
+      ]),
+    ).toBeGreaterThan(TTL / 2 - 100)
+    expect(
+      watch([
+        [0, 0],
+        [5_000, step],
+        [5_001 + TTL, step],
+      ]),
+    ).toBe(0)
+  })
+
+  test('set little by little is found out as well', () => {
+    const creeping = Array.from({ length: 21 }, (_, i): [number, number] => [i * 100, i * 20])
+    expect(watch(creeping)).toBeGreaterThan(0)
+  })
+
+  test('drifts as clocks do, and is believed', () => {
+    const drifting = Array.from({ length: 100 }, (_, i): [number, number] => [i * 10_000, i * 10_000 * 0.0004])
+    expect(watch(drifting)).toBe(0)
+  })
+
+  test('read only by slow answers is not known well enough', () => {
+    expect(
+      watch([
+        [0, 0, 200],
+        [2_000, 0, 200],
+      ]),
+    ).toBe(TTL)
+    expect(
+      watch([
+        [0, 0, 200],
+        [2_000, 0, 1],
+      ]),
+    ).toBe(0) // one good answer is enough
+  })
+})

@@ -1,6 +1,0 @@
-/** The Worker that is deployed, but it soon finds out that a client has gone: workerd tells at the second write. */
-import { worker } from '../../functions/cloudflare.ts'
-import { createEvents } from '../../lib/event.ts'
-import { createTasks } from '../../lib/task.ts'
-
-export default worker({ tasks: createTasks, events: createEvents, keepAliveMs: 200 })

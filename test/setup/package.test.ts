@@ -1,0 +1,234 @@
+/**
+ * The package as others get it: packed, unpacked into a project of its own, type-checked, imported and run.
+ *
+ * It is packed from a copy, so that nothing is written to the work tree. Its dependencies are links to ours: no network.
+ */
+import { execFile } from 'node:child_process'
+import * as fs from 'node:fs'
+import * as os from 'node:os'
+import * as path from 'node:path'
+import { promisify } from 'node:util'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { serve } from '../../functions/adapters/node.ts'
+import { createLockstep } from '../../lib/index.ts'
+import { freshDatabase } from '../support/database.ts'
+
+const run = promisify(execFile)
+const ROOT = path.resolve(import.meta.dirname, '../..')
+const { version, dependencies, exports } = JSON.parse(fs.readFileSync(path.join(ROOT, 'package.json'), 'utf8'))
+const subpaths = Object.keys(exports).map((subpath) => subpath.replace(/^\./, 'lockstep'))
+
+let folder: string
+/** A project that depends on the package. */
+let project: string
+/** Files of the package, relative to its root. */
+let packed: string[]
+
+beforeAll(async () => {
+  folder = fs.mkdtempSync(path.join(os.tmpdir(), 'lockstep-package-'))
+  const copy = path.join(folder, 'copy')
+  for (const each of ['lib', 'functions', 'db', 'package.json', 'tsconfig.json', 'tsconfig.build.json', 'README.md']) {
+    fs.cpSync(path.join(ROOT, each), path.join(copy, each), { recursive: true })
+  }
+  fs.symlinkSync(path.join(ROOT, 'node_modules'), path.join(copy, 'node_modules'))
+  await saying('npm', ['pack', '--offline', '--pack-destination', folder], { cwd: copy })
+
+  project = path.join(folder, 'project')
+  const installed = path.join(project, 'node_modules', 'lockstep')
+  fs.mkdirSync(path.join(project, 'node_modules', '.bin'), { recursive: true })
+  await saying('tar', ['-xzf', `lockstep-${version}.tgz`], { cwd: folder })
+  fs.renameSync(path.join(folder, 'package'), installed)
+  packed = fs.readdirSync(installed, { recursive: true, encoding: 'utf8' })
+  packed = packed.filter((file) => !fs.statSync(path.join(installed, file)).isDirectory())
+
+  for (const name of [...Object.keys(dependencies), '@types/node']) {
+    const link = path.join(project, 'node_modules', name)
+    fs.mkdirSync(path.dirname(link), { recursive: true })
+    fs.symlinkSync(path.join(ROOT, 'node_modules', name), link)
+  }
+  // what npm does for `bin`
+  const { bin } = JSON.parse(fs.readFileSync(path.join(installed, 'package.json'), 'utf8'))
+  fs.chmodSync(path.join(installed, bin.lockstep), 0o755)
+  fs.symlinkSync(path.join('..', 'lockstep', bin.lockstep), path.join(project, 'node_modules', '.bin', 'lockstep'))
+  write('package.json', JSON.stringify({ type: 'module' }))
+}, 120_000)
+
+afterAll(() => fs.rmSync(folder, { recursive: true, force: true }))
+
+const write = (file: string, text: string) => fs.writeFileSync(path.join(project, file), text)
+
+/** Runs a program; rejects with all that it printed when it fails. */
+async function saying(command: string, args: string[], options: { cwd: string; env?: NodeJS.ProcessEnv }) {
+  const { stdout } = await run(command, args, options).catch((error) => {
+    throw new Error(`${command} ${args.join(' ')}: ${error.stdout}${error.stderr}`)
+  })
+  return stdout
+}
+
+/** Runs a program in the project, on this very Node. */
+function inProject(command: string, args: string[], env: Record<string, string> = {}) {
+  const PATH = [path.dirname(process.execPath), process.env.PATH].join(path.delimiter)
+  return saying(command, args, { cwd: project, env: { PATH, ...env } })
+}
+
+const lockstep = (args: string[], env?: Record<string, string>) => inProject('node_modules/.bin/lockstep', args, env)
+
+/** The programs of the README, each made whole. */
+function examples(): string[] {
+  const start = `import { createLockstep } from 'lockstep'
+    await using lockstep = createLockstep({ connectionString: process.env.DATABASE_URL ?? '' })
+    const { locks } = lockstep\n`
+  const blocks = fs.readFileSync(path.join(ROOT, 'README.md'), 'utf8').matchAll(/```ts\n([\s\S]*?)```/g)
+  return [...blocks].map(([, text = '']) => (text.includes("from 'lockstep'") ? text : start + text))
+}
+
+test('it holds what is built and nothing else', () => {
+  expect(packed).toEqual(expect.arrayContaining(['package.json', 'README.md', 'dist/db/migrations/0001_lease.sql']))
+  const strays = packed.filter((file) => !/^dist\/(lib|functions)\/([\w-]+\/)*[\w-]+\.(js|d\.ts)$/.test(file))
+  expect(
+    strays.filter((file) => !/^(package\.json|README\.md|LICENSE|dist\/db\/migrations\/\w+\.sql)$/.test(file)),
+  ).toEqual([])
+  const built = (ending: string) =>
+    packed
+      .filter((file) => file.endsWith(ending))
+      .map((file) => file.slice('dist/'.length, -ending.length))
+      .sort()
+  const sources = ['lib', 'functions'].flatMap((room) =>
+    fs
+      .readdirSync(path.join(ROOT, room), { recursive: true, encoding: 'utf8' })
+      .filter((file) => file.endsWith('.ts') && !file.endsWith('.d.ts')) // of a package that has no types, for ourselves
+      .map((file) => `${room}/${file.replace(/\.ts$/, '')}`),
+  )
+  expect(built('.js')).toEqual(sources.sort())
+  expect(built('.d.ts')).toEqual(built('.js'))
+})
+
+describe('for a project with strict types', () => {
+  const options = {
+    module: 'nodenext',
+    target: 'es2024',
+    lib: ['es2024', 'esnext.disposable'],
+    strict: true,
+    exactOptionalPropertyTypes: true,
+    skipLibCheck: false, // our declarations too, and whatever they import
+    noEmit: true,
+    types: ['node'],
+  }
+
+  test('it has types, on every subpath, and the README is right', async () => {
+    write(
+      'consumer.ts',
+      `import { createLockstep, type Held, LeaseLostError, type Lockstep } from 'lockstep'
+       import { UnavailableError } from 'lockstep/errors'
+       import { migrate, type SchemaState } from 'lockstep/migrate'
+       import { type Postgres, startPostgres } from 'lockstep/postgres'
+       import { createTasks, type Job, type Tasks } from 'lockstep/task'
+       import { type Consumer, createEvents, type Events, type StoredEvent } from 'lockstep/event'
+       import { type Measurement, ntp } from 'lockstep/ntp'
+       import { createApp } from 'lockstep/app'
+       import { type Server, serve } from 'lockstep/node'
+
+       const lockstep: Lockstep = createLockstep({ connectionString: 'postgres://localhost/app' })
+       export const held: Held | null = await lockstep.locks.tryAcquire('a', { ttlMs: 1_000 })
+       export const token: bigint | undefined = held?.token
+       export const answer: Response = await createApp(lockstep).request('/healthz')
+       export const server: Server = await serve({ lockstep })
+       export const applied: string[] = (await migrate('postgres://localhost/app')).applied
+       export const postgres: Postgres = await startPostgres()
+       export const current = (state: SchemaState): string | null => state.current
+       export const ours = (error: unknown) => error instanceof LeaseLostError || error instanceof UnavailableError
+
+       export const measured: Measurement = await ntp().measure()
+       export const bound: number | null = (await lockstep.time.ready()).boundMs
+       export const timed = createLockstep({ connectionString: 'postgres://localhost/app', time: { ntp: ntp() } })
+
+       const tasks: Tasks = createTasks(lockstep)
+       const count = tasks.define('count', (text: string) => text.length)
+       tasks.define('both', async (_: null, { trx }) => void trx, { transactional: true })
+       export const length: number = await tasks.run(count, 'four')
+       export const lengths: number[] = await tasks.run(count, 'four', { pool: 2 })
+       export const sent: string | null = await tasks.send('by its name', { any: 'thing' })
+       export const job: Job | null = await tasks.get(count, 'id')
+       // @ts-expect-error the data of this queue is a string
+       await tasks.send(count, 4)
+       // @ts-expect-error a handler has a transaction only if it is transactional
+       tasks.define('neither', async (_: null, { trx }) => void trx)
+
+       const events: Events = createEvents(lockstep)
+       export const appended: bigint = (await events.append('s', { type: 't' }, { expected: 3n })).last
+       export const page: StoredEvent[] = (await events.read('s', { from: 1n })).events
+       export const consumer: Consumer = events.consume('g', {}, async ({ stream }, { trx }) => void [stream, trx])
+       for await (const event of events.subscribe({ prefix: 's' })) use(event)
+       function use(event: StoredEvent) { return event.cursor }
+       // @ts-expect-error a position is a bigint
+       await events.read('s', { from: 1 })
+       // @ts-expect-error an event has a type
+       await events.append('s', {})
+
+       // @ts-expect-error a name is a string
+       await lockstep.locks.acquire(1)
+       // @ts-expect-error no such option
+       await lockstep.locks.acquire('a', { ttl: 1_000 })
+       // @ts-expect-error an answer may be null
+       await (await lockstep.locks.tryAcquire('a')).release()
+       // @ts-expect-error not for others
+       import 'lockstep/lib/db'
+      `,
+    )
+    examples().forEach((text, i) => {
+      write(`readme-${i}.ts`, text)
+    })
+    write('tsconfig.json', JSON.stringify({ compilerOptions: options, include: ['*.ts'] }))
+    await inProject(path.join(ROOT, 'node_modules', '.bin', 'tsc'), ['-p', '.'])
+  })
+})
+
+describe('with a database', () => {
+  test.each(subpaths)('%s can be imported', async (subpath) => {
+    write('import.js', `console.log(Object.keys(await import(${JSON.stringify(subpath)})).length)`)
+    expect(Number(await inProject('node', ['import.js']))).toBeGreaterThan(0)
+  })
+
+  test('the command says its version, and migrates an empty database once', async () => {
+    await using database = await freshDatabase({ empty: true })
+    const env = { DATABASE_URL: database.url }
+    expect(await lockstep(['--version'])).toBe(`${version}\n`)
+    expect(await lockstep(['migrate'], env)).toMatch(/^migrations applied: 0001_lease/)
+    expect(await lockstep(['migrate'], env)).toMatch(/^schema is up to date/)
+  })
+
+  test('it grants, refuses and releases', async () => {
+    await using database = await freshDatabase()
+    write(
+      'hold.js',
+      `import { createLockstep } from 'lockstep'
+       const lockstep = createLockstep({ connectionString: process.env.DATABASE_URL })
+       const held = await lockstep.locks.acquire('a')
+       const refused = await lockstep.locks.tryAcquire('a')
+       await held.release()
+       const again = await lockstep.locks.tryAcquire('a', { ttlMs: 5_000 })
+       console.log(held.kind, refused, again.kind, again.token > held.token)
+       await lockstep.close()`,
+    )
+    expect(await inProject('node', ['hold.js'], { DATABASE_URL: database.url })).toBe('connection null lease true\n')
+  })
+
+  test('the programs of the README run, on a fenced table', async () => {
+    await using database = await freshDatabase()
+    await database.pool.query(`create table orders (id int primary key, state text, token bigint, seen bigint)`)
+    await database.pool.query(`insert into orders (id, state) values (7, 'new')`)
+    await database.pool.query(`select lockstep.fence_table('orders')`)
+    await using lockstep = createLockstep({ connectionString: database.url })
+    const server = await serve({ lockstep, port: 0 })
+    const programs = examples()
+    expect(programs.length).toBeGreaterThan(4)
+    const env = { DATABASE_URL: database.url, LOCKSTEP_URL: server.url, LOCKSTEP_API_KEYS: 'off' }
+    for (const [i, text] of programs.entries()) {
+      write(`readme-${i}.ts`, text)
+      await inProject('node', [`readme-${i}.ts`], env)
+    }
+    await server.close()
+    const { rows } = await database.pool.query('select state, token > 0 as token from orders')
+    expect(rows).toEqual([{ state: 'billed', token: true }])
+  }, 120_000) // each of them is a process
+})

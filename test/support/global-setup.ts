@@ -1,0 +1,102 @@
+/**
+ * The database server of a test run, and on it a template that `freshDatabase` copies: migrated once.
+ *
+ * TEST_DATABASE chooses: `url` (DATABASE_URL, whose role must be allowed to create databases), `testcontainers`,
+ * `embedded`, or `auto` (default): the first of them that can be had. A real PostgreSQL in each case. TEST_POSTGRES, the
+ * folder of a package with binaries, makes the embedded one of another major (tools/matrix.ts).
+ */
+
+import { randomBytes } from 'node:crypto'
+import * as fs from 'node:fs'
+import * as path from 'node:path'
+import pg from 'pg'
+import type { TestProject } from 'vitest/node'
+import { startPostgres } from '../../lib/setup/embedded-postgres.ts'
+import { migrate } from '../../lib/setup/migrate.ts'
+import { BINARIES } from './postgres-majors.ts'
+
+declare module 'vitest' {
+  export interface ProvidedContext {
+    /** The server, through a database of its own that exists always. */
+    serverUrl: string
+    /** Name of the migrated database to copy. */
+    template: string
+  }
+}
+
+export default async function setup(project: TestProject): Promise<() => Promise<void>> {
+  const since = performance.now()
+  const server = await chosenServer()
+  const template = `lockstep_template_${randomBytes(4).toString('hex')}`
+  const url = new URL(server.url)
+  url.pathname = `/${template}`
+  try {
+    await statement(server.url, `create database ${template}`)
+    await migrate(url.href)
+    // nobody connected, not even autovacuum: a copy would have to wait for it
+    await statement(server.url, `alter database ${template} allow_connections false`)
+  } catch (error) {
+    await server.stop()
+    throw error
+  }
+  console.log(`Test database: ${server.what}, ready in ${Math.round(performance.now() - since)} ms`)
+  project.provide('serverUrl', server.url)
+  project.provide('template', template)
+  return async () => {
+    try {
+      await statement(server.url, `drop database ${template} with (force)`)
+    } finally {
+      await server.stop()
+    }
+  }
+}
+
+interface Server {
+  url: string
+  what: string
+  stop(): Promise<unknown>
+}
+
+async function chosenServer(): Promise<Server> {
+  const choice = process.env.TEST_DATABASE ?? (BINARIES.binaries ? 'embedded' : 'auto')
+  if (!['auto', 'url', 'testcontainers', 'embedded'].includes(choice)) {
+    throw new Error(`TEST_DATABASE is auto, url, testcontainers or embedded, not ${choice}`)
+  }
+  const url = process.env.DATABASE_URL
+  if (choice === 'url' && !url) throw new Error('TEST_DATABASE=url needs DATABASE_URL')
+  if (url && (choice === 'auto' || choice === 'url')) return { url, what: 'DATABASE_URL', stop: async () => {} }
+  if (choice === 'testcontainers' || (choice === 'auto' && (await dockerAnswers()))) return container()
+  const server = await startPostgres(BINARIES)
+  const major = fs.readFileSync(path.join(server.dir, 'PG_VERSION'), 'utf8').trim()
+  return { url: server.url, what: `embedded PostgreSQL ${major} in ${server.dir}`, stop: server.stop }
+}
+
+/** The limit is for a socket that accepts and never answers; without one the answer takes milliseconds. */
+async function dockerAnswers(): Promise<boolean> {
+  const { getContainerRuntimeClient } = await import('testcontainers')
+  const { promise, resolve } = Promise.withResolvers<boolean>()
+  const limit = setTimeout(resolve, 5_000, false)
+  getContainerRuntimeClient().then(
+    () => resolve(true),
+    () => resolve(false),
+  )
+  return promise.finally(() => clearTimeout(limit))
+}
+
+async function container(): Promise<Server> {
+  const { PostgreSqlContainer } = await import('@testcontainers/postgresql')
+  const started = await new PostgreSqlContainer('postgres:18-alpine')
+    .withCommand(['postgres', '-c', 'fsync=off', '-c', 'max_connections=200'])
+    .start()
+  return { url: started.getConnectionUri(), what: 'a container', stop: () => started.stop() }
+}
+
+async function statement(url: string, text: string): Promise<void> {
+  const client = new pg.Client(url)
+  await client.connect()
+  try {
+    await client.query(text)
+  } finally {
+    await client.end()
+  }
+}

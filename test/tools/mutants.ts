@@ -1,0 +1,251 @@
+/**
+ * `npm run test:mutants [-- --only WORDS]`: bugs that would be fatal, put in on purpose, each in a copy of the project. For each it
+ * says which tests find it; one that none finds is exit code 1.
+ *
+ * The first three are the ones that a lock on a database can most easily have without anybody's noticing.
+ */
+import { spawnSync } from 'node:child_process'
+import * as fs from 'node:fs'
+import * as path from 'node:path'
+import { parseArgs } from 'node:util'
+import { serverUser, temporaryFolder } from '../../lib/setup/guarded-process.ts'
+
+interface Mutant {
+  bug: string
+  file: string
+  from: string
+  to: string
+  /** Who should find it: files of test/, and the beginning of some names. */
+  files: string[]
+  tests?: string
+}
+
+const LEASE = 'db/migrations/0001_lease.sql'
+const FENCE = 'db/migrations/0010_fence.sql'
+const MUTANTS: Mutant[] = [
+  {
+    bug: 'a fence is taken outside of a transaction',
+    file: 'db/migrations/0012_transaction.sql',
+    from: 'if pg_current_xact_id_if_assigned() is distinct from xid then',
+    to: 'if false then',
+    files: ['transaction.test.ts'],
+    tests: 'in no transaction is refused|has ended is none',
+  },
+  {
+    bug: 'a COMMIT of another transaction than the one that was begun',
+    file: 'lib/database/supervised-transaction.ts',
+    from: "if (this.#xid === undefined) return this.#client.query('commit')",
+    to: "if (this.#xid !== '') return this.#client.query('commit')",
+    files: ['transaction.test.ts'],
+    tests: 'rejects if its work ended it',
+  },
+  {
+    bug: 'an attempt whose handler ended its transaction is tried again',
+    file: 'lib/task/job/attempts.ts',
+    from: 'if (final) await',
+    to: 'if (false) await',
+    files: ['transaction.test.ts'],
+    tests: 'has failed for good',
+  },
+  {
+    bug: 'FOR KEY SHARE taken out: an assertion looks, and locks nothing',
+    file: FENCE,
+    from: '\n      for key share;\n  if not found then\n    raise exception',
+    to: ';\n  if not found then\n    raise exception',
+    files: ['fence.test.ts', 'interleave.test.ts'],
+    tests: 'keeps a takeover out|statement by statement',
+  },
+  {
+    bug: 'the row that an update leaves is not asked for its hold, only the row that it makes',
+    file: FENCE,
+    from: '      ignored := lockstep.check_hold(tg_relid, was);\n',
+    to: '      ignored := true;\n',
+    files: ['fence.rows.test.ts'],
+  },
+  {
+    bug: 'K in shared mode lets a transaction write',
+    file: FENCE,
+    from: "and l.granted and l.mode = 'ExclusiveLock' and",
+    to: 'and l.granted and',
+    files: ['fence.rows.test.ts'],
+  },
+  {
+    bug: 'the trust timer taken out: a hold that cannot be renewed is believed for ever',
+    file: 'lib/lease/renewer.ts',
+    from: 'for (const hold of this.#held) hold.check()\n',
+    to: '\n',
+    files: ['loss.test.ts', 'term.test.ts'],
+    tests: 'whose renewals hang|went silent',
+  },
+  {
+    bug: 'the token from the row instead of the sequence',
+    file: LEASE,
+    from: `    base := nextval('lockstep.token');
+    granted_at := clock_timestamp();`,
+    to: `    base := coalesce((select max(l.token) from lockstep.lease l where l.name = any (names)), 0) + 1;
+    granted_at := clock_timestamp();`,
+    files: ['lock.test.ts', 'interleave.test.ts'],
+  },
+  {
+    bug: 'trust begins with the answer, not with the attempt',
+    file: 'lib/lease/renewer.ts',
+    from: 'this.#kept = attempted\n        this.#pauseMs',
+    to: 'this.#kept = new Moment()\n        this.#pauseMs',
+    files: ['loss.test.ts', 'term.test.ts'],
+  },
+  {
+    bug: 'a lease is granted without the gate that connection holds stand at',
+    file: LEASE,
+    from: `then pg_try_advisory_xact_lock(lockstep.key(a.name)) end),`,
+    to: `then true end),`,
+    files: ['lock.test.ts', 'interleave.test.ts'],
+  },
+  {
+    bug: 'a slot is moved on, and not sent',
+    file: 'lib/task/schedule/due.ts',
+    from: `reason instanceof UnavailableError || passing`,
+    to: `false`,
+    files: ['cron.test.ts'],
+    tests: 'a schedule that cannot be sent',
+  },
+  {
+    bug: 'leaving gives up the partitions first and the place last',
+    file: 'lib/event/group/polls.ts',
+    from: 'if (!stays) {',
+    to: 'if (false) {',
+    files: ['group.test.ts'],
+    tests: 'poll, commit, fail',
+  },
+  {
+    bug: 'after a turn that failed what its connection has is taken for known',
+    file: 'lib/database/lock-turns.ts',
+    from: '      await this.#recover()\n',
+    to: '',
+    files: ['faults.test.ts'],
+    tests: 'tries of the same names by others',
+  },
+  {
+    bug: 'a hold whose release failed is believed again',
+    file: 'lib/lease/hold.ts',
+    from: `        this.lose('its release failed, and perhaps had its effect', error)\n`,
+    to: '',
+    files: ['faults.test.ts'],
+    tests: 'a release of a lease|a resignation ',
+  },
+  {
+    bug: 'each of a crowd throws away the session that another has opened',
+    file: 'lib/database/session-pool.ts',
+    from: 'if (this.#shared === opening) this.#shared = undefined',
+    to: 'this.#shared = undefined',
+    files: ['session.test.ts'],
+    tests: 'callers that meet at a lost session',
+  },
+  {
+    bug: 'a row is written for a connection that does not have the lock',
+    file: 'db/migrations/0011_hold.sql',
+    from: 'if not exists (select from lockstep.keys_of(pid)',
+    to: 'if exists (select from lockstep.keys_of(0)',
+    files: ['session.test.ts'],
+    tests: 'only by the connection',
+  },
+  {
+    bug: 'a row is written under a token older than its own',
+    file: 'db/migrations/0011_hold.sql',
+    from: '    where l.token = excluded.token or l.holder is null and l.token < excluded.token;',
+    to: '    where true;',
+    files: ['session.test.ts'],
+    tests: 'never under a token older',
+  },
+  {
+    bug: 'a migration that closes goes on without waiting until it is quiet',
+    file: 'lib/setup/exclusive-migration.ts',
+    from: 'if (blockers === null || blockers.length === 0) return blockers !== null',
+    to: 'return true',
+    files: ['close-migration.test.ts'],
+  },
+  {
+    bug: 'a migration that closes waits for locks, and not for transactions that can still take them',
+    file: 'db/migrations/0008_close.sql',
+    from: 'and l.virtualtransaction = any (transactions)',
+    to: 'and false',
+    files: ['close-migration.test.ts'],
+    tests: 'a transaction that was open|a call that began before',
+  },
+  {
+    bug: 'a migration that closes refuses locks, and not appends',
+    file: 'db/migrations/0008_close.sql',
+    from: `        ('begin_append', refused),     -- what every append begins with, before it takes a gate\n`,
+    to: '',
+    files: ['close-migration.test.ts'],
+    tests: 'a process of 0.6 that holds|killed after K',
+  },
+  {
+    bug: 'K can be chosen: its hash can be inverted',
+    file: 'db/migrations/0009_keys.sql',
+    from: `return lockstep.key_of('lock', name);`,
+    to: 'return hashtextextended(name collate "C", 5497548331942713701);',
+    files: ['keys.test.ts'],
+  },
+]
+
+const { values } = parseArgs({ options: { only: { type: 'string' } } })
+const chosen = MUTANTS.filter(({ bug }) => bug.includes(values.only ?? ''))
+if (chosen.length === 0) throw new Error(`--only is part of one of: ${MUTANTS.map(({ bug }) => bug).join(' · ')}`)
+const root = path.resolve(import.meta.dirname, '..')
+let missed = 0
+for (const mutant of chosen) {
+  const found = tried(mutant)
+  if (found.length === 0) missed += 1
+  console.log(`${found.length > 0 ? 'found' : 'MISSED'}: ${mutant.bug}`)
+  for (const name of found.slice(0, 5)) console.log(`    ${name}`)
+  if (found.length > 5) console.log(`    and ${found.length - 5} more`)
+}
+process.exit(missed > 0 ? 1 : 0)
+
+/** The names of the tests that fail with it. */
+function tried({ file, from, to, files, tests }: Mutant): string[] {
+  const copy = fs.mkdtempSync(path.join(temporaryFolder(serverUser()), 'lockstep-mutant-'))
+  try {
+    for (const name of [
+      'package.json',
+      'tsconfig.json',
+      'vitest.config.ts',
+      'README.md',
+      'db',
+      'lib',
+      'functions',
+      'test',
+    ]) {
+      fs.cpSync(path.join(root, name), path.join(copy, name), { recursive: true })
+    }
+    fs.symlinkSync(path.join(root, 'node_modules'), path.join(copy, 'node_modules'))
+    const text = fs.readFileSync(path.join(copy, file), 'utf8')
+    if (text.split(from).length !== 2) throw new Error(`${file} has no one place that says ${from}`)
+    fs.writeFileSync(
+      path.join(copy, file),
+      text.replace(from, () => to),
+    )
+    const report = path.join(copy, 'report.json')
+    const args = [
+      'vitest',
+      'run',
+      ...files.map((name) => `test/${name}`),
+      '--bail=20',
+      '--reporter=json',
+      `--outputFile=${report}`,
+    ]
+    spawnSync('npx', [...args, ...(tests ? ['-t', tests] : [])], { cwd: copy, stdio: ['ignore', 'ignore', 'ignore'] })
+    const { testResults } = JSON.parse(fs.readFileSync(report, 'utf8')) as Report
+    return testResults.flatMap(({ name, assertionResults }) =>
+      assertionResults
+        .filter(({ status }) => status === 'failed')
+        .map(({ title }) => `${path.basename(name)}: ${title}`),
+    )
+  } finally {
+    fs.rmSync(copy, { recursive: true, force: true })
+  }
+}
+
+interface Report {
+  testResults: { name: string; assertionResults: { status: string; title: string }[] }[]
+}

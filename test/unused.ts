@@ -1,9 +1,0 @@
-/** A process that makes everything, and uses and closes nothing of it; for close.test.ts. */
-import { createEvents } from '../lib/event.ts'
-import { createLockstep } from '../lib/index.ts'
-import { createTasks } from '../lib/task.ts'
-
-const lockstep = createLockstep({ connectionString: process.argv[2] as string })
-createTasks(lockstep).define('unused', () => {})
-createEvents(lockstep).subscribe()
-lockstep.leaders.observe('unused')
