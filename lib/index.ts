@@ -1,7 +1,7 @@
 /** The front door: everything that is public, and nothing else. And the end: who makes a thing ends it, here. */
 
 import { CLOSE_MS, Closing, Deadline, type Ending } from './base/index.ts'
-import { type ConnectOptions, Database, keepParts, Sessions } from './database/index.ts'
+import { type ConnectOptions, Database, keepContext, SessionPool } from './database/index.ts'
 import { Leaders } from './leader/index.ts'
 import { Locks } from './lock/index.ts'
 import { Time, type TimeOptions } from './time/index.ts'
@@ -37,7 +37,8 @@ export type {
   Term,
   TryCampaignOptions,
 } from './leader/index.ts'
-export type { Grant, Held, LockState } from './lease/index.ts'
+/** @deprecated since 0.7: it is called `Hold`. */
+export type { Grant, Hold, Hold as Held, LockState } from './lease/index.ts'
 export type { AcquireOptions, Locks, TransactionOptions, TransactionWork, TryOptions } from './lock/index.ts'
 export type { Reading, ReadyOptions, Time, TimeOptions, TimeSource, TimeStatus } from './time/index.ts'
 export { cristian, type RemoteTime, type TimeAnswer } from './time/index.ts'
@@ -82,7 +83,7 @@ export interface Lockstep extends AsyncDisposable {
 export function createLockstep(options: LockstepOptions): Lockstep {
   const closing = new Closing()
   const database = new Database(options, closing)
-  const sessions = new Sessions(database)
+  const sessions = new SessionPool(database)
   const locks = new Locks(database, sessions, closing)
   const leaders = new Leaders(database, sessions, closing)
   const time = new Time(database, closing, options.time)
@@ -110,6 +111,6 @@ export function createLockstep(options: LockstepOptions): Lockstep {
   const { kysely } = database
   const ready = () => closing.verb(() => database.ready())
   const lockstep = { locks, leaders, time, kysely, ready, close, [Symbol.asyncDispose]: close }
-  keepParts(lockstep, { database, sessions, time, closing, rooms })
+  keepContext(lockstep, { database, sessions, time, closing, rooms })
   return lockstep
 }

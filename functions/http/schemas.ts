@@ -6,7 +6,7 @@
  */
 import { z } from '@hono/zod-openapi'
 import type { Context } from 'hono'
-import { either } from '../../lib/base/index.ts'
+import { combineSignals } from '../../lib/base/index.ts'
 import { LIMITS } from '../../lib/index.ts'
 import * as field from './fields.ts'
 import { gone, stopping } from './problem.ts'
@@ -48,7 +48,7 @@ export async function waiting<T>(
   work: (until: { signal?: AbortSignal }) => Promise<T>,
 ): Promise<T> {
   const client = c.req.raw.signal
-  const until = waitMs ? either(client, stop) : undefined
+  const until = waitMs ? combineSignals(client, stop) : undefined
   try {
     return await work(until ? { signal: until.signal } : {})
   } catch (error) {

@@ -1,7 +1,7 @@
 /** A wait that ends with its signal: what is waited for goes on, and nobody hears of it any more. */
 
 /** What `work` comes to, or the signal's reason, whichever is first; the reason, if the signal has aborted already. */
-export async function heeding<T>(signal: AbortSignal | undefined, work: T | Promise<T>): Promise<T> {
+export async function abortable<T>(signal: AbortSignal | undefined, work: T | Promise<T>): Promise<T> {
   if (!signal) return work
   const { promise, reject } = Promise.withResolvers<never>()
   const aborted = () => reject(signal.reason)
@@ -14,7 +14,7 @@ export async function heeding<T>(signal: AbortSignal | undefined, work: T | Prom
  * A signal that aborts with the first of several, until `end` takes it off them. Not AbortSignal.any: what somebody leaves on
  * such a one is kept for as long as the others live, and one of them may live as long as the process.
  */
-export function either(...signals: (AbortSignal | undefined)[]): { signal: AbortSignal; end: () => void } {
+export function combineSignals(...signals: (AbortSignal | undefined)[]): { signal: AbortSignal; end: () => void } {
   const own = new AbortController()
   const sources = signals.filter((source) => source !== undefined)
   const end = () => {

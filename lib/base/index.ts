@@ -1,6 +1,6 @@
 /** What others use of this room. */
 
-export { either, heeding } from './abortable.ts'
+export { abortable, combineSignals } from './abortable.ts'
 export {
   budgeted,
   checkInteger,
@@ -40,5 +40,5 @@ export {
   wrongType,
 } from './errors.ts'
 export { CLOSE_MS, Closing, Deadline, type Ending, GRACE_MS, RoomEnding } from './shutdown.ts'
-export { Moment, trusted } from './stopwatch.ts'
-export { Bell } from './waker.ts'
+export { Stopwatch, trusted } from './stopwatch.ts'
+export { Waker } from './waker.ts'

@@ -3,7 +3,7 @@
  * every wait that is under way. What such a wait had begun is seen to its end behind it, so that nothing is granted to nobody.
  */
 
-import { either, heeding } from './abortable.ts'
+import { abortable, combineSignals } from './abortable.ts'
 import { UnavailableError } from './errors.ts'
 
 /** For what is under way. */
@@ -46,8 +46,8 @@ export class Closing {
   }
 
   /** What `work` comes to, or the end of it all, whichever is first. */
-  heed<T>(work: T | Promise<T>): Promise<T> {
-    return heeding(this.signal, work)
+  abortable<T>(work: T | Promise<T>): Promise<T> {
+    return abortable(this.signal, work)
   }
 
   /**
@@ -61,7 +61,7 @@ export class Closing {
     run: (stop: AbortSignal, begun: () => void) => Promise<T>,
   ): Promise<T> {
     this.check()
-    const stop = either(signal, this.signal)
+    const stop = combineSignals(signal, this.signal)
     const closed = Promise.withResolvers<never>()
     closed.promise.catch(() => {})
     const onClose = () => closed.reject(this.signal.reason)

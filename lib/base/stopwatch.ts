@@ -10,7 +10,7 @@
  */
 
 /** A point in time on both local clocks. */
-export class Moment {
+export class Stopwatch {
   readonly #monotonic = performance.now()
   readonly #wall = Date.now()
 

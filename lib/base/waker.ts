@@ -1,16 +1,16 @@
-/** A wait that ends when its time has passed or somebody rings. A ring before the wait is not lost. */
-export class Bell {
-  #rang = false
+/** A wait that ends when its time has passed or when it is woken. A call of `wake` before the wait is not lost. */
+export class Waker {
+  #woken = false
   #wake: (() => void) | undefined
 
-  ring(): void {
-    this.#rang = true
+  wake(): void {
+    this.#woken = true
     this.#wake?.()
   }
 
-  /** @param ms  any number; a timer's longest is 24 days. @returns whether somebody rang. */
+  /** @param ms  any number; a timer's longest is 24 days. @returns whether it was woken. */
   async wait(ms: number): Promise<boolean> {
-    if (!this.#rang) {
+    if (!this.#woken) {
       const { promise, resolve } = Promise.withResolvers<void>()
       const timer = setTimeout(resolve, Math.min(Math.max(ms, 0), 2 ** 31 - 1))
       this.#wake = resolve
@@ -18,8 +18,8 @@ export class Bell {
       this.#wake = undefined
       clearTimeout(timer)
     }
-    const rang = this.#rang
-    this.#rang = false
-    return rang
+    const woken = this.#woken
+    this.#woken = false
+    return woken
   }
 }

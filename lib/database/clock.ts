@@ -60,7 +60,7 @@ export interface Clocked {
 }
 
 /** The database's clock was read between two instants of ours. */
-export interface Heard {
+export interface ClockReading {
   /** `mono` before the statement was sent. */
   before: number
   /** `mono` when it was answered, the latest that it can have been. */
@@ -74,17 +74,17 @@ export interface Heard {
 }
 
 /** Where readings of the database's clock come in. */
-export class Ear {
+export class ClockReader {
   readonly clock: LocalClock
   /** Hears what other statements bring back. */
-  on: ((heard: Heard) => void) | undefined
+  on: ((heard: ClockReading) => void) | undefined
 
   constructor(clock = localClock()) {
     this.clock = clock
   }
 
   /** Call it before a statement is sent; call what it answers with a row of its answer. */
-  open(): (row: Clocked) => Heard {
+  open(): (row: Clocked) => ClockReading {
     const { clock } = this
     const before = clock.mono()
     const gapBefore = gapOf(clock)
@@ -95,7 +95,7 @@ export class Ear {
   }
 
   /** The same, for a statement that is sent for another reason: who keeps time hears of it. */
-  overhear(): (row: Clocked | undefined) => void {
+  observe(): (row: Clocked | undefined) => void {
     const close = this.open()
     return (row) => {
       if (row) this.on?.(close(row))

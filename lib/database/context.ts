@@ -5,11 +5,11 @@
 import type { Closing, Ending } from '../base/index.ts'
 import { wrongType } from '../base/index.ts'
 import type { Database } from './database.ts'
-import type { Sessions } from './session-pool.ts'
+import type { SessionPool } from './session-pool.ts'
 
-export interface Parts {
+export interface Context {
   database: Database
-  sessions: Sessions
+  sessions: SessionPool
   /** Measures true time, where it is due. */
   time: { synchronize(options: { signal?: AbortSignal }): Promise<boolean> }
   closing: Closing
@@ -19,12 +19,12 @@ export interface Parts {
 
 const KEY = Symbol.for('lockstep.parts') // the same in two copies of this package
 
-export function keepParts(lockstep: object, parts: Parts): void {
+export function keepContext(lockstep: object, parts: Context): void {
   Object.defineProperty(lockstep, KEY, { value: parts })
 }
 
-export function partsOf(lockstep: object): Parts {
-  const parts = (lockstep as { [KEY]?: Parts } | null)?.[KEY]
+export function contextOf(lockstep: object): Context {
+  const parts = (lockstep as { [KEY]?: Context } | null)?.[KEY]
   if (!parts) throw wrongType('lockstep', 'what createLockstep has made', lockstep)
   return parts
 }

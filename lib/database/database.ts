@@ -21,9 +21,9 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { type Kysely, type RawBuilder, sql } from 'kysely'
 import pg from 'pg'
 import { CLOSE_MS, Closing, Deadline, fromDatabase, outOfRange, UnavailableError, wrongType } from '../base/index.ts'
-import { type Clocked, Ear, type Heard } from './clock.ts'
+import { type Clocked, ClockReader, type ClockReading } from './clock.ts'
 import { allSettled, announcedPid, Pool, type PoolConfig } from './pool.ts'
-import { Clients, clientWith, sever } from './pool-clients.ts'
+import { clientWith, PoolClients, sever } from './pool-clients.ts'
 import { type ServerFacts, unfit, unwritable } from './server-facts.ts'
 
 export {
@@ -93,14 +93,15 @@ export class Database {
   readonly users: Pool
   readonly maxWaiting: number
   /** Hears of every reading of the database's clock that a statement brings back. */
-  readonly ear = new Ear()
+  readonly ear = new ClockReader()
   readonly #control: Pool
   readonly #Client: typeof pg.Client
   readonly #client: pg.ClientConfig
   readonly #common: Omit<PoolConfig, 'max'>
-  readonly #shared: Clients | undefined
+  readonly #shared: PoolClients | undefined
   readonly #closing: Closing
   readonly #pools = new Set<Pool>()
+  readonly #cancels = new Set<Promise<void>>()
   /** Connections of {@link direct} that are open. */
   readonly #direct = new Set<pg.Client>()
   #pooled: boolean
@@ -138,7 +139,7 @@ export class Database {
     this.#pooled = directConnectionString === null
     this.#common = common
     this.#shared = options.shared
-      ? new Clients({ ...common, max: EVERYBODY, idleTimeoutMillis: CONTROL_IDLE_MS })
+      ? new PoolClients({ ...common, max: EVERYBODY, idleTimeoutMillis: CONTROL_IDLE_MS })
       : undefined
     this.#client = { ...common, connectionString: directConnectionString ?? connectionString, pipeline: true }
     this.users = new Pool({ ...common, max, remedy: 'raise `max`, or let transactions end sooner' }, this.#shared)
@@ -159,19 +160,19 @@ export class Database {
 
   /** As {@link control}, of a statement that selects CLOCK besides. */
   async overheard<R>(statement: RawBuilder<unknown>): Promise<R[]> {
-    const close = this.ear.overhear()
+    const close = this.ear.observe()
     const rows = await this.control(statement as RawBuilder<R & Clocked>)
     close(rows[0])
     return rows
   }
 
   /** As {@link control}, for one row that brings back the clock. The clocks are read with the connection in hand. */
-  async clocked<R extends Clocked>(statement: RawBuilder<R>): Promise<{ row: R; heard: Heard }> {
+  async clocked<R extends Clocked>(statement: RawBuilder<R>): Promise<{ row: R; heard: ClockReading }> {
     try {
       return await this.#control.kysely.connection().execute(async (connection) => {
         const close = this.ear.open()
         const row = (await statement.execute(connection)).rows[0] as R
-        return { row, heard: close(row) as Heard }
+        return { row, heard: close(row) as ClockReading }
       })
     } catch (error) {
       throw fromDatabase(error)
@@ -199,7 +200,13 @@ export class Database {
    * Cancels what a backend waits for. Again and again until `ended`: a cancel that arrives before the statement does
    * is lost. When this resolves no cancel is under way any more.
    */
-  async cancel(pid: number, ended: () => boolean): Promise<void> {
+  cancel(pid: number, ended: () => boolean): Promise<void> {
+    const cancelling = this.#cancelUntil(pid, ended).finally(() => this.#cancels.delete(cancelling))
+    this.#cancels.add(cancelling)
+    return cancelling
+  }
+
+  async #cancelUntil(pid: number, ended: () => boolean): Promise<void> {
     while (!ended()) {
       await this.control(sql`select pg_cancel_backend(${pid})`).catch(() => {})
       if (!ended()) await sleep(20)
@@ -271,7 +278,9 @@ export class Database {
     for (const client of this.#direct) sever(client)
     const pools = [this.users, this.#control, ...this.#pools]
     let over = false
-    await Promise.race([allSettled(pools, () => over), late ?? deadline.over])
+    // What they were to cancel has ended with its session; they notice within 20 ms.
+    const all = [...this.#cancels, allSettled(pools, () => over)]
+    await Promise.race([Promise.all(all), late ?? deadline.over])
     over = true
     await Promise.all(pools.map((pool) => pool.end()))
     await this.#shared?.end()

@@ -1,7 +1,7 @@
 /** What others use of this room. */
 
-export { CLOCK, type Clocked, gapOf, type Heard, type LocalClock } from './clock.ts'
-export { keepParts, type Parts, partsOf } from './context.ts'
+export { CLOCK, type Clocked, type ClockReading, gapOf, type LocalClock } from './clock.ts'
+export { type Context, contextOf, keepContext } from './context.ts'
 export {
   type AnyTransaction,
   type ClientInTransaction,
@@ -18,8 +18,8 @@ export {
   within,
   XID,
 } from './database.ts'
-export { News } from './notifier.ts'
+export { Notifier } from './notifier.ts'
 export { NOT_SHOWN, type ServerFacts, unfit, unwritable } from './server-facts.ts'
 export type { Place, Session } from './session.ts'
-export { Sessions } from './session-pool.ts'
+export { SessionPool } from './session-pool.ts'
 export { countdown, sharedSession } from './shared-session.ts'

@@ -17,7 +17,7 @@
  * once, and a few holds (32 with the server's defaults) cost one question.
  */
 
-import { Moment } from '../base/index.ts'
+import { Stopwatch } from '../base/index.ts'
 import { keyOf } from './lock-key.ts'
 
 type Try = { name: string; resolve: (token: bigint | null) => void; reject: (error: unknown) => void }
@@ -39,7 +39,7 @@ export interface Connection {
   end(why: unknown): Error
 }
 
-export class Turns {
+export class LockTurns {
   readonly #pid: number
   readonly #connection: Connection
   /** Names whose K this connection has, as far as it was answered. */
@@ -56,7 +56,7 @@ export class Turns {
   /** How many names this connection may have before the server is asked for room. */
   #allowed = 0
   #room: Promise<boolean> | undefined
-  #full: Moment | undefined
+  #full: Stopwatch | undefined
 
   constructor(pid: number, connection: Connection) {
     this.#pid = pid
@@ -86,7 +86,7 @@ export class Turns {
     const [held, most, connections] = (row as string[]).map(Number) as [number, number, number]
     const pending = this.#tries.length + this.#asked.size // which the server has not counted yet
     const more = Math.ceil((most - held - pending) / connections)
-    this.#full = more > 0 ? undefined : new Moment()
+    this.#full = more > 0 ? undefined : new Stopwatch()
     this.#allowed = this.#owned.size + pending + Math.max(more, 0)
     return more > 0
   }
@@ -197,7 +197,7 @@ export class Turns {
   }
 
   // After a statement failed that may have gained or given up a lock: what this connection has is set right by what the
-  // database says, or the connection is given up. Turns that fail meanwhile share it.
+  // database says, or the connection is given up. LockTurns that fail meanwhile share it.
   #recover(): Promise<void> {
     this.#recovery ??= this.#keepOwned().finally(() => {
       this.#recovery = undefined

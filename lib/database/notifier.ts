@@ -7,12 +7,12 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Session } from './session.ts'
-import type { Sessions } from './session-pool.ts'
+import type { SessionPool } from './session-pool.ts'
 
-type Ear<T> = (told: T | null) => void
+type ClockReader<T> = (told: T | null) => void
 
 /** What a session that listens does besides. */
-export interface Attendance {
+export interface ListenHooks {
   come(session: Session): Promise<unknown>
   go(session: Session): Promise<unknown>
 }
@@ -20,28 +20,28 @@ export interface Attendance {
 // LISTEN makes every NOTIFY of the database dearer, and who wants to know often wants to again.
 const LINGER_MS = 10_000
 
-export class News<T> {
-  readonly #sessions: Sessions
+export class Notifier<T> {
+  readonly #sessions: SessionPool
   readonly #channel: string
   readonly #read: (message: string) => { name: string; told: T }[]
-  readonly #attend: Attendance | undefined
-  readonly #ears = new Map<string, Set<Ear<T>>>()
+  readonly #attend: ListenHooks | undefined
+  readonly #ears = new Map<string, Set<ClockReader<T>>>()
   readonly #any = new Set<(name: string | null, told: T | null) => void>()
   #session: Session | undefined
   #keeping = false
   #linger: NodeJS.Timeout | undefined
   readonly #closed = new AbortController()
-  #hush = () => {}
+  #unsubscribe = () => {}
 
   /**
    * @param read    what a message says, of which names; nothing: perhaps of any. May throw.
    * @param attend  so that it is known whether anybody listens.
    */
   constructor(
-    sessions: Sessions,
+    sessions: SessionPool,
     channel: string,
     read: (message: string) => { name: string; told: T }[],
-    attend?: Attendance,
+    attend?: ListenHooks,
   ) {
     this.#sessions = sessions
     this.#channel = channel
@@ -55,7 +55,7 @@ export class News<T> {
   }
 
   /** Hears of one name until the answer is called. */
-  on(name: string, ear: Ear<T>): () => void {
+  on(name: string, ear: ClockReader<T>): () => void {
     const ears = this.#ears.get(name) ?? new Set()
     this.#ears.set(name, ears.add(ear))
     this.#begin()
@@ -83,7 +83,7 @@ export class News<T> {
     this.#ears.clear()
     this.#any.clear()
     clearTimeout(this.#linger)
-    this.#hush()
+    this.#unsubscribe()
   }
 
   get #wanted(): boolean {
@@ -98,7 +98,7 @@ export class News<T> {
   #endSoon(): void {
     if (this.#wanted || this.#closed.signal.aborted) return
     clearTimeout(this.#linger)
-    this.#linger = setTimeout(() => this.#hush(), LINGER_MS)
+    this.#linger = setTimeout(() => this.#unsubscribe(), LINGER_MS)
     this.#linger.unref()
   }
 
@@ -134,7 +134,7 @@ export class News<T> {
     const { promise, resolve } = Promise.withResolvers<void>()
     const bell = { connectionLost: () => resolve() }
     session.attach(bell)
-    this.#hush = () => {
+    this.#unsubscribe = () => {
       if (!this.#wanted) resolve()
     }
     await promise

@@ -4,13 +4,13 @@
  * closes it; every client has one.
  */
 import pg from 'pg'
-import type { Lent, Source } from './shared-pool.ts'
+import type { LentPool, PoolSource } from './shared-pool.ts'
 
 // For a server to end a connection that was ended politely.
 const POLITE_MS = 500
 
 /** pg's pool, whose clients' errors end nothing, and whose end ends all of them. */
-export class Clients implements Lent {
+export class PoolClients implements LentPool {
   readonly #pool: pg.Pool
   readonly #open = new Set<pg.Client>()
   #live = 0
@@ -27,7 +27,7 @@ export class Clients implements Lent {
     })
   }
 
-  get options(): Source['options'] {
+  get options(): PoolSource['options'] {
     return this.#pool.options
   }
 

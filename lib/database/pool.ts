@@ -6,17 +6,17 @@
  *
  * TO END is more than Kysely and pg can: Kysely's `destroy` does nothing unless it was used, pg's `end` waits for ever for a
  * client that somebody has, leaves those who stand in line to their time limit, and a connection whose server has stopped
- * answering open. So a pool of ours turns away whoever comes, cuts what is in use, and {@link Clients} knows each socket.
+ * answering open. So a pool of ours turns away whoever comes, cuts what is in use, and {@link PoolClients} knows each socket.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Kysely, PostgresDialect, type RawBuilder, type Transaction } from 'kysely'
 import pg from 'pg'
 import { fromDatabase, UnavailableError } from '../base/index.ts'
 import { knowXid } from './caller-transaction.ts'
-import { Clients, sever } from './pool-clients.ts'
-import { Share, type Source, type Wait } from './shared-pool.ts'
+import { PoolClients, sever } from './pool-clients.ts'
+import { type PoolSource, SharedPool, type Wait } from './shared-pool.ts'
 import { type Connection, type Hand, Supervisor } from './supervised-transaction.ts'
-import { volatile } from './uncached.ts'
+import { uncached } from './uncached.ts'
 
 export interface PoolConfig extends pg.PoolConfig {
   max: number
@@ -42,7 +42,7 @@ export interface Supervision extends Wait {
 export class Pool {
   // biome-ignore lint/suspicious/noExplicitAny: ours, pg-boss's and the user's tables
   readonly kysely: Kysely<any>
-  readonly #source: Source
+  readonly #source: PoolSource
   readonly #query: (text: string, values?: unknown[]) => pg.QueryConfig
   /** In use, and asked for. */
   readonly #out = new Set<pg.PoolClient>()
@@ -52,11 +52,11 @@ export class Pool {
   #refusing = false
 
   /** @param from  whose connections it has, at most `max` at a time; left out: its own. */
-  constructor({ query_timeout, volatile: marked, remedy, ...config }: PoolConfig, from?: Clients) {
+  constructor({ query_timeout, volatile: marked, remedy, ...config }: PoolConfig, from?: PoolClients) {
     // Of a client the time limit would be everybody's who shares the connections; pg's types know none of a query.
     this.#query = (text, values) =>
-      ({ text: marked ? volatile(text) : text, values, query_timeout }) as unknown as pg.QueryConfig
-    this.#source = new Share(from ?? new Clients(config), config.max, { owner: from === undefined, remedy })
+      ({ text: marked ? uncached(text) : text, values, query_timeout }) as unknown as pg.QueryConfig
+    this.#source = new SharedPool(from ?? new PoolClients(config), config.max, { owner: from === undefined, remedy })
     this.kysely = this.#over(() => this.#guarded())
   }
 

@@ -14,7 +14,7 @@ const KEPT_IDLE = 2
 // After the server has refused a connection because it has too many, before it is asked for one to wait on.
 const FULL_MS = 1_000
 
-export class Sessions {
+export class SessionPool {
   readonly #database: Database
   #shared: Promise<Session | null> | undefined
   #current: Session | undefined

@@ -16,9 +16,9 @@
  */
 import type { RawBuilder } from 'kysely'
 import type pg from 'pg'
-import { fromDatabase, Moment, UnavailableError } from '../base/index.ts'
+import { fromDatabase, Stopwatch, UnavailableError } from '../base/index.ts'
 import { announcedPid, type Database, run } from './database.ts'
-import { Turns } from './lock-turns.ts'
+import { LockTurns } from './lock-turns.ts'
 
 const BEAT_MS = 2_000
 const TRUST_MS = 8_000
@@ -47,8 +47,8 @@ export class Session {
   readonly #client: pg.Client
   readonly #beat: NodeJS.Timeout
   readonly #dependents = new Set<Dependent>()
-  readonly #turns: Turns
-  #answered: Moment
+  readonly #turns: LockTurns
+  #answered: Stopwatch
   #queueing = false // blocked in the server's queue: no answer is due
   #beating = false
   readonly #ears = new Map<string, (message: string) => void>()
@@ -56,7 +56,7 @@ export class Session {
 
   /** Opens a session, or answers `null` where a connection of one's own cannot be had. */
   static async open(database: Database, shared: boolean): Promise<Session | null> {
-    const opened = new Moment()
+    const opened = new Stopwatch()
     const client = await database.direct()
     if (client === null) return null
     try {
@@ -76,12 +76,12 @@ export class Session {
     return new Session(client, opened, shared)
   }
 
-  private constructor(client: pg.Client, opened: Moment, shared: boolean) {
+  private constructor(client: pg.Client, opened: Stopwatch, shared: boolean) {
     this.#client = client
     this.shared = shared
     this.#answered = opened
     this.pid = announcedPid(client)
-    this.#turns = new Turns(this.pid, {
+    this.#turns = new LockTurns(this.pid, {
       ask: (prepared, text, values) => this.#ask(prepared, text, values),
       witness: async () => this.#witness?.catch(() => undefined),
       end: (why) => this.#lose(why),
@@ -231,7 +231,7 @@ export class Session {
   // An answer proves that the connection lived, and the server with it, when the question was asked.
   async #trusting<R>(ask: () => Promise<R>): Promise<R> {
     if (this.lost) throw this.lost
-    const asked = new Moment()
+    const asked = new Stopwatch()
     try {
       const answer = await ask()
       if (this.lost) throw this.lost

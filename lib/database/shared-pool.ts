@@ -15,7 +15,7 @@
  * as before can be had at once.
  */
 import type pg from 'pg'
-import { heeding, Moment, noConnectionLeft, UnavailableError } from '../base/index.ts'
+import { abortable, noConnectionLeft, Stopwatch, UnavailableError } from '../base/index.ts'
 
 /** How long a connection is waited for. */
 export interface Wait {
@@ -26,7 +26,7 @@ export interface Wait {
 }
 
 /** What is needed of a pool of pg. */
-export interface Source {
+export interface PoolSource {
   readonly options: { connectionTimeoutMillis?: number | undefined }
   /** @throws {UnavailableError} all are in use. And the signal's reason; and what pg throws. */
   connect(wait?: Wait): Promise<pg.PoolClient>
@@ -37,12 +37,12 @@ export interface Source {
 }
 
 /** A pool whose connections are shared. */
-export interface Lent extends Source {
+export interface LentPool extends PoolSource {
   /** Whether it has a connection that nobody uses. */
   readonly idle: boolean
 }
 
-export interface ShareOptions {
+export interface SharedPoolOptions {
   /** Whether the pool is ended with it. @default false */
   owner?: boolean | undefined
   /** What to do if there are too few: a part of a sentence. */
@@ -53,8 +53,8 @@ const AGAIN_MS = { first: 25, most: 250 }
 // A timer's longest.
 const LONGEST_MS = 2 ** 31 - 1
 
-export class Share implements Source {
-  readonly #pool: Lent
+export class SharedPool implements PoolSource {
+  readonly #pool: LentPool
   readonly #places: number
   readonly #owner: boolean
   readonly #remedy: string | undefined
@@ -63,7 +63,7 @@ export class Share implements Source {
   #ended = false
 
   /** @param places  connections of this share at a time. */
-  constructor(pool: Lent, places: number, { owner = false, remedy }: ShareOptions = {}) {
+  constructor(pool: LentPool, places: number, { owner = false, remedy }: SharedPoolOptions = {}) {
     this.#pool = pool
     this.#places = places
     this.#free = places
@@ -71,7 +71,7 @@ export class Share implements Source {
     this.#remedy = remedy
   }
 
-  get options(): Source['options'] {
+  get options(): PoolSource['options'] {
     return this.#pool.options
   }
 
@@ -81,7 +81,7 @@ export class Share implements Source {
 
   async connect({ signal, ms }: Wait = {}): Promise<pg.PoolClient> {
     signal?.throwIfAborted()
-    const since = new Moment()
+    const since = new Stopwatch()
     const limit = this.options.connectionTimeoutMillis ?? Infinity
     await this.#enter(signal, ms ?? limit)
     // Without a time of its own, a refusal of the server is worth waiting for if another connection comes free here, or is.
@@ -139,12 +139,12 @@ export class Share implements Source {
       if (this.#ended) throw new Error(ENDED)
       const opening = this.#pool.connect()
       try {
-        return await heeding(signal, opening)
+        return await abortable(signal, opening)
       } catch (error) {
         // Who has left has no use for it. Its place is free already: the pool counts for itself, and has one more for a moment.
         if (signal?.aborted) void opening.then((client) => client.release()).catch(() => {})
         if (signal?.aborted || !noConnectionLeft(error) || left() <= 0) throw error
-        await heeding(signal, pause(Math.min(pauseMs * (0.75 + Math.random() / 2), left())))
+        await abortable(signal, pause(Math.min(pauseMs * (0.75 + Math.random() / 2), left())))
       }
     }
   }

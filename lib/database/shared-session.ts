@@ -5,16 +5,16 @@
  * more thing to wait for, and ends with the wait. All callers of a process ask together, so that a server which is full is not
  * asked a thousand times.
  */
-import { heeding, Moment, noConnectionLeft } from '../base/index.ts'
+import { abortable, noConnectionLeft, Stopwatch } from '../base/index.ts'
 import type { Session } from './session.ts'
-import type { Sessions } from './session-pool.ts'
+import type { SessionPool } from './session-pool.ts'
 
 const AGAIN_MS = 250
-const pauses = new WeakMap<Sessions, Promise<void>>()
+const pauses = new WeakMap<SessionPool, Promise<void>>()
 
 /** What remains of `ms` milliseconds from now on. */
 export function countdown(ms: number): () => number {
-  const since = new Moment()
+  const since = new Stopwatch()
   return () => ms - since.elapsed()
 }
 
@@ -24,22 +24,22 @@ export function countdown(ms: number): () => number {
  * @throws {UnavailableError} it cannot be opened; the signal's reason.
  */
 export async function sharedSession(
-  sessions: Sessions,
+  sessions: SessionPool,
   left: () => number,
   signal: AbortSignal | undefined,
 ): Promise<Session | null> {
   for (;;) {
     try {
-      return await heeding(signal, sessions.shared())
+      return await abortable(signal, sessions.shared())
     } catch (error) {
       const leftMs = left()
       if (!noConnectionLeft(error) || leftMs <= 0) throw error
-      await heeding(signal, Promise.race([together(sessions), pause(leftMs)]))
+      await abortable(signal, Promise.race([together(sessions), pause(leftMs)]))
     }
   }
 }
 
-function together(sessions: Sessions): Promise<void> {
+function together(sessions: SessionPool): Promise<void> {
   let next = pauses.get(sessions)
   if (!next) {
     next = pause(AGAIN_MS * (0.75 + Math.random() / 2)).then(() => void pauses.delete(sessions))

@@ -10,7 +10,7 @@
 const FRESH = 'fresh as (select clock_timestamp())'
 
 /** The same statement, in a way that tells that its answer is of now. */
-export function volatile(text: string): string {
+export function uncached(text: string): string {
   const [, blank = '', verb = ''] = /^(\s*)(select|with(?:\s+recursive)?)\b/i.exec(text) ?? []
   if (verb === '') return text
   const rest = text.slice(blank.length + verb.length)

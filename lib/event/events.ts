@@ -42,9 +42,9 @@ import {
   wrongType,
 } from '../base/index.ts'
 import type { AnyTransaction, Database, Pool } from '../database/index.ts'
-import { partsOf } from '../database/index.ts'
+import { contextOf } from '../database/index.ts'
 import type { Lockstep } from '../index.ts'
-import { Keeper } from '../lease/index.ts'
+import { Renewer } from '../lease/index.ts'
 import type { Events } from './api.ts'
 import type { EventHandler } from './group/index.ts'
 import {
@@ -77,10 +77,10 @@ import {
   type ReadOptions,
   Retention,
   type RetentionRule,
+  StreamNotifier,
   type StreamState,
   type SubscribeOptions,
   type Swept,
-  Tidings,
   type Truncated,
   type TruncateOptions,
   WAITERS,
@@ -115,8 +115,8 @@ class Room implements Events {
   readonly #waiters: Pool
   readonly #closing: Closing
   readonly #ending: RoomEnding
-  readonly #keeper = new Keeper()
-  readonly #tidings: Tidings
+  readonly #renewer = new Renewer()
+  readonly #notifier: StreamNotifier
   readonly #consumers = new Set<GroupConsumer>()
   readonly #appender: Appender
   readonly #reader: Reader
@@ -128,15 +128,15 @@ class Room implements Events {
   readonly #open: (group: string, options: ConsumeOptions, handler: EventHandler) => Consumer
 
   constructor(lockstep: Lockstep, { connections = 4, onError = warn }: EventsOptions) {
-    const { database, sessions, closing, rooms } = partsOf(lockstep)
+    const { database, sessions, closing, rooms } = contextOf(lockstep)
     checkInteger('connections', connections, { min: 1, max: 100 })
     if (typeof onError !== 'function') throw wrongType('onError', 'a function', onError)
     const pool = database.pool(connections, 'raise `connections` of createEvents')
     const waiters = database.pool(WAITERS)
-    const tidings = new Tidings(sessions)
+    const tidings = new StreamNotifier(sessions)
     this.#database = database
     this.#closing = new Closing(closing)
-    this.#tidings = tidings
+    this.#notifier = tidings
     this.#pool = pool
     this.#waiters = waiters
     this.#appender = new Appender(pool, waiters, (streams) => tidings.announce(streams))
@@ -152,7 +152,7 @@ class Room implements Events {
         onError(error)
       } catch {} // there is nobody left to tell
     }
-    const parts = { database, pool, groups: this.#groups, keeper: this.#keeper, tidings, onError: told }
+    const parts = { database, pool, groups: this.#groups, renewer: this.#renewer, tidings, onError: told }
     this.#open = (group, options, handler) => {
       const consumer = new GroupConsumer(parts, group, options, handler, () => this.#consumers.delete(consumer))
       this.#consumers.add(consumer)
@@ -260,7 +260,7 @@ class Room implements Events {
     this.#closing.check()
     const lines = this.#retention.archive(options)
     for (;;) {
-      const { done, value } = await this.#closing.heed(lines.next())
+      const { done, value } = await this.#closing.abortable(lines.next())
       if (done) return
       yield value
     }
@@ -291,8 +291,8 @@ class Room implements Events {
     void this.#waiters.end() // who waits for somebody else's transaction
     const over = [...[...this.#consumers].map((consumer) => consumer.stop()), this.#closing.settled()]
     await Promise.race([Promise.allSettled(over), late])
-    await this.#keeper.close(late)
-    this.#tidings.close()
+    await this.#renewer.close(late)
+    this.#notifier.close()
     await this.#database.drop([this.#pool, this.#waiters], late)
   }
 }

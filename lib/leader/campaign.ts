@@ -7,7 +7,7 @@ import { batched } from '../base/index.ts'
 import type { Database } from '../database/index.ts'
 import { CLOCK } from '../database/index.ts'
 import { ELECTIONS } from '../lease/index.ts'
-import { Steady } from './clock-step.ts'
+import { ClockStepDetector } from './clock-step.ts'
 
 /** Who wants to lead. */
 export interface Candidacy {
@@ -47,7 +47,7 @@ export interface Answer {
 export const identity = ({ name, holder }: Candidacy) => `${name}\t${holder}`
 
 export class Ballot {
-  readonly steady = new Steady()
+  readonly steady = new ClockStepDetector()
   readonly #database: Database
   readonly #ask: (ask: Ask) => Promise<Answer>
 

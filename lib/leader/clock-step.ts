@@ -12,7 +12,7 @@ const DRIFT = 0.0005
 /** Of a ttl: how exactly the difference must be known. Half of the margin of trust (base/stopwatch.ts). */
 const EXACT = 0.05
 
-export class Steady {
+export class ClockStepDetector {
   #low = Number.NEGATIVE_INFINITY
   #high = Number.POSITIVE_INFINITY
   #at = 0

@@ -38,12 +38,12 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Closing } from '../base/index.ts'
-import { Bell, either, Moment, noConnectionLeft, UnavailableError } from '../base/index.ts'
-import type { Database, Session, Sessions } from '../database/index.ts'
+import { combineSignals, noConnectionLeft, Stopwatch, UnavailableError, Waker } from '../base/index.ts'
+import type { Database, Session, SessionPool } from '../database/index.ts'
 import type { Grant, Leases } from '../lease/index.ts'
 import { type Answer, Ballot, type Candidacy, identity } from './campaign.ts'
-import { Vigils } from './liveness.ts'
-import { type ElectionNews, electionNews } from './notifications.ts'
+import { LivenessChecks } from './liveness.ts'
+import { type ElectionNotifier, electionNotifier } from './notifications.ts'
 
 /** Without news: how often the first in line asks, and the others, who must learn in time that they are first. */
 const POLL_MS = { first: 250, others: 750 }
@@ -57,28 +57,28 @@ const PAUSE_MS = { first: 50, most: 2_000 }
 export interface Elected {
   grant: Grant
   /** When the grant was asked for. */
-  attempted: Moment
+  attempted: Stopwatch
   /** With which the term ends. */
   session: Session | null
 }
 
 export class Elections {
-  readonly news: ElectionNews
+  readonly news: ElectionNotifier
   readonly #ballot: Ballot
   readonly #leases: Leases
-  readonly #sessions: Sessions
-  readonly #vigils: Vigils
+  readonly #sessions: SessionPool
+  readonly #vigils: LivenessChecks
   readonly #closing: Closing
   /** Candidates here, by election and holder: how many. */
   readonly #waiting = new Map<string, number>()
   readonly #running = new Set<Promise<unknown>>()
 
-  constructor(database: Database, sessions: Sessions, leases: Leases, closing: Closing) {
+  constructor(database: Database, sessions: SessionPool, leases: Leases, closing: Closing) {
     this.#leases = leases
     this.#closing = closing
     this.#sessions = sessions
-    this.news = electionNews(sessions)
-    this.#vigils = new Vigils(database, sessions)
+    this.news = electionNotifier(sessions)
+    this.#vigils = new LivenessChecks(database, sessions)
     this.#ballot = new Ballot(database)
   }
 
@@ -89,16 +89,16 @@ export class Elections {
   async campaign(candidacy: Candidacy, waitMs: number, signal: AbortSignal | undefined): Promise<Elected | null> {
     signal?.throwIfAborted()
     this.#closing.check()
-    const { signal: stop, end } = either(signal, this.#closing.signal)
-    const bell = new Bell()
+    const { signal: stop, end } = combineSignals(signal, this.#closing.signal)
+    const waker = new Waker()
     const stopped = Promise.withResolvers<never>()
     const onStop = () => {
       stopped.reject(stop.reason)
-      bell.ring()
+      waker.wake()
     }
     stop.addEventListener('abort', onStop)
     // Who is told to stop is answered at once; the question under way is seen to its end, and taken back.
-    const running = this.#run(candidacy, waitMs, stop, bell)
+    const running = this.#run(candidacy, waitMs, stop, waker)
     this.#running.add(running)
     const done = () => {
       end()
@@ -118,9 +118,9 @@ export class Elections {
     this.news.close()
   }
 
-  async #run(candidacy: Candidacy, waitMs: number, stop: AbortSignal, bell: Bell): Promise<Elected | null> {
+  async #run(candidacy: Candidacy, waitMs: number, stop: AbortSignal, waker: Waker): Promise<Elected | null> {
     const { name } = candidacy
-    const since = new Moment()
+    const since = new Stopwatch()
     const waits = waitMs > 0
     let place: string | undefined
     let over: string | undefined
@@ -128,13 +128,13 @@ export class Elections {
     let vigil: { witness: string; end: () => void } | undefined
     let pauseMs = PAUSE_MS.first
     // Before the first question, so that nothing is missed after it.
-    const hush = waits ? this.#hear(candidacy, bell) : undefined
+    const unsubscribe = waits ? this.#hear(candidacy, waker) : undefined
     if (waits) this.#count(candidacy, 1)
     try {
       for (;;) {
         let session: Session | null = null
         let answer: Answer
-        const attempted = new Moment()
+        const attempted = new Stopwatch()
         try {
           session = candidacy.failover ? await this.#sessions.shared() : (this.news.session ?? null)
           const witness = waits || candidacy.failover ? await session?.witness() : undefined
@@ -145,7 +145,7 @@ export class Elections {
           const left = waitMs - since.elapsed()
           const passes = error instanceof UnavailableError && (place !== undefined || noConnectionLeft(error))
           if (!passes || left <= 0) throw error
-          await bell.wait(Math.min(left, pauseMs))
+          await waker.wait(Math.min(left, pauseMs))
           pauseMs = Math.min(pauseMs * 2, PAUSE_MS.most)
           continue
         }
@@ -172,15 +172,15 @@ export class Elections {
           const witness = answer.leader_witness
           const end = this.#vigils.keep(BigInt(witness), () => {
             vigil = undefined
-            bell.ring()
+            waker.wake()
           })
           vigil = { witness, end }
         }
-        await bell.wait(Math.min(left, this.#patience(answer)))
+        await waker.wait(Math.min(left, this.#patience(answer)))
         if (stop.aborted) return null
       }
     } finally {
-      hush?.()
+      unsubscribe?.()
       vigil?.end()
       if (waits) this.#count(candidacy, -1)
       if (inLine && !this.#waiting.has(identity(candidacy))) {
@@ -190,11 +190,11 @@ export class Elections {
   }
 
   // Rings when there is reason to ask: it is our turn, or nobody's, or somebody's who does not take it; or all is open.
-  #hear({ name, holder }: Candidacy, bell: Bell): () => void {
+  #hear({ name, holder }: Candidacy, waker: Waker): () => void {
     let later: NodeJS.Timeout | undefined
-    const hush = this.news.on(name, (told) => {
-      if (!told?.next || told.next === holder) bell.ring()
-      else if (told.leader === null) later ??= setTimeout(() => bell.ring(), GRACE_MS)
+    const unsubscribe = this.news.on(name, (told) => {
+      if (!told?.next || told.next === holder) waker.wake()
+      else if (told.leader === null) later ??= setTimeout(() => waker.wake(), GRACE_MS)
       else {
         clearTimeout(later)
         later = undefined
@@ -202,7 +202,7 @@ export class Elections {
     })
     return () => {
       clearTimeout(later)
-      hush()
+      unsubscribe()
     }
   }
 

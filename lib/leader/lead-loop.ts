@@ -2,7 +2,7 @@
  * The loop that everybody writes by hand: campaign, work while leading, campaign again.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { either, Moment, UnavailableError } from '../base/index.ts'
+import { combineSignals, Stopwatch, UnavailableError } from '../base/index.ts'
 import type { Term } from './term.ts'
 
 export interface Backoff {
@@ -34,7 +34,7 @@ export async function lead(
   closing: AbortSignal,
   failed: (error: unknown) => void,
 ): Promise<void> {
-  const { signal: over, end } = either(stop, closing)
+  const { signal: over, end } = combineSignals(stop, closing)
   try {
     await loop()
   } finally {
@@ -44,11 +44,11 @@ export async function lead(
 
   async function loop(): Promise<void> {
     for (let pauseMs = firstMs; !over.aborted; pauseMs = Math.min(pauseMs * 2, mostMs)) {
-      let led: Moment | undefined
+      let led: Stopwatch | undefined
       try {
         const term = await campaign()
-        led = new Moment()
-        const stopped = either(term.signal, over)
+        led = new Stopwatch()
+        const stopped = combineSignals(term.signal, over)
         try {
           await work(term, stopped.signal)
         } finally {

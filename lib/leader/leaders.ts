@@ -12,7 +12,7 @@ import {
   checkText,
   checkToken,
   checkWord,
-  either,
+  combineSignals,
   freshHolder,
   LeaseHeldError,
   LIMITS,
@@ -21,8 +21,8 @@ import {
   WAIT,
   wrongType,
 } from '../base/index.ts'
-import type { Database, Sessions } from '../database/index.ts'
-import { ELECTIONS, type Grant, Keeper, Leases, list } from '../lease/index.ts'
+import type { Database, SessionPool } from '../database/index.ts'
+import { ELECTIONS, type Grant, Leases, list, Renewer } from '../lease/index.ts'
 import type { Candidacy } from './campaign.ts'
 import { type Elected, Elections } from './election.ts'
 import { type Backoff, type LeadWork, lead } from './lead-loop.ts'
@@ -84,18 +84,18 @@ export class Leaders {
   readonly #leases: Leases
   readonly #elections: Elections
   readonly #watches: Watches
-  readonly #keeper = new Keeper()
+  readonly #renewer = new Renewer()
   readonly #parts: TermParts
   readonly #closing: Closing
 
-  constructor(database: Database, sessions: Sessions, closing: Closing) {
+  constructor(database: Database, sessions: SessionPool, closing: Closing) {
     this.#database = database
     this.#leases = new Leases(database, ELECTIONS)
     this.#elections = new Elections(database, sessions, this.#leases, closing)
     this.#closing = closing
     const { news } = this.#elections
     this.#watches = new Watches(database, news)
-    this.#parts = { database, leases: this.#leases, keeper: this.#keeper, news }
+    this.#parts = { database, leases: this.#leases, renewer: this.#renewer, news }
   }
 
   /**
@@ -196,7 +196,7 @@ export class Leaders {
   }
 
   async *#observe(name: string, signal: AbortSignal | undefined): AsyncGenerator<ElectionState, never, void> {
-    const stop = either(signal, this.#closing.signal)
+    const stop = combineSignals(signal, this.#closing.signal)
     try {
       return yield* this.#watches.observe(name, stop.signal)
     } finally {
@@ -281,7 +281,7 @@ export class Leaders {
   /** A part of `lockstep.close()`: resigns what this process leads, as far as that is done when `late` resolves. */
   async close(late: Promise<void>): Promise<void> {
     this.#closing.close()
-    await Promise.all([this.#elections.close(late), this.#keeper.close(late)])
+    await Promise.all([this.#elections.close(late), this.#renewer.close(late)])
   }
 
   #term({ grant, attempted, session }: Elected, { ttlMs }: Candidacy): Term {

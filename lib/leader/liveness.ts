@@ -5,14 +5,14 @@
  * server ends the connection. So the end of a process is known within milliseconds, and nothing is asked meanwhile. One
  * waiting connection for each process that is waited for, whatever it leads; where none can be had nobody is told.
  */
-import type { Database, Session, Sessions } from '../database/index.ts'
+import type { Database, Session, SessionPool } from '../database/index.ts'
 
-export class Vigils {
+export class LivenessChecks {
   readonly #database: Database
-  readonly #sessions: Sessions
-  readonly #kept = new Map<bigint, Vigil>()
+  readonly #sessions: SessionPool
+  readonly #kept = new Map<bigint, LivenessCheck>()
 
-  constructor(database: Database, sessions: Sessions) {
+  constructor(database: Database, sessions: SessionPool) {
     this.#database = database
     this.#sessions = sessions
   }
@@ -34,7 +34,7 @@ export class Vigils {
     }
   }
 
-  async #wait(witness: bigint, vigil: Vigil): Promise<void> {
+  async #wait(witness: bigint, vigil: LivenessCheck): Promise<void> {
     const session = await this.#sessions.borrow().catch(() => null)
     if (!session) {
       this.#forget(witness, vigil) // its term ends by the ttl
@@ -55,17 +55,17 @@ export class Vigils {
     await (clean ? this.#sessions.giveBack(session) : this.#sessions.discard(session))
   }
 
-  #forget(witness: bigint, vigil: Vigil): void {
+  #forget(witness: bigint, vigil: LivenessCheck): void {
     if (this.#kept.get(witness) === vigil) this.#kept.delete(witness)
   }
 
-  #cancel(vigil: Vigil): void {
+  #cancel(vigil: LivenessCheck): void {
     if (!vigil.waiting || !vigil.session) return
     vigil.cancelled ??= this.#database.cancel(vigil.session.pid, () => !vigil.waiting)
   }
 }
 
-interface Vigil {
+interface LivenessCheck {
   ears: Set<() => void>
   session?: Session
   /** Whether its session is blocked. */

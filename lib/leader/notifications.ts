@@ -1,7 +1,7 @@
 /** What the database tells of elections: who leads after a change, and whose turn is next. */
 
-import type { Sessions } from '../database/index.ts'
-import { News } from '../database/index.ts'
+import type { SessionPool } from '../database/index.ts'
+import { Notifier } from '../database/index.ts'
 
 /** An election after a change. Without `revision` it did not fit into the message and has to be looked up. */
 export interface Told {
@@ -21,10 +21,10 @@ export interface Told {
   next?: string | null
 }
 
-export type ElectionNews = News<Told>
+export type ElectionNotifier = Notifier<Told>
 
-export const electionNews = (sessions: Sessions): ElectionNews =>
-  new News(sessions, 'lockstep_leader', (message) => {
+export const electionNotifier = (sessions: SessionPool): ElectionNotifier =>
+  new Notifier(sessions, 'lockstep_leader', (message) => {
     const told = JSON.parse(message) as Told
     return [{ name: told.name, told }]
   })

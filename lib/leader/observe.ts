@@ -8,10 +8,10 @@
  * later one, whichever way it came.
  */
 import { sql } from 'kysely'
-import { Bell, batched, Moment } from '../base/index.ts'
+import { batched, Stopwatch, Waker } from '../base/index.ts'
 import { type Database, list } from '../database/index.ts'
 import { ELECTIONS } from '../lease/index.ts'
-import type { ElectionNews, Told } from './notifications.ts'
+import type { ElectionNotifier, Told } from './notifications.ts'
 
 /** Who leads. */
 export interface Leader {
@@ -65,14 +65,14 @@ type Seen = ElectionState & { livesMs: number | null }
 
 export class Watches {
   readonly #database: Database
-  readonly #news: ElectionNews
+  readonly #notifier: ElectionNotifier
   readonly #watches = new Map<string, Watch>()
   readonly #backlogs = new Set<Backlog>()
   readonly #look: (name: string) => Promise<Seen>
 
-  constructor(database: Database, news: ElectionNews) {
+  constructor(database: Database, news: ElectionNotifier) {
     this.#database = database
-    this.#news = news
+    this.#notifier = news
     this.#look = batched(
       (names) => this.#lookAll(names),
       (name) => name,
@@ -112,7 +112,7 @@ export class Watches {
   }
 
   #open(name: string): Watch {
-    const watch = new Watch(name, this.#look, this.#news, () => {
+    const watch = new Watch(name, this.#look, this.#notifier, () => {
       if (this.#watches.get(name) === watch) this.#watches.delete(name)
     })
     this.#watches.set(name, watch)
@@ -136,22 +136,22 @@ class Watch {
   readonly #name: string
   readonly #look: (name: string) => Promise<Seen>
   readonly #backlogs = new Set<Backlog>()
-  readonly #bell = new Bell()
-  readonly #news: ElectionNews
-  readonly #hush: () => void
+  readonly #waker = new Waker()
+  readonly #notifier: ElectionNotifier
+  readonly #unsubscribe: () => void
   readonly #over: () => void
   #latest: ElectionState | undefined
   /** When the lease that is known was, and how long it lives from then. */
-  #known: { at: Moment; livesMs: number } | undefined
+  #known: { at: Stopwatch; livesMs: number } | undefined
   #told = false // since the wait began, by news that said it all
   #missed = false // there was news, and it has to be looked up
 
-  constructor(name: string, look: (name: string) => Promise<Seen>, news: ElectionNews, over: () => void) {
+  constructor(name: string, look: (name: string) => Promise<Seen>, news: ElectionNotifier, over: () => void) {
     this.#name = name
     this.#look = look
-    this.#news = news
+    this.#notifier = news
     this.#over = over
-    this.#hush = news.on(name, (told) => this.#hear(told))
+    this.#unsubscribe = news.on(name, (told) => this.#hear(told))
   }
 
   join(backlog: Backlog): void {
@@ -166,15 +166,15 @@ class Watch {
 
   #end(): void {
     this.#over()
-    this.#hush()
-    this.#bell.ring()
+    this.#unsubscribe()
+    this.#waker.wake()
   }
 
   async #run(): Promise<void> {
     for (let pauseMs = 50; this.#backlogs.size > 0; ) {
       this.#missed = false
       try {
-        const at = new Moment()
+        const at = new Stopwatch()
         const { livesMs, ...seen } = await this.#look(this.#name)
         this.#known = livesMs === null ? undefined : { at, livesMs }
         this.#offer(seen, true)
@@ -185,13 +185,13 @@ class Watch {
           for (const backlog of this.#backlogs) backlog.fail(error)
           return
         }
-        await this.#bell.wait(pauseMs) // they know the latest that there was
+        await this.#waker.wait(pauseMs) // they know the latest that there was
         pauseMs = Math.min(pauseMs * 2, 2_000)
         continue
       }
       do {
         this.#told = false
-        await this.#bell.wait(this.#left())
+        await this.#waker.wait(this.#left())
       } while (this.#told && !this.#missed)
     }
   }
@@ -199,7 +199,7 @@ class Watch {
   // Until it is time to look again.
   #left(): number {
     const lives = this.#known ? this.#known.livesMs - this.#known.at.elapsed() : Number.POSITIVE_INFINITY
-    return Math.min(lives, this.#news.session ? LOOK_AGAIN_MS : POLL_MS)
+    return Math.min(lives, this.#notifier.session ? LOOK_AGAIN_MS : POLL_MS)
   }
 
   #hear(told: Told | null): void {
@@ -208,7 +208,7 @@ class Watch {
     } else {
       this.#told = true
       const { leader } = told
-      this.#known = leader ? { at: new Moment(), livesMs: leader.ttlMs } : undefined
+      this.#known = leader ? { at: new Stopwatch(), livesMs: leader.ttlMs } : undefined
       this.#offer(
         {
           name: this.#name,
@@ -223,7 +223,7 @@ class Watch {
         false,
       )
     }
-    this.#bell.ring()
+    this.#waker.wake()
   }
 
   // The same revision again is news when its lease ran out meanwhile.
@@ -242,7 +242,7 @@ class Backlog {
   readonly #all: Set<Backlog>
   readonly #states: ElectionState[] = []
   #failure: { error: unknown } | undefined
-  #bell = Promise.withResolvers<void>()
+  #waker = Promise.withResolvers<void>()
 
   /** @param all  that keep something. */
   constructor(all: Set<Backlog>) {
@@ -258,7 +258,7 @@ class Backlog {
       const each = Math.max(1, Math.floor(MOST_KEPT / this.#all.size))
       if (this.#states.length > each) this.#states.splice(0, this.#states.length - each)
     }
-    this.#bell.resolve()
+    this.#waker.resolve()
   }
 
   drop(): void {
@@ -268,7 +268,7 @@ class Backlog {
 
   fail(error: unknown): void {
     this.#failure = { error }
-    this.#bell.resolve()
+    this.#waker.resolve()
   }
 
   async next(): Promise<ElectionState> {
@@ -277,8 +277,8 @@ class Backlog {
       const state = this.#states.shift()
       if (this.#states.length === 0) this.#all.delete(this)
       if (state) return state
-      this.#bell = Promise.withResolvers()
-      await this.#bell.promise
+      this.#waker = Promise.withResolvers()
+      await this.#waker.promise
     }
   }
 }

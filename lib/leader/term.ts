@@ -2,11 +2,11 @@
  * A term: the lease of who leads, and how a leader changes what others see of it or gives it up.
  */
 import { sql, type Transaction } from 'kysely'
-import type { Moment } from '../base/index.ts'
+import type { Stopwatch } from '../base/index.ts'
 import { LeaseLostError, metaText } from '../base/index.ts'
 import type { AnyTransaction, Database, Session } from '../database/index.ts'
-import { ELECTIONS, type Grant, type Keeper, LeaseHold, type Leases } from '../lease/index.ts'
-import type { ElectionNews } from './notifications.ts'
+import { ELECTIONS, type Grant, LeaseHold, type Leases, type Renewer } from '../lease/index.ts'
+import type { ElectionNotifier } from './notifications.ts'
 
 /** What a leader has. */
 export interface Term extends AsyncDisposable {
@@ -60,8 +60,8 @@ export interface Term extends AsyncDisposable {
 export interface TermParts {
   database: Database
   leases: Leases
-  keeper: Keeper
-  news: ElectionNews
+  renewer: Renewer
+  news: ElectionNotifier
 }
 
 /** A term, kept by renewals, and by its process's connection too if the next leader shall not wait for the ttl. */
@@ -69,15 +69,15 @@ export class TermHold extends LeaseHold implements Term {
   readonly failover: Term['failover']
   readonly #parts: TermParts
   readonly #session: Session | null
-  readonly #hush: () => void
+  readonly #unsubscribe: () => void
 
   /** @param session  the term ends with it; `null`: by its ttl only. */
-  constructor(parts: TermParts, grant: Grant, ttlMs: number, attempted: Moment, session: Session | null) {
-    super(parts.database, parts.leases, parts.keeper, grant, ttlMs, attempted)
+  constructor(parts: TermParts, grant: Grant, ttlMs: number, attempted: Stopwatch, session: Session | null) {
+    super(parts.database, parts.leases, parts.renewer, grant, ttlMs, attempted)
     this.#parts = parts
     this.#session = session
     this.failover = session ? 'connection' : 'lease'
-    this.#hush = parts.news.on(grant.name, (told) => {
+    this.#unsubscribe = parts.news.on(grant.name, (told) => {
       if (told?.deposed && told.leader?.token === String(this.token)) this.lose('it was asked to step down')
     })
     session?.attach(this)
@@ -93,7 +93,7 @@ export class TermHold extends LeaseHold implements Term {
 
   protected override ended(): void {
     super.ended()
-    this.#hush()
+    this.#unsubscribe()
     this.#session?.detach(this)
   }
 

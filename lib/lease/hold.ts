@@ -11,13 +11,13 @@ import type { Transaction } from 'kysely'
 import { LeaseLostError } from '../base/index.ts'
 import { type AnyTransaction, checkTransaction, type Database } from '../database/index.ts'
 import { denied, otherHoldLost } from './denied-holds.ts'
-import { type Held, type Leases, RELEASE_WAITS_MS, stillOpen } from './leases.ts'
+import { type Hold, type Leases, RELEASE_WAITS_MS, stillOpen } from './leases.ts'
 
-export abstract class Hold implements Held {
+export abstract class AbstractHold implements Hold {
   readonly name: string
   readonly holder: string
   readonly token: bigint
-  abstract readonly kind: Held['kind']
+  abstract readonly kind: Hold['kind']
   readonly #database: Database
   readonly #leases: Leases
   #controller: AbortController | undefined

@@ -47,7 +47,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type RawBuilder, sql, type Transaction } from 'kysely'
-import { batched, LeaseLostError, Moment, UnavailableError } from '../base/index.ts'
+import { batched, LeaseLostError, Stopwatch, UnavailableError } from '../base/index.ts'
 import { type AnyTransaction, CLOCK, column, type Database, within } from '../database/index.ts'
 import { LOCKS, type Namespace } from './namespace.ts'
 
@@ -72,7 +72,7 @@ export interface Grant {
 }
 
 /** What the caller has. */
-export interface Held extends AsyncDisposable {
+export interface Hold extends AsyncDisposable {
   readonly name: string
   readonly holder: string
   /** The fencing token: ≥ 1, larger than that of any earlier grant of this name. Give it to what you write to. */
@@ -224,7 +224,7 @@ export class Leases {
    * @throws {UnavailableError} after 10 s.
    */
   async untilFree<R extends { outcome: string }>(attempt: () => Promise<R>): Promise<R> {
-    const since = new Moment()
+    const since = new Stopwatch()
     for (let pause = 2; ; pause = Math.min(pause * 2, 100)) {
       const answer = await attempt()
       if (answer.outcome !== 'busy') return answer

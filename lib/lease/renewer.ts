@@ -1,38 +1,38 @@
 /**
  * Leases that are kept by renewals.
  *
- * All leases of a process are kept by one {@link Keeper}: one timer, and one statement for all that are due. A lease
+ * All leases of a process are kept by one {@link Renewer}: one timer, and one statement for all that are due. A lease
  * is renewed a third of its ttl after the last attempt; when one is due, every other that has half of that behind it
  * goes along, so that leases granted at different times soon share their statements for good.
  */
 
-import { Moment, trusted } from '../base/index.ts'
+import { Stopwatch, trusted } from '../base/index.ts'
 import type { Database } from '../database/index.ts'
-import { Hold } from './hold.ts'
+import { AbstractHold } from './hold.ts'
 import type { Grant, Leases } from './leases.ts'
 
 /** A lease, kept by renewals until it is released or lost. */
-export class LeaseHold extends Hold {
+export class LeaseHold extends AbstractHold {
   readonly kind = 'lease'
   readonly ttlMs: number
   readonly #leases: Leases
-  readonly #keeper: Keeper
+  readonly #renewer: Renewer
   /** When the last successful grant or renewal was attempted. */
-  #kept: Moment
+  #kept: Stopwatch
   /** When the last renewal was attempted. */
-  #attempted: Moment
+  #attempted: Stopwatch
   #pauseMs: number
   #renewing = false
 
-  constructor(database: Database, leases: Leases, keeper: Keeper, grant: Grant, ttlMs: number, attempted: Moment) {
+  constructor(database: Database, leases: Leases, renewer: Renewer, grant: Grant, ttlMs: number, attempted: Stopwatch) {
     super(database, leases, grant.name, grant.holder, grant.token)
     this.#leases = leases
-    this.#keeper = keeper
+    this.#renewer = renewer
     this.ttlMs = ttlMs
     this.#kept = attempted
     this.#attempted = attempted
     this.#pauseMs = ttlMs / 3
-    keeper.keep(this)
+    renewer.keep(this)
   }
 
   protected believed(): boolean {
@@ -42,12 +42,12 @@ export class LeaseHold extends Hold {
   protected async fence(): Promise<void> {}
 
   protected async giveUp(): Promise<void> {
-    this.#keeper.forget(this)
+    this.#renewer.forget(this)
     await this.#leases.revoke(this.name, this.token)
   }
 
   protected ended(): void {
-    this.#keeper.forget(this)
+    this.#renewer.forget(this)
   }
 
   /** How due a renewal is: 1 is due. */
@@ -61,7 +61,7 @@ export class LeaseHold extends Hold {
   }
 
   async renew(): Promise<void> {
-    const attempted = new Moment()
+    const attempted = new Stopwatch()
     this.#attempted = attempted
     this.#renewing = true
     // Anything but success is tried again soon, while trust lasts.
@@ -82,7 +82,7 @@ export class LeaseHold extends Hold {
 }
 
 /** Keeps all leases of a process. */
-export class Keeper {
+export class Renewer {
   readonly #held = new Set<LeaseHold>()
   #closed = false
   #timer: NodeJS.Timeout | undefined

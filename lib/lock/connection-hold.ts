@@ -9,7 +9,7 @@
 import { LeaseLostError } from '../base/index.ts'
 import type { Database, Session } from '../database/index.ts'
 import { sqlState } from '../database/index.ts'
-import { Hold, type Leases } from '../lease/index.ts'
+import { AbstractHold, type Leases } from '../lease/index.ts'
 
 /** The line that such a hold belongs to. */
 export interface HeldLine {
@@ -17,8 +17,8 @@ export interface HeldLine {
   passOn(dead: boolean): Promise<void>
 }
 
-/** Held as long as this process's connection lives. */
-export class ConnectionHold extends Hold {
+/** A hold that lasts as long as this process's connection lives. */
+export class ConnectionHold extends AbstractHold {
   readonly kind = 'connection'
   readonly #line: HeldLine
   readonly #leases: Leases

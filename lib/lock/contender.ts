@@ -2,7 +2,7 @@
  * Who wants a name, and what they all share.
  */
 
-import type { Moment } from '../base/index.ts'
+import type { Stopwatch } from '../base/index.ts'
 import type { Grant, GrantRequest } from '../lease/index.ts'
 import type { ConnectionHold } from './connection-hold.ts'
 
@@ -21,7 +21,7 @@ export type Contender =
       kind: 'lease'
       ask: GrantRequest
       patient: boolean
-      granted(grant: Grant, attempted: Moment): void
+      granted(grant: Grant, attempted: Stopwatch): void
       failed(error: unknown): void
     }
   | { kind: 'transaction'; enter(): Promise<void>; failed(error: unknown): void }

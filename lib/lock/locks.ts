@@ -21,23 +21,23 @@ import {
   freshHolder,
   LeaseHeldError,
   LIMITS,
-  Moment,
   metaText,
   optionsAndWork,
+  Stopwatch,
   WAIT,
 } from '../base/index.ts'
-import type { Database, Sessions } from '../database/index.ts'
+import type { Database, SessionPool } from '../database/index.ts'
 import { countdown, sharedSession } from '../database/index.ts'
 import {
   type Grant,
   type GrantRequest,
-  type Held,
-  Keeper,
+  type Hold,
   LeaseHold,
   Leases,
   type LockState,
   list,
   look,
+  Renewer,
 } from '../lease/index.ts'
 import type { Contender } from './contender.ts'
 import { type TransactionWork, transaction } from './transaction.ts'
@@ -76,11 +76,11 @@ export interface TransactionOptions {
 export class Locks {
   readonly #database: Database
   readonly #leases: Leases
-  readonly #keeper = new Keeper()
+  readonly #renewer = new Renewer()
   readonly #desk: Desk
   readonly #closing: Closing
 
-  constructor(database: Database, sessions: Sessions, closing: Closing) {
+  constructor(database: Database, sessions: SessionPool, closing: Closing) {
     this.#database = database
     this.#leases = new Leases(database)
     this.#desk = { database, leases: this.#leases, sessions, lines: new Map() }
@@ -101,7 +101,7 @@ export class Locks {
    * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
    * @see etcd client/v3/concurrency/mutex.go · Kleppmann, "How to do distributed locking", 2016 (fencing)
    */
-  async acquire(name: string, options: AcquireOptions = {}): Promise<Held> {
+  async acquire(name: string, options: AcquireOptions = {}): Promise<Hold> {
     this.#closing.check()
     checkOptions(options)
     const { waitMs = Infinity, signal, ttlMs } = options
@@ -113,7 +113,7 @@ export class Locks {
     // Without a wait where none is needed: who calls first shall stand in line first.
     const leased = ttlMs !== undefined || this.#database.pooled
     const left = countdown(waitMs)
-    const shared = () => this.#closing.heed(sharedSession(sessions, left, signal))
+    const shared = () => this.#closing.abortable(sharedSession(sessions, left, signal))
     let direct = leased ? null : (sessions.current ?? (await shared()))
     if (direct && waitMs === 0) await this.#settled(name)
     // Where all connection holds together have as many locks of the server as they may, the next one is a lease.
@@ -124,13 +124,13 @@ export class Locks {
     signal?.throwIfAborted()
     if (!direct) {
       const { grant, attempted } = await this.#lease(ask, options.holder !== undefined, waitMs, signal)
-      const hold = new LeaseHold(this.#database, this.#leases, this.#keeper, grant, ask.ttlMs, attempted)
+      const hold = new LeaseHold(this.#database, this.#leases, this.#renewer, grant, ask.ttlMs, attempted)
       if (!this.#closing.closed) return hold
       await hold.release().catch(() => {})
       throw this.#closing.signal.reason
     }
     this.#closing.check()
-    const hold = await this.#wait<Held>(name, waitMs > 0 ? Math.max(left(), 1) : 0, signal, (granted, failed) => {
+    const hold = await this.#wait<Hold>(name, waitMs > 0 ? Math.max(left(), 1) : 0, signal, (granted, failed) => {
       const contender: Contender = {
         kind: 'connection',
         holder: ask.holder,
@@ -154,7 +154,7 @@ export class Locks {
    * @returns the hold, or `null`: an expected refusal is an answer.
    * @throws {UnavailableError | TypeError | RangeError} as {@link acquire}.
    */
-  async tryAcquire(name: string, options: TryOptions = {}): Promise<Held | null> {
+  async tryAcquire(name: string, options: TryOptions = {}): Promise<Hold | null> {
     try {
       return await this.acquire(name, { ...options, waitMs: 0 })
     } catch (error) {
@@ -168,10 +168,10 @@ export class Locks {
    * @returns what `work` returned.
    * @throws {LeaseLostError} `work` ended well, but the hold had been lost before; and as {@link acquire}.
    */
-  using<T>(name: string, work: (held: Held) => Promise<T> | T): Promise<T>
-  using<T>(name: string, options: AcquireOptions, work: (held: Held) => Promise<T> | T): Promise<T>
+  using<T>(name: string, work: (held: Hold) => Promise<T> | T): Promise<T>
+  using<T>(name: string, options: AcquireOptions, work: (held: Hold) => Promise<T> | T): Promise<T>
   async using<T>(name: string, ...rest: unknown[]): Promise<T> {
-    const [options, work] = optionsAndWork<AcquireOptions, (held: Held) => Promise<T> | T>(rest)
+    const [options, work] = optionsAndWork<AcquireOptions, (held: Hold) => Promise<T> | T>(rest)
     await using held = await this.acquire(name, options)
     const result = await work(held)
     await held.release()
@@ -316,13 +316,13 @@ export class Locks {
    */
   async close(late: Promise<void>): Promise<void> {
     this.#closing.close()
-    await this.#keeper.close(late)
+    await this.#renewer.close(late)
   }
 
   // Another try of this process is under way: only if it has success does it answer a second one too.
   async #settled(name: string): Promise<void> {
     for (let line = this.#desk.lines.get(name); line?.opened; line = this.#desk.lines.get(name)) {
-      await this.#closing.heed(line.opened)
+      await this.#closing.abortable(line.opened)
     }
   }
 
@@ -332,25 +332,30 @@ export class Locks {
     if (waitMs === 0) await this.#settled(name)
     // A holder that may have it already asks at once, whoever waits: then it is granted the same again.
     if (named && lines.has(name)) {
-      const attempted = new Moment()
+      const attempted = new Stopwatch()
       const grant = await leases.grant(ask)
       if ('token' in grant) return { grant, attempted }
     }
     const patient = waitMs > 0
-    const granted = await this.#wait<{ grant: Grant; attempted: Moment }>(name, waitMs, signal, (granted, failed) => {
-      const contender = {
-        kind: 'lease' as const,
-        ask,
-        patient,
-        granted: (grant: Grant, attempted: Moment) => granted({ grant, attempted }),
-        failed,
-      }
-      const line = lines.get(name)
-      if (!line) Line.open(this.#desk, name, contender)
-      else if (patient) line.join(contender)
-      else failed(new LeaseHeldError(name, 0))
-      return contender
-    })
+    const granted = await this.#wait<{ grant: Grant; attempted: Stopwatch }>(
+      name,
+      waitMs,
+      signal,
+      (granted, failed) => {
+        const contender = {
+          kind: 'lease' as const,
+          ask,
+          patient,
+          granted: (grant: Grant, attempted: Stopwatch) => granted({ grant, attempted }),
+          failed,
+        }
+        const line = lines.get(name)
+        if (!line) Line.open(this.#desk, name, contender)
+        else if (patient) line.join(contender)
+        else failed(new LeaseHeldError(name, 0))
+        return contender
+      },
+    )
     if (!granted) throw new LeaseHeldError(name, waitMs)
     return granted
   }

@@ -18,8 +18,8 @@
  * 250 ms apart: still first come first served within the process, but not between processes.
  */
 
-import { Bell, fromDatabase, LeaseHeldError, Moment, noConnectionLeft, UnavailableError } from '../base/index.ts'
-import type { Database, Place, Session, Sessions } from '../database/index.ts'
+import { fromDatabase, LeaseHeldError, noConnectionLeft, Stopwatch, UnavailableError, Waker } from '../base/index.ts'
+import type { Database, Place, Session, SessionPool } from '../database/index.ts'
 import { type Grant, grantAll, type Leases } from '../lease/index.ts'
 import { ConnectionHold } from './connection-hold.ts'
 import type { ByConnection, ByLease, ByTransaction, Contender } from './contender.ts'
@@ -33,7 +33,7 @@ const POLL_MS = { first: 25, most: 250 }
 export interface Desk {
   readonly database: Database
   readonly leases: Leases
-  readonly sessions: Sessions
+  readonly sessions: SessionPool
   readonly lines: Map<string, Line>
 }
 
@@ -54,11 +54,11 @@ export class Line {
   // The cohort under way.
   #token = 0n
   #passes = 0
-  #since: Moment | undefined
+  #since: Stopwatch | undefined
 
   // At the front of the queue, waiting for the row.
   #listening = false
-  readonly #bell = new Bell()
+  readonly #waker = new Waker()
   #pollMs = POLL_MS.first
 
   private constructor(desk: Desk, name: string) {
@@ -113,7 +113,7 @@ export class Line {
   }
 
   #left(): void {
-    this.#bell.ring()
+    this.#waker.wake()
     // Nobody of ours waits any more: leave the database's queue too, so that we are not served there.
     if (this.#contenders.length === 0 && this.#inQueue && this.#gate) {
       this.#cancelled ??= this.#desk.database.cancel(this.#gate.pid, () => !this.#inQueue)
@@ -182,7 +182,7 @@ export class Line {
 
   async #tryLease(first: ByLease): Promise<void> {
     try {
-      const attempted = new Moment()
+      const attempted = new Stopwatch()
       const answer = await this.#desk.leases.grant(first.ask)
       if ('token' in answer) this.#handOver(first, answer, attempted)
       else if (!first.patient) this.#dismiss(first, new LeaseHeldError(this.name, 0, answer.waitMs))
@@ -205,7 +205,7 @@ export class Line {
     this.#state = 'held'
     this.#token = token
     this.#passes = 0
-    this.#since = new Moment()
+    this.#since = new Stopwatch()
     first.granted(new ConnectionHold(this, this.#desk, gate, token, first.holder, first.meta))
   }
 
@@ -279,7 +279,7 @@ export class Line {
   // K is ours and a lease lives: until it is released or expires.
   async #waitForRow(gate: Session, waitMs: number): Promise<void> {
     if (!this.#listening) {
-      await gate.listen(this.name, () => this.#bell.ring())
+      await gate.listen(this.name, () => this.#waker.wake())
       this.#listening = this.#gate === gate
       return // look once more: it may have been released before we listened
     }
@@ -289,7 +289,7 @@ export class Line {
   // The last in line gives K up right behind the grant (pipelined: no time is lost), so that when it releases nobody is
   // kept out by us.
   async #serveLease(gate: Session, contender: ByLease): Promise<void> {
-    const attempted = new Moment()
+    const attempted = new Stopwatch()
     const last = this.#contenders.length === 1
     // From here on K is not ours, whatever becomes of the grant: the next must not take it for granted.
     this.#spent = !last
@@ -310,7 +310,7 @@ export class Line {
     }
   }
 
-  #handOver(contender: ByLease, grant: Grant, attempted: Moment): void {
+  #handOver(contender: ByLease, grant: Grant, attempted: Stopwatch): void {
     const at = this.#contenders.indexOf(contender)
     if (at < 0) {
       // It left while we asked. What it had before it keeps; else the ttl would free it.
@@ -336,7 +336,7 @@ export class Line {
         return { token, waitMs: null }
       }
     } else if (first?.kind === 'lease') {
-      const attempted = new Moment()
+      const attempted = new Stopwatch()
       const answer = await this.#desk.leases.grant(first.ask)
       if ('token' in answer) {
         this.#pollMs = POLL_MS.first
@@ -351,9 +351,9 @@ export class Line {
 
   // Until a time has passed, somebody rings, or the session is lost.
   async #pause(ms: number, gate?: Session): Promise<void> {
-    const dependent = { connectionLost: () => this.#bell.ring() }
+    const dependent = { connectionLost: () => this.#waker.wake() }
     gate?.attach(dependent)
-    await this.#bell.wait(ms)
+    await this.#waker.wait(ms)
     gate?.detach(dependent)
   }
 }

@@ -17,7 +17,7 @@ import { createRequire } from 'node:module'
 import * as os from 'node:os'
 import * as path from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
-import { heeding } from '../base/index.ts'
+import { abortable } from '../base/index.ts'
 import type { Guarded, User } from './guarded-process.ts'
 import { guarded, idsOf, lives, self, serverUser, temporaryFolder } from './guarded-process.ts'
 
@@ -246,7 +246,7 @@ function ownCopy(copy: string): fs.Stats | undefined {
 /** Ends the child when the signal aborts, and rejects with its reason once the child is gone. */
 export async function unlessAborted<T>(child: Guarded, work: Promise<T>, signal?: AbortSignal): Promise<T> {
   try {
-    return await heeding(signal, work)
+    return await abortable(signal, work)
   } catch (error) {
     child.end()
     await child.exited.catch(() => {})

@@ -26,15 +26,15 @@ import {
   Closing,
   checkInteger,
   checkOptions,
-  either,
+  combineSignals,
   GRACE_MS,
   NotFoundError,
   RoomEnding,
   UnavailableError,
   wrongType,
 } from '../base/index.ts'
-import type { AnyTransaction, Database, Parts, Pool } from '../database/index.ts'
-import { News, partsOf } from '../database/index.ts'
+import type { AnyTransaction, Context, Database, Pool } from '../database/index.ts'
+import { contextOf, Notifier } from '../database/index.ts'
 import type { Lockstep } from '../index.ts'
 import type { AnyQueue, Page, Queue, Tasks } from './api.ts'
 import {
@@ -102,7 +102,7 @@ class Room implements Tasks {
   readonly #database: Database
   readonly #closing: Closing
   readonly #ending: RoomEnding
-  readonly #news: News<null>[]
+  readonly #notifier: Notifier<null>[]
   readonly #pulse: Pulse
   readonly #queues: Queues
   readonly #sender: Sender
@@ -115,11 +115,11 @@ class Room implements Tasks {
   readonly #ticks: Ticks
   readonly #results: Results
   readonly #pool: Pool
-  readonly #time: Parts['time']
+  readonly #time: Context['time']
   readonly #working = new Set<Worker>()
 
   constructor(lockstep: Lockstep, { connections = 4, onError = warn }: TasksOptions) {
-    const { database, sessions, time, closing, rooms } = partsOf(lockstep)
+    const { database, sessions, time, closing, rooms } = contextOf(lockstep)
     checkInteger('connections', connections, { min: 1, max: 100 })
     if (typeof onError !== 'function') throw wrongType('onError', 'a function', onError)
     const pool = database.pool(connections, 'raise `connections` of createTasks')
@@ -135,7 +135,7 @@ class Room implements Tasks {
     keepBoss(this, boss)
     const jobs = news(sessions, JOB_CHANNEL)
     const queues = news(sessions, QUEUE_CHANNEL)
-    this.#news = [jobs, queues]
+    this.#notifier = [jobs, queues]
     this.#database = database
     this.#closing = new Closing(closing)
     const look = new Lookout(pool)
@@ -243,7 +243,7 @@ class Room implements Tasks {
     return this.#closing.wait(signal, async (stop) => {
       const late = new AbortController()
       const timer = setTimeout(() => late.abort(), budgetMs)
-      const until = either(stop, late.signal)
+      const until = combineSignals(stop, late.signal)
       try {
         // True time is measured beside the rest: where nothing lives on, nobody else would. `status` tells how that went.
         const measured = this.#time.synchronize({ signal: until.signal }).catch(() => {})
@@ -342,7 +342,7 @@ class Room implements Tasks {
     const over = [...[...this.#working].map((worker) => worker.stop()), this.#closing.settled()]
     await Promise.race([Promise.allSettled(over), late])
     this.#pulse.close()
-    for (const news of this.#news) news.close()
+    for (const news of this.#notifier) news.close()
     await this.#database.drop([this.#pool], late)
   }
 }
@@ -351,8 +351,8 @@ const randomId = (): string => crypto.randomUUID()
 const nameOf = (queue: AnyQueue): string => (typeof queue === 'string' ? queue : queue?.name)
 
 // What is told is only that it is worth a look.
-const news = (sessions: ReturnType<typeof partsOf>['sessions'], channel: string): News<null> =>
-  new News(sessions, channel, (message) => [{ name: message, told: null }])
+const news = (sessions: ReturnType<typeof contextOf>['sessions'], channel: string): Notifier<null> =>
+  new Notifier(sessions, channel, (message) => [{ name: message, told: null }])
 
 function warn(error: unknown): void {
   const text = error instanceof Error ? (error.stack ?? error.message) : String(error)

@@ -11,8 +11,8 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
-import { Bell, heeding, Moment, UnavailableError } from '../base/index.ts'
-import type { News, Pool } from '../database/index.ts'
+import { abortable, Stopwatch, UnavailableError, Waker } from '../base/index.ts'
+import type { Notifier, Pool } from '../database/index.ts'
 import { CLOCK, type Clocked } from '../database/index.ts'
 import type { Engine } from './pgboss/index.ts'
 import type { Queues } from './queue/index.ts'
@@ -65,7 +65,7 @@ export interface TickParts {
   cron: Cron
   members: Members
   queues: Queues
-  jobs: News<null>
+  jobs: Notifier<null>
   work: WorkerParts
 }
 
@@ -91,14 +91,14 @@ export class Ticks {
   }
 
   async #tick(budgetMs: number, signal: AbortSignal | undefined): Promise<TickResult> {
-    const since = new Moment()
+    const since = new Stopwatch()
     const { slots, due } = await this.#chores(() => since.elapsed() < budgetMs && !signal?.aborted)
     const drained = await this.#drain(undefined, budgetMs - since.elapsed(), signal)
     return { ...drained, slots, nextAt: due.next_at, ms: Math.round(since.elapsed()) }
   }
 
   async #drain(names: string[] | undefined, budgetMs: number, signal: AbortSignal | undefined): Promise<DrainResult> {
-    const since = new Moment()
+    const since = new Stopwatch()
     const { queues, work } = this.#parts
     const chosen = [...queues.definitions.values()].filter(
       ({ name, handler }) => handler && (names === undefined || names.includes(name)),
@@ -149,16 +149,16 @@ export class Ticks {
   }
 
   #begin(): { by: number; end: () => Promise<void> } {
-    const bell = new Bell()
-    const hush = this.#parts.jobs.on(SCHEDULES, () => bell.ring())
+    const waker = new Waker()
+    const unsubscribe = this.#parts.jobs.on(SCHEDULES, () => waker.wake())
     let over = false
     const ticking = (async () => {
-      while (!over) await bell.wait(await this.#again(() => !over))
+      while (!over) await waker.wait(await this.#again(() => !over))
     })()
     const end = () => {
       over = true
-      hush()
-      bell.ring()
+      unsubscribe()
+      waker.wake()
       return ticking
     }
     return { by: 0, end }
@@ -212,7 +212,7 @@ export class Ticks {
   }
 
   async #due(): Promise<Due> {
-    const close = this.#parts.work.database.ear.overhear()
+    const close = this.#parts.work.database.ear.observe()
     const [row] = await this.#parts.pool.run<Due & Clocked>(
       sql`select ${CLOCK}, s.next_at, extract(epoch from s.next_at - clock_timestamp())::double precision * 1000 as next_in_ms, d.*
             from (select min(next_at) as next_at from lockstep.schedule) s, lockstep.due_jobs() d`,
@@ -227,5 +227,5 @@ async function held<T>(budgetMs: number, work: Promise<T>): Promise<T> {
   const late = new AbortController()
   const why = `The database was too slow for a budget of ${budgetMs} ms: it may be done, or not`
   const timer = setTimeout(() => late.abort(new UnavailableError(why)), budgetMs + GRACE_MS)
-  return heeding(late.signal, work).finally(() => clearTimeout(timer))
+  return abortable(late.signal, work).finally(() => clearTimeout(timer))
 }

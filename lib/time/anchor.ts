@@ -7,7 +7,7 @@
  */
 import { type RawBuilder, sql } from 'kysely'
 import { UnavailableError } from '../base/index.ts'
-import type { Clocked, Database, Heard } from '../database/index.ts'
+import type { Clocked, ClockReading, Database } from '../database/index.ts'
 import { type Interval, middle, PAD_US, plus, widened } from './interval.ts'
 import { DATABASE_DRIFT } from './tolerances.ts'
 
@@ -27,7 +27,7 @@ export interface Anchor extends Correction {
 }
 
 export interface Sample {
-  heard: Heard
+  heard: ClockReading
   /** Null: nothing was measured of this server's clock. */
   anchor: Anchor | null
   /** It is this process's turn to measure. */

@@ -32,7 +32,7 @@
  * stands until true time has caught up. `earliest` and `latest` do not wait for it.
  */
 
-import { gapOf, type Heard, type LocalClock } from '../database/index.ts'
+import { type ClockReading, gapOf, type LocalClock } from '../database/index.ts'
 import { type Anchor, claims, type Offer, type Sample } from './anchor.ts'
 import { Dial } from './clock-face.ts'
 import { bracket, hull, type Interval, meet, middle, minus, Offset, plus, widened, width } from './interval.ts'
@@ -110,7 +110,7 @@ export class Estimate {
   }
 
   /** Learns from a reading of the database's clock. */
-  hear(heard: Heard): Fit {
+  hear(heard: ClockReading): Fit {
     if (Math.abs(heard.gap - heard.gapBefore) > GAP_US) return 'void'
     const { before, after, us, server } = heard
     const slept = this.#dial.ran(heard.gap, after)

@@ -20,13 +20,13 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import {
+  abortable,
   batched,
   type Closing,
   checkMs,
   checkOptions,
   checkWord,
   Deadline,
-  heeding,
   outOfRange,
   UnavailableError,
   WAIT,
@@ -122,7 +122,7 @@ export class Time {
     checkMs('maxAgeMs', maxAgeMs, WAIT)
     checkMs('waitMs', waitMs, WAIT)
     signal?.throwIfAborted()
-    return this.#closing.wait(signal, (stop) => heeding(stop, this.#ready(maxBoundMs, maxAgeMs, waitMs, stop)))
+    return this.#closing.wait(signal, (stop) => abortable(stop, this.#ready(maxBoundMs, maxAgeMs, waitMs, stop)))
   }
 
   async #ready(maxBoundMs: number, maxAgeMs: number, waitMs: number, signal: AbortSignal): Promise<Reading> {
@@ -134,13 +134,13 @@ export class Time {
     for (let i = 1; first && i < FIRST_SAMPLES; i++) await sampler.fresh(0)
     const until = new Deadline(Math.min(Math.ceil(waitMs), MOST_WAIT_MS))
     try {
-      if (unknown) await until.race(heeding(signal, sampler.measuring)) // to its end: then the row is written, too
+      if (unknown) await until.race(abortable(signal, sampler.measuring)) // to its end: then the row is written, too
       while (maxBoundMs < Infinity) {
         signal.throwIfAborted() // nobody waits any more
         const { boundMs, status } = sampler.estimate.peek()
         if (boundMs !== null && boundMs <= maxBoundMs) break
         if (performance.now() - since >= waitMs) throw tooWide(maxBoundMs, boundMs, status)
-        await until.race(heeding(signal, sampler.measuring))
+        await until.race(abortable(signal, sampler.measuring))
         await pause(Math.min(100, waitMs), signal)
         await sampler.fresh(0)
       }
@@ -219,9 +219,9 @@ export class Time {
     return this.#closing.wait(options.signal, async (stop) => {
       const sampler = this.#sampler
       const before = sampler.measuring
-      await heeding(stop, sampler.fresh(0, true))
+      await abortable(stop, sampler.fresh(0, true))
       if (sampler.measuring === before) return false
-      await heeding(stop, sampler.measuring)
+      await abortable(stop, sampler.measuring)
       return true
     })
   }

@@ -18,7 +18,7 @@
 
 import { setTimeout as delay } from 'node:timers/promises'
 import pg from 'pg'
-import { createLockstep, type Held, type Lockstep } from '../../lib/index.ts'
+import { createLockstep, type Hold, type Lockstep } from '../../lib/index.ts'
 import { type Contest, contenders } from './contender.ts'
 import { door } from './door.ts'
 import { atOnce, byTurns, figure, type Line, perSecond, ratio, type Settings, spread, WrongResult } from './harness.ts'
@@ -81,7 +81,7 @@ async function alone({ databaseUrl }: Servers, settings: Settings): Promise<Line
 async function beside64(
   { databaseUrl, redisPort }: Servers,
   settings: Settings,
-  kind: Held['kind'],
+  kind: Hold['kind'],
   line: Omit<Line, 'measured' | 'rates'>,
 ): Promise<Line[]> {
   await using lockstep = createLockstep({ connectionString: databaseUrl })
@@ -106,7 +106,7 @@ async function beside64(
 }
 
 /** Acquire and release of a name for each lane; the tokens of a name must rise. */
-function cycle(lockstep: Lockstep, kind: Held['kind']): (lane: number) => Promise<void> {
+function cycle(lockstep: Lockstep, kind: Hold['kind']): (lane: number) => Promise<void> {
   const options = kind === 'lease' ? { ttlMs: TTL_MS } : {}
   const tokens: bigint[] = []
   return async (lane) => {

@@ -7,7 +7,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
 import { UnavailableError } from '../../lib/base/errors.ts'
-import { createLockstep, type Held } from '../../lib/index.ts'
+import { createLockstep, type Hold } from '../../lib/index.ts'
 
 const [url = '', direct = '', worker = '0'] = process.argv.slice(2)
 const NAMES = 60
@@ -20,7 +20,7 @@ const witness = new pg.Pool({ connectionString: direct, max: 4, application_name
 witness.on('error', () => {})
 let stopping = false
 
-async function enter(held: Held): Promise<void> {
+async function enter(held: Hold): Promise<void> {
   const { rowCount } = await witness.query(
     `insert into inside as i values ($1, $2) on conflict (name) do update set token = excluded.token where i.token < excluded.token`,
     [held.name, held.token],
@@ -28,7 +28,7 @@ async function enter(held: Held): Promise<void> {
   if (rowCount === 0 && held.isTrusted()) console.log(`double ${held.name}: under ${held.token} after a larger one`)
 }
 
-async function leave(held: Held): Promise<void> {
+async function leave(held: Hold): Promise<void> {
   const { rows } = await witness.query('select token from inside where name = $1', [held.name])
   if (BigInt(rows[0].token) !== held.token && held.isTrusted()) {
     console.log(`double ${held.name}: ${held.token} is trusted, and ${rows[0].token} is in`)

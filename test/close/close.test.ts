@@ -8,6 +8,7 @@ import { createInterface } from 'node:readline'
 import { text } from 'node:stream/consumers'
 import { sql } from 'kysely'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
+import { Database } from '../../lib/database/index.ts'
 import { createEvents } from '../../lib/event/index.ts'
 import { createLockstep } from '../../lib/index.ts'
 import { createTasks } from '../../lib/task/index.ts'
@@ -84,6 +85,22 @@ describe('a process that has closed', () => {
       expect(await other.locks.query(`n ${application} ${n}`)).toMatchObject({ held: false, waiting: 0 })
       expect(await other.leaders.members(`n ${application} ${n}`)).toEqual({ leader: null, waiting: [] })
     }
+  })
+
+  test('has no cancel under way: one that is between two tries ends before its database is closed', async () => {
+    const database = new Database({ connectionString: db.url, applicationName: fresh() })
+    let asked = 0
+    let ended = false
+    const cancelling = database
+      .cancel(0, () => {
+        asked++
+        return ended
+      })
+      .then(() => 'ended')
+    await until('it has tried once, and waits', () => asked === 2)
+    ended = true
+    await database.close()
+    expect(await Promise.race([cancelling, Promise.resolve('under way')])).toBe('ended')
   })
 
   test('that was never used, and never closed, ends by itself', async () => {

@@ -2,7 +2,7 @@
 import * as v8 from 'node:v8'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { createApp } from '../../functions/app.ts'
-import { either } from '../../lib/base/abortable.ts'
+import { combineSignals } from '../../lib/base/abortable.ts'
 import { BoundedMap } from '../../lib/base/bounded-map.ts'
 import { createEvents, type Events } from '../../lib/event/index.ts'
 import { createLockstep, type Lockstep } from '../../lib/index.ts'
@@ -115,7 +115,7 @@ describe('nothing is left of', () => {
 
   test('what somebody has left on a signal that was made of two, ten thousand times', async () => {
     const round = async () => {
-      const both = either(signal, new AbortController().signal)
+      const both = combineSignals(signal, new AbortController().signal)
       both.signal.addEventListener('abort', () => {})
       both.end()
     }

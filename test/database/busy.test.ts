@@ -5,7 +5,7 @@
 import { sql } from 'kysely'
 import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { Share } from '../../lib/database/shared-pool.ts'
+import { SharedPool } from '../../lib/database/shared-pool.ts'
 import { createEvents } from '../../lib/event/index.ts'
 import { createLockstep, type Lockstep, UnavailableError } from '../../lib/index.ts'
 import { createTasks } from '../../lib/task/index.ts'
@@ -217,7 +217,7 @@ test('who leaves while its connection is opened is not held up, and the connecti
   await using db = await freshDatabase()
   await using proxy = await tcpProxy(db.url)
   const pool = new pg.Pool({ connectionString: proxy.url, max: 1, connectionTimeoutMillis: 20_000 })
-  const share = new Share(lent(pool), 1)
+  const share = new SharedPool(lent(pool), 1)
   proxy.hold()
   const stop = new AbortController()
   const reason = new Error('enough')
@@ -236,7 +236,7 @@ test('who leaves while its connection is opened is not held up, and the connecti
 test('places are given in order, and those who left are passed over', async () => {
   await using db = await freshDatabase()
   const pool = new pg.Pool({ connectionString: db.url, connectionTimeoutMillis: 100 })
-  const share = new Share(lent(pool), 1)
+  const share = new SharedPool(lent(pool), 1)
   const first = await share.connect()
   const order: string[] = []
   const stop = new AbortController()

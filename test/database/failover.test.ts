@@ -11,7 +11,7 @@ import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { fromDatabase, LeaseLostError, UnavailableError } from '../../lib/base/errors.ts'
 import { createEvents } from '../../lib/event/index.ts'
-import { createLockstep, type Held } from '../../lib/index.ts'
+import { createLockstep, type Hold } from '../../lib/index.ts'
 import { createTasks } from '../../lib/task/index.ts'
 import { tcpProxy } from '../support/database.ts'
 import { ask } from '../support/query-once.ts'
@@ -62,7 +62,7 @@ const ledger = async (url: string, what: string): Promise<{ n: string; token: st
 const waitForStandby = (url: string, count: number) =>
   untilRows(url, count, `select from pg_stat_activity where wait_event = 'SyncRep'`)
 const outcome = (work: Promise<unknown>) => work.then(() => 'acknowledged', fromDatabase)
-const lost = async (held: Held) => {
+const lost = async (held: Hold) => {
   if (!held.signal.aborted) await once(held.signal, 'abort')
   expect(held.signal.reason).toBeInstanceOf(LeaseLostError)
   expect(held.isTrusted()).toBe(false)
@@ -276,7 +276,7 @@ async function drawn(url: string): Promise<AsyncDisposable> {
 
 const STREAMS = ['s/0', 's/1', 's/2']
 
-type Trusted = Pick<Held, 'token' | 'isTrusted'>
+type Trusted = Pick<Hold, 'token' | 'isTrusted'>
 
 /** Three clients, as three processes would have them, that use every room until `end`, and write down what they were told. */
 async function under(url: string) {

@@ -1,9 +1,9 @@
 /** Pools of pg for tests of shares. */
 import type pg from 'pg'
-import type { Lent } from '../../lib/database/shared-pool.ts'
+import type { LentPool } from '../../lib/database/shared-pool.ts'
 
 /** A pool of pg, as shares take it. */
-export const lent = (pool: pg.Pool): Lent => ({
+export const lent = (pool: pg.Pool): LentPool => ({
   options: pool.options,
   get idle() {
     return pool.idleCount > 0

@@ -1,8 +1,8 @@
 /** One pool for all rooms (lib/database/shared-pool.ts), and passwords that are asked for: what a Lambda and a Worker stand on. */
 import pg from 'pg'
 import { afterAll, beforeAll, expect, test } from 'vitest'
-import { Share } from '../../lib/database/shared-pool.ts'
-import { volatile } from '../../lib/database/uncached.ts'
+import { SharedPool } from '../../lib/database/shared-pool.ts'
+import { uncached } from '../../lib/database/uncached.ts'
 import { createEvents } from '../../lib/event/index.ts'
 import { createLockstep, type Lockstep } from '../../lib/index.ts'
 import { createTasks } from '../../lib/task/index.ts'
@@ -66,7 +66,7 @@ test('a connection that broke is not used again, by nobody', async () => {
 
 test('who waits for a place is served in order, and too long a wait is an error', async () => {
   const pool = new pg.Pool({ connectionString: db.url, connectionTimeoutMillis: 300 })
-  const share = new Share(lent(pool), 1)
+  const share = new SharedPool(lent(pool), 1)
   const first = await share.connect()
   const order: number[] = []
   const waiting = [1, 2].map(async (n) => {
@@ -143,12 +143,12 @@ test.each([
     'WITH RECURSIVE fresh as (',
   ],
 ])('%j is made volatile, and means the same', async (text, begins) => {
-  const made = volatile(text)
+  const made = uncached(text)
   expect(made.replace(/^\s+/, '')).toContain(begins.replace(/^\s+/, ''))
   if (text.includes('from t')) return
   expect((await db.pool.query(made)).rows).toEqual((await db.pool.query(text)).rows)
 })
 
 test.each(['insert into t values (1)', 'begin', 'selection', 'commit; select 1', ''])('%j is left as it is', (text) => {
-  expect(volatile(text)).toBe(text)
+  expect(uncached(text)).toBe(text)
 })

@@ -7,7 +7,7 @@ import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { controlsTransaction } from '../../lib/database/transaction-control.ts'
 import { createEvents, type Events } from '../../lib/event/index.ts'
-import { type AnyTransaction, createLockstep, type Held, type Lockstep, type Term } from '../../lib/index.ts'
+import { type AnyTransaction, createLockstep, type Hold, type Lockstep, type Term } from '../../lib/index.ts'
 import { createTasks, type Tasks } from '../../lib/task/index.ts'
 import { type FreshDatabase, freshDatabase, pgbouncerAvailable } from '../support/database.ts'
 import { until } from '../support/until.ts'
@@ -16,7 +16,7 @@ import { until } from '../support/until.ts'
 
 /** Compiled, never run: what a `trx` may be. */
 export function types(
-  held: Held,
+  held: Hold,
   pool: pg.Pool,
   client: pg.Client,
   lent: pg.PoolClient,
@@ -91,7 +91,7 @@ function suite(pooled: boolean) {
     done(): Promise<boolean>
     end(): Promise<unknown>
   }
-  const held = async (): Promise<Held> => a.locks.acquire(fresh(), { ttlMs: 60_000 })
+  const held = async (): Promise<Hold> => a.locks.acquire(fresh(), { ttlMs: 60_000 })
   const freed = async (name: string) =>
     (await db.pool.query('select from lockstep.lease where name = $1 and holder is not null', [name])).rowCount === 0
   const jobs = async (queue: string) =>

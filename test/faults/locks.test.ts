@@ -10,7 +10,7 @@
  * - the same Lockstep goes on working, and leaves nothing behind when it is closed.
  */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { createLockstep, type Held, type Lockstep, type Term } from '../../lib/index.ts'
+import { createLockstep, type Hold, type Lockstep, type Term } from '../../lib/index.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
 import { FAULTS, type Fault, type Wire, wire } from '../support/faulty-wire.ts'
 import { until } from '../support/until.ts'
@@ -38,11 +38,11 @@ interface Stage {
   /** A name of this run's own. */
   name(label: string): string
   /** Remembers what was granted, to be looked at afterwards. */
-  keep<H extends Held | Term | null>(hold: H): H
+  keep<H extends Hold | Term | null>(hold: H): H
   /** This one is given up by the scenario: nobody asks it again, as nobody does after `await using`. */
-  letGo<H extends Held | Term>(hold: H): H
+  letGo<H extends Hold | Term>(hold: H): H
   /** This one is given up by a transaction, if that commits. */
-  letGoWithin<H extends Held | Term>(hold: H): H
+  letGoWithin<H extends Hold | Term>(hold: H): H
   /** To be done when the faults are over, whatever became of the rest. */
   later(cleanUp: () => unknown): void
 }
@@ -235,9 +235,9 @@ async function run(scenario: Scenario, fault?: { nth: number; fault: Fault; sqlS
   await using line: Wire = await wire(db.url)
   const a = createLockstep({ connectionString: line.url, applicationName: application })
   const names = new Set<string>()
-  const holds: (Held | Term)[] = []
-  const given = new Set<Held | Term>()
-  const inTransactions = new Set<Held | Term>()
+  const holds: (Hold | Term)[] = []
+  const given = new Set<Hold | Term>()
+  const inTransactions = new Set<Hold | Term>()
   const cleanUps: (() => unknown)[] = []
   const stage: Stage = {
     a,
@@ -310,7 +310,7 @@ async function run(scenario: Scenario, fault?: { nth: number; fault: Fault; sqlS
 }
 
 /** The database agrees with every hold that says it may be believed. */
-async function trustedAreHeld(holds: (Held | Term)[], inTransactions: Set<Held | Term>) {
+async function trustedAreHeld(holds: (Hold | Term)[], inTransactions: Set<Hold | Term>) {
   for (const hold of holds) {
     if (!hold.isTrusted()) {
       const told = hold.signal.aborted || inTransactions.has(hold)
@@ -326,7 +326,7 @@ async function trustedAreHeld(holds: (Held | Term)[], inTransactions: Set<Held |
   }
 }
 
-async function release(hold: Held | Term) {
+async function release(hold: Hold | Term) {
   await ('failover' in hold ? hold.resign() : hold.release())
 }
 

@@ -1,6 +1,6 @@
 /** What is concluded from readings of the database's clock: when it has run evenly, and when it was set. */
 import { describe, expect, test } from 'vitest'
-import { Steady } from '../../lib/leader/clock-step.ts'
+import { ClockStepDetector } from '../../lib/leader/clock-step.ts'
 
 const TTL = 1_000
 const HOUR = 3_600_000
@@ -9,7 +9,7 @@ const watch = (readings: [sent: number, ahead: number, rtt?: number][]) => {
   const now = performance.now()
   const last = readings.at(-1) as [number, number, number?]
   const shift = now - last[0] - (last[2] ?? 1) // the last answer came just now
-  const steady = new Steady()
+  const steady = new ClockStepDetector()
   for (const [sent, ahead, rtt = 1] of readings) {
     steady.sample(sent + shift, Math.floor(sent + shift + rtt / 2 + ahead), sent + shift + rtt)
   }
@@ -18,7 +18,7 @@ const watch = (readings: [sent: number, ahead: number, rtt?: number][]) => {
 
 describe("the database's clock", () => {
   test('is believed by nobody who has not watched it', () => {
-    expect(new Steady().left(TTL)).toBe(TTL)
+    expect(new ClockStepDetector().left(TTL)).toBe(TTL)
     expect(watch([[0, HOUR]])).toBeGreaterThan(TTL - 100)
   })
 

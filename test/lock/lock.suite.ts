@@ -5,7 +5,7 @@
  */
 import { once } from 'node:events'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { createLockstep, type Held, LeaseHeldError, LeaseLostError, type Lockstep } from '../../lib/index.ts'
+import { createLockstep, type Hold, LeaseHeldError, LeaseLostError, type Lockstep } from '../../lib/index.ts'
 import { type FreshDatabase, freshDatabase, type PooledDatabase } from '../support/database.ts'
 import { until } from '../support/until.ts'
 
@@ -460,7 +460,7 @@ export function lockSuite({ pooled }: { pooled: boolean }) {
         meta: null,
         waiting: 0,
       })
-      const held: Held = await a.locks.acquire(name, { ttlMs: 20_000, holder: 'me', meta: { pod: 'web-1' } })
+      const held: Hold = await a.locks.acquire(name, { ttlMs: 20_000, holder: 'me', meta: { pod: 'web-1' } })
       const state = await b.locks.query(name)
       expect(state).toMatchObject({ held: true, kind: 'lease', holder: 'me', token: held.token, ttlMs: 20_000 })
       expect(state.meta).toEqual({ pod: 'web-1' })

@@ -5,7 +5,7 @@ import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { createLockstep, type Held, LeaseLostError, type Lockstep } from '../../lib/index.ts'
+import { createLockstep, type Hold, LeaseLostError, type Lockstep } from '../../lib/index.ts'
 import { dedicatedServer, type FreshDatabase, freshDatabase, tcpProxy } from '../support/database.ts'
 import { until } from '../support/until.ts'
 
@@ -22,7 +22,7 @@ afterAll(async () => {
 
 let n = 0
 const fresh = () => `loss ${n++}`
-const lost = async (held: Held) => {
+const lost = async (held: Hold) => {
   if (!held.signal.aborted) await once(held.signal, 'abort')
   expect(held.signal.reason).toBeInstanceOf(LeaseLostError)
   expect(held.isTrusted()).toBe(false)

@@ -8,7 +8,7 @@
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
-import type { Held, Lockstep } from '../../lib/index.ts'
+import type { Hold, Lockstep } from '../../lib/index.ts'
 
 export const INSIDE = 'create table inside (name text primary key, "by" text not null)'
 
@@ -34,7 +34,7 @@ export async function contend(lockstep: Lockstep, url: string, by: string, over:
     await sleep(2)
     await pool.query('delete from inside where name = $1 and "by" = $2', [name, by])
   }
-  const kept = async (name: string, held: Held | null) => {
+  const kept = async (name: string, held: Hold | null) => {
     if (held === null) done.refused += 1
     else {
       await inside(name)
@@ -73,11 +73,11 @@ async function serve(connectionString: string): Promise<void> {
   const { createLockstep, createEvents } = await import('../fixtures/lockstep-0.6.mjs')
   const lockstep: Lockstep = createLockstep({ connectionString, applicationName: 'older' })
   const events = createEvents(lockstep)
-  const holds = new Map<string, Held>()
+  const holds = new Map<string, Hold>()
   const lost: string[] = []
   const over = new AbortController()
   let contending: Promise<Contended> | undefined
-  const keep = (name: string, held: Held | null) => {
+  const keep = (name: string, held: Hold | null) => {
     if (held === null) return null
     holds.set(name, held)
     held.signal.addEventListener('abort', () => lost.push(name))

@@ -118,7 +118,7 @@ describe('for a project with strict types', () => {
   test('it has types, on every subpath, and the README is right', async () => {
     write(
       'consumer.ts',
-      `import { createLockstep, type Held, LeaseLostError, type Lockstep } from 'lockstep'
+      `import { createLockstep, type Hold, LeaseLostError, type Lockstep } from 'lockstep'
        import { UnavailableError } from 'lockstep/errors'
        import { migrate, type SchemaState } from 'lockstep/migrate'
        import { type Postgres, startPostgres } from 'lockstep/postgres'
@@ -129,7 +129,7 @@ describe('for a project with strict types', () => {
        import { type Server, serve } from 'lockstep/node'
 
        const lockstep: Lockstep = createLockstep({ connectionString: 'postgres://localhost/app' })
-       export const held: Held | null = await lockstep.locks.tryAcquire('a', { ttlMs: 1_000 })
+       export const held: Hold | null = await lockstep.locks.tryAcquire('a', { ttlMs: 1_000 })
        export const token: bigint | undefined = held?.token
        export const answer: Response = await createApp(lockstep).request('/healthz')
        export const server: Server = await serve({ lockstep })

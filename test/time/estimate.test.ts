@@ -3,7 +3,7 @@
  * sleep and fail-over, and the truth is never outside. And the teeth: where an assumption is broken on purpose, it must be.
  */
 import { describe, expect, test } from 'vitest'
-import { Ear } from '../../lib/database/clock.ts'
+import { ClockReader } from '../../lib/database/clock.ts'
 import { type Kind, S, Simulated, World } from './simulated-clocks.ts'
 
 const SEEDS = Array.from({ length: 40 }, (_, i) => 1_000 + i * 7_919)
@@ -68,7 +68,7 @@ describe('under the assumptions', () => {
       kept = 0
       return now
     }
-    const ear = new Ear({ mono: () => now, wall, granularity: 0, lag: 0 })
+    const ear = new ClockReader({ mono: () => now, wall, granularity: 0, lag: 0 })
     kept = 30_000
     const close = ear.open()
     kept = 30_000

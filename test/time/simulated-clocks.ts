@@ -3,10 +3,10 @@
  * are set; delays between them, a row that all share, and NTP servers that are as good as they say.
  *
  * Time passes only when the test says so, so an hour takes a millisecond, and the same seed is the same hour. The processes are
- * the real Ear and Estimate. The row is written here after the SQL (0006_time.sql), whose own behaviour is in time.suite.ts.
+ * the real ClockReader and Estimate. The row is written here after the SQL (0006_time.sql), whose own behaviour is in time.suite.ts.
  */
 
-import { Ear, type Heard, type LocalClock } from '../../lib/database/clock.ts'
+import { ClockReader, type ClockReading, type LocalClock } from '../../lib/database/clock.ts'
 import type { Anchor, Correction } from '../../lib/time/anchor.ts'
 import { Estimate, type EstimateOptions, type Fit } from '../../lib/time/estimate.ts'
 import { bracket, meet, middle, ppm, widened, width } from '../../lib/time/interval.ts'
@@ -154,9 +154,9 @@ export class Simulated {
   }
 
   /** Reads the database's clock, in a bracket. */
-  hear({ during = () => {}, back = () => {} }: { during?: () => void; back?: () => void } = {}): Heard {
+  hear({ during = () => {}, back = () => {} }: { during?: () => void; back?: () => void } = {}): ClockReading {
     const { world } = this
-    const close = new Ear(this.#clock).open()
+    const close = new ClockReader(this.#clock).open()
     world.pass()
     during()
     const us = world.d

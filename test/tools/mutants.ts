@@ -90,7 +90,7 @@ const MUTANTS: Mutant[] = [
     bug: 'trust begins with the answer, not with the attempt',
     file: 'lib/lease/renewer.ts',
     from: 'this.#kept = attempted\n        this.#pauseMs',
-    to: 'this.#kept = new Moment()\n        this.#pauseMs',
+    to: 'this.#kept = new Stopwatch()\n        this.#pauseMs',
     files: ['loss.test.ts', 'term.test.ts'],
   },
   {

@@ -6,21 +6,21 @@
  * and the place as a member. Whoever takes a partition next begins where the last commit left it.
  */
 import {
-  Bell,
   checkInteger,
   checkMs,
   Deadline,
   fromDatabase,
   LIMITS,
-  Moment,
   NotFoundError,
+  Stopwatch,
   UnavailableError,
   WAIT,
+  Waker,
   wrongType,
 } from '../../base/index.ts'
 import type { Database, Pool } from '../../database/index.ts'
-import { type Keeper, LeaseHold } from '../../lease/index.ts'
-import type { Tidings } from '../stream/index.ts'
+import { LeaseHold, type Renewer } from '../../lease/index.ts'
+import type { StreamNotifier } from '../stream/index.ts'
 import { nextOf } from './delivery.ts'
 import { checkGroup, type Group, type GroupOptions, type Groups, memberName, pick } from './groups.ts'
 import { type EventHandler, Partition, type PartitionParts } from './partition.ts'
@@ -56,8 +56,8 @@ export interface ConsumerParts {
   database: Database
   pool: Pool
   groups: Groups
-  keeper: Keeper
-  tidings: Tidings
+  renewer: Renewer
+  tidings: StreamNotifier
   onError: (error: unknown) => void
 }
 
@@ -76,7 +76,7 @@ export class GroupConsumer implements Consumer {
   readonly #over: () => void
   readonly #ttlMs: number
   readonly #partitions = new Map<number, Partition>()
-  readonly #bell = new Bell()
+  readonly #waker = new Waker()
   readonly #running: Promise<void>
   readonly #applying = new Set<Promise<unknown>>()
   #member: LeaseHold | undefined
@@ -130,27 +130,27 @@ export class GroupConsumer implements Consumer {
         parts ??= this.#partitionParts()
         await this.#balance(parts)
         pauseMs = 100
-        await this.#bell.wait(everyMs * (0.9 + Math.random() / 5))
+        await this.#waker.wait(everyMs * (0.9 + Math.random() / 5))
       } catch (error) {
         const away = fromDatabase(error) instanceof UnavailableError
         if (!away) this.#parts.onError(error)
         // made with other options, or deleted: nothing that would pass
         if (!away && (!parts || error instanceof NotFoundError)) return void this.stop()
-        await this.#bell.wait(pauseMs)
+        await this.#waker.wait(pauseMs)
         pauseMs = Math.min(pauseMs * 2, 5_000)
       }
     }
   }
 
   async #balance(parts: PartitionParts): Promise<void> {
-    const { groups, database, keeper } = this.#parts
+    const { groups, database, renewer } = this.#parts
     if (!this.#member?.isTrusted()) {
-      const attempted = new Moment()
+      const attempted = new Stopwatch()
       const name = memberName(this.group, this.id)
       const grant = await groups.leases.grant({ name, holder: this.id, ttlMs: this.#ttlMs, meta: null })
       if (!('token' in grant)) return // the row is busy: soon again
       this.#member?.lose('it was not renewed in time')
-      this.#member = new LeaseHold(database, groups.leases, keeper, grant, this.#ttlMs, attempted)
+      this.#member = new LeaseHold(database, groups.leases, renewer, grant, this.#ttlMs, attempted)
     }
     const { group, free, quota } = await groups.seats(this.group, this.id)
     if (this.#stopping) return
@@ -161,7 +161,7 @@ export class GroupConsumer implements Consumer {
       quota - this.#partitions.size,
     )
     for (const { partition, grant, attempted } of await groups.take(this.group, wanted, this.id, this.#ttlMs)) {
-      const hold = new LeaseHold(database, groups.leases, keeper, grant, this.#ttlMs, attempted)
+      const hold = new LeaseHold(database, groups.leases, renewer, grant, this.#ttlMs, attempted)
       if (this.#stopping || this.#partitions.has(partition)) await hold.release().catch(() => {})
       else this.#begin(group, partition, hold, parts)
     }
@@ -173,7 +173,7 @@ export class GroupConsumer implements Consumer {
     void partition.ended.then(async () => {
       if (this.#partitions.get(index) === partition) this.#partitions.delete(index)
       if (!hold.signal.aborted) await hold.release().catch(() => {}) // it runs out
-      this.#bell.ring()
+      this.#waker.wake()
     })
   }
 
@@ -189,7 +189,7 @@ export class GroupConsumer implements Consumer {
 
   async #stop(graceMs: number): Promise<void> {
     this.#stopping = true
-    this.#bell.ring()
+    this.#waker.wake()
     const all = [...this.#partitions.values()] // and no others any more
     for (const partition of all) partition.stop()
     const timer = setTimeout(() => {

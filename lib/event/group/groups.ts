@@ -15,8 +15,8 @@ import {
   checkPage,
   checkText,
   LeaseLostError,
-  Moment,
   NotFoundError,
+  Stopwatch,
   wrongType,
 } from '../../base/index.ts'
 import type { Database, Pool } from '../../database/index.ts'
@@ -198,8 +198,8 @@ export class Groups {
     partitions: number[],
     holder: string,
     ttlMs: number,
-  ): Promise<{ partition: number; grant: Grant; attempted: Moment }[]> {
-    const attempted = new Moment()
+  ): Promise<{ partition: number; grant: Grant; attempted: Stopwatch }[]> {
+    const attempted = new Stopwatch()
     const answers = await Promise.all(
       partitions.map((partition) =>
         this.leases.grant({ name: partitionName(group, partition), holder, ttlMs, meta: null }),

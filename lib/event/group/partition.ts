@@ -16,7 +16,7 @@ import { type RawBuilder, sql, type Transaction } from 'kysely'
 import { fromDatabase, LeaseLostError, TransactionEndedError, UnavailableError } from '../../base/index.ts'
 import { type Database, sqlState } from '../../database/index.ts'
 import type { LeaseHold } from '../../lease/index.ts'
-import type { StoredEvent, Tidings } from '../stream/index.ts'
+import type { StoredEvent, StreamNotifier } from '../stream/index.ts'
 import { commitEvents, failEvent, type Given, type GivenEvent, type Next } from './delivery.ts'
 import type { Group } from './groups.ts'
 
@@ -37,7 +37,7 @@ export type EventHandler = (event: StoredEvent, context: EventContext) => Promis
 
 export interface PartitionParts {
   database: Database
-  tidings: Tidings
+  tidings: StreamNotifier
   next: (ask: { partition: number; token: bigint }) => Promise<Next>
   /** Lets so many work at a time. */
   turnstile: { enter<T>(work: () => Promise<T>): Promise<T>; full(): boolean }
@@ -106,9 +106,9 @@ export class Partition {
       (stream, bucket) =>
         stream === null || (stream.startsWith(prefix) && (bucket === null || bucket % partitions === this.index)),
     )
-    const ring = () => lookout.end()
+    const wake = () => lookout.end()
     const over = [this.#stop.signal, this.hold.signal]
-    for (const signal of over) signal.addEventListener('abort', ring)
+    for (const signal of over) signal.addEventListener('abort', wake)
     let pauseMs = PAUSE_MS.first
     while (!over.some(({ aborted }) => aborted)) {
       try {
@@ -133,7 +133,7 @@ export class Partition {
         pauseMs = Math.min(pauseMs * 2, PAUSE_MS.most)
       }
     }
-    for (const signal of over) signal.removeEventListener('abort', ring)
+    for (const signal of over) signal.removeEventListener('abort', wake)
     lookout.leave()
   }
 

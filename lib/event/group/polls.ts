@@ -13,13 +13,13 @@ import {
   checkPage,
   checkText,
   LeaseLostError,
-  Moment,
   NotFoundError,
+  Stopwatch,
   WAIT,
   wrongType,
 } from '../../base/index.ts'
 import { type AnyTransaction, checkTransaction, type Pool, sqlState, within } from '../../database/index.ts'
-import type { Tidings } from '../stream/index.ts'
+import type { StreamNotifier } from '../stream/index.ts'
 import { checkLimit, checkPlace, LIMIT, MOST_PLACE } from '../stream/index.ts'
 import { commitEvents, failEvent, type Given, type GivenEvent, type Next, readAll } from './delivery.ts'
 import { type Group, type Groups, memberName, partitionName, pick } from './groups.ts'
@@ -77,12 +77,12 @@ const TOKEN = 'a bigint ≥ 1n'
 export class Polls {
   readonly #pool: Pool
   readonly #groups: Groups
-  readonly #tidings: Tidings
+  readonly #notifier: StreamNotifier
 
-  constructor(pool: Pool, groups: Groups, tidings: Tidings) {
+  constructor(pool: Pool, groups: Groups, tidings: StreamNotifier) {
     this.#pool = pool
     this.#groups = groups
-    this.#tidings = tidings
+    this.#notifier = tidings
   }
 
   async poll(name: string, options: PollOptions): Promise<Batch[]> {
@@ -94,11 +94,11 @@ export class Polls {
     checkMs('leaseMs', leaseMs, LEASE)
     checkMs('waitMs', waitMs, WAIT)
     signal?.throwIfAborted()
-    const since = new Moment()
+    const since = new Stopwatch()
     const group = await this.#groups.known(name)
-    const lookout = this.#tidings.watch((stream) => stream?.startsWith(group.prefix) ?? true)
-    const ring = () => lookout.end()
-    signal?.addEventListener('abort', ring)
+    const lookout = this.#notifier.watch((stream) => stream?.startsWith(group.prefix) ?? true)
+    const wake = () => lookout.end()
+    signal?.addEventListener('abort', wake)
     try {
       const place = await this.#place(name, holder, leaseMs)
       for (;;) {
@@ -115,7 +115,7 @@ export class Polls {
         signal?.throwIfAborted()
       }
     } finally {
-      signal?.removeEventListener('abort', ring)
+      signal?.removeEventListener('abort', wake)
       lookout.leave()
     }
   }

@@ -41,7 +41,7 @@ export function askOf(stream: string, events: NewEvent | readonly NewEvent[], ex
     throw outOfRange('events', `${EVENTS.min}–${EVENTS.max} events`, `${all.length} events`)
   }
   const many = Array.isArray(events)
-  const parts = all.map((event, i) => partsOf(event, many ? `events.${i}` : 'event'))
+  const parts = all.map((event, i) => contextOf(event, many ? `events.${i}` : 'event'))
   const ids = parts.flatMap(({ id }) => id ?? [])
   if (ids.length > 0) {
     if (ids.length < all.length) throw wrongType('id', 'given for all events of an append, or for none', undefined)
@@ -73,7 +73,7 @@ function placeOf(expected: Expected): bigint | null {
   return expected
 }
 
-function partsOf(event: NewEvent, at: string) {
+function contextOf(event: NewEvent, at: string) {
   if (typeof event !== 'object' || event === null) throw wrongType(at, 'an object { type, data, meta, id }', event)
   const { type, data = null, meta = null, id } = event
   checkText(`${at}.type`, type)

@@ -17,8 +17,8 @@ import {
   checkOptions,
   type Expected,
   fromDatabase,
-  Moment,
   PositionConflictError,
+  Stopwatch,
   UnavailableError,
   wrongType,
 } from '../../base/index.ts'
@@ -187,7 +187,7 @@ export class Appender {
   }
 
   async #askAgain(ask: Ask): Promise<Result> {
-    const since = new Moment()
+    const since = new Stopwatch()
     for (let pauseMs = 10; ; pauseMs = Math.min(pauseMs * 1.5, 250)) {
       await sleep(pauseMs)
       const [result] = await this.#run([ask])

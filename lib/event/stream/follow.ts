@@ -8,9 +8,9 @@
  */
 
 import type { Closing } from '../../base/index.ts'
-import { either, heeding, UnavailableError } from '../../base/index.ts'
+import { abortable, combineSignals, UnavailableError } from '../../base/index.ts'
 import { ByteBudget, type Reservation } from './byte-budget.ts'
-import type { Tidings, Wants } from './notifier.ts'
+import type { StreamNotifier, Wants } from './notifier.ts'
 import { type StoredEvent, storedOf, type Texts } from './read.ts'
 
 /** A piece of the JSON of an event, as `subscribe({ as: 'json' })` gives it. */
@@ -40,12 +40,12 @@ const OUTAGE_MS = { first: 100, most: 5_000 }
 type Make<T> = (text: { place: bigint; json: string }, from: number) => { value: T; upto: number }
 
 export class Follow {
-  readonly #tidings: Tidings
+  readonly #notifier: StreamNotifier
   readonly #closing: Closing
   readonly #budget = new ByteBudget(ALL_BYTES)
 
-  constructor(tidings: Tidings, closing: Closing) {
-    this.#tidings = tidings
+  constructor(tidings: StreamNotifier, closing: Closing) {
+    this.#notifier = tidings
     this.#closing = closing
   }
 
@@ -63,15 +63,15 @@ export class Follow {
     signal: AbortSignal | undefined,
     make: Make<T>,
   ): AsyncGenerator<T, never, void> {
-    const { signal: stop, end } = either(signal, this.#closing.signal)
+    const { signal: stop, end } = combineSignals(signal, this.#closing.signal)
     stop.throwIfAborted()
-    const lookout = this.#tidings.watch(source.wants)
-    const ring = () => lookout.end()
-    stop.addEventListener('abort', ring)
+    const lookout = this.#notifier.watch(source.wants)
+    const wake = () => lookout.end()
+    stop.addEventListener('abort', wake)
     const reading = new Reading(source, this.#budget, stop)
     let outageMs: number = OUTAGE_MS.first
     try {
-      reading.place = from === 'end' ? await heeding(stop, source.end()) : from
+      reading.place = from === 'end' ? await abortable(stop, source.end()) : from
       for (let first = true; ; ) {
         stop.throwIfAborted()
         try {
@@ -95,7 +95,7 @@ export class Follow {
       }
     } finally {
       reading.close()
-      stop.removeEventListener('abort', ring)
+      stop.removeEventListener('abort', wake)
       end()
       lookout.leave()
     }
@@ -138,7 +138,7 @@ class Reading {
       // Where the answer is not waited for any more, its memory is not used by others before it has come.
       const reading = this.#source.texts(this.place, this.#room)
       reading.finally(() => this.#stop.aborted && reservation.release()).catch(() => {})
-      const { events, next, more, waits, wants } = await heeding(this.#stop, reading)
+      const { events, next, more, waits, wants } = await abortable(this.#stop, reading)
       const [first] = events
       if (this.#taken > 0 && first?.place !== this.place && wants === undefined) {
         throw new Error('The event was removed while it was read')

@@ -3,7 +3,7 @@
 export { type Appended, Appender, type AppendOptions, WAITERS } from './append.ts'
 export type { NewEvent } from './append-statement.ts'
 export type { EventPiece } from './follow.ts'
-export { Tidings } from './notifier.ts'
+export { StreamNotifier } from './notifier.ts'
 export {
   attemptsOf,
   checkLimit,

@@ -8,9 +8,9 @@
  * have found nobody to tell; then less and less often.
  */
 import { sql } from 'kysely'
-import { Bell, Moment } from '../../base/index.ts'
-import type { Sessions } from '../../database/index.ts'
-import { News } from '../../database/index.ts'
+import { Stopwatch, Waker } from '../../base/index.ts'
+import type { SessionPool } from '../../database/index.ts'
+import { Notifier } from '../../database/index.ts'
 
 /** Which events somebody waits for; null: it is not known which there are. */
 export type Wants = (stream: string | null, bucket: number | null) => boolean
@@ -21,12 +21,12 @@ const POLL_MS = { news: 5_000, none: 500 }
 // While something that was appended may still commit, for nobody tells that it was rolled back.
 const UNDECIDED_MS = { first: 5, most: 250 }
 
-export class Tidings {
-  readonly #news: News<number>
+export class StreamNotifier {
+  readonly #notifier: Notifier<number>
   readonly #here = new Set<(stream: string) => void>()
 
-  constructor(sessions: Sessions) {
-    this.#news = new News(
+  constructor(sessions: SessionPool) {
+    this.#notifier = new Notifier(
       sessions,
       'lockstep_event',
       (message) => (JSON.parse(message) as [string, number][]).map(([name, told]) => ({ name, told })),
@@ -45,38 +45,38 @@ export class Tidings {
   /** Nobody hears anything any more. */
   close(): void {
     this.#here.clear()
-    this.#news.close()
+    this.#notifier.close()
   }
 
   /** To wait for events, until it is left. */
   watch(wants: Wants): Lookout {
-    const bell = new Bell()
+    const waker = new Waker()
     const here = (stream: string) => {
-      if (wants(stream, null)) bell.ring()
+      if (wants(stream, null)) waker.wake()
     }
     this.#here.add(here)
-    const hush = this.#news.onAny((stream, bucket) => {
-      if (wants(stream, bucket)) bell.ring()
+    const unsubscribe = this.#notifier.onAny((stream, bucket) => {
+      if (wants(stream, bucket)) waker.wake()
     })
     const leave = () => {
       this.#here.delete(here)
-      hush()
+      unsubscribe()
     }
-    return new Lookout(bell, leave, () => (this.#news.session ? POLL_MS.news : POLL_MS.none))
+    return new Lookout(waker, leave, () => (this.#notifier.session ? POLL_MS.news : POLL_MS.none))
   }
 }
 
 /** Whoever looks again and again. */
 export class Lookout {
   readonly leave: () => void
-  readonly #bell: Bell
+  readonly #waker: Waker
   readonly #most: () => number
   #ended = false
   #pauseMs = FIRST_MS
   #undecidedMs = UNDECIDED_MS.first
 
-  constructor(bell: Bell, leave: () => void, most: () => number) {
-    this.#bell = bell
+  constructor(waker: Waker, leave: () => void, most: () => number) {
+    this.#waker = waker
     this.leave = leave
     this.#most = most
   }
@@ -84,7 +84,7 @@ export class Lookout {
   /** Ends the wait, and every pause from now on. */
   end(): void {
     this.#ended = true
-    this.#bell.ring()
+    this.#waker.wake()
   }
 
   /** Something was found: looks are soon again. */
@@ -95,8 +95,8 @@ export class Lookout {
 
   /** After a fault: for so long, whatever is heard, or until somebody ends it. */
   async pause(ms: number): Promise<void> {
-    const since = new Moment()
-    while (!this.#ended && since.elapsed() < ms) await this.#bell.wait(ms - since.elapsed())
+    const since = new Stopwatch()
+    while (!this.#ended && since.elapsed() < ms) await this.#waker.wait(ms - since.elapsed())
   }
 
   /**
@@ -106,7 +106,7 @@ export class Lookout {
    */
   async wait(waits: boolean, atMost = Infinity): Promise<void> {
     const pauseMs = waits ? this.#undecidedMs : Math.min(this.#pauseMs, this.#most())
-    if (await this.#bell.wait(Math.min(pauseMs, atMost))) return
+    if (await this.#waker.wait(Math.min(pauseMs, atMost))) return
     if (waits) this.#undecidedMs = Math.min(this.#undecidedMs * 1.5, UNDECIDED_MS.most)
     else this.#pauseMs = Math.min(this.#pauseMs * 2, this.#most())
   }

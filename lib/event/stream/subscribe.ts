@@ -4,9 +4,9 @@
  */
 
 import type { Closing } from '../../base/index.ts'
-import { checkMs, checkOptions, checkText, checkWord, Moment, WAIT, wrongType } from '../../base/index.ts'
+import { checkMs, checkOptions, checkText, checkWord, Stopwatch, WAIT, wrongType } from '../../base/index.ts'
 import { type EventPiece, Follow, type Source } from './follow.ts'
-import type { Lookout, Tidings } from './notifier.ts'
+import type { Lookout, StreamNotifier } from './notifier.ts'
 import { type Chunk, checkLimit, checkPlace, type EventPage, LIMIT, type Reader, type StoredEvent } from './read.ts'
 
 export interface SubscribeOptions {
@@ -50,12 +50,12 @@ interface Paged extends Source {
 
 export class Followers {
   readonly #reader: Reader
-  readonly #tidings: Tidings
+  readonly #notifier: StreamNotifier
   readonly #follow: Follow
 
-  constructor(reader: Reader, tidings: Tidings, closing: Closing) {
+  constructor(reader: Reader, tidings: StreamNotifier, closing: Closing) {
     this.#reader = reader
-    this.#tidings = tidings
+    this.#notifier = tidings
     this.#follow = new Follow(tidings, closing)
   }
 
@@ -100,10 +100,10 @@ export class Followers {
     const { limit = LIMIT.default, waitMs = 0, signal } = options
     checkMs('waitMs', waitMs, WAIT)
     signal?.throwIfAborted()
-    const since = new Moment()
+    const since = new Stopwatch()
     let lookout: Lookout | undefined
-    const ring = () => lookout?.end()
-    signal?.addEventListener('abort', ring)
+    const wake = () => lookout?.end()
+    signal?.addEventListener('abort', wake)
     try {
       for (let place = options.from; ; ) {
         signal?.throwIfAborted()
@@ -114,10 +114,10 @@ export class Followers {
         const leftMs = waitMs - since.elapsed()
         if (leftMs <= 0) return { events, next }
         if (lookout) await lookout.wait(waits, leftMs)
-        lookout ??= this.#tidings.watch(source.wants) // and look once more: it may have come before
+        lookout ??= this.#notifier.watch(source.wants) // and look once more: it may have come before
       }
     } finally {
-      signal?.removeEventListener('abort', ring)
+      signal?.removeEventListener('abort', wake)
       lookout?.leave()
     }
   }

@@ -45,9 +45,9 @@ export const awaitedId = (): string => {
 }
 export const isAwaited = (id: string): boolean => id[14] === '8'
 
-/** News of a job: it is over, or was cancelled. */
+/** Notifier of a job: it is over, or was cancelled. */
 export const JOB_CHANNEL = 'lockstep_job'
-/** News of a queue: there is work. pg-boss's own, 'pgboss_' and the hash of its schema's name. */
+/** Notifier of a queue: there is work. pg-boss's own, 'pgboss_' and the hash of its schema's name. */
 export const QUEUE_CHANNEL = 'pgboss_7d2848c635f27e46abe34e19'
 
 export class Settle {

@@ -6,8 +6,8 @@
  * told is only that: the outcome is read from the job, so that nobody can forge it.
  */
 import { sql } from 'kysely'
-import { Bell, NotFoundError } from '../../base/index.ts'
-import type { News } from '../../database/index.ts'
+import { NotFoundError, Waker } from '../../base/index.ts'
+import type { Notifier } from '../../database/index.ts'
 import { list, type Pool } from '../../database/index.ts'
 
 /** How a job ended. */
@@ -35,13 +35,13 @@ const POLL_MS = { first: 20, most: 500 }
 
 export class Results {
   readonly #pool: Pool
-  readonly #jobs: News<null>
+  readonly #jobs: Notifier<null>
   readonly #waiting = new Set<Waiter>()
-  readonly #bell = new Bell()
+  readonly #waker = new Waker()
   #looking = false
   #closed: unknown
 
-  constructor(pool: Pool, jobs: News<null>) {
+  constructor(pool: Pool, jobs: Notifier<null>) {
     this.#pool = pool
     this.#jobs = jobs
   }
@@ -54,21 +54,21 @@ export class Results {
     const { promise, resolve, reject } = Promise.withResolvers<Outcome>()
     const waiter = { queue, id, resolve, reject }
     let heard = false
-    const hush = this.#jobs.on(id, () => {
+    const unsubscribe = this.#jobs.on(id, () => {
       heard = true
-      this.#bell.ring()
+      this.#waker.wake()
     })
     const wait = () => {
       if (this.#closed) throw this.#closed
       this.#waiting.add(waiter)
-      if (heard) this.#bell.ring()
+      if (heard) this.#waker.wake()
       if (!this.#looking) void this.#look()
       return promise
     }
     const end = () => {
-      hush()
+      unsubscribe()
       this.#waiting.delete(waiter)
-      if (this.#waiting.size === 0) this.#bell.ring()
+      if (this.#waiting.size === 0) this.#waker.wake()
     }
     return { wait, end }
   }
@@ -78,14 +78,14 @@ export class Results {
     this.#closed = reason
     for (const { reject } of this.#waiting) reject(reason)
     this.#waiting.clear()
-    this.#bell.ring()
+    this.#waker.wake()
   }
 
   async #look(): Promise<void> {
     this.#looking = true
     for (let pauseMs = POLL_MS.first; this.#waiting.size > 0; ) {
       const most = this.#jobs.session ? LOOK_AGAIN_MS : POLL_MS.most
-      if (await this.#bell.wait(this.#jobs.session ? most : pauseMs)) pauseMs = POLL_MS.first
+      if (await this.#waker.wait(this.#jobs.session ? most : pauseMs)) pauseMs = POLL_MS.first
       else pauseMs = Math.min(pauseMs * 2, most)
       const waiters = [...this.#waiting]
       if (waiters.length === 0) break

@@ -6,7 +6,7 @@
  * Only when that fails it begins again from a savepoint, with each schedule by itself.
  */
 import { sql, type Transaction } from 'kysely'
-import { fromDatabase, Moment, UnavailableError } from '../../base/index.ts'
+import { fromDatabase, Stopwatch, UnavailableError } from '../../base/index.ts'
 import { list, type Pool, textOn } from '../../database/index.ts'
 import type { Engine } from '../pgboss/index.ts'
 import { fromBoss, makeBoss } from '../pgboss/index.ts'
@@ -61,7 +61,7 @@ export async function fire(
   for (let left = true; left && (slots === 0 || more()); ) {
     left = await pool.transaction(async (trx) => {
       const { rows } = await sql<Row>`select * from lockstep.due_schedules(${at}, ${list(passed, 'text')})`.execute(trx)
-      const since = new Moment()
+      const since = new Stopwatch()
       const due: Due[] = []
       for (const row of rows) {
         at ??= row.now // for all, or a schedule by the second is due again and again

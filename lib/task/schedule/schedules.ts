@@ -22,8 +22,8 @@ import {
   checkWord,
   jsonText,
   LIMITS,
-  Moment,
   outOfRange,
+  Stopwatch,
 } from '../../base/index.ts'
 import type { Pool } from '../../database/index.ts'
 import type { Engine } from '../pgboss/index.ts'
@@ -138,7 +138,7 @@ export class Cron {
   preview(cron: string, timezone = 'UTC', n = 5): Date[] {
     const rule = this.#rule(cron, timezone)
     checkInteger('n', n, { min: 1, max: 1_000 })
-    const since = new Moment()
+    const since = new Stopwatch()
     const slots: Date[] = []
     while (slots.length < n) {
       if (since.elapsed() > 1_000) throw outOfRange('n', 'less, for a cron this rare', n)

@@ -25,12 +25,12 @@ import {
   HandedBackError,
   jsonText,
   LIMITS,
-  Moment,
+  Stopwatch,
   TransactionEndedError,
   trusted,
   UnavailableError,
 } from '../../base/index.ts'
-import type { Database, News } from '../../database/index.ts'
+import type { Database, Notifier } from '../../database/index.ts'
 import { type AttemptOf, lost, type Settle, tokenOf } from '../job/index.ts'
 import type { FetchedJob } from '../pgboss/index.ts'
 import type { Definition, HandlerContext, TransactionalContext } from '../queue/index.ts'
@@ -53,13 +53,13 @@ const MOST_BETWEEN_BEATS_MS = 10_000
  * takes no time costs no timer. Hears for them of jobs that are worth a look: cancelled ones.
  */
 export class Pulse {
-  readonly #jobs: News<null>
+  readonly #jobs: Notifier<null>
   readonly #all = new Map<string, Running>()
   #closed = false
   #timer: NodeJS.Timeout | undefined
-  #hush = () => {}
+  #unsubscribe = () => {}
 
-  constructor(jobs: News<null>) {
+  constructor(jobs: Notifier<null>) {
     this.#jobs = jobs
   }
 
@@ -69,7 +69,7 @@ export class Pulse {
     this.#timer = setInterval(() => {
       for (const each of this.#all.values()) each.pulse()
     }, PULSE_MS).unref()
-    this.#hush = this.#jobs.onAny((id) => {
+    this.#unsubscribe = this.#jobs.onAny((id) => {
       if (id !== null) this.#all.get(id)?.look()
       else for (const each of this.#all.values()) each.look()
     })
@@ -98,7 +98,7 @@ export class Pulse {
   #rest(): void {
     clearInterval(this.#timer)
     this.#timer = undefined
-    this.#hush()
+    this.#unsubscribe()
   }
 }
 
@@ -110,19 +110,19 @@ export class Running {
   readonly #parts: RunningParts
   readonly #definition: Definition
   readonly #job: FetchedJob
-  readonly #began: Moment
+  readonly #began: Stopwatch
   readonly #given = Promise.withResolvers<never>()
   /** Why the handler should stop, and what tells it; made when it is asked for, since most handlers do not. */
   #reason: Error | undefined
   #controller: AbortController | undefined
   /** When the last beat was asked for that was answered, and the last one at all. */
-  #beaten: Moment
-  #asked: Moment
+  #beaten: Stopwatch
+  #asked: Stopwatch
   /** What was decided about it already: then nothing else is. */
   #decided: 'lost' | 'expired' | 'handed back' | undefined
 
   /** @param fetched  the moment before it was asked for. */
-  constructor(parts: RunningParts, definition: Definition, queue: string, job: FetchedJob, fetched: Moment) {
+  constructor(parts: RunningParts, definition: Definition, queue: string, job: FetchedJob, fetched: Stopwatch) {
     this.#parts = parts
     this.#definition = definition
     this.#job = job
@@ -182,7 +182,7 @@ export class Running {
 
   async #beat(): Promise<void> {
     if (this.#decided) return
-    const asked = new Moment()
+    const asked = new Stopwatch()
     this.#asked = asked
     try {
       if (await this.#parts.settle.beat(this.of)) this.#beaten = asked

@@ -7,18 +7,18 @@
  */
 import { sql } from 'kysely'
 import {
-  Bell,
   checkInteger,
   checkMs,
   checkOptions,
   checkText,
   jsonText,
   LIMITS,
-  Moment,
+  Stopwatch,
   WAIT,
+  Waker,
   wrongType,
 } from '../../base/index.ts'
-import type { News } from '../../database/index.ts'
+import type { Notifier } from '../../database/index.ts'
 import { column, list, type Pool } from '../../database/index.ts'
 import { type AttemptOf, lost, type Settle, tokenOf } from '../job/index.ts'
 import type { Engine } from '../pgboss/index.ts'
@@ -62,7 +62,7 @@ export interface ClaimParts {
   boss: () => Engine
   settle: Settle
   queues: Queues
-  news: News<null>
+  news: Notifier<null>
   look: Lookout
 }
 
@@ -174,11 +174,11 @@ export class Claims {
 
   // As a worker waits (fetch-loop.ts), but for the first that comes.
   async #wait(queue: string, ask: () => Promise<Claimed[]>, waitMs: number, signal?: AbortSignal): Promise<Claimed[]> {
-    const since = new Moment()
-    const bell = new Bell()
-    const ring = () => bell.ring()
-    const hush = this.#parts.news.on(queue, ring)
-    signal?.addEventListener('abort', ring)
+    const since = new Stopwatch()
+    const waker = new Waker()
+    const wake = () => waker.wake()
+    const unsubscribe = this.#parts.news.on(queue, wake)
+    signal?.addEventListener('abort', wake)
     try {
       for (;;) {
         const jobs = await ask()
@@ -187,12 +187,12 @@ export class Claims {
         signal?.throwIfAborted()
         const inMs = await this.#parts.look.ask(queue)
         const pollMs = this.#parts.news.session ? POLL_MS.news : POLL_MS.none
-        await bell.wait(Math.min(inMs || pollMs, pollMs, leftMs))
+        await waker.wait(Math.min(inMs || pollMs, pollMs, leftMs))
         signal?.throwIfAborted()
       }
     } finally {
-      hush()
-      signal?.removeEventListener('abort', ring)
+      unsubscribe()
+      signal?.removeEventListener('abort', wake)
     }
   }
 }

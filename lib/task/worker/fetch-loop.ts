@@ -14,8 +14,8 @@
  */
 
 import { sql } from 'kysely'
-import { Bell, batched, Moment, NotFoundError } from '../../base/index.ts'
-import type { News } from '../../database/index.ts'
+import { batched, NotFoundError, Stopwatch, Waker } from '../../base/index.ts'
+import type { Notifier } from '../../database/index.ts'
 import { column, list, type Pool } from '../../database/index.ts'
 import type { Engine, FetchedJob } from '../pgboss/index.ts'
 import { fromBoss } from '../pgboss/index.ts'
@@ -25,7 +25,7 @@ import { type Fate, Running, type RunningParts } from './attempt.ts'
 export interface WorkerParts extends RunningParts {
   pool: Pool
   boss: () => Engine
-  queues: News<null>
+  queues: Notifier<null>
   look: Lookout
   known: Queues
 }
@@ -41,8 +41,8 @@ export class Loop {
   readonly #definition: Definition
   readonly #queue: string
   readonly #running = new Set<Running>()
-  readonly #bell = new Bell()
-  readonly #hush: () => void
+  readonly #waker = new Waker()
+  readonly #unsubscribe: () => void
   readonly #fates: Record<Fate, number> = { completed: 0, failed: 0, 'handed back': 0, lost: 0 }
   /** Ends when there is nothing to do, instead of waiting. */
   readonly #once: boolean
@@ -58,8 +58,8 @@ export class Loop {
     this.#definition = definition
     this.#queue = queue
     this.#once = once
-    this.#hush = once ? () => {} : parts.queues.on(queue, () => this.#bell.ring())
-    this.#ended = this.#run().finally(this.#hush)
+    this.#unsubscribe = once ? () => {} : parts.queues.on(queue, () => this.#waker.wake())
+    this.#ended = this.#run().finally(this.#unsubscribe)
   }
 
   /** What became of the jobs that it ran. */
@@ -79,7 +79,7 @@ export class Loop {
    */
   async stop(graceMs: number, why: string, settleMs = SETTLE_MS): Promise<void> {
     this.#stopping = true
-    this.#bell.ring()
+    this.#waker.wake()
     this.#free.resolve()
     const idle = this.#ended
     if (await within(idle, graceMs)) return
@@ -113,7 +113,7 @@ export class Loop {
         if (this.#once) failure = { error }
         // A worker's own queue is deleted with it when it is taken for dead, and made anew when it shows itself (workers.ts).
         else if (!(error instanceof NotFoundError && this.#queue !== this.#definition.name)) this.#parts.onError(error)
-        if (!failure) await this.#bell.wait(pauseMs)
+        if (!failure) await this.#waker.wait(pauseMs)
         pauseMs = Math.min(pauseMs * 2, 5_000)
         continue
       }
@@ -156,7 +156,7 @@ export class Loop {
       if (inMs === 0 && !(vain && first)) return true
       // all queues of a process at the same instants, so that they share a statement
       const untilPoll = pollMs - (performance.now() % pollMs)
-      if (await this.#bell.wait(inMs ? Math.min(inMs, untilPoll) : untilPoll)) return false
+      if (await this.#waker.wait(inMs ? Math.min(inMs, untilPoll) : untilPoll)) return false
     }
     return false
   }
@@ -176,7 +176,7 @@ export class Loop {
     const { groupConcurrency } = this.#definition.options
     const { boss, known } = this.#parts
     await known.ensure(this.#queue)
-    const asked = new Moment()
+    const asked = new Stopwatch()
     const options = { batchSize: room, ...(groupConcurrency !== undefined && { groupConcurrency }) }
     const jobs: FetchedJob[] = await boss()
       .fetch(this.#queue, options)
@@ -197,7 +197,7 @@ export class Loop {
       void running.fate.then((fate) => {
         this.#fates[fate] += 1
         this.#running.delete(running)
-        if (this.#exclusive) this.#bell.ring()
+        if (this.#exclusive) this.#waker.wake()
         this.#free.resolve()
         this.#free = Promise.withResolvers()
       })

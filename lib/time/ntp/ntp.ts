@@ -15,7 +15,7 @@
  */
 import { lookup } from 'node:dns/promises'
 import { isIP, SocketAddress } from 'node:net'
-import { checkInteger, checkOptions, heeding, outOfRange, UnavailableError, wrongType } from '../../base/index.ts'
+import { abortable, checkInteger, checkOptions, outOfRange, UnavailableError, wrongType } from '../../base/index.ts'
 import { agree, type Interval, Offset, PAD_US, widened, width, within } from '../interval.ts'
 import { LOCAL_DRIFT } from '../tolerances.ts'
 import { type Address, exchange } from './exchange.ts'
@@ -238,6 +238,6 @@ async function addressOf({ host, port }: Place, signal: AbortSignal): Promise<Ad
   const found = lookup(host).catch((error: NodeJS.ErrnoException) => {
     throw new Error(`no address: ${error.code ?? error.message}`)
   })
-  const { address, family } = await heeding(signal, found)
+  const { address, family } = await abortable(signal, found)
   return { address, family: family as 4 | 6, port }
 }
