@@ -1,30 +1,45 @@
-/** A wait that ends with its signal: what is waited for goes on, and nobody hears of it any more. */
+/** Waits that end with a signal, and the one way to listen to a signal. */
 
-/** What `work` comes to, or the signal's reason, whichever is first; the reason, if the signal has aborted already. */
-export async function abortable<T>(signal: AbortSignal | undefined, work: T | Promise<T>): Promise<T> {
-  if (!signal) return work
-  const { promise, reject } = Promise.withResolvers<never>()
-  const aborted = () => reject(signal.reason)
-  if (signal.aborted) aborted()
-  signal.addEventListener('abort', aborted)
-  return Promise.race([promise, work]).finally(() => signal.removeEventListener('abort', aborted))
+/**
+ * Calls `listener` when the signal aborts; at once, if it has aborted already.
+ * @returns a function that takes the listener off. A signal may live as long as the process: what is left on it is kept for as long.
+ */
+export function onAbort(signal: AbortSignal | undefined, listener: () => void): () => void {
+  if (!signal) return () => {}
+  if (signal.aborted) listener()
+  else signal.addEventListener('abort', listener)
+  return () => signal.removeEventListener('abort', listener)
 }
 
 /**
- * A signal that aborts with the first of several, until `end` takes it off them. Not AbortSignal.any: what somebody leaves on
- * such a one is kept for as long as the others live, and one of them may live as long as the process.
+ * The result of `work`, or the signal's reason, whichever is first; the reason, if the signal has aborted already. The work itself
+ * goes on, and nobody hears of it any more.
+ */
+export async function abortable<T>(signal: AbortSignal | undefined, work: T | Promise<T>): Promise<T> {
+  if (!signal) return work
+  const { promise, reject } = Promise.withResolvers<never>()
+  const off = onAbort(signal, () => reject(signal.reason))
+  return Promise.race([promise, work]).finally(off)
+}
+
+/**
+ * A signal that aborts with the first of several, until `end` takes it off them. Not AbortSignal.any: what is left on such a signal
+ * is kept for as long as its sources live, and one of them may live as long as the process.
  */
 export function combineSignals(...signals: (AbortSignal | undefined)[]): { signal: AbortSignal; end: () => void } {
   const own = new AbortController()
-  const sources = signals.filter((source) => source !== undefined)
+  const off: (() => void)[] = []
   const end = () => {
-    for (const source of sources) source.removeEventListener('abort', pass)
+    for (const each of off) each()
   }
-  const pass = () => {
-    end()
-    own.abort(sources.find(({ aborted }) => aborted)?.reason)
+  for (const source of signals) {
+    if (own.signal.aborted) break
+    off.push(
+      onAbort(source, () => {
+        end()
+        own.abort(source?.reason)
+      }),
+    )
   }
-  for (const source of sources) source.addEventListener('abort', pass)
-  if (sources.some(({ aborted }) => aborted)) pass()
   return { signal: own.signal, end }
 }

@@ -1,6 +1,6 @@
 /** What others use of this room. */
 
-export { abortable, combineSignals } from './abortable.ts'
+export { abortable, combineSignals, onAbort } from './abortable.ts'
 export {
   budgeted,
   checkInteger,
@@ -17,6 +17,7 @@ export {
   optionsAndWork,
   WAIT,
 } from './arguments.ts'
+export { BackoffDelays } from './backoff.ts'
 export { batched } from './batch.ts'
 export { BoundedMap } from './bounded-map.ts'
 export {
@@ -42,3 +43,4 @@ export {
 export { CLOSE_MS, Closing, Deadline, type Ending, GRACE_MS, RoomEnding } from './shutdown.ts'
 export { Stopwatch, trusted } from './stopwatch.ts'
 export { Waker } from './waker.ts'
+export { warn } from './warning.ts'

@@ -39,6 +39,7 @@ import {
   GRACE_MS,
   RoomEnding,
   UnavailableError,
+  warn,
   wrongType,
 } from '../base/index.ts'
 import type { AnyTransaction, Database, Pool } from '../database/index.ts'
@@ -127,7 +128,7 @@ class Room implements Events {
   readonly #retention: Retention
   readonly #open: (group: string, options: ConsumeOptions, handler: EventHandler) => Consumer
 
-  constructor(lockstep: Lockstep, { connections = 4, onError = warn }: EventsOptions) {
+  constructor(lockstep: Lockstep, { connections = 4, onError = (error) => warn('Events', error) }: EventsOptions) {
     const { database, sessions, closing, rooms } = contextOf(lockstep)
     checkInteger('connections', connections, { min: 1, max: 100 })
     if (typeof onError !== 'function') throw wrongType('onError', 'a function', onError)
@@ -295,9 +296,4 @@ class Room implements Events {
     this.#notifier.close()
     await this.#database.drop([this.#pool, this.#waiters], late)
   }
-}
-
-function warn(error: unknown): void {
-  const text = error instanceof Error ? (error.stack ?? error.message) : String(error)
-  globalThis.process?.emitWarning?.(`Events: ${text}`, 'LockstepWarning')
 }

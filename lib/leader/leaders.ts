@@ -4,8 +4,8 @@
  * How one is elected and what is promised is told in election.ts; what a leader has in its hands, in term.ts.
  */
 import { sql } from 'kysely'
-import type { Closing } from '../base/index.ts'
 import {
+  type Closing,
   checkInteger,
   checkMs,
   checkOptions,
@@ -19,6 +19,7 @@ import {
   metaText,
   optionsAndWork,
   WAIT,
+  warn,
   wrongType,
 } from '../base/index.ts'
 import type { Database, SessionPool } from '../database/index.ts'
@@ -145,7 +146,9 @@ export class Leaders {
   lead(name: string, work: LeadWork): Promise<void>
   lead(name: string, options: LeadOptions, work: LeadWork): Promise<void>
   async lead(name: string, ...rest: unknown[]): Promise<void> {
-    const [{ signal, backoff = {}, onError = warn, ...options }, work] = optionsAndWork<LeadOptions, LeadWork>(rest)
+    const [{ signal, backoff = {}, onError = warnOfWork, ...options }, work] = optionsAndWork<LeadOptions, LeadWork>(
+      rest,
+    )
     request(name, options)
     checkOptions(backoff, 'backoff')
     if (typeof onError !== 'function') throw wrongType('onError', 'a function', onError)
@@ -305,7 +308,4 @@ function request(name: string, options: TryCampaignOptions): Candidacy {
   return { name, holder, ttlMs, meta, priority, failover: failover === 'connection' }
 }
 
-function warn(error: unknown): void {
-  const text = error instanceof Error ? (error.stack ?? error.message) : String(error)
-  globalThis.process?.emitWarning?.(`A leader's work failed: ${text}`, 'LockstepWarning')
-}
+const warnOfWork = (error: unknown) => warn("A leader's work failed", error)

@@ -31,6 +31,7 @@ import {
   NotFoundError,
   RoomEnding,
   UnavailableError,
+  warn,
   wrongType,
 } from '../base/index.ts'
 import type { AnyTransaction, Context, Database, Pool } from '../database/index.ts'
@@ -118,7 +119,10 @@ class Room implements Tasks {
   readonly #time: Context['time']
   readonly #working = new Set<Worker>()
 
-  constructor(lockstep: Lockstep, { connections = 4, onError = warn }: TasksOptions) {
+  constructor(
+    lockstep: Lockstep,
+    { connections = 4, onError = (error) => warn('A task failed', error) }: TasksOptions,
+  ) {
     const { database, sessions, time, closing, rooms } = contextOf(lockstep)
     checkInteger('connections', connections, { min: 1, max: 100 })
     if (typeof onError !== 'function') throw wrongType('onError', 'a function', onError)
@@ -353,8 +357,3 @@ const nameOf = (queue: AnyQueue): string => (typeof queue === 'string' ? queue :
 // What is told is only that it is worth a look.
 const news = (sessions: ReturnType<typeof contextOf>['sessions'], channel: string): Notifier<null> =>
   new Notifier(sessions, channel, (message) => [{ name: message, told: null }])
-
-function warn(error: unknown): void {
-  const text = error instanceof Error ? (error.stack ?? error.message) : String(error)
-  globalThis.process?.emitWarning?.(`A task failed: ${text}`, 'LockstepWarning')
-}
