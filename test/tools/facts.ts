@@ -1,0 +1,46 @@
+/**
+ * Writes the generated facts anew, which tests of test/facts compare with what they are made from: `npm run facts`.
+ *
+ *     npm run facts -- [schema] [api]
+ *
+ * schema   db/schema.sql, from the migrations
+ */
+import * as fs from 'node:fs'
+import * as path from 'node:path'
+import pg from 'pg'
+import { startPostgres } from '../../lib/setup/embedded-postgres.ts'
+import { migrate } from '../../lib/setup/migrate.ts'
+import { schemaText } from '../facts/schema.ts'
+import { BINARIES } from '../support/postgres-majors.ts'
+
+const ROOT = path.resolve(import.meta.dirname, '../..')
+
+const FACTS: Record<string, { file: string; text: () => Promise<string> }> = {
+  schema: { file: 'db/schema.sql', text: schema },
+}
+
+const asked = process.argv.slice(2)
+const unknown = asked.filter((name) => !(name in FACTS))
+if (unknown.length > 0) {
+  console.error(`There are ${Object.keys(FACTS).join(', ')}, and no ${unknown.join(', ')}`)
+  process.exit(2)
+}
+for (const name of asked.length > 0 ? asked : Object.keys(FACTS)) {
+  const { file, text } = FACTS[name] as (typeof FACTS)[string]
+  const [before, after] = [fs.existsSync(file) ? fs.readFileSync(file, 'utf8') : '', await text()]
+  if (before !== after) fs.writeFileSync(path.join(ROOT, file), after)
+  console.log(`${file} ${before === after ? 'is as it was' : 'is new'}`)
+}
+
+async function schema(): Promise<string> {
+  const server = await startPostgres(BINARIES)
+  const client = new pg.Client(server.url)
+  try {
+    await migrate(server.url)
+    await client.connect()
+    return await schemaText(client)
+  } finally {
+    await client.end()
+    await server.stop()
+  }
+}
