@@ -117,7 +117,14 @@ const PUBLIC = {
   'lib/base/errors': {
     values: [
       ...['ForbiddenError', 'HandedBackError', 'JobFailedError', 'LeaseHeldError', 'LeaseLostError', 'NotFoundError'],
-      ...['PositionConflictError', 'RunTimeoutError', 'TransactionEndedError', 'UnavailableError', 'fromDatabase'],
+      ...[
+        'PositionConflictError',
+        'RunTimeoutError',
+        'SQLSTATE',
+        'TransactionEndedError',
+        'UnavailableError',
+        'fromDatabase',
+      ],
       ...['noConnectionLeft', 'outOfRange', 'wrongType'],
     ],
     types: ['EndedOutcome', 'ErrorCode', 'Expected', 'InvalidArgument'],

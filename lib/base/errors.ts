@@ -6,6 +6,8 @@
  * here at all: `tryAcquire` answers `null`. An aborted call rejects with the caller's own `signal.reason`.
  */
 
+export { SQLSTATE } from './sqlstates.ts'
+
 /** What every error of ours carries. */
 export type ErrorCode =
   | 'LEASE_HELD'

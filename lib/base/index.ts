@@ -41,6 +41,7 @@ export {
   wrongType,
 } from './errors.ts'
 export { CLOSE_MS, Closing, Deadline, type Ending, GRACE_MS, RoomEnding } from './shutdown.ts'
+export { SQLSTATE } from './sqlstates.ts'
 export { Stopwatch, trusted } from './stopwatch.ts'
 export { Waker } from './waker.ts'
 export { warn } from './warning.ts'

@@ -15,6 +15,7 @@
  * An object of Kysely stands for one transaction, so its id is asked for once. A client has many.
  */
 import { CompiledQuery, Kysely, PostgresDialect, type RawBuilder, sql, type Transaction } from 'kysely'
+import { SQLSTATE } from '../base/index.ts'
 
 /**
  * A client of `pg`, or one with its `query`, between BEGIN and COMMIT. Not a pool, of which each statement may have another
@@ -93,7 +94,7 @@ async function checked<T>(trx: AnyTransaction, effect: (xid: string) => Promise<
   try {
     return await effect(xid)
   } catch (error) {
-    if ((error as { code?: unknown } | null)?.code !== 'LS008') throw error
+    if ((error as { code?: unknown } | null)?.code !== SQLSTATE.noTransaction) throw error
     throw noTransaction(isKysely(trx) ? 'one of Kysely that has ended' : 'a client outside of a transaction', error)
   }
 }

@@ -16,7 +16,7 @@
  */
 import type { RawBuilder } from 'kysely'
 import type pg from 'pg'
-import { fromDatabase, Stopwatch, UnavailableError } from '../base/index.ts'
+import { fromDatabase, SQLSTATE, Stopwatch, UnavailableError } from '../base/index.ts'
 import { announcedPid, type Database, run } from './database.ts'
 import { LockTurns } from './lock-turns.ts'
 
@@ -26,9 +26,6 @@ const SERVER_GIVES_UP_MS = 15_000
 
 /** What asking for a name with K in hand answers: the token, or how long until it is worth asking again. */
 export type Place = { token: bigint; waitMs: null } | { token: null; waitMs: number }
-
-/** SQLSTATE of lockstep.check_backend. */
-const ANOTHER_BACKEND = 'LS004'
 
 /** What depends on a session. */
 export interface Dependent {
@@ -242,7 +239,7 @@ export class Session {
       // over, whether we have heard of its end yet or not.
       const { severity, code } = error as { severity?: string; code?: string }
       const over = severity === undefined || severity === 'FATAL' || severity === 'PANIC'
-      if (over || code === ANOTHER_BACKEND) this.#lose(error)
+      if (over || code === SQLSTATE.wrongBackend) this.#lose(error)
       throw this.lost ?? fromDatabase(error)
     }
   }

@@ -14,7 +14,7 @@
  * Kysely begins and ends it through this connection, with texts that are known: so nothing of Kysely is done again here.
  */
 
-import { type EndedOutcome, fromDatabase, outOfRange, TransactionEndedError } from '../base/index.ts'
+import { type EndedOutcome, fromDatabase, outOfRange, SQLSTATE, TransactionEndedError } from '../base/index.ts'
 import { XID } from './caller-transaction.ts'
 import { controlsTransaction } from './transaction-control.ts'
 
@@ -104,7 +104,7 @@ export class Supervisor {
       return await this.#client.query(text, values, single)
     } catch (error) {
       // A statement that is checked (caller-transaction.ts) has found another transaction, which has failed by that and tells no more.
-      if ((error as { code?: unknown }).code === 'LS008') this.#notice(error)
+      if ((error as { code?: unknown }).code === SQLSTATE.noTransaction) this.#notice(error)
       throw error
     }
   }
@@ -136,7 +136,7 @@ export class Supervisor {
       return (await this.#client.query(`select lockstep.check_transaction('${this.#xid}'); commit`)).at(-1)
     } catch (error) {
       const { code } = error as { code?: unknown }
-      if (code === 'LS008') throw this.#notice(error)
+      if (code === SQLSTATE.noTransaction) throw this.#notice(error)
       this.#answered = (error as { severity?: unknown }).severity !== undefined // a deferred constraint, a fenced table
       throw code === '42883' ? fromDatabase(error) : error
     }

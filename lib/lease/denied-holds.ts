@@ -3,7 +3,7 @@
  * rows wants the hold of each row, and a transaction under order/42 may have written a row of order/43. Then order/42 is not lost.
  */
 
-import { LeaseLostError } from '../base/index.ts'
+import { LeaseLostError, SQLSTATE } from '../base/index.ts'
 import { sqlState } from '../database/index.ts'
 
 /** Under the name that the database knows: elections and groups have a prefix. `token`: null if the transaction did not name it. */
@@ -14,7 +14,7 @@ export interface DeniedHold {
 
 /** The holds that an LS001 of ours is about; none for any other error, and for an LS001 that somebody else's function raised. */
 export function denied(error: unknown): DeniedHold[] {
-  if (sqlState(error) !== 'LS001') return []
+  if (sqlState(error) !== SQLSTATE.leaseLost) return []
   try {
     const holds: unknown = JSON.parse(String((error as { detail?: unknown }).detail))
     return Array.isArray(holds) ? holds : []

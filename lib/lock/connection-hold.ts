@@ -6,7 +6,7 @@
  * is dead before the next holder works, also when that is the next one of the same process.
  */
 
-import { LeaseLostError } from '../base/index.ts'
+import { LeaseLostError, SQLSTATE } from '../base/index.ts'
 import type { Database, Session } from '../database/index.ts'
 import { sqlState } from '../database/index.ts'
 import { AbstractHold, type Leases } from '../lease/index.ts'
@@ -54,7 +54,7 @@ export class ConnectionHold extends AbstractHold {
     this.#mayHaveRow = true
     this.#registered ??= this.#gate.register(this.name, this.holder, this.token, this.#meta).catch((error) => {
       this.#registered = undefined // the next fence tries again; what was written all the same it finds
-      if (sqlState(error) === 'LS001') this.lose('the database says so', error)
+      if (sqlState(error) === SQLSTATE.leaseLost) this.lose('the database says so', error)
       throw error
     })
     return this.#registered

@@ -5,6 +5,7 @@
  * The table is fenced, and every write to it is kept: who, under which token, in which order.
  */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { SQLSTATE } from '../../lib/base/errors.ts'
 import { createLockstep, type Lockstep } from '../../lib/index.ts'
 import { freshDatabase, type RoleDatabase, tcpProxy } from '../support/database.ts'
 import { until } from '../support/until.ts'
@@ -124,7 +125,7 @@ test('a Lambda that is frozen while it grants answers what has expired by then; 
   const writes = await db.pool.connect()
   await writes.query(`begin; set local lockstep.fence = '${name}:${json.token}'`)
   await writes.query(`insert into effect (name, who, token) values ($1, 'late', $2)`, [name, json.token])
-  await expect(writes.query('commit')).rejects.toMatchObject({ code: 'LS001' })
+  await expect(writes.query('commit')).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
   writes.release()
   expect((await ask(lambda, `/v1/locks/${encodeURIComponent(name)}`, 'PATCH', { token: json.token })).status).toBe(409)
   expect((await effects(name)).map(({ who }) => who)).toEqual(['other'])

@@ -9,7 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { sql, type Transaction } from 'kysely'
 import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { fromDatabase, LeaseLostError, UnavailableError } from '../../lib/base/errors.ts'
+import { fromDatabase, LeaseLostError, SQLSTATE, UnavailableError } from '../../lib/base/errors.ts'
 import { createEvents } from '../../lib/event/index.ts'
 import { createLockstep, type Hold } from '../../lib/index.ts'
 import { createTasks } from '../../lib/task/index.ts'
@@ -208,7 +208,7 @@ describe('a connection hold', () => {
       await expect(each.transaction((trx) => write(trx, each.name, each.token))).rejects.toThrow(LeaseLostError)
       const fence = `set local lockstep.fence = '${each.name}:${each.token}'`
       const late = ask(database.url, `begin; ${fence}; insert into ledger values ('late', 1, 1, ''); commit`)
-      await expect(late).rejects.toMatchObject({ code: 'LS001' })
+      await expect(late).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
       await next.transaction((trx) => write(trx, each.name, next.token))
     }
   })

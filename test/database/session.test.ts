@@ -1,6 +1,7 @@
 /** What the connections of a process own, and what they leave: a crowd at a lost one, locks, listeners, settings. */
 import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { SQLSTATE } from '../../lib/base/errors.ts'
 import { createLockstep, type Lockstep } from '../../lib/index.ts'
 import { dedicatedServer, type FreshDatabase, freshDatabase } from '../support/database.ts'
 import { until } from '../support/until.ts'
@@ -96,9 +97,9 @@ describe('a hold is written for fences', () => {
   test('only by the connection that has its lock, exclusively', async () => {
     await using s = await session()
     const name = fresh()
-    await expect(s.register(name, await s.draw())).rejects.toMatchObject({ code: 'LS001' })
+    await expect(s.register(name, await s.draw())).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
     await s.key('pg_advisory_lock_shared', name)
-    await expect(s.register(name, await s.draw())).rejects.toMatchObject({ code: 'LS001' })
+    await expect(s.register(name, await s.draw())).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
     await s.key('pg_advisory_unlock_shared', name)
     await s.key('pg_advisory_lock', name)
     await s.register(name, await s.draw())
@@ -110,13 +111,13 @@ describe('a hold is written for fences', () => {
     const old = await s.draw()
     await (await a.locks.acquire(name, { ttlMs: 5_000 })).release()
     await s.key('pg_advisory_lock', name)
-    await expect(s.register(name, old)).rejects.toMatchObject({ code: 'LS001' })
+    await expect(s.register(name, old)).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
     await s.register(name, await s.draw())
 
     const leased = fresh()
     const held = await a.locks.acquire(leased, { ttlMs: 5_000 })
     await s.key('pg_advisory_lock', leased)
-    await expect(s.register(leased, await s.draw())).rejects.toMatchObject({ code: 'LS001' })
+    await expect(s.register(leased, await s.draw())).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
     expect(await a.locks.query(leased)).toMatchObject({ token: held.token })
     await held.release()
   })

@@ -4,6 +4,7 @@
  */
 import { sql } from 'kysely'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
+import { SQLSTATE } from '../../lib/base/errors.ts'
 import {
   type Batch,
   type ConsumeOptions,
@@ -709,7 +710,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       expect(await ours.poll(group, { holder: 'h' })).toEqual([])
       await expect(
         db.pool.query('select lockstep.commit_events($1, $2, $3, $4, $5)', [group, partition, token + 1n, seq, turn]),
-      ).rejects.toMatchObject({ code: 'LS001' })
+      ).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
     })
 
     test('refuses what is not of a group, and what is no batch', async () => {

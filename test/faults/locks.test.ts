@@ -10,6 +10,7 @@
  * - the same Lockstep goes on working, and leaves nothing behind when it is closed.
  */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { SQLSTATE } from '../../lib/base/errors.ts'
 import { createLockstep, type Hold, type Lockstep, type Term } from '../../lib/index.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
 import { FAULTS, type Fault, type Wire, wire } from '../support/faulty-wire.ts'
@@ -287,7 +288,7 @@ async function run(scenario: Scenario, fault?: { nth: number; fault: Fault; sqlS
             if (hold.name !== name) continue
             const row = 'failover' in hold ? `leader\t${name}` : name
             const stale = db.pool.query('select lockstep.assert_held($1, $2)', [row, hold.token])
-            await expect(stale, `the token of ${name} is dead`).rejects.toMatchObject({ code: 'LS001' })
+            await expect(stale, `the token of ${name} is dead`).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
           }
         }),
       ),

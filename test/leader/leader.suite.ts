@@ -5,6 +5,7 @@
 import { once } from 'node:events'
 import { sql } from 'kysely'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { SQLSTATE } from '../../lib/base/errors.ts'
 import {
   createLockstep,
   type ElectionState,
@@ -416,7 +417,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
         )
         await sql`update orders set state = 'by the last one' where id = 7`.execute(trx)
       })
-      await expect(write).rejects.toMatchObject({ code: 'LS001' })
+      await expect(write).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
       await expect(term.transaction(async () => {})).rejects.toThrow(LeaseLostError)
       await lost(term)
     })
@@ -432,7 +433,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       const late = a.kysely
         .transaction()
         .execute((trx) => sql`select lockstep.assert_leader(${name}, ${term.token})`.execute(trx))
-      await expect(late).rejects.toMatchObject({ code: 'LS001' })
+      await expect(late).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
     })
 
     test('resigned in a transaction is resigned when that commits, and not when it rolls back', async () => {
@@ -483,7 +484,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       await expect(a.leaders.renew(name, token)).rejects.toThrow(LeaseLostError)
       await expect(a.leaders.renew(name, token, { meta: 1 })).rejects.toThrow(LeaseLostError)
       const asserted = db.pool.query('select lockstep.assert_leader($1, $2)', [name, token])
-      await expect(asserted).rejects.toMatchObject({ code: 'LS001' })
+      await expect(asserted).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
       expect(await b.leaders.tryCampaign(name)).toBeNull() // it still has until it resigns, or its lease runs out
       await expect(a.leaders.revoke(name, token)).rejects.toThrow(LeaseLostError)
       await (await b.leaders.campaign(name)).resign()

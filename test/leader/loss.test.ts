@@ -7,6 +7,7 @@ import { once } from 'node:events'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { SQLSTATE } from '../../lib/base/errors.ts'
 import { createLockstep, LeaseLostError, type Lockstep, type Term } from '../../lib/index.ts'
 import { dedicatedServer, type FreshDatabase, freshDatabase, tcpProxy } from '../support/database.ts'
 import { until } from '../support/until.ts'
@@ -91,7 +92,7 @@ describe('a leader', () => {
     await lost(term)
     const { term: second } = await next
     const late = db.pool.query('select lockstep.assert_leader($1, $2)', [term.name, term.token])
-    await expect(late).rejects.toMatchObject({ code: 'LS001' })
+    await expect(late).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
     await second.resign()
   })
 

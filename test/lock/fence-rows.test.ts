@@ -4,6 +4,7 @@
  */
 import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { SQLSTATE } from '../../lib/base/errors.ts'
 import { createLockstep, type Lockstep } from '../../lib/index.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
 import { fence, psqlAvailable, psqlWriter, type Refusal, sqlWriter, WRITERS } from './writers.ts'
@@ -41,7 +42,7 @@ const write = (...statements: string[]) => sqlWriter(db.url, statements)
 const notes = async (...ids: number[]) =>
   (await db.pool.query('select note from orders where id = any ($1) order by id', [ids])).rows.map((row) => row.note)
 const wanting = (name: string, why: RegExp = /./) => ({
-  code: 'LS001',
+  code: SQLSTATE.leaseLost,
   message: expect.stringMatching(new RegExp(`needs the hold '${name}', .*${why.source}`)) as string,
 })
 const K = (name: string) => `lockstep.key('${name}')`
@@ -56,7 +57,9 @@ describe.each(WRITERS)('from %s', (name, writer, available) => {
     expect(await into(fence(ours.line), `insert into orders values (${theirs.id}, 'ours')`)).toMatchObject(
       wanting(theirs.name, /which its transaction does not name/),
     )
-    expect(await into(`insert into orders values (${theirs.id}, 'bare')`)).toMatchObject({ code: 'LS002' })
+    expect(await into(`insert into orders values (${theirs.id}, 'bare')`)).toMatchObject({
+      code: SQLSTATE.fenceMissing,
+    })
     expect(await notes(ours.id, theirs.id)).toEqual(['ours'])
   })
 
@@ -74,7 +77,7 @@ describe.each(WRITERS)('from %s', (name, writer, available) => {
     const [ours, theirs] = [await order({ there: true }), await order({ there: true })]
     const both = `delete from orders where id in (${ours.id}, ${theirs.id})`
     expect(await into(fence(ours.line), both)).toMatchObject(wanting(theirs.name))
-    expect(await into(both)).toMatchObject({ code: 'LS002' })
+    expect(await into(both)).toMatchObject({ code: SQLSTATE.fenceMissing })
     expect(await notes(ours.id, theirs.id)).toEqual(['first', 'first'])
     expect(await into(fence(theirs.line, ours.line), both)).toBe('committed')
   })
@@ -214,7 +217,7 @@ describe('a write that is another underneath:', () => {
   test('a truncation writes no row that a hold could be wanted for, so it is refused', async () => {
     const it = await order({ there: true })
     expect(await write(fence(it.line), 'truncate orders cascade')).toMatchObject({
-      code: 'LS002',
+      code: SQLSTATE.fenceMissing,
       message: 'lockstep: public.orders is fenced by its rows, so it cannot be truncated',
     })
   })
@@ -223,7 +226,7 @@ describe('a write that is another underneath:', () => {
 describe('what a transaction sets, or takes by hand, opens nothing:', () => {
   let it: Awaited<ReturnType<typeof order>>
   let update: string
-  const refused = async (answer: Promise<Refusal | 'committed'>, code = 'LS001') => {
+  const refused = async (answer: Promise<Refusal | 'committed'>, code: string = SQLSTATE.leaseLost) => {
     expect(await answer).toMatchObject({ code })
     expect(await notes(it.id)).toEqual(['first'])
   }
@@ -241,7 +244,7 @@ describe('what a transaction sets, or takes by hand, opens nothing:', () => {
     for (const line of [`${it.name}:1`, `${it.name}:transaction`]) {
       await refused(write(fence(line), `set local lockstep.fence_checked = '${line}'`, update))
     }
-    await refused(write(`set local lockstep.fence_checked = ''`, update), 'LS002')
+    await refused(write(`set local lockstep.fence_checked = ''`, update), SQLSTATE.fenceMissing)
   })
 
   test('a token that another hold has', async () => {
@@ -308,7 +311,7 @@ describe('what a transaction sets, or takes by hand, opens nothing:', () => {
 
   test('enter, while a lease lives: it gives no token, and names no hold', async () => {
     await there()
-    await refused(write(`select lockstep.enter('${it.name}', null)`, update), 'LS002')
+    await refused(write(`select lockstep.enter('${it.name}', null)`, update), SQLSTATE.fenceMissing)
     await refused(write(`select lockstep.enter('${it.name}', null)`, fence(`${it.name}:transaction`), update))
     const client = new pg.Client({ connectionString: db.url })
     await client.connect()
@@ -351,7 +354,7 @@ describe('a table that is bound to one name', () => {
     await a.locks.revoke('report', token)
     expect(await write(fence(`report:${token}`), 'truncate report')).toMatchObject(wanting('report'))
     expect(await write('truncate report')).toMatchObject({
-      code: 'LS002',
+      code: SQLSTATE.fenceMissing,
       message: `lockstep: a write to public.report without a fence; it needs the hold 'report'`,
     })
     await a.locks.transaction('report', (trx) => trx.insertInto('report').values({ n: 1 }).execute())
@@ -368,7 +371,7 @@ describe('a table that is bound to nothing', () => {
     await a.locks.revoke(two.name, two.token)
     const { rows } = await db.pool.query('select count(*)::int as n from anyones')
     await expect(write(fence(one.line, two.line), insert)).resolves.toMatchObject({
-      code: 'LS001',
+      code: SQLSTATE.leaseLost,
       message: `lockstep: a write to public.anyones needs a live hold, and '${two.name}' is not held under token ${two.token}`,
     })
     expect((await db.pool.query('select count(*)::int as n from anyones')).rows).toEqual(rows)
@@ -389,7 +392,7 @@ describe('a table that is bound to nothing', () => {
     await client.query('commit')
     expect((await client.query('show lockstep.fence')).rows).toEqual([{ 'lockstep.fence': it.line }])
     await expect(client.query(`update orders set note = 'z' where id = ${other.id}`)).rejects.toMatchObject({
-      code: 'LS001',
+      code: SQLSTATE.leaseLost,
     })
     await client.end()
   })
@@ -400,7 +403,7 @@ describe('a savepoint that is rolled back', () => {
     const it = await order({ there: true })
     const assert = `select lockstep.assert_held('${it.name}', ${it.token})`
     const update = `update orders set note = 'after' where id = ${it.id}`
-    expect(await write('savepoint s', assert, 'rollback to s', update)).toMatchObject({ code: 'LS002' })
+    expect(await write('savepoint s', assert, 'rollback to s', update)).toMatchObject({ code: SQLSTATE.fenceMissing })
     expect(await write(assert, 'savepoint s', assert, 'rollback to s', update)).toBe('committed')
   })
 
@@ -409,11 +412,13 @@ describe('a savepoint that is rolled back', () => {
     const update = `update orders set note = 'before' where id = ${it.id}`
     const immediate = 'set constraints all immediate'
     expect(await write(update, 'savepoint s', fence(it.line), immediate, 'rollback to s')).toMatchObject({
-      code: 'LS002',
+      code: SQLSTATE.fenceMissing,
     })
     await a.locks.revoke(it.name, it.token)
     const enter = `select lockstep.enter('${it.name}', null)`
-    expect(await write(update, 'savepoint s', enter, immediate, 'rollback to s')).toMatchObject({ code: 'LS002' })
+    expect(await write(update, 'savepoint s', enter, immediate, 'rollback to s')).toMatchObject({
+      code: SQLSTATE.fenceMissing,
+    })
     expect(await write(enter, update, 'savepoint s', immediate, 'rollback to s', update)).toBe('committed')
   })
 
@@ -490,7 +495,7 @@ describe('the expression', () => {
     const id = Number(wanted) || 0
     const insert = `insert into oddly values (${id}, ${pg.escapeLiteral(note)}, 'a', 'b', 'c', 'd', 'e')`
     const refused = (await write(fence('x:1'), insert)) as Refusal
-    expect(refused).toMatchObject({ code: 'LS001' })
+    expect(refused).toMatchObject({ code: SQLSTATE.leaseLost })
     expect(refused.message).toContain(`needs the hold ${pg.escapeLiteral(wanted)},`)
     if (wanted.includes('\t')) return
     const { token } = await a.locks.grant(wanted, LEASE)
@@ -507,7 +512,7 @@ describe('the expression', () => {
       [`''`, 'an empty text'],
     ]) {
       expect(await write(fence(it.line), `insert into unnamed values (${value})`)).toMatchObject({
-        code: 'LS002',
+        code: SQLSTATE.fenceMissing,
         message: `lockstep: a row of public.unnamed belongs to no hold: the expression of its fence gives ${why}`,
       })
     }

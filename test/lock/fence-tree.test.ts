@@ -4,6 +4,7 @@
  */
 import pg from 'pg'
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest'
+import { SQLSTATE } from '../../lib/base/errors.ts'
 import { createLockstep, type Lockstep } from '../../lib/index.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
 import { fence, sqlWriter } from './writers.ts'
@@ -28,11 +29,11 @@ afterAll(async () => {
 const write = (...statements: string[]) => sqlWriter(db.url, statements)
 const run = (statements: string) => db.pool.query(statements)
 const FENCE = `select lockstep.fence_table('orders', by => $$ 'order/' || id $$)`
-const bare = { code: 'LS002' }
+const bare = { code: SQLSTATE.fenceMissing }
 /** One statement, with no hold, with the other's, and with its own. */
 async function takes(statement: string, ours = one, theirs = two) {
   expect(await write(statement), statement).toMatchObject(bare)
-  expect(await write(fence(theirs), statement), statement).toMatchObject({ code: 'LS001' })
+  expect(await write(fence(theirs), statement), statement).toMatchObject({ code: SQLSTATE.leaseLost })
   expect(await write(fence(ours), statement), statement).toBe('committed')
 }
 /** Everything that a fence could leave behind. */
@@ -74,8 +75,8 @@ describe('partitions', () => {
     await run(PARTITIONED + FENCE)
     await takes(`insert into orders values (1, 'north')`)
     const move = `update orders set id = 2, place = 'south' where id = 1`
-    expect(await write(fence(one), move)).toMatchObject({ code: 'LS001' })
-    expect(await write(fence(two), move)).toMatchObject({ code: 'LS001' })
+    expect(await write(fence(one), move)).toMatchObject({ code: SQLSTATE.leaseLost })
+    expect(await write(fence(two), move)).toMatchObject({ code: SQLSTATE.leaseLost })
     expect(await write(fence(one, two), move)).toBe('committed')
   })
 
@@ -401,7 +402,7 @@ describe('an owner that is no superuser', () => {
       await owner.query(`begin; ${fence(one)}; insert into ${table} values (1); commit`)
       await owner.query('rollback')
       const refused = owner.query(`begin; ${fence(two)}; insert into ${table} values (1); commit`)
-      await expect(refused).rejects.toMatchObject({ code: 'LS001' })
+      await expect(refused).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
       await owner.query('rollback')
     }
   })

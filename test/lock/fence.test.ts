@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import { Kysely, PostgresDialect, sql } from 'kysely'
 import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { SQLSTATE } from '../../lib/base/errors.ts'
 import { createEvents } from '../../lib/event/index.ts'
 import { createLockstep, LeaseLostError, type Lockstep, type Tables } from '../../lib/index.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
@@ -176,11 +177,11 @@ describe('assertHeld', () => {
     await second.transaction(async () => {})
     expect(second.token).toBeGreaterThan(first.token)
     await expect(db.pool.query('select lockstep.assert_held($1, $2)', [name, first.token])).rejects.toMatchObject({
-      code: 'LS001',
+      code: SQLSTATE.leaseLost,
     })
     await second.release()
     await expect(db.pool.query('select lockstep.assert_held($1, $2)', [name, second.token])).rejects.toMatchObject({
-      code: 'LS001',
+      code: SQLSTATE.leaseLost,
     })
   })
 })
@@ -266,7 +267,7 @@ describe('a fenced table', () => {
 
   test('rejects at COMMIT what is written without a fence, or under one that is not of the form', async () => {
     for (const fence of [null, '', 'nonsense', 'a:b', ':', 'name:99999999999999999999']) {
-      await expect(write(fence), String(fence)).rejects.toMatchObject({ code: 'LS002' })
+      await expect(write(fence), String(fence)).rejects.toMatchObject({ code: SQLSTATE.fenceMissing })
     }
     expect((await db.pool.query('select from fenced')).rowCount).toBe(0)
   })
@@ -279,7 +280,7 @@ describe('a fenced table', () => {
     })
     await write(`${name}:${held.token}`)
     await held.release()
-    await expect(write(`${name}:${held.token}`)).rejects.toMatchObject({ code: 'LS001' })
+    await expect(write(`${name}:${held.token}`)).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
     await db.pool.query("begin; set local lockstep.fence = ''; commit")
   })
 
@@ -289,7 +290,7 @@ describe('a fenced table', () => {
       await sql`insert into fenced values (${6_000 + n}, 'x')`.execute(trx)
       await sql`update fenced set note = 'y'`.execute(trx)
     })
-    await expect(write(`${name}:transaction`)).rejects.toMatchObject({ code: 'LS001' })
+    await expect(write(`${name}:transaction`)).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
   })
 
   test('rejects at COMMIT the holder that stalled past its ttl', async () => {
@@ -301,7 +302,7 @@ describe('a fenced table', () => {
       await expire(name)
       await (await b.locks.acquire(name, LEASE)).release()
     })
-    await expect(late).rejects.toMatchObject({ code: 'LS001' })
+    await expect(late).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
     expect((await db.pool.query(`select from fenced where note = 'late'`)).rowCount).toBe(0)
   })
 
@@ -319,7 +320,7 @@ describe('a fenced table', () => {
     await db.pool.query('insert into covered values (1)')
     await db.pool.query(`select lockstep.fence_table('covered')`)
     for (const statement of ['update covered set id = 2', 'delete from covered', 'truncate covered']) {
-      await expect(db.pool.query(statement), statement).rejects.toMatchObject({ code: 'LS002' })
+      await expect(db.pool.query(statement), statement).rejects.toMatchObject({ code: SQLSTATE.fenceMissing })
     }
     await a.locks.transaction(fresh(), async (trx) => void (await sql`truncate covered`.execute(trx)))
     await db.pool.query(`select lockstep.unfence_table('covered')`)
@@ -468,10 +469,12 @@ test('nothing is granted in a transaction whose look is into the past', async ()
   await client.query('begin isolation level repeatable read')
   await expect(
     client.query(`select * from lockstep.grant_leases('{x}', '{h}', '{1000}', '{null}')`),
-  ).rejects.toMatchObject({ code: 'LS003' })
+  ).rejects.toMatchObject({ code: SQLSTATE.wrongIsolation })
   await client.query('rollback')
   await client.query('begin isolation level serializable')
-  await expect(client.query(`select * from lockstep.enter('x', null)`)).rejects.toMatchObject({ code: 'LS003' })
+  await expect(client.query(`select * from lockstep.enter('x', null)`)).rejects.toMatchObject({
+    code: SQLSTATE.wrongIsolation,
+  })
   await client.query('rollback')
   client.release()
 })
@@ -482,7 +485,7 @@ test('nothing is held by another backend than the one that is meant', async () =
     `lockstep.turn('{}', '{x}', 1)`,
     `lockstep.register('x', 'h', 1, null, 1)`,
   ]) {
-    await expect(db.pool.query(`select ${call}`), call).rejects.toMatchObject({ code: 'LS004' })
+    await expect(db.pool.query(`select ${call}`), call).rejects.toMatchObject({ code: SQLSTATE.wrongBackend })
   }
   const { rows } = await db.pool.query(
     `select from pg_locks where locktype = 'advisory' and objid = (lockstep.key('x') & 4294967295)::oid and database = (select oid from pg_database where datname = current_database())`,

@@ -13,7 +13,7 @@
  * Nothing here remembers where the partition stands: each read asks the database. So an answer that was lost is no special case.
  */
 import { type RawBuilder, sql, type Transaction } from 'kysely'
-import { fromDatabase, LeaseLostError, TransactionEndedError, UnavailableError } from '../../base/index.ts'
+import { fromDatabase, LeaseLostError, SQLSTATE, TransactionEndedError, UnavailableError } from '../../base/index.ts'
 import { type Database, sqlState } from '../../database/index.ts'
 import type { LeaseHold } from '../../lease/index.ts'
 import type { StoredEvent, StreamNotifier } from '../stream/index.ts'
@@ -53,6 +53,7 @@ const CHECK_MS = 1_000
 const PAUSE_MS = { first: 100, most: 5_000 }
 // Faults in a row, with one batch, after which they count as the event's.
 const MOST_FAULTS = 20
+const PASSED_ON: string[] = [SQLSTATE.leaseLost, SQLSTATE.staleBatch, SQLSTATE.notInBatch] // partition or batch
 
 /** An event of a batch failed, by its place in it; −1: which of them it was is not known. */
 class HandlerFailed extends Error {
@@ -125,8 +126,8 @@ export class Partition {
         pauseMs = PAUSE_MS.first
       } catch (error) {
         const state = sqlState(error)
-        if (state === 'LS001') this.hold.lose('the database says so', error)
-        if (error instanceof GivenUp || error instanceof LeaseLostError || /^LS00[157]$/.test(state)) continue
+        if (state === SQLSTATE.leaseLost) this.hold.lose('the database says so', error)
+        if (error instanceof GivenUp || error instanceof LeaseLostError || PASSED_ON.includes(state)) continue
         this.#faults++
         if (!isFault(error)) this.#parts.onError(error)
         await lookout.pause(pauseMs)

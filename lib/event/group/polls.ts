@@ -14,6 +14,7 @@ import {
   checkText,
   LeaseLostError,
   NotFoundError,
+  SQLSTATE,
   Stopwatch,
   WAIT,
   wrongType,
@@ -237,9 +238,9 @@ export class Polls {
     } catch (error) {
       const state = sqlState(error)
       const lost = (why: string) => new LeaseLostError(`${group}, partition ${partition}`, token, why, { cause: error })
-      if (state === 'LS001') throw lost('it expired or passed on')
-      if (state === 'LS005') throw lost('this is not its last batch: poll again')
-      if (state === 'LS007') throw new NotFoundError(`There is no such event in partition ${partition}`)
+      if (state === SQLSTATE.leaseLost) throw lost('it expired or passed on')
+      if (state === SQLSTATE.staleBatch) throw lost('this is not its last batch: poll again')
+      if (state === SQLSTATE.notInBatch) throw new NotFoundError(`There is no such event in partition ${partition}`)
       throw error
     }
   }

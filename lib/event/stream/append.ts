@@ -18,6 +18,7 @@ import {
   type Expected,
   fromDatabase,
   PositionConflictError,
+  SQLSTATE,
   Stopwatch,
   UnavailableError,
   wrongType,
@@ -228,7 +229,7 @@ const late = (cause?: unknown) =>
 
 function explained(cause: unknown): unknown {
   if (isLate(cause)) return late(cause)
-  if (sqlState(cause) !== 'LS006') return fromDatabase(cause)
+  if (sqlState(cause) !== SQLSTATE.sequenceBehind) return fromDatabase(cause)
   const why = 'The sequences of the database are behind its rows, as after a restore: run the migrations'
   return new UnavailableError(why, { cause })
 }

@@ -10,6 +10,7 @@
  * its script gives up what it got; and if still somebody waits then, nobody ever served him: a violation.
  */
 import { setTimeout as delay } from 'node:timers/promises'
+import { SQLSTATE } from '../../../lib/base/errors.ts'
 import { type Seen, violations } from './invariants.ts'
 import {
   ACQUIRE,
@@ -221,7 +222,7 @@ export class Stage {
       const { code, message } = error as { code?: string; message: string }
       const lost = code === '57P01' || party.session.lost || party.pool.lost || /connection|terminated/i.test(message)
       if (lost) party.case.deaths = true
-      if (code !== 'LS001' && !lost) this.#trouble.push(`${party.holder}: ${code} ${message}`)
+      if (code !== SQLSTATE.leaseLost && !lost) this.#trouble.push(`${party.holder}: ${code} ${message}`)
       await party.rollback().catch(() => {})
       actor.at = 'ended'
     }
