@@ -4,12 +4,14 @@
  *     npm run facts -- [schema] [api]
  *
  * schema   db/schema.sql, from the migrations
+ * api      docs/api.txt, from what the package exports
  */
 import * as fs from 'node:fs'
 import * as path from 'node:path'
 import pg from 'pg'
 import { startPostgres } from '../../lib/setup/embedded-postgres.ts'
 import { migrate } from '../../lib/setup/migrate.ts'
+import { apiText } from '../facts/api.ts'
 import { schemaText } from '../facts/schema.ts'
 import { BINARIES } from '../support/postgres-majors.ts'
 
@@ -17,6 +19,7 @@ const ROOT = path.resolve(import.meta.dirname, '../..')
 
 const FACTS: Record<string, { file: string; text: () => Promise<string> }> = {
   schema: { file: 'db/schema.sql', text: schema },
+  api: { file: 'docs/api.txt', text: async () => apiText() },
 }
 
 const asked = process.argv.slice(2)
@@ -27,8 +30,10 @@ if (unknown.length > 0) {
 }
 for (const name of asked.length > 0 ? asked : Object.keys(FACTS)) {
   const { file, text } = FACTS[name] as (typeof FACTS)[string]
-  const [before, after] = [fs.existsSync(file) ? fs.readFileSync(file, 'utf8') : '', await text()]
-  if (before !== after) fs.writeFileSync(path.join(ROOT, file), after)
+  const at = path.join(ROOT, file)
+  const before = fs.existsSync(at) ? fs.readFileSync(at, 'utf8') : ''
+  const after = await text()
+  if (before !== after) fs.writeFileSync(at, after)
   console.log(`${file} ${before === after ? 'is as it was' : 'is new'}`)
 }
 
