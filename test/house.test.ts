@@ -435,7 +435,7 @@ describe('the README', () => {
 })
 
 test('every text links to files and headings that exist', () => {
-  const texts = ['README.md', 'SECURITY.md', ...filesIn(['infra', 'docs'], '.md')]
+  const texts = ['README.md', 'SECURITY.md', 'CONTRIBUTING.md', ...filesIn(['infra', 'docs'], '.md')]
   const anchors = (file: string) =>
     [...read(file).matchAll(/^#+ (.+)$/gm)].map(([, heading = '']) =>
       heading
@@ -452,6 +452,25 @@ test('every text links to files and headings that exist', () => {
   )
   expect(texts.length).toBeGreaterThan(4)
   expect(broken).toEqual([])
+})
+
+describe('CONTRIBUTING.md', () => {
+  const text = read('CONTRIBUTING.md')
+
+  test('names files, folders and scripts that exist', () => {
+    const named = [...text.matchAll(/\b(?:lib|functions|infra|test|db|docs)\/[\w./-]*/g)].map(([name]) => name)
+    expect(named.length).toBeGreaterThan(40)
+    expect(named.filter((name) => !fs.existsSync(path.join(ROOT, name.replace(/\.$/, ''))))).toEqual([])
+    const { scripts } = JSON.parse(read('package.json'))
+    const run = [...text.matchAll(/\bnpm run ([\w:]+)/g)].map(([, script = '']) => script)
+    expect(run.filter((script) => !(script in scripts))).toEqual([])
+  })
+
+  test('has a line for each room, and can be read in a sitting', () => {
+    const rooms = Object.keys(MAY_IMPORT).filter((room) => fs.existsSync(path.join(ROOT, room)))
+    expect(rooms.filter((room) => !text.includes(`\`${room}/\``))).toEqual([])
+    expect(text.split('\n').length - 1).toBeLessThanOrEqual(100)
+  })
 })
 
 test.each([
