@@ -26,9 +26,9 @@ create table lockstep.migration_lock (
 
 -- ---- 0001_lease.sql ------------------------------------------------------------------------------------------------
 
--- One line of fencing tokens for everything. Each call owns a block of 4096: 64 for each of up to 64 grants, and from
--- these contenders of one process hand a connection hold to each other without asking again. At 100,000 blocks a
--- second there are 700 years of them.
+-- One sequence of fencing tokens for everything. Each call takes a block of 4096: 64 for each of up to 64 grants. From
+-- its 64 the contenders of one process pass a connection hold on among themselves without another call. At 100,000
+-- blocks a second they last for 700 years.
 create sequence lockstep.token increment by 4096;
 
 create table lockstep.lease (
@@ -47,9 +47,9 @@ create table lockstep.lease (
   constraint lease_pkey PRIMARY KEY (name)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 
--- Raises LS001 unless (name, token) is held now; keeps it so until the caller's transaction ends.
--- As in 0001_lease.sql, and a deposed leader's fence does not hold.
--- As in 0002_election.sql; adds the hold to the fence of the transaction, beside those that are there.
+-- Raises LS001 unless (name, token) is held now; the name stays held until the caller's transaction ends.
+-- As in 0001_lease.sql; and raises LS001 for a term whose leader was asked to step down.
+-- As in 0002_election.sql; and it adds the hold to the fence of the transaction, next to the holds that are there.
 CREATE OR REPLACE FUNCTION lockstep.assert_held(name text, token bigint)
  RETURNS void
  LANGUAGE plpgsql
@@ -76,38 +76,38 @@ begin
   end if;
 end $function$;
 
--- The bytes of a text in a database whose encoding is UTF8. As convert_to(t, 'UTF8'), which is not declared IMMUTABLE, so that K
--- could not be inlined.
+-- The bytes of a text, in a database whose encoding is UTF8. The same as convert_to(t, 'UTF8'); but that is not declared
+-- IMMUTABLE, so K could not be inlined.
 CREATE OR REPLACE FUNCTION lockstep.utf8(t text)
  RETURNS bytea
  LANGUAGE sql
  IMMUTABLE PARALLEL SAFE STRICT
 RETURN decode(replace(t, '\'::text, '\\'::text), 'escape'::text);
 
--- The first 64 bits, as a signed number, of SHA-256 over the domain, a zero byte and the name, both in UTF-8. No text has a zero
--- byte, so no two pairs are the same bytes. Each use has a domain of its own.
+-- The first 64 bits, as a signed number, of SHA-256 over the domain, a zero byte and the name, both in UTF-8. No text contains
+-- a zero byte, so no two pairs give the same bytes. Each use has a domain of its own.
 CREATE OR REPLACE FUNCTION lockstep.key_of(domain text, name text)
  RETURNS bigint
  LANGUAGE sql
  IMMUTABLE PARALLEL SAFE STRICT
 RETURN ((('x'::text || encode(SUBSTRING(sha256(((lockstep.utf8(domain) || '\x00'::bytea) || lockstep.utf8(name))) FROM 1 FOR 8), 'hex'::text)))::bit(64))::bigint;
 
--- K(name), of locks and of whatever else has a row in lockstep.lease.
+-- K(name), for locks and for everything else that has a row in lockstep.lease.
 CREATE OR REPLACE FUNCTION lockstep.key(name text)
  RETURNS bigint
  LANGUAGE sql
  IMMUTABLE PARALLEL SAFE STRICT
 RETURN lockstep.key_of('lock'::text, name);
 
--- NOTIFY channel of a name; the head of its queue listens there.
+-- The NOTIFY channel of a name. The session at the front of the queue for the name listens on it.
 CREATE OR REPLACE FUNCTION lockstep.channel(name text)
  RETURNS text
  LANGUAGE sql
  IMMUTABLE PARALLEL SAFE STRICT
 RETURN ('lockstep_'::text || lockstep.key(name));
 
--- Raises LS004 on another backend than the one that is meant: session locks are the backend's, and behind a pooler two
--- clients may share it.
+-- Raises LS004 if another backend answers than the expected one: session locks belong to a backend, and behind a pooler
+-- two clients may share it.
 CREATE OR REPLACE FUNCTION lockstep.check_backend(pid integer)
  RETURNS void
  LANGUAGE plpgsql
@@ -120,7 +120,7 @@ begin
   end if;
 end $function$;
 
--- Of tables that are not bound by rows. Its argument, if there is one, is the name of the hold.
+-- The trigger of tables whose fence is not bound by rows. Its argument, if there is one, is the name of the hold.
 CREATE OR REPLACE FUNCTION lockstep.check_fence()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -135,7 +135,7 @@ begin
     ignored := lockstep.check_hold(tg_relid, tg_argv[0], tg_nargs > 0);
     return null;
   end if;
-  -- As the rows are fenced now. They are not on a partition that was detached: Postgres takes their trigger away, not this one.
+  -- TRUNCATE follows the fence of the rows. A detached partition has none: Postgres removes its row trigger, but not this one.
   select t.tgnargs > 0 as bound, case when t.tgnargs > 0 then lockstep.fence_name(t.tgargs) end as name,
          t.tgfoid = 'lockstep.check_fence'::regproc as ours
     into row_fence from pg_trigger t where t.tgrelid = tg_relid and t.tgname = 'lockstep_fence';
@@ -148,7 +148,8 @@ begin
   return null;
 end $function$;
 
--- Under REPEATABLE READ a look after K was gained would be a look into the past, and let a second holder in.
+-- Raises LS003 unless the transaction is READ COMMITTED. Under REPEATABLE READ the look at the row after K was gained
+-- would show the past, and a second holder would be granted the name.
 CREATE OR REPLACE FUNCTION lockstep.check_isolation()
  RETURNS void
  LANGUAGE plpgsql
@@ -161,12 +162,12 @@ begin
   end if;
 end $function$;
 
--- A hold for the rest of this transaction. wait_for: null: at once or not at all; else milliseconds at most behind those
--- who queue (0: for ever). gated: K is in hand; token null then: a lease lives, ask take again in wait_ms. Until it has
--- the token, a transaction that stands still for 15 s is ended, so that a frozen waiter cannot keep K from the others;
--- idle_timeout is what was set before.
--- As in 0001_lease.sql, and: the hold is added to the fence when there is a token, not before. While a lease lives, K alone
--- is a place in the queue. To be called again (wait_for: null) after wait_ms, until there is a token.
+-- A hold for the rest of this transaction. wait_for: for how many milliseconds to wait in the queue at most (0: for ever;
+-- null: not at all). gated: the transaction has K. If token is null then, a lease still lives: call take again in wait_ms.
+-- Until there is a token, the server ends the transaction when it is idle for 15 s, so that a frozen waiter cannot keep K
+-- from the others; idle_timeout is the setting of before.
+-- As in 0001_lease.sql, except: the hold is added to the fence only when there is a token. While a lease lives, K alone is a
+-- place in the queue. The caller calls this again (wait_for: null) after wait_ms, until it gets a token.
 CREATE OR REPLACE FUNCTION lockstep.enter(
   name text, wait_for integer, OUT gated boolean, OUT token bigint, OUT wait_ms double precision, OUT pid integer,
   OUT idle_timeout text
@@ -219,8 +220,8 @@ CREATE OR REPLACE FUNCTION lockstep.fence_table(
 AS $function$
 declare
   expression text;
-  fence text := 'lockstep.check_fence()';  -- the row trigger's function, as it is called
-  before oid;                              -- what it is now
+  fence text := 'lockstep.check_fence()';  -- the call in the row trigger
+  before oid;                              -- the row trigger's function now
   child record;
   functions oid[];
 begin
@@ -239,7 +240,8 @@ begin
   elsif name is not null then
     fence := format('lockstep.check_fence(%L)', name);
   end if;
-  -- What is bound otherwise goes first; also from a partition that was fenced by itself, where the copy would find it in its way.
+  -- First drop triggers with another binding; also the trigger of a partition that was fenced by itself, where the copy would
+  -- collide.
   for child in
     select t.tgrelid::regclass as relid, t.tgfoid from pg_class c
       join pg_trigger t on t.tgrelid = c.oid and t.tgname = 'lockstep_fence' and t.tgparentid = 0
@@ -259,7 +261,7 @@ begin
   perform lockstep.heed_new_tables(fenced);
 end $function$;
 
--- For programs that know this name of it. Raises 55P03 where it is busy, 42501 where it is forbidden.
+-- As force_revoke, under its old name. Raises 55P03 if busy and 42501 if forbidden.
 CREATE OR REPLACE FUNCTION lockstep.force(name text)
  RETURNS boolean
  LANGUAGE plpgsql
@@ -277,11 +279,11 @@ begin
   return outcome = 'forced';
 end $function$;
 
--- try, for at most 64 names at once (each name at most once); i is a name's position, from 1.
+-- Grants leases without waiting, for at most 64 names at once (each name at most once). i is a name's position, from 1.
 --   granted        those granted: token base + 64 × (i − 1), at granted_at, for their ttl
 --   kept…          those that this holder had already: the same token, renewed
---   refused, left  the others: held for so many milliseconds at most, if that is known
--- The common case, rows that are free, takes two queries: a look that gains K where it is worth it, and the update.
+--   refused        the others; refused_for: the milliseconds that they are held at most, if that is known
+-- The common case, rows that are free, takes two queries: a look that gains K where that is of use, and the update.
 CREATE OR REPLACE FUNCTION lockstep.grant_leases(
   names text[], holders text[], ttls integer[], metas jsonb[], OUT base bigint, OUT granted_at timestamp with time zone,
   OUT granted bigint[], OUT kept bigint[], OUT kept_tokens bigint[], OUT kept_granted_at timestamp with time zone[],
@@ -397,8 +399,8 @@ begin
   return lockstep.channel(name);
 end $function$;
 
--- Who holds a name and which backends wait for it, as of now: to look at, never to decide by.
--- As in 0001_lease.sql, with K made once and not for each lock of the server.
+-- Who holds a name and which backends wait for it, as of now. For display; never decide by it.
+-- As in 0001_lease.sql, but K is computed once and not for each lock of the server.
 CREATE OR REPLACE FUNCTION lockstep.look(name text)
  RETURNS TABLE(holder text, token bigint, granted_at timestamp with time zone, expires_at timestamp with time zone, ttl_ms integer, meta jsonb, gate_pid integer, gate_application text, waiting_pids integer[])
  LANGUAGE sql
@@ -423,8 +425,8 @@ AS $function$
     left join pg_stat_activity a on a.pid = g.pid
 $function$;
 
--- Stand in the queue of one name on a connection kept for waiting, behind everybody who is there already; first give
--- up what `again` says this connection has. Answers as take, with K in hand.
+-- Waits in the queue of one name, on a connection that is kept for waiting, behind everybody who waits already. With
+-- `again` this connection has K already, and gives it up first. Then has K, and answers like take.
 CREATE OR REPLACE FUNCTION lockstep.queue(name text, again boolean, OUT token bigint, OUT wait_ms double precision)
  RETURNS record
  LANGUAGE plpgsql
@@ -441,8 +443,8 @@ begin
   select t.token, t.wait_ms into token, wait_ms from lockstep.take(name) t;
 end $function$;
 
--- Makes a connection hold visible to fences, on the connection that has K. Raises LS001 where that is not so, or where somebody
--- else was granted the name since.
+-- Writes the row of a connection hold, so that transactions can be fenced by it; on the connection that has K. Raises LS001 if
+-- it does not have K, or if somebody else was granted the name since.
 CREATE OR REPLACE FUNCTION lockstep.register(name text, holder text, token bigint, meta jsonb, pid integer)
  RETURNS void
  LANGUAGE plpgsql
@@ -466,8 +468,8 @@ begin
   end if;
 end $function$;
 
--- release inside the caller's transaction: the fence and the release commit with it. Raises LS001 if not held.
--- As in 0001_lease.sql. Fenced tables are checked at COMMIT, after this: freed_by lets this transaction pass.
+-- Releases a lease inside the caller's transaction: the fence and the release commit with it. Raises LS001 if not held.
+-- As in 0001_lease.sql. Fenced tables are checked at COMMIT, after this; freed_by lets the writes of this transaction pass.
 CREATE OR REPLACE FUNCTION lockstep.release_held(name text, token bigint)
  RETURNS void
  LANGUAGE plpgsql
@@ -482,8 +484,9 @@ begin
   perform pg_notify(lockstep.channel(name), '');
 end $function$;
 
--- renew, for many at once: 'renewed', 'lost', or 'busy' (somebody has the row locked; it is still ours: try again).
--- As in 0001_lease.sql, and: 'deposed'.
+-- Renews many leases at once. outcome: 'renewed', 'lost', or 'busy' (somebody has the row locked; it is still ours: try
+-- again).
+-- As in 0001_lease.sql; a term whose leader was asked to step down is not renewed: outcome 'deposed'.
 CREATE OR REPLACE FUNCTION lockstep.renew_leases(names text[], tokens bigint[], ttls integer[])
  RETURNS TABLE(i integer, outcome text, holder text, granted_at timestamp with time zone, expires_at timestamp with time zone)
  LANGUAGE plpgsql
@@ -522,11 +525,11 @@ begin
      order by a.i;
 end $function$;
 
--- revoke, for many at once, by position: revoked; late (it had expired: freed all the same); busy (a transaction fenced
--- by it, or a release inside a transaction, is still open: try again); the others had been lost. May commit
--- asynchronously, because a lost release is late, never wrong. Notifies where K is taken, for then somebody waits at
--- the front of the queue.
--- revoke, for many at once. As in 0001_lease.sql, but for synchronous_commit, which is the caller's to set.
+-- Revokes many leases at once. The answers are lists of positions: revoked; late (it had expired; it was freed all the
+-- same); busy (a transaction that is fenced by it, or that releases it, is still open: try again). All others had been lost.
+-- May commit asynchronously, because a lost release is late, never wrong. Notifies if somebody else has K, since that one
+-- waits at the front of the queue.
+-- As in 0001_lease.sql, except that synchronous_commit is the caller's to set.
 CREATE OR REPLACE FUNCTION lockstep.revoke_leases(
   names text[], tokens bigint[], OUT revoked bigint[], OUT late bigint[], OUT busy bigint[]
 )
@@ -568,9 +571,9 @@ begin
   end if;
 end $function$;
 
--- Deletes rows that nobody has used for a while, so that names made for one occasion do not pile up. Tokens come
+-- Deletes rows that have not been used for a while, so that names made for one occasion do not pile up. Tokens come
 -- from the sequence, so a deleted name still gets larger tokens later.
--- As in 0001_lease.sql, and candidates who are gone.
+-- As in 0001_lease.sql; and deletes candidates that are gone.
 CREATE OR REPLACE FUNCTION lockstep.sweep(idle interval DEFAULT '1 day'::interval, most integer DEFAULT 1000)
  RETURNS integer
  LANGUAGE plpgsql
@@ -599,7 +602,7 @@ begin
   return gone;
 end $function$;
 
--- With K in hand: the token of a new hold, or null and the milliseconds until it is worth looking again.
+-- For a caller that has K: the token of a new hold, or null and the milliseconds after which to look again.
 CREATE OR REPLACE FUNCTION lockstep.take(name text, OUT token bigint, OUT wait_ms double precision)
  RETURNS record
  LANGUAGE plpgsql
@@ -630,8 +633,8 @@ begin
   token := nextval('lockstep.token');
 end $function$;
 
--- try, connection: the token, or null. This is the path that is measured in microseconds; a plpgsql expression costs a
--- tenth of a query, so there is one query only, the look at the row.
+-- Tries to acquire a connection hold; returns its token, or null. Its time is measured in microseconds, and a plpgsql
+-- expression costs a tenth of a query: so there is one query only, the look at the row.
 CREATE OR REPLACE FUNCTION lockstep.try(name text, pid integer)
  RETURNS bigint
  LANGUAGE sql
@@ -640,8 +643,8 @@ AS $function$
   select lockstep.try_key(name, lockstep.key(name), pid)
 $function$;
 
--- One turn of a direct connection: give up, then try, at most 64 names each. What was granted has the token
--- base + 64 × (its position − 1), but for those in taken, which have one of their own. On an error the caller gives up
+-- One turn of a direct connection: first releases, then tries, at most 64 names each. A granted name has the token
+-- base + 64 × (its position − 1), except those in `taken`, whose tokens are in `tokens`. On an error the caller gives up
 -- all of try_names: session locks outlive the failed statement.
 CREATE OR REPLACE FUNCTION lockstep.turn(
   release_names text[], try_names text[], pid integer, OUT base bigint, OUT refused integer[], OUT taken integer[],
@@ -655,7 +658,8 @@ AS $function$
                                    array(select lockstep.key(n) from unnest(try_names) with ordinality x(n, i) order by i), pid)
 $function$;
 
--- Undoes all of that, for the table and all that is below it; and what fenced tables have left that were dropped.
+-- Undoes fence_table, for the table and all tables below it. Also removes the trigger functions of fenced tables that were
+-- dropped.
 CREATE OR REPLACE FUNCTION lockstep.unfence_table(fenced regclass)
  RETURNS void
  LANGUAGE plpgsql
@@ -681,7 +685,8 @@ end $function$;
 
 -- ---- 0002_election.sql ---------------------------------------------------------------------------------------------
 
--- Who waits. Unlogged: after a crash of the server every candidate that lives enters itself again, at its old place.
+-- The candidates that wait. Unlogged: after a crash of the server every candidate that lives enters itself again, at its
+-- old place.
 create unlogged table lockstep.candidate (
   name text collate "C" not null,
   holder text collate "C" not null,
@@ -694,8 +699,8 @@ create unlogged table lockstep.candidate (
   constraint candidate_pkey PRIMARY KEY (name, holder)
 ) with (fillfactor = 70);
 
--- For programs without the package: raises LS001 unless the term is held now; keeps it so until the transaction ends,
--- and lets the transaction write to fenced tables.
+-- For programs without the package: raises LS001 unless the term is held now. The term stays held until the transaction
+-- ends, and the transaction may write to fenced tables.
 CREATE OR REPLACE FUNCTION lockstep.assert_leader(name text, token bigint)
  RETURNS void
  LANGUAGE sql
@@ -704,17 +709,18 @@ AS $function$
   select lockstep.assert_held(lockstep.election(name), token)
 $function$;
 
--- campaign, for many at once: an array of { name, holder, ttl_ms, meta, priority, place, waits, witness, failover, over }.
---   name      the row's: lockstep.election('…')
---   place     from an earlier answer; left out: behind all who wait
---   waits     whether to stay in line when refused
+-- Campaigns, many at once: an array of { name, holder, ttl_ms, meta, priority, place, waits, witness, failover, over }.
+--   name      the name of the row: lockstep.election('…')
+--   place     from an earlier answer; left out: behind all candidates that wait
+--   waits     whether to wait in the queue when refused
 --   witness   an advisory lock that the candidate's connection has; failover: the term too shall end with it
---   over      the token of an expired term of which the caller knows by its own clock that it is over
+--   over      the token of an expired term, if the caller knows by its own clock that it is over
 -- Answers, by position i from 1:
 --   granted   the new term
---   kept      this holder led already: the same term, renewed
---   waiting   ask again when told that it is your turn, or after wait_ms, or when leader_witness is free. first: nobody
---             is before you. over: the token of an expired term, ttl_ms its length; ask again with it if you know.
+--   kept      this holder leads already: the same term, renewed
+--   waiting   ask again when you are notified as `next`, or after wait_ms, or when leader_witness is free. first: no
+--             candidate is before you. over: the token of an expired term, ttl_ms its length; if your clock says that it
+--             is over, ask again with it
 CREATE OR REPLACE FUNCTION lockstep.campaign(asks jsonb)
  RETURNS TABLE(i bigint, outcome text, token bigint, granted_at timestamp with time zone, expires_at timestamp with time zone, place bigint, first boolean, wait_ms double precision, leader_witness bigint, over bigint, ttl_ms integer, now timestamp with time zone)
  LANGUAGE plpgsql
@@ -839,7 +845,7 @@ begin
   end loop;
 end $function$;
 
--- Who waits, in the order of their turns.
+-- The candidates that wait, in the order of their turns.
 CREATE OR REPLACE FUNCTION lockstep.candidates(name text)
  RETURNS TABLE(holder text, priority integer, since timestamp with time zone, meta jsonb)
  LANGUAGE sql
@@ -861,7 +867,7 @@ CREATE OR REPLACE FUNCTION lockstep.election(name text)
  IMMUTABLE PARALLEL SAFE STRICT
 RETURN ('leader	'::text || name);
 
--- Who leads, for many at once, by position; lives_ms: how long the term lasts unless it is renewed.
+-- The leaders of many elections, by position; lives_ms: how long the term lasts unless it is renewed.
 CREATE OR REPLACE FUNCTION lockstep.leaders(names text[])
  RETURNS TABLE(i bigint, holder text, token bigint, granted_at timestamp with time zone, expires_at timestamp with time zone, ttl_ms integer, meta jsonb, revision bigint, lives_ms double precision)
  LANGUAGE sql
@@ -880,7 +886,7 @@ AS $function$
    order by a.i
 $function$;
 
--- Changes what observers see of a term: 'proclaimed', 'lost', or 'busy' (try again).
+-- Changes the meta that observers see of a term: 'proclaimed', 'lost', or 'busy' (try again).
 CREATE OR REPLACE FUNCTION lockstep.proclaim(name text, token bigint, meta jsonb)
  RETURNS text
  LANGUAGE plpgsql
@@ -906,10 +912,10 @@ begin
        and l.expires_at > clock_timestamp()) then 'busy' else 'lost' end;
 end $function$;
 
--- resign, for many at once, by position: revoked; late (it had expired: ended all the same); busy (a transaction fenced by
--- it, or a resignation inside a transaction, is still open: try again); the others had been lost. May commit
--- asynchronously: a lost resignation is late, never wrong.
--- resign, for many at once. As in 0002_election.sql, but for synchronous_commit.
+-- Ends many terms at once. The answers are lists of positions: revoked; late (it had expired; it was ended all the same);
+-- busy (a transaction that is fenced by it, or that resigns it, is still open: try again). All others had been lost. May
+-- commit asynchronously: a lost resignation is late, never wrong.
+-- As in 0002_election.sql, except that synchronous_commit is the caller's to set.
 CREATE OR REPLACE FUNCTION lockstep.resign(
   names text[], tokens bigint[], OUT revoked bigint[], OUT late bigint[], OUT busy bigint[]
 )
@@ -938,8 +944,8 @@ begin
   end loop;
 end $function$;
 
--- resign inside the caller's transaction: the fence and the resignation commit with it. Raises LS001 if not held.
--- As in 0002_election.sql, and freed_by as above.
+-- Resigns inside the caller's transaction: the fence and the resignation commit with it. Raises LS001 if not held.
+-- As in 0002_election.sql; and freed_by lets the writes of this transaction to fenced tables pass, which are checked at COMMIT.
 CREATE OR REPLACE FUNCTION lockstep.resign_held(name text, token bigint)
  RETURNS void
  LANGUAGE plpgsql
@@ -952,9 +958,9 @@ begin
   perform lockstep.vacate(name);
 end $function$;
 
--- Asks the leader to step down: 'asked', 'none' (there is no leader), or 'busy' (try again). Its term is not renewed any
--- more and no fence of it holds. It ends when the leader has stopped, at the latest when its lease runs out: so its
--- signal still comes before any successor.
+-- Asks the leader to step down: 'asked', 'none' (there is no leader), or 'busy' (try again). From now on its term is not
+-- renewed and no fence of it holds. The term ends when the leader has stopped, at the latest when its lease runs out. So
+-- the leader's signal still aborts before there is a successor.
 CREATE OR REPLACE FUNCTION lockstep.step_down(name text)
  RETURNS text
  LANGUAGE plpgsql
@@ -981,8 +987,8 @@ begin
      where l.name = step_down.name and l.holder is not null and l.expires_at > clock_timestamp()) then 'busy' else 'none' end;
 end $function$;
 
--- Tells everybody how an election stands now. `next` is the first in line: of all candidates that hear this, it alone has
--- to ask. A payload has at most 8,000 bytes; what does not fit has to be looked up.
+-- Notifies everybody of the present state of an election. `next` is the first candidate in the queue: of all candidates
+-- that receive this, only that one has to ask. A payload has at most 8,000 bytes; a receiver looks up what did not fit.
 CREATE OR REPLACE FUNCTION lockstep.tell(election text)
  RETURNS void
  LANGUAGE plpgsql
@@ -1023,7 +1029,7 @@ CREATE OR REPLACE FUNCTION lockstep.waits(candidate lockstep.candidate)
  LANGUAGE sql
 RETURN (((candidate).expires_at > clock_timestamp()) AND (((candidate).witness IS NULL) OR (NOT pg_try_advisory_xact_lock_shared((candidate).witness))));
 
--- Leaves the line; who is the first now is told.
+-- Leaves the queue, and notifies if another candidate is the first now.
 CREATE OR REPLACE FUNCTION lockstep.withdraw(name text, holder text)
  RETURNS void
  LANGUAGE plpgsql
@@ -1042,7 +1048,7 @@ end $function$;
 
 -- ---- 0004_task.sql -------------------------------------------------------------------------------------------------
 
--- What an attempt says of itself, and who makes it. One row for a job, of its latest attempt of which something is known.
+-- What an attempt reports of itself, and who makes it. One row a job, for its latest attempt that has reported something.
 create table lockstep.attempt (
   queue text collate "C" not null,
   id uuid not null,
@@ -1057,7 +1063,7 @@ create table lockstep.attempt (
 ) with (fillfactor = 70);
 CREATE INDEX attempt_at ON lockstep.attempt USING btree (at);
 
--- Who works on a queue, for broadcasts: each has a queue of its own besides, named by its id.
+-- The workers of a queue, for broadcasts: each also has a queue of its own, named by its id.
 create table lockstep.worker (
   id uuid not null,
   queue text collate "C" not null,
@@ -1066,7 +1072,7 @@ create table lockstep.worker (
 );
 CREATE INDEX worker_queue ON lockstep.worker USING btree (queue);
 
--- Shows that attempts live. Answers the ids of those that are attempts still.
+-- The heartbeat of attempts. Returns the ids of those that are still attempts.
 CREATE OR REPLACE FUNCTION lockstep.beat_jobs(queue text, ids uuid[], attempts integer[])
  RETURNS uuid[]
  LANGUAGE plpgsql
@@ -1086,8 +1092,8 @@ begin
   return alive;
 end $function$;
 
--- Ends attempts, [{ id, attempt, output }, …], with an output each. Answers the ids of those that were ended by this call.
--- One JSON text and not three arrays: a client then need not write each text once more as an element.
+-- Ends attempts, [{ id, attempt, output }, …], each with an output. Returns the ids of those that this call has ended.
+-- One JSON text instead of three arrays: a client then need not write each text once more as an element.
 CREATE OR REPLACE FUNCTION lockstep.complete_jobs(queue text, ended json)
  RETURNS uuid[]
  LANGUAGE plpgsql
@@ -1107,10 +1113,10 @@ begin
   return done;
 end $function$;
 
--- What there is for a tick to do.
---   late     queues with attempts that took too long, or have not shown that they live
+-- What a tick has to do.
+--   late     queues with attempts that took too long, or whose heartbeat is missing
 --   flows    jobs of flows are over, and others wait for them
---   upkeep   nobody deleted what is kept long enough for ten minutes
+--   upkeep   for ten minutes nobody has deleted jobs that are old enough
 --   dead     workers that have not been seen for a minute
 CREATE OR REPLACE FUNCTION lockstep.due_jobs(OUT late text[], OUT flows boolean, OUT upkeep boolean, OUT dead uuid[])
  RETURNS record
@@ -1133,9 +1139,9 @@ begin
   select array_agg(w.id) into dead from lockstep.worker w where w.seen_at < clock_timestamp() - interval '1 minute';
 end $function$;
 
--- Gives jobs back, ready at once, when it is the worker that ends and not the job: it costs none of the retries that the
--- job may have (as pg-boss's own retry() does, by allowing one more), and its next attempt has another number. Wakes who
--- waits for work, on pg-boss's channel.
+-- Gives jobs back, ready at once, because the worker ends and not the job. That costs none of the job's retries (as in
+-- pg-boss's own retry(), it allows one more), and the next attempt has another number. Notifies waiting workers on
+-- pg-boss's channel.
 CREATE OR REPLACE FUNCTION lockstep.hand_back_jobs(queue text, ids uuid[], attempts integer[])
  RETURNS uuid[]
  LANGUAGE plpgsql
@@ -1158,8 +1164,8 @@ begin
   return done;
 end $function$;
 
--- A lease for attempts: pg-boss's heartbeat, which its upkeep finds missing. Answers until when, or nothing for an attempt
--- that is over.
+-- Gives attempts a lease, by pg-boss's heartbeat, whose upkeep ends attempts that miss it. Returns until when; nothing for
+-- an attempt that is over.
 CREATE OR REPLACE FUNCTION lockstep.lease_jobs(
   queue text, ids uuid[], attempts integer[], lease_ms integer, holder text
 )
@@ -1212,7 +1218,7 @@ begin
   return found;
 end $function$;
 
--- Milliseconds until the next job of each queue may be fetched: 0 now, null none is waiting.
+-- Milliseconds until the next job of each queue may be fetched. 0: now; null: no job is waiting.
 CREATE OR REPLACE FUNCTION lockstep.ready_jobs(queues text[])
  RETURNS TABLE(queue text, in_ms double precision)
  LANGUAGE plpgsql
@@ -1234,7 +1240,7 @@ begin
   end loop;
 end $function$;
 
--- Forgets what attempts said a month ago. At most 10,000.
+-- Deletes reports of attempts that are a month old, at most 10,000.
 CREATE OR REPLACE FUNCTION lockstep.sweep_attempts()
  RETURNS bigint
  LANGUAGE plpgsql
@@ -1250,7 +1256,7 @@ begin
   return swept;
 end $function$;
 
--- For jobs that were claimed before and now run where there is no lease: their own heartbeat again.
+-- For jobs that were claimed before and now run in a worker without leases: gives them back their own heartbeat.
 CREATE OR REPLACE FUNCTION lockstep.unlease_jobs(queue text, ids uuid[])
  RETURNS TABLE(id uuid, heartbeat integer)
  LANGUAGE plpgsql
@@ -1293,12 +1299,12 @@ create table lockstep.schedule (
 );
 CREATE INDEX schedule_due ON lockstep.schedule USING btree (next_at);
 
--- Takes schedules that are due, for a transaction that sends their slots; those that another has taken are left to it.
--- `at` is the instant that counts as now, null the clock's; `but` are names to leave out.
+-- Locks schedules that are due, for a transaction that sends their slots; schedules that another transaction has locked are
+-- left out. `at` is the instant that counts as now (null: the clock's); `but` are names to leave out.
 --
--- The transaction may be idle for 30 s: a ticker that is frozen (a laptop's lid, a Lambda between two calls) would hold its
--- rows for as long as its connection lives, and nobody else could send. And its constraints are checked at once: that the
--- queue is there is a deferred one of pg-boss, and at the commit it would take the slots of all others with it.
+-- The transaction may be idle for 30 s. Otherwise a frozen ticker (a laptop's lid, a Lambda between two calls) would hold its
+-- rows for as long as its connection lives, and nobody else could send. And constraints are checked at once: pg-boss
+-- defers the one that the queue exists, and at the commit a missing queue would take the slots of all others with it.
 CREATE OR REPLACE FUNCTION lockstep.due_schedules(at timestamp with time zone, but text[])
  RETURNS TABLE(name text, queue text, cron text, timezone text, data jsonb, missed text, next_at timestamp with time zone, now timestamp with time zone)
  LANGUAGE plpgsql
@@ -1344,8 +1350,8 @@ create table lockstep.time_anchor (
   constraint time_anchor_id_check CHECK ((id = 1))
 ) with (fillfactor = 50);
 
--- Whose clock this is. Another number after a restart, a fail-over, a restore, and behind a pooler that leads elsewhere: each
--- may be another clock, and then what the row says of it means nothing. A standby has one of its own.
+-- The identity of this clock. It is another number after a restart, a fail-over or a restore, and when a pooler leads to another
+-- server: each of them may be another clock, for which the row means nothing. A standby has an identity of its own.
 CREATE OR REPLACE FUNCTION lockstep.clock_identity()
  RETURNS bigint
  LANGUAGE sql
@@ -1358,7 +1364,7 @@ CREATE OR REPLACE FUNCTION lockstep.microseconds(t timestamp with time zone)
  IMMUTABLE PARALLEL SAFE
 RETURN ((EXTRACT(epoch FROM t) * (1000000)::numeric))::bigint;
 
--- The true time, as well as it is known: this server's clock where nothing was measured. May step when that changes.
+-- The true time, as well as it is known; this server's clock if nothing was measured. It may step when that changes.
 CREATE OR REPLACE FUNCTION lockstep.now()
  RETURNS timestamp with time zone
  LANGUAGE plpgsql
@@ -1372,8 +1378,8 @@ begin
   return clock_timestamp() + coalesce(correction, 0) * interval '1 microsecond';
 end $function$;
 
--- The true time lies in [earliest, latest]; both null where nothing was measured. So an instant is over if
--- `t < earliest`, and is still to come if `t > latest`; in doubt neither is true.
+-- The true time lies in [earliest, latest]; both are null if nothing was measured. An instant t is past if `t < earliest`, and
+-- in the future if `t > latest`; in between it is undecided.
 CREATE OR REPLACE FUNCTION lockstep.now_interval(
   OUT now timestamp with time zone, OUT earliest timestamp with time zone, OUT latest timestamp with time zone,
   OUT bound_ms double precision, OUT status text
@@ -1417,16 +1423,16 @@ begin
   bound_ms := greatest(hi - a.guess_us, a.guess_us - lo) / 1000.0;
 end $function$;
 
--- Takes a measurement: true time minus the clock of `whose` lies in [lo, hi], likeliest `guess`. Order and repetition do not
--- matter: measurements that agree are intersected. One that contradicts the row stands beside it as its rival, and readers
--- get the hull of both, until a second one says which is right: another process's, or one half a second later.
+-- Takes a measurement: true time minus the clock `whose` lies in [lo, hi], most likely at `guess`. Order and repetition do not
+-- matter: measurements that agree are intersected. A measurement that contradicts the row is kept next to it as its rival, and
+-- readers get the hull of both, until a second one says which is right: from another process, or half a second later.
 --
--- `from_us`, `to_us`: what this clock shows at the sending, as the sender believes. What it shows more than that is time under
--- way or a step of the clock, which nobody can tell apart; so it is taken off the interval. If it is more than 20 ms, or if
--- the row is in doubt, or the sender has not watched the clock since it was written (`doubts`), then a measurement that
--- agrees replaces the row instead of being intersected with it: a row from before a small step may agree and be wrong.
--- Beyond 2 s it is refused, so that a process that was frozen in between cannot write an old truth; and so it is if the
--- clock shows less, for then it was set back.
+-- `from_us`, `to_us`: what this clock shows at the sending, as the sender believes. If the clock shows more, that is time on
+-- the way or a step of the clock, which cannot be told apart; so it is taken off the interval. If it is more than 20 ms, or the
+-- row is in doubt, or the sender has not watched the clock since the row was written (`doubts`), then a measurement that agrees
+-- replaces the row instead of being intersected with it: a row from before a small step may agree and be wrong. Beyond 2 s the
+-- measurement is refused, so that a process that was frozen in between cannot write an old truth. It is also refused if the
+-- clock shows less, because then the clock was set back.
 CREATE OR REPLACE FUNCTION lockstep.offer_time(
   whose bigint, from_us bigint, to_us bigint, lo bigint, hi bigint, guess bigint, doubts boolean, who text,
   wrong text[], told jsonb
@@ -1500,11 +1506,11 @@ begin
   return said;
 end $function$;
 
--- The clock, and the row if it speaks of this clock. `nonce` comes back: an answer out of a cache has another. With `measures`
--- the caller can ask NTP servers: `claimed` says that it is its turn to do so. It is when the row is older than 64 s, or speaks
--- of another clock; and with `settles`, if the row is in doubt, or the caller (`doubts`). A claim lasts 20 s; one that lies 30 s
--- ahead is of a clock that was set back since (30, since another's may have been made a moment after our `at`). It is never
--- waited for.
+-- Returns the clock, and the row if it is about this clock. `nonce` comes back: an answer out of a cache has another one. With
+-- `measures` the caller can ask NTP servers; then `claimed` says that it is the caller's turn to do so. It is if the row is
+-- older than 64 s or about another clock; and with `settles`, if the row or the caller (`doubts`) is in doubt. A claim lasts 20
+-- s. A claim that ends more than 30 s ahead was made by a clock that was set back since (30, because another claim may have
+-- been made just after our `at`). A claim is never waited for.
 CREATE OR REPLACE FUNCTION lockstep.sample_time(nonce text, measures boolean, settles boolean, doubts boolean)
  RETURNS TABLE(nonce_ text, us bigint, server bigint, revision bigint, at_us bigint, lo_us bigint, hi_us bigint, guess_us bigint, rival_at_us bigint, rival_lo_us bigint, rival_hi_us bigint, falsetickers text[], claimed boolean)
  LANGUAGE plpgsql
@@ -1532,12 +1538,12 @@ begin
       from (select) one left join lockstep.time_anchor a on a.id = 1 and a.server = mine;
 end $function$;
 
--- The first of `n` ticks: microseconds since 1970, each given once and greater than all that were given before, in whatever
--- session, and not before the corrected time. A tick whose transaction is rolled back is not given again.
+-- The first of `n` ticks: microseconds since 1970. Each tick is returned once. It is greater than all earlier ticks of all
+-- sessions, and not before the corrected time. A tick whose transaction is rolled back is not returned again.
 --
--- The lock and the look at the sequence are in a subtransaction that is rolled back on purpose: that frees the lock at once,
--- in a transaction of yours too, and a sequence keeps what it was set to. (A counter in a row does a third as many, and holds up
--- everybody else until the transaction ends.)
+-- The lock, and the look at the sequence, are in a subtransaction that is rolled back on purpose: that frees the lock at once,
+-- even in a transaction of yours, and a sequence keeps the value that it was set to. (A counter in a row does a third as many,
+-- and makes everybody wait until the transaction ends.)
 CREATE OR REPLACE FUNCTION lockstep.tick(n integer DEFAULT 1)
  RETURNS bigint
  LANGUAGE plpgsql
@@ -1563,8 +1569,8 @@ end $function$;
 
 create sequence lockstep.event_sequence minvalue 0;
 
--- Up to seq everything was applied, but for streams that stand still. turn: one more with every change, so that what was given
--- before it cannot be committed any more. committed: what the last change committed, so that it can be committed again.
+-- Everything up to seq was applied, except in streams that stand still. turn: one more with every change, so that an older
+-- batch cannot be committed any more. committed: what the last change committed, so that the same commit may be repeated.
 create table lockstep.checkpoint (
   group_name text collate "C" not null,
   partition integer not null,
@@ -1599,7 +1605,7 @@ create table lockstep.event (
 ) with (autovacuum_vacuum_insert_scale_factor = 0.05);
 CREATE UNIQUE INDEX event_key ON lockstep.event USING btree (stream, key) WHERE (key IS NOT NULL);
 
--- How long events of streams under a prefix are kept; the longest prefix counts.
+-- How long events of the streams under a prefix are kept; the longest prefix counts.
 create table lockstep.retention (
   prefix text collate "C" not null,
   max_age_ms bigint,
@@ -1617,8 +1623,8 @@ create table lockstep.stream (
   constraint stream_name_key UNIQUE (name)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 
--- A stream that stands still in a group, since the event at position failed. The checkpoint passes it by; when the event has
--- succeeded, the stream catches up with the checkpoint, and goes on with the others.
+-- A stream that stands still in a group, since the event at `position` failed. The checkpoint passes it by. When the event has
+-- succeeded, the stream catches up with the checkpoint and goes on with the others.
 create table lockstep.stuck (
   group_name text collate "C" not null,
   stream bigint not null,
@@ -1632,15 +1638,16 @@ create table lockstep.stuck (
 );
 CREATE INDEX stuck_due ON lockstep.stuck USING btree (group_name, partition, due_at);
 
--- append, for many at once, of any kind. Ask k is for streams[which[k]] and expects it at expecteds[k] (null: anywhere; −1: not
--- empty); asks for one stream follow one another. Event j is the nths[j]th of ask asked[j]; keys is null if none has an id. By ask:
+-- Appends of any kind, many at once. Ask k is for streams[which[k]] and expects it at expecteds[k] (null: anywhere; −1: not
+-- empty). Asks for one stream follow one another. Event j is the nths[j]th of ask asked[j]; keys is null if no event has an id.
+-- By ask:
 --   appended  from firsts to lasts
 --   repeated  events with these ids are there, from firsts to lasts
---   reused    some of the ids are of other events
+--   reused    some of the ids belong to other events
 --   conflict  the stream is at lasts
 --   busy      somebody else has its gate
--- waits: for so many milliseconds for the gate of a stream; 0: as the transaction is set; null: it is busy.
--- heard: somebody listens and has not been told, which `tells` does within the transaction.
+-- waits: for how many milliseconds to wait for the gate of a stream; 0: as the transaction is set; null: it is busy at once.
+-- heard: somebody listens and was not notified; with `tells` the transaction itself notifies.
 CREATE OR REPLACE FUNCTION lockstep.append(
   streams text[], which integer[], expecteds bigint[], counts integer[], asked integer[], nths integer[], types text[],
   datas jsonb, metas jsonb, keys text[], waits integer, tells boolean, OUT outcomes text[], OUT firsts bigint[],
@@ -1751,10 +1758,10 @@ begin
   end if;
 end $function$;
 
--- append, for many at once, to streams that are there, wherever they are: what is usual, in two queries. Streams are sorted, in one
--- order for everybody, so that no two calls wait crosswise; event j is the nths[j]th of streams[which[j]], of which there are
--- totals. befores: where each stream was; null: nothing was appended to it, since somebody else has its gate or it is not there.
--- heard: somebody listens and has not been told, which `tells` does within the transaction.
+-- Appends many events at once to streams that exist, at any position: the common case, in two queries. Streams are sorted, in
+-- the same order for all callers, so that no two calls deadlock. Event j is the nths[j]th of streams[which[j]], of which there
+-- are totals. befores: the last position of each stream before; null: nothing was appended, because somebody else has its gate
+-- or it does not exist. heard: somebody listens and was not notified; with `tells` the transaction itself notifies.
 CREATE OR REPLACE FUNCTION lockstep.append_any(
   streams text[], totals integer[], which integer[], nths integer[], types text[], datas jsonb, metas jsonb,
   tells boolean, OUT befores bigint[], OUT heard boolean
@@ -1804,8 +1811,8 @@ begin
   end if;
 end $function$;
 
--- Transactions that have appended and are still open: their process, and the last seq drawn before theirs. The key of an
--- advisory lock has 32 bits for that; the rest is that of the sequence now, which is at most 2³² ahead.
+-- The open transactions that have appended: their process, and the last seq that was drawn before theirs. The key of an advisory
+-- lock has 32 bits for it; the upper bits are those of the sequence now, which is at most 2³² ahead.
 CREATE OR REPLACE FUNCTION lockstep.appending()
  RETURNS TABLE(pid integer, after bigint)
  LANGUAGE plpgsql
@@ -1824,7 +1831,7 @@ begin
   return query select l.pid, now - ((now - l.low) & 4294967295) from unnest(pids, lows) l(pid, low);
 end $function$;
 
--- What every append begins with.
+-- The first step of every append: checks the sequences, and publishes.
 CREATE OR REPLACE FUNCTION lockstep.begin_append()
  RETURNS void
  LANGUAGE plpgsql
@@ -1854,16 +1861,16 @@ begin
   end if;
 end $function$;
 
--- 0–32767, evenly. A group with n partitions finds a stream in partition bucket mod n.
+-- The bucket of a stream: 0–32767, evenly. A group with n partitions has the stream in partition bucket mod n.
 CREATE OR REPLACE FUNCTION lockstep.bucket(name text)
  RETURNS smallint
  LANGUAGE sql
  IMMUTABLE PARALLEL SAFE STRICT
 RETURN ((hashtextextended((name COLLATE "C"), '5497548331942713703'::bigint) & (32767)::bigint))::smallint;
 
--- What was given up to `next` was applied: in the caller's transaction, as far as the caller holds the partition and nothing has
--- changed since, or not at all. `again`: it may have been committed before, which is as good; not for a transaction with effects of
--- its own, which would then happen twice. Raises LS001, LS005.
+-- Commits a batch: everything up to `next` was applied. It happens in the caller's transaction if the caller holds the
+-- partition and nothing has changed since, or not at all. `again`: it may also have been committed before; not for a
+-- transaction with effects of its own, which would then happen twice. Raises LS001, LS005.
 CREATE OR REPLACE FUNCTION lockstep.commit_events(
   group_name text, partition integer, token bigint, next bigint, turn bigint, again boolean DEFAULT false
 )
@@ -1893,7 +1900,7 @@ begin
   perform lockstep.next_turn(group_name, partition, next, next);
 end $function$;
 
--- Makes a group, from after a seq on (null: from now on); of one that is there it changes how it retries. Null: as it was.
+-- Makes a group that reads after a seq (null: from now on). For a group that exists it changes how it retries (null: as it was).
 CREATE OR REPLACE FUNCTION lockstep.declare_group(
   group_name text, prefix text, partitions integer, after bigint, retry_limit integer, retry_delay_ms integer
 )
@@ -1945,12 +1952,12 @@ begin
   return found;
 end $function$;
 
--- Up to `horizon` nothing is undecided: what has not committed never will. The statement that follows sees all of it, since a
--- transaction's rows are seen before its locks are gone. waits: something that was appended may still commit. last: the last seq
--- that was drawn.
+-- Every event up to `horizon` has committed or never will. The next statement sees all of them, because a transaction's rows
+-- become visible before its locks are gone. waits: something that was appended may still commit. last: the last seq that was
+-- drawn.
 --
--- No further than the last event that is there: what was drawn after it may be drawn again after a crash, for a sequence is on disk
--- only as far as a commit has taken it along.
+-- The horizon is at most the last event that is there: a seq that was drawn after that one may be drawn again after a crash,
+-- because a sequence is on disk only as far as a commit has taken it along.
 CREATE OR REPLACE FUNCTION lockstep.event_horizon(OUT horizon bigint, OUT last bigint, OUT waits boolean)
  RETURNS record
  LANGUAGE plpgsql
@@ -1971,21 +1978,23 @@ begin
   waits := coalesce(open_after < last, false);
 end $function$;
 
--- As it was, so that listeners and appenders of all versions agree. It was made by the hash of before; no name has it by this one.
+-- The advisory lock that each listener to events has, shared. The number stays, so that listeners and appenders of all versions
+-- agree. It comes from the old hash; by the new one no name has it.
 CREATE OR REPLACE FUNCTION lockstep.events_key()
  RETURNS bigint
  LANGUAGE sql
  IMMUTABLE PARALLEL SAFE
 RETURN '2937540238534951516'::bigint;
 
--- One expression: a cancel between two statements would leave the lock behind.
+-- Whether somebody listens to events. It is one expression: if it were two statements, a cancel between them would leave the
+-- lock behind.
 CREATE OR REPLACE FUNCTION lockstep.events_heard()
  RETURNS boolean
  LANGUAGE sql
 RETURN CASE WHEN pg_try_advisory_lock(lockstep.events_key()) THEN (NOT pg_advisory_unlock(lockstep.events_key())) ELSE true END;
 
--- An event of what was given up to `next` failed, and what was given before it was applied. Its stream stands still until it is due
--- again, or for good ('infinity'). Raises LS001, LS005; LS007: it was not given.
+-- An event of the batch up to `next` failed, and all events before it were applied. Its stream stands still until it is due
+-- again, or for good ('infinity'). Raises LS001, LS005, and LS007 if the event was not in the batch.
 CREATE OR REPLACE FUNCTION lockstep.fail_event(
   group_name text, partition integer, token bigint, next bigint, turn bigint, failed bigint, why jsonb,
   OUT attempts integer, OUT due_at timestamp with time zone
@@ -2022,14 +2031,14 @@ begin
   perform lockstep.next_turn(group_name, partition, failed, null);
 end $function$;
 
--- Of a stream.
+-- The advisory lock of a stream. An append has it until its transaction ends.
 CREATE OR REPLACE FUNCTION lockstep.gate(stream text)
  RETURNS bigint
  LANGUAGE sql
  IMMUTABLE PARALLEL SAFE STRICT
 RETURN lockstep.key_of('stream'::text, stream);
 
--- Locks a partition's checkpoint for whoever holds the partition. Raises LS001 if the caller does not.
+-- Locks a partition's checkpoint for the holder of the partition. Raises LS001 if the caller does not hold it.
 CREATE OR REPLACE FUNCTION lockstep.hold_checkpoint(group_name text, partition integer, token bigint)
  RETURNS lockstep.checkpoint
  LANGUAGE plpgsql
@@ -2047,8 +2056,8 @@ begin
   return c;
 end $function$;
 
--- Whether a sequence is behind what was drawn from it, as it is when tables were restored or replicated without their
--- sequences. Then tokens would be granted, and places given, a second time.
+-- Whether a sequence is behind the rows that were numbered from it, as when tables were restored or replicated without their
+-- sequences. Then tokens would be granted, and positions used, a second time.
 CREATE OR REPLACE FUNCTION lockstep.misaligned()
  RETURNS boolean
  LANGUAGE sql
@@ -2072,22 +2081,22 @@ AS $function$
    where c.group_name = next_turn.group_name and c.partition = next_turn.partition;
 $function$;
 
--- A page has at most 4 MiB of data, but one event always.
+-- A page has at most 4 MiB of data, but always one event.
 CREATE OR REPLACE FUNCTION lockstep.page_bytes()
  RETURNS bigint
  LANGUAGE sql
  IMMUTABLE PARALLEL SAFE
 RETURN 4194304;
 
--- The row of a partition's lease. No lock has a control character in its name.
+-- The name of a partition's lease. No lock has a control character in its name.
 CREATE OR REPLACE FUNCTION lockstep.partition(group_name text, partition integer)
  RETURNS text
  LANGUAGE sql
  IMMUTABLE PARALLEL SAFE STRICT
 RETURN ((('group	'::text || group_name) || '	'::text) || partition);
 
--- A page of all streams under a prefix, after a seq. next: what the page reaches to. waits: something that was appended may
--- still commit. One call looks at 50,000 events at most.
+-- A page of all streams under a prefix, after a seq. next: the seq that the page reaches to. waits: something that was appended
+-- may still commit. One call looks at 50,000 events at most.
 CREATE OR REPLACE FUNCTION lockstep.read_all(
   prefix text, after bigint, most integer, OUT events json, OUT next bigint, OUT more boolean, OUT waits boolean
 )
@@ -2131,9 +2140,9 @@ begin
   end if;
 end $function$;
 
--- What is next of a partition: of a stream that stood still and is due, or of all others. held: whether the caller holds it; if
--- not, nothing is given. next, turn: what to commit. more: there may be more at once. waits: something that was appended may still
--- commit. wait_ms: until a stream is due. It waits for nobody: many partitions are read in one statement.
+-- What is next in a partition: events of a stream whose retry is due, or of all others. held: whether the caller holds the
+-- partition; if not, nothing is returned. next, turn: what to commit. more: there may be more at once. waits: something that
+-- was appended may still commit. wait_ms: until a retry is due. It waits for nobody: many partitions are read in one statement.
 CREATE OR REPLACE FUNCTION lockstep.read_partition(
   group_name text, partition integer, token bigint, most integer, OUT held boolean, OUT events json, OUT next bigint,
   OUT turn bigint, OUT more boolean, OUT waits boolean, OUT wait_ms double precision
@@ -2279,7 +2288,7 @@ begin
   end if;
 end $function$;
 
--- Sets them right. For whoever may; `lockstep migrate` calls it.
+-- Sets the sequences right. For a role that may; `lockstep migrate` calls it.
 CREATE OR REPLACE FUNCTION lockstep.realign()
  RETURNS void
  LANGUAGE plpgsql
@@ -2296,7 +2305,7 @@ begin
                                             (select max(l.token) + 4096 from lockstep.lease l)));
 end $function$;
 
--- Parked streams go on: of one stream (null: of all), from the event that failed or from the one after it.
+-- Lets parked streams go on, one (null: all), from the event that failed or with `skip` from the one after it.
 CREATE OR REPLACE FUNCTION lockstep.redeliver(group_name text, stream text, skip boolean)
  RETURNS integer
  LANGUAGE plpgsql
@@ -2338,7 +2347,7 @@ begin
     using errcode = 'LS005', hint = 'It was committed, an event of it failed, or a stream that had failed caught up: poll again.';
 end $function$;
 
--- An event as it is read: one array, so that a page is one text. Positions are strings: JSON's numbers end at 2⁵³.
+-- An event as a reader gets it: one JSON array, so that a page is one text. Positions are strings: JSON's numbers end at 2⁵³.
 CREATE OR REPLACE FUNCTION lockstep.shown(
   stream text, "position" bigint, seq bigint, type text, data jsonb, meta jsonb, key text, at timestamp with time zone,
   attempt integer
@@ -2348,8 +2357,8 @@ CREATE OR REPLACE FUNCTION lockstep.shown(
  STABLE PARALLEL SAFE
 RETURN json_build_array(stream, ("position")::text, (seq)::text, type, data, meta, key, floor((EXTRACT(epoch FROM at) * (1000)::numeric)), attempt);
 
--- Keeps to the rules, for 200 streams after a name, or fewer where much is removed; last: the name to go on after, null when there
--- are no more. Streams that somebody appends to are left for the next time.
+-- Applies the retention rules to 200 streams after a name, or fewer if much is removed. last: the name to go on after; null:
+-- there are no more. Streams that somebody appends to are left for the next time.
 CREATE OR REPLACE FUNCTION lockstep.sweep_events(after text, OUT removed bigint, OUT last text)
  RETURNS record
  LANGUAGE plpgsql
@@ -2395,7 +2404,7 @@ begin
   end loop;
 end $function$;
 
--- Tells that there are new events in these streams. A payload has at most 8,000 bytes: with too many, none is named.
+-- Notifies that there are new events in these streams. A payload has at most 8,000 bytes: with too many streams none is named.
 CREATE OR REPLACE FUNCTION lockstep.tell_events(streams text[])
  RETURNS void
  LANGUAGE plpgsql
@@ -2407,8 +2416,8 @@ begin
   perform pg_notify('lockstep_event', case when octet_length(news) > 7900 then '[]' else news end);
 end $function$;
 
--- Removes events of a stream before a position, but for what a group has yet to read; at most so many. waiting_for: groups that
--- have yet to read what was to be removed. more: call again.
+-- Removes at most `most` events of a stream before a position, except those that a group has yet to read. waiting_for: groups
+-- that have yet to read some of those. more: call again.
 CREATE OR REPLACE FUNCTION lockstep.truncate_stream(
   stream text, before bigint, force boolean, most integer, waits boolean, OUT removed bigint, OUT first bigint,
   OUT waiting_for text[], OUT more boolean
@@ -2463,8 +2472,8 @@ begin
   more := upto < before and waiting_for = '{}';
 end $function$;
 
--- A stream that stood still goes on with the others if nothing of it is left before the checkpoint. The caller has the checkpoint
--- locked, and takes the next turn: what was given before passed this stream by.
+-- Lets a stream that stood still go on with the others, if nothing of it is left before the checkpoint. The caller has the
+-- checkpoint locked, and takes the next turn, because an older batch has passed this stream by.
 CREATE OR REPLACE FUNCTION lockstep.unstick(group_name text, partition integer, stream bigint)
  RETURNS void
  LANGUAGE sql
@@ -2479,8 +2488,9 @@ $function$;
 
 -- ---- 0010_fence.sql ------------------------------------------------------------------------------------------------
 
--- May they be fenced, or unfenced? One call at a time, or the last that unfences could take the event trigger from the first that
--- fences. And what is below a fenced table is fenced as that is, so that there is one answer for each row.
+-- Checks that these tables may be fenced or unfenced by the caller, and locks, so that there is one call at a time: else the
+-- last unfencing could drop the event trigger that the first fencing relies on. A table below a fenced table has the same fence
+-- as that one, so that each row has one answer; it cannot be changed by itself.
 CREATE OR REPLACE FUNCTION lockstep.change_fences(fenced regclass, tables oid[])
  RETURNS void
  LANGUAGE plpgsql
@@ -2505,8 +2515,9 @@ begin
   end if;
 end $function$;
 
--- Passes if the transaction has the hold `wanted`, and names it; not bound: any hold that it names. Else raises LS001, or
--- LS002. One query a row, and few expressions: a bulk write makes 10,000 of these. By the index, as in 0001_lease.sql.
+-- Returns true if the fence of the transaction names the hold `wanted` and the transaction has it; not bound: if it has any
+-- hold that the fence names. Otherwise it raises LS001 or LS002. One query a row and few expressions, because a bulk write
+-- calls this 10,000 times. By the index, as in 0001_lease.sql.
 CREATE OR REPLACE FUNCTION lockstep.check_hold(written regclass, wanted text, bound boolean DEFAULT true)
  RETURNS boolean
  LANGUAGE plpgsql
@@ -2539,7 +2550,7 @@ begin
   return false;
 end $function$;
 
--- A table and all its partitions and children.
+-- A table with all its partitions and children.
 CREATE OR REPLACE FUNCTION lockstep.descendants(fenced regclass)
  RETURNS oid[]
  LANGUAGE sql
@@ -2553,7 +2564,7 @@ AS $function$
   select array_agg(t.relid) from tree t
 $function$;
 
--- Unless a trigger still calls it.
+-- Drops a function that fence_function has made, unless a trigger still calls it.
 CREATE OR REPLACE FUNCTION lockstep.drop_fence_function(f oid)
  RETURNS void
  LANGUAGE plpgsql
@@ -2565,7 +2576,7 @@ begin
   end if;
 end $function$;
 
--- How a row trigger calls its function.
+-- The call in the definition of a row trigger: its function with its argument.
 CREATE OR REPLACE FUNCTION lockstep.fence_call(t pg_trigger)
  RETURNS text
  LANGUAGE sql
@@ -2576,8 +2587,8 @@ AS $function$
     from pg_proc p join pg_namespace n on n.oid = p.pronamespace where p.oid = t.tgfoid
 $function$;
 
--- Adds the triggers that are missing on a table and below it. Postgres copies the row trigger of a partitioned table to its
--- partitions, but not to the children of another table, and truncate triggers to neither.
+-- Adds the missing triggers to a table and all tables below it. Postgres copies the row trigger of a partitioned table to its
+-- partitions, but not to children by inheritance, and it never copies truncate triggers.
 CREATE OR REPLACE FUNCTION lockstep.fence_descendants(fenced regclass, fence text)
  RETURNS void
  LANGUAGE plpgsql
@@ -2603,8 +2614,9 @@ begin
   end loop;
 end $function$;
 
--- The expression as Postgres understood it, with every name qualified: so what is kept is one expression and nothing else. An
--- index takes exactly those that depend on the row only; this one is on an empty copy of the table, and all is undone.
+-- Checks the expression of a fence and returns it as Postgres understood it, with every name qualified; so it is one expression
+-- and nothing else. An index accepts exactly those expressions that depend on the row only. So an index on an empty copy of the
+-- table is made, and undone.
 CREATE OR REPLACE FUNCTION lockstep.fence_expression(fenced regclass, by text)
  RETURNS text
  LANGUAGE plpgsql
@@ -2639,8 +2651,9 @@ begin
   return understood;
 end $function$;
 
--- A trigger function beside the table, because its plans are kept: an expression that is executed as text for each row takes
--- five times as long as all the rest of the check. Answers its name. `before`: the function of the table's fence so far.
+-- Makes the trigger function of one table, beside it, and returns its name. A function of its own keeps its plans: executing
+-- the expression as text for each row takes five times as long as all the rest of the check. `before`: the function of the
+-- present fence.
 CREATE OR REPLACE FUNCTION lockstep.fence_function(fenced regclass, expression text, before oid)
  RETURNS text
  LANGUAGE plpgsql
@@ -2675,8 +2688,8 @@ end $body$, expression);
 begin
   select n.nspname, c.relname, c.relowner into place
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = fenced;
-  -- The one that it has, unless a table that was its parent has it too; else a name that is free, or of the function of a table that
-  -- was dropped.
+  -- The name that it has, unless a former parent of the table uses that function too. Otherwise a free name, or the name of a
+  -- function whose table was dropped.
   if lockstep.is_fence_function(before)
      and not exists (select from pg_trigger t where t.tgfoid = before and t.tgrelid <> all (lockstep.descendants(fenced))) then
     select format('%I.%I', n.nspname, p.proname) into named
@@ -2695,14 +2708,14 @@ begin
     return named;
   end if;
   execute format('create or replace function %s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as %L', named, body);
-  -- so that the table's owner can change it too, when a superuser fenced the table
+  -- So that the table's owner can replace it, if a superuser has fenced the table.
   if place.relowner <> current_user::regrole and (select r.rolsuper from pg_roles r where r.oid = current_user::regrole) then
     execute format('alter function %s() owner to %s', named, place.relowner::regrole);
   end if;
   return named;
 end $function$;
 
--- A trigger's one argument, as pg_trigger has it.
+-- The one argument of a trigger, from the form that pg_trigger keeps it in.
 CREATE OR REPLACE FUNCTION lockstep.fence_name(args bytea)
  RETURNS text
  LANGUAGE sql
@@ -2712,9 +2725,9 @@ AS $function$
   select convert_from(substr(args, 1, length(args) - 1), getdatabaseencoding())
 $function$;
 
--- At the end of a CREATE or ALTER TABLE: what is now below a fenced table is fenced as that is. It only adds what is missing,
--- so a trigger that the owner disabled stays disabled. For all other tables it is one look at the catalog. It runs with the rights
--- of its owner, a superuser, so that it needs no right of the role that made the table.
+-- The event trigger: at the end of a CREATE or ALTER TABLE it gives each table that is now below a fenced table the same fence.
+-- It only adds what is missing, so a trigger that the owner has disabled stays disabled. For all other tables it costs one look
+-- at the catalog. It runs with the rights of its owner, a superuser, so it needs no rights of the role that made the table.
 CREATE OR REPLACE FUNCTION lockstep.fence_new_tables()
  RETURNS event_trigger
  LANGUAGE plpgsql
@@ -2735,9 +2748,9 @@ begin
   end loop;
 end $function$;
 
--- Whether this transaction has K(name), exclusively, and no lease lives; if so it has the name until it ends, and leaves the
--- mark. Elections and groups have a control character in their names, and are not held by K. In a REPEATABLE READ transaction
--- a lease that its snapshot does not see makes the insert fail with 40001.
+-- Whether this transaction has K(name) in exclusive mode and no lease lives. If so, the transaction has the name until it ends,
+-- and this leaves the mark freed_by. Names of elections and groups contain a control character; they are not held by K. In a
+-- REPEATABLE READ transaction, a lease that its snapshot does not see makes the insert fail with 40001.
 CREATE OR REPLACE FUNCTION lockstep.has_by_transaction(wanted text)
  RETURNS boolean
  LANGUAGE plpgsql
@@ -2753,7 +2766,7 @@ begin
     return false;
   end if;
   insert into lockstep.lease as l (name, token, granted_at, expires_at, freed_by)
-  values (wanted, 0, clock_timestamp(), clock_timestamp(), pg_current_xact_id())  -- 0: a token that nobody has
+  values (wanted, 0, clock_timestamp(), clock_timestamp(), pg_current_xact_id())  -- 0: a token that nobody can have
   on conflict (name) do update set freed_by = excluded.freed_by where l.holder is null;
   return found;
 end $function$;
@@ -2767,8 +2780,8 @@ AS $function$
   select exists (select from pg_trigger t where t.tgrelid = relid and t.tgname = has_trigger.name)
 $function$;
 
--- Makes the event trigger, if it is missing. Only a superuser can; and only with a function that a superuser owns, because it
--- runs at the DDL of everybody, superusers too.
+-- Makes the event trigger if it is missing. Only a superuser can, and only with a function that a superuser owns, because it
+-- runs at the DDL of every role, superusers included. Otherwise raises a notice.
 CREATE OR REPLACE FUNCTION lockstep.heed_new_tables(fenced regclass)
  RETURNS void
  LANGUAGE plpgsql
@@ -2787,7 +2800,7 @@ begin
       using hint = 'Where a superuser has migrated and calls fence_table, an event trigger sees to it.';
   end if;
 exception
-  when insufficient_privilege then  -- some providers keep event triggers from their superusers too
+  when insufficient_privilege then  -- some providers do not let their superusers make event triggers
     raise notice 'lockstep: a partition or child that % gets later is not fenced until fence_table is called again', fenced;
 end $function$;
 
@@ -2800,8 +2813,8 @@ AS $function$
   select exists (select from pg_proc p where p.oid = f and p.prosrc like E'\n-- Made by lockstep.fence_table;%')
 $function$;
 
--- Says what is missing. DETAIL is for programs: the holds that the write needed or named, as
--- [{"name": ..., "token": ...}]; token is text: digits, or "transaction", or null if the fence does not name that hold.
+-- Raises the error that says which hold is missing. Its DETAIL is for programs: the holds that the write needed or named, as
+-- [{"name": ..., "token": ...}]. token is a text: digits, or "transaction", or null if the fence does not name that hold.
 CREATE OR REPLACE FUNCTION lockstep.refuse_write(written regclass, wanted text, bound boolean)
  RETURNS void
  LANGUAGE plpgsql
@@ -2809,7 +2822,7 @@ CREATE OR REPLACE FUNCTION lockstep.refuse_write(written regclass, wanted text, 
 AS $function$
 declare
   fence text := coalesce(current_setting('lockstep.fence', true), '');
-  proofs text[];  -- of the hold that was wanted
+  proofs text[];  -- of the hold that the row needs
   named json;
   last text[];
 begin
@@ -2857,12 +2870,13 @@ end $function$;
 
 -- ---- 0011_hold.sql -------------------------------------------------------------------------------------------------
 
--- Takes a name from its holder, whatever the token: a lease loses its row, a connection or transaction hold its connection (and
--- with it all else that this connection had). It waits for nobody:
---   forced     somebody had it
+-- Takes a name from its holder, whatever the token. A lease loses its row; a connection or transaction hold loses its
+-- connection, with all that this connection had. It does not wait:
+--   forced     somebody had the name, and has it no more
 --   none       nobody had it
---   busy       a transaction that is fenced by the hold, or that releases it, is open: ask again
---   forbidden  the connection is another role's, and the caller may not end it: needs pg_signal_backend, or membership of that role
+--   busy       a transaction that is fenced by the hold, or that releases it, is open: try again
+--   forbidden  the connection belongs to another role, and the caller may not end it: it needs pg_signal_backend, or membership
+--              of that role
 CREATE OR REPLACE FUNCTION lockstep.force_revoke(name text)
  RETURNS text
  LANGUAGE plpgsql
@@ -2883,7 +2897,7 @@ begin
     perform pg_notify(lockstep.channel(name), '');
     return 'forced';
   end if;
-  -- the one that waits at the front of the queue for a lease has K too, but then there was a lease
+  -- The contender at the front of the queue for a lease has K too; but then there was a lease.
   begin
     select bool_or(pg_terminate_backend(k.gate_pid)) into ended from lockstep.look(name) k where k.gate_pid is not null;
   exception when insufficient_privilege then
@@ -2892,8 +2906,8 @@ begin
   return case when ended then 'forced' else 'none' end;
 end $function$;
 
--- Gives up every K of this backend but those of `names` and the keys `others`: for a caller that does not know what a failed
--- statement left behind. Each name is locked once or not at all, so one unlock is enough. Answers how many were given up.
+-- Releases every K of this backend except those of `names` and the keys `others`: for a caller that does not know what a failed
+-- statement has left behind. Each name is locked once at most, so one unlock is enough. Returns how many were released.
 CREATE OR REPLACE FUNCTION lockstep.keep_only(names text[], others bigint[], pid integer)
  RETURNS integer
  LANGUAGE plpgsql
@@ -2909,8 +2923,8 @@ begin
   return given_up;
 end $function$;
 
--- Advisory locks of one backend of this database on names: exclusive, of one key of 64 bits. Others are not ours. It asks
--- pg_locks alone: a look at pg_database, which all databases share, would need a place in the lock table, and it may be full.
+-- The advisory locks of one backend in this database that may be a K: exclusive, with one key of 64 bits. It asks pg_locks
+-- alone. A look at pg_database, which all databases share, needs a place in the lock table, and that may be full.
 CREATE OR REPLACE FUNCTION lockstep.keys_of(pid integer)
  RETURNS SETOF bigint
  LANGUAGE sql
@@ -2921,9 +2935,9 @@ AS $function$
    where k.locktype = 'advisory' and k.objsubid = 1 and k.granted and k.mode = 'ExclusiveLock' and k.pid = keys_of.pid
 $function$;
 
--- How many advisory locks there are on this server, how many there may be before connection holds are refused, and how many
--- connections there may be. The server keeps all locks of all its databases in one table of a fixed size; when that is full,
--- every program is refused, also one that only connects. Half of it is left to the others.
+-- held: the advisory locks on this server; most: how many of them make us refuse connection holds; connections: how many the
+-- server allows. A server keeps the locks of all its databases in one table of a fixed size. When that is full every program is
+-- refused, even one that only connects. So half of it is left to the others.
 CREATE OR REPLACE FUNCTION lockstep.lock_room(OUT held bigint, OUT most bigint, OUT connections bigint)
  RETURNS record
  LANGUAGE sql
@@ -2936,8 +2950,9 @@ AS $function$
     from pg_locks k where k.locktype = 'advisory'
 $function$;
 
--- try, connection: the token, or null. As in 0001_lease.sql, for a caller that has made K of the name itself (lib/database/lock-key.ts): SHA-256
--- takes 8 us here, a twentieth of the round trip.
+-- Tries to acquire a connection hold; returns its token, or null. For a caller that has computed K itself
+-- (lib/database/lock-key.ts): SHA-256 takes 8 us here, a twentieth of the round trip. Its time is measured in microseconds, and
+-- a plpgsql expression costs a tenth of a query: so there is one query only, the look at the row.
 CREATE OR REPLACE FUNCTION lockstep.try_key(name text, key bigint, pid integer)
  RETURNS bigint
  LANGUAGE plpgsql
@@ -2965,9 +2980,9 @@ begin
   return token;
 end $function$;
 
--- One turn of a direct connection: give up, then try, at most 64 names each, of which the caller has made K. What was granted has
--- the token base + 64 x (its position - 1), but for those in taken, which have one of their own. If it fails, each of the names may
--- have been given up or gained: the caller calls keep_only.
+-- One turn of a direct connection: first releases, then tries, at most 64 names each; the caller has computed their K. A
+-- granted name has the token base + 64 x (its position - 1), except those in `taken`, whose tokens are in `tokens`. If the
+-- statement fails, each of the names may have been released or gained: the caller then calls keep_only.
 CREATE OR REPLACE FUNCTION lockstep.turn_keys(
   release_keys bigint[], try_names text[], try_keys bigint[], pid integer, OUT base bigint, OUT refused integer[],
   OUT taken integer[], OUT tokens bigint[]
@@ -3013,12 +3028,12 @@ end $function$;
 
 -- ---- 0012_transaction.sql ------------------------------------------------------------------------------------------
 
--- Raises LS008 unless it runs in the transaction with this id; else true. Outside of a transaction block each statement is a
--- transaction of its own, so an id that an earlier statement brought is never its own.
+-- Returns true if it runs in the transaction with this id, and raises LS008 otherwise. Outside a transaction block each
+-- statement is a transaction of its own, so it never has the id that an earlier statement returned.
 --
--- It goes into the same statement as the effect, which then has none. lib/database/caller-transaction.ts says why the clocks of the transaction and
--- of the statement do not tell. Nothing but statements of the package calls it: from psql, or in a trigger, assert_held is
--- rightly called without it.
+-- It is part of the statement with the effect, which then has no effect if this raises. lib/database/caller-transaction.ts says
+-- why the clocks of the transaction and of the statement cannot decide this. Only statements of the package call it. A caller
+-- in psql or in a trigger uses assert_held without it, rightly.
 CREATE OR REPLACE FUNCTION lockstep.check_transaction(xid xid8)
  RETURNS boolean
  LANGUAGE plpgsql
@@ -3032,8 +3047,8 @@ begin
   return true;
 end $function$;
 
--- Leaves an attempt no retry, so that its failure is for good: its effects may be there, and must not happen twice. Whether it
--- is an attempt still.
+-- Takes the remaining retries from an attempt, so that its failure is final: its effects may have been committed, and must not
+-- happen twice. Returns whether it is still an attempt.
 CREATE OR REPLACE FUNCTION lockstep.exhaust_job(queue text, id uuid, attempt integer)
  RETURNS boolean
  LANGUAGE plpgsql
@@ -3047,8 +3062,8 @@ end $function$;
 
 -- ---- 0013_search_path.sql ------------------------------------------------------------------------------------------
 
--- current: the last migration. shown: whether an advisory lock is seen in pg_locks by the transaction that has it, which everything
--- here stands on; null: it was not asked for.
+-- What ready() asks. current: the last migration. shown: whether pg_locks shows an advisory lock to the transaction that has
+-- it, on which everything here relies; null: it was not asked for.
 CREATE OR REPLACE FUNCTION lockstep.engine(
   prove boolean, OUT current text, OUT oldest text, OUT version integer, OUT encoding text, OUT standby boolean,
   OUT read_only boolean, OUT shown boolean
@@ -3065,7 +3080,7 @@ begin
   standby := pg_is_in_recovery();
   read_only := current_setting('transaction_read_only');
   if prove then
-    perform pg_advisory_xact_lock_shared(1819239275, 1702454628);  -- 'lock', 'eyed' in ASCII: no K, and nobody waits for it
+    perform pg_advisory_xact_lock_shared(1819239275, 1702454628);  -- 'lock', 'eyed' in ASCII: not a K, and nobody waits for it
     shown := exists (
       select from pg_locks l
        where l.locktype = 'advisory' and l.pid = pg_backend_pid() and l.granted
@@ -3073,8 +3088,8 @@ begin
   end if;
 end $function$;
 
--- The last migration that the oldest code which this schema serves needs: older code refuses it (`ready()`), newer code and that of
--- a rolling deploy does not. A migration that old code cannot live with says so here.
+-- The last migration that code must know to use this schema. ready() of older code refuses the schema; newer code, and the code
+-- of a rolling deployment, works. A migration that breaks older code changes the answer.
 CREATE OR REPLACE FUNCTION lockstep.oldest_code()
  RETURNS text
  LANGUAGE sql
@@ -3083,8 +3098,8 @@ RETURN '0007_event'::text;
 
 -- ---- 0014_read.sql -------------------------------------------------------------------------------------------------
 
--- What is next of several partitions: `room` bytes of them all together, and one event always. Those at the end may get nothing,
--- though there is more: whoever asks often asks for another first each time.
+-- What is next in several partitions: `room` bytes for all of them together, but always one event. The last ones may get
+-- nothing although there is more, so the caller should begin with another partition each time.
 CREATE OR REPLACE FUNCTION lockstep.read_partitions(
   group_name text, partitions integer[], tokens bigint[], most integer, room bigint
 )
@@ -3107,7 +3122,14 @@ begin
   end loop;
 end $function$;
 
--- As read_partition (0007_event.sql), within `room` bytes on disk; `always`: one event, whatever it takes.
+-- What is next in a partition, within `room` bytes on disk; `always`: one event, whatever its size. Like read_partition
+-- (0007_event.sql): the events of a stream whose retry is due, or those of all other streams.
+--   held     whether the caller holds the partition; if not, nothing is returned
+--   next     and turn: what to commit
+--   more     there may be more at once
+--   waits    something that was appended may still commit
+--   wait_ms  until a retry is due
+-- It waits for nobody.
 CREATE OR REPLACE FUNCTION lockstep.read_share(
   group_name text, partition integer, token bigint, most integer, room bigint, always boolean, OUT held boolean,
   OUT events json, OUT next bigint, OUT turn bigint, OUT more boolean, OUT waits boolean, OUT wait_ms double precision
@@ -3159,7 +3181,7 @@ begin
                                    case when x.position = x.least then k.attempts + 1 else 1 end)) into events from (
       select y.*, s.name, min(y.position) over () as least from lockstep.event y cross join lateral (select z.name from lockstep.stream z where z.id = y.stream limit 1) s
        where y.stream = k.stream and y.position >= k.position and y.seq <= next order by y.position) x;
-    if events is null then  -- what it stood before was removed
+    if events is null then  -- the event that had failed was removed
       perform from lockstep.checkpoint x
         where x.group_name = read_share.group_name and x.partition = read_share.partition and x.turn = c.turn
           for no key update skip locked;
@@ -3201,7 +3223,7 @@ begin
   more := next < horizon;
   select extract(epoch from min(x.due_at) - clock_timestamp()) * 1000 into wait_ms from lockstep.stuck x
    where x.group_name = read_share.group_name and x.partition = read_share.partition and x.due_at < 'infinity';
-  -- a stretch without events: so that nobody looks through it twice
+  -- A stretch without events of the group: move the checkpoint, so that nobody looks through it again.
   if seen = 0 and next > c.seq + 1000 then
     perform from lockstep.checkpoint x
       where x.group_name = read_share.group_name and x.partition = read_share.partition and x.turn = c.turn
@@ -3212,8 +3234,8 @@ begin
   end if;
 end $function$;
 
--- As try_read_stream, of all streams under a prefix, after a seq. next: what has been read up to. waits: something that was appended
--- may still commit. One call looks at 50,000 events at most.
+-- Like try_read_stream, for all streams under a prefix, after a seq. next: the seq up to which everything was read. waits:
+-- something that was appended may still commit. One call looks at 50,000 events at most.
 CREATE OR REPLACE FUNCTION lockstep.try_read_all(prefix text, after bigint, most integer, room bigint)
  RETURNS TABLE(place bigint, event text, bytes bigint, next bigint, more boolean, waits boolean)
  LANGUAGE plpgsql
@@ -3257,7 +3279,7 @@ begin
   next := after;
   if short and seen = 0 then
     bytes := total * 5 / 4 + 8192;
-    next := e.seq - 1; -- what was passed before it need not be passed again
+    next := e.seq - 1; -- the next call need not look at what came before it
     more := true;
     return next;
     return;
@@ -3295,10 +3317,10 @@ begin
   return next;
 end $function$;
 
--- Events of a stream from a position on: each a JSON text, as it is shown over HTTP, so that it can be passed on as it is; `room`
--- bytes of them at most. The last row is none of an event: where to read on, and whether there is more. If the first event has no
--- room, nothing is given, and `bytes` of that row says how much it takes; of one that is large on disk already about how much, so that
--- its text is not made in vain.
+-- Events of a stream from a position on, of `room` bytes at most. Each is a JSON text as it is shown over HTTP, so that it can
+-- be passed on without being parsed. The last row has no event: it says where to read on (next) and whether there is more. If
+-- the first event has no room, no event is returned, and `bytes` of the last row is its size; of an event that is already too
+-- large on disk it is an estimate, so that its text is not made for nothing.
 CREATE OR REPLACE FUNCTION lockstep.try_read_stream(stream text, start bigint, most integer, room bigint)
  RETURNS TABLE(place bigint, event text, bytes bigint, next bigint, more boolean, waits boolean)
  LANGUAGE plpgsql
@@ -3317,7 +3339,7 @@ begin
   waits := false;
   select x.* into s from lockstep.stream x where x.name = try_read_stream.stream collate "C";
   next := greatest(start, coalesce(s.first, 1));
-  -- by what they take on disk, which costs little to look at: one always
+  -- First by the size on disk, which is cheap to find out: always one event at least.
   for e in select x.position, x.bytes from lockstep.event x where x.stream = s.id and x.position >= start order by x.position limit most
   loop
     total := total + e.bytes;

@@ -1,24 +1,24 @@
 -- Locks and terms: the advisory lock K(name) is the queue and the gate; the row is what a transaction can be
--- fenced against. The whole protocol is told in lib/lease/leases.ts. Each verb is one function, so one round trip, and
--- can be called from psql or any language.
+-- fenced against. The whole protocol is in lib/lease/leases.ts. Each verb is one function, so it takes one round trip
+-- and can be called from psql or any language.
 --
--- Rules kept below:
+-- Rules of this file:
 -- · clock_timestamp(), never now(): now() is when the transaction began, and a caching proxy may serve it stale.
--- · A look at the row after K was gained is a statement of its own: each statement of a plpgsql function has a
---   fresh snapshot, the one that asked for K has not.
--- · Who frees a row locks it FOR UPDATE first. That is what waits for a fenced transaction (FOR KEY SHARE), and
---   renewals (FOR NO KEY UPDATE) pass it. So a free row has no fenced transaction, and a grant is a plain update.
---   token needs no index for this, so grants, renewals and releases are HOT updates: no index grows.
--- · Rows are always reached by their name's index, whatever the statistics say: this table grows from nothing to
---   20,000 rows in a burst, and the plan made for the nothing then took 1.3 s for what takes 2 ms. Hence the settings on
+-- · After K was gained, the row is looked at in a new statement: each statement of a plpgsql function has a fresh
+--   snapshot; the snapshot of the statement that gained K is older than K.
+-- · A function that frees a row locks it FOR UPDATE first. That waits for fenced transactions, which hold it FOR KEY
+--   SHARE; renewals take it FOR NO KEY UPDATE, which does not. So a free row has no fenced transaction, and a grant is a
+--   plain update. token needs no index for this, so grants, renewals and releases are HOT updates: no index grows.
+-- · Rows are always found by the index on the name, whatever the statistics say: this table grows from nothing to
+--   20,000 rows in a burst, and the plan for the empty table then took 1.3 s for what takes 2 ms. Hence the settings on
 --   the functions, and names looked up one by one (lateral … limit 1).
 -- · Nothing that many callers share ever waits: SKIP LOCKED, try, or a separate call.
 
 create schema if not exists lockstep;
 
--- One line of fencing tokens for everything. Each call owns a block of 4096: 64 for each of up to 64 grants, and from
--- these contenders of one process hand a connection hold to each other without asking again. At 100,000 blocks a
--- second there are 700 years of them.
+-- One sequence of fencing tokens for everything. Each call takes a block of 4096: 64 for each of up to 64 grants. From
+-- its 64 the contenders of one process pass a connection hold on among themselves without another call. At 100,000
+-- blocks a second they last for 700 years.
 create sequence lockstep.token increment by 4096;
 
 create table lockstep.lease (
@@ -36,7 +36,8 @@ create function lockstep.key(name text) returns bigint
 language sql immutable strict parallel safe
 return hashtextextended(name collate "C", 5497548331942713701);
 
--- Under REPEATABLE READ a look after K was gained would be a look into the past, and let a second holder in.
+-- Raises LS003 unless the transaction is READ COMMITTED. Under REPEATABLE READ the look at the row after K was gained
+-- would show the past, and a second holder would be granted the name.
 create function lockstep.check_isolation() returns void
 language plpgsql as $$
 begin
@@ -46,7 +47,7 @@ begin
   end if;
 end $$;
 
--- NOTIFY channel of a name; the head of its queue listens there.
+-- The NOTIFY channel of a name. The session at the front of the queue for the name listens on it.
 create function lockstep.channel(name text) returns text
 language sql immutable strict parallel safe
 return 'lockstep_' || lockstep.key(name);
@@ -61,11 +62,11 @@ end $$;
 
 -- ── Leases ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
--- try, for at most 64 names at once (each name at most once); i is a name's position, from 1.
+-- Grants leases without waiting, for at most 64 names at once (each name at most once). i is a name's position, from 1.
 --   granted        those granted: token base + 64 × (i − 1), at granted_at, for their ttl
 --   kept…          those that this holder had already: the same token, renewed
---   refused, left  the others: held for so many milliseconds at most, if that is known
--- The common case, rows that are free, takes two queries: a look that gains K where it is worth it, and the update.
+--   refused        the others; refused_for: the milliseconds that they are held at most, if that is known
+-- The common case, rows that are free, takes two queries: a look that gains K where that is of use, and the update.
 create function lockstep.grant_leases(
   names text[], holders text[], ttls integer[], metas jsonb[],
   out base bigint, out granted_at timestamptz, out granted bigint[],
@@ -165,7 +166,8 @@ begin
   end if;
 end $$;
 
--- renew, for many at once: 'renewed', 'lost', or 'busy' (somebody has the row locked; it is still ours: try again).
+-- Renews many leases at once. outcome: 'renewed', 'lost', or 'busy' (somebody has the row locked; it is still ours: try
+-- again).
 create function lockstep.renew_leases(names text[], tokens bigint[], ttls integer[])
 returns table (i integer, outcome text, holder text, granted_at timestamptz, expires_at timestamptz)
 language plpgsql
@@ -198,10 +200,10 @@ begin
      order by a.i;
 end $$;
 
--- revoke, for many at once, by position: revoked; late (it had expired: freed all the same); busy (a transaction fenced
--- by it, or a release inside a transaction, is still open: try again); the others had been lost. May commit
--- asynchronously, because a lost release is late, never wrong. Notifies where K is taken, for then somebody waits at
--- the front of the queue.
+-- Revokes many leases at once. The answers are lists of positions: revoked; late (it had expired; it was freed all the
+-- same); busy (a transaction that is fenced by it, or that releases it, is still open: try again). All others had been lost.
+-- May commit asynchronously, because a lost release is late, never wrong. Notifies if somebody else has K, since that one
+-- waits at the front of the queue.
 create function lockstep.revoke_leases(names text[], tokens bigint[],
                                        out revoked bigint[], out late bigint[], out busy bigint[])
 language plpgsql
@@ -237,7 +239,7 @@ begin
   end if;
 end $$;
 
--- release inside the caller's transaction: the fence and the release commit with it. Raises LS001 if not held.
+-- Releases a lease inside the caller's transaction: the fence and the release commit with it. Raises LS001 if not held.
 create function lockstep.release_held(name text, token bigint) returns void
 language plpgsql as $$
 begin
@@ -250,7 +252,7 @@ begin
   perform pg_notify(lockstep.channel(name), '');
 end $$;
 
--- Takes a name from whoever has it, whatever the token: a lease loses its row, a connection or transaction hold its
+-- Takes a name from its holder, whatever the token: a lease loses its row; a connection or transaction hold loses its
 -- connection (and with it all else that this connection had). True if somebody had it.
 create function lockstep.force(name text) returns boolean
 language plpgsql as $$
@@ -271,7 +273,7 @@ begin
   return coalesce((select bool_or(pg_terminate_backend(k.gate_pid)) from lockstep.look(name) k where k.gate_pid is not null), false);
 end $$;
 
--- Deletes rows that nobody has used for a while, so that names made for one occasion do not pile up. Tokens come
+-- Deletes rows that have not been used for a while, so that names made for one occasion do not pile up. Tokens come
 -- from the sequence, so a deleted name still gets larger tokens later.
 create function lockstep.sweep(idle interval default '1 day', most integer default 1000) returns integer
 language plpgsql as $$
@@ -299,7 +301,7 @@ end $$;
 
 -- ── Holds of a connection and of a transaction (K is theirs; the row is free) ─────────────────────────────────────
 
--- With K in hand: the token of a new hold, or null and the milliseconds until it is worth looking again.
+-- For a caller that has K: the token of a new hold, or null and the milliseconds after which to look again.
 create function lockstep.take(name text, out token bigint, out wait_ms double precision)
 language plpgsql as $$
 declare
@@ -327,8 +329,8 @@ begin
   token := nextval('lockstep.token');
 end $$;
 
--- Raises LS004 on another backend than the one that is meant: session locks are the backend's, and behind a pooler two
--- clients may share it.
+-- Raises LS004 if another backend answers than the expected one: session locks belong to a backend, and behind a pooler
+-- two clients may share it.
 create function lockstep.check_backend(pid integer) returns void
 language plpgsql as $$
 begin
@@ -338,8 +340,8 @@ begin
   end if;
 end $$;
 
--- try, connection: the token, or null. This is the path that is measured in microseconds; a plpgsql expression costs a
--- tenth of a query, so there is one query only, the look at the row.
+-- Tries to acquire a connection hold; returns its token, or null. Its time is measured in microseconds, and a plpgsql
+-- expression costs a tenth of a query: so there is one query only, the look at the row.
 create function lockstep.try(name text, pid integer) returns bigint
 language plpgsql as $$
 declare
@@ -364,8 +366,8 @@ begin
   return token;
 end $$;
 
--- One turn of a direct connection: give up, then try, at most 64 names each. What was granted has the token
--- base + 64 × (its position − 1), but for those in taken, which have one of their own. On an error the caller gives up
+-- One turn of a direct connection: first releases, then tries, at most 64 names each. A granted name has the token
+-- base + 64 × (its position − 1), except those in `taken`, whose tokens are in `tokens`. On an error the caller gives up
 -- all of try_names: session locks outlive the failed statement.
 create function lockstep.turn(release_names text[], try_names text[], pid integer,
                               out base bigint, out refused integer[], out taken integer[], out tokens bigint[])
@@ -404,8 +406,8 @@ begin
   end if;
 end $$;
 
--- Stand in the queue of one name on a connection kept for waiting, behind everybody who is there already; first give
--- up what `again` says this connection has. Answers as take, with K in hand.
+-- Waits in the queue of one name, on a connection that is kept for waiting, behind everybody who waits already. With
+-- `again` this connection has K already, and gives it up first. Then has K, and answers like take.
 create function lockstep.queue(name text, again boolean, out token bigint, out wait_ms double precision)
 language plpgsql as $$
 begin
@@ -419,7 +421,7 @@ begin
   select t.token, t.wait_ms into token, wait_ms from lockstep.take(name) t;
 end $$;
 
--- Makes a connection hold visible to fences. Only the connection that has K may call it.
+-- Writes the row of a connection hold, so that transactions can be fenced by it. Only the connection that has K may call it.
 create function lockstep.register(name text, holder text, token bigint, meta jsonb, pid integer) returns void
 language sql as $$
   select lockstep.check_backend(pid);
@@ -430,10 +432,10 @@ language sql as $$
         expires_at = excluded.expires_at, ttl_ms = null, meta = excluded.meta;
 $$;
 
--- A hold for the rest of this transaction. wait_for: null: at once or not at all; else milliseconds at most behind those
--- who queue (0: for ever). gated: K is in hand; token null then: a lease lives, ask take again in wait_ms. Until it has
--- the token, a transaction that stands still for 15 s is ended, so that a frozen waiter cannot keep K from the others;
--- idle_timeout is what was set before.
+-- A hold for the rest of this transaction. wait_for: for how many milliseconds to wait in the queue at most (0: for ever;
+-- null: not at all). gated: the transaction has K. If token is null then, a lease still lives: call take again in wait_ms.
+-- Until there is a token, the server ends the transaction when it is idle for 15 s, so that a frozen waiter cannot keep K
+-- from the others; idle_timeout is the setting of before.
 create function lockstep.enter(name text, wait_for integer,
                                out gated boolean, out token bigint, out wait_ms double precision, out pid integer,
                                out idle_timeout text)
@@ -466,7 +468,7 @@ end $$;
 
 -- ── Fences ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
--- Raises LS001 unless (name, token) is held now; keeps it so until the caller's transaction ends.
+-- Raises LS001 unless (name, token) is held now; the name stays held until the caller's transaction ends.
 create function lockstep.assert_held(name text, token bigint) returns void
 language plpgsql as $$
 begin
@@ -533,7 +535,7 @@ end $$;
 
 -- ── Looking ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
--- Who holds a name and which backends wait for it, as of now: to look at, never to decide by.
+-- Who holds a name and which backends wait for it, as of now. For display; never decide by it.
 create function lockstep.look(name text)
 returns table (holder text, token bigint, granted_at timestamptz, expires_at timestamptz, ttl_ms integer, meta jsonb,
                gate_pid integer, gate_application text, waiting_pids integer[])

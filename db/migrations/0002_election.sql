@@ -1,14 +1,14 @@
--- Elections: a term is a lease on an election's name. Here is what elections add to a lease: candidates who wait in the
--- order of priority and arrival, changes that are told to who observes, a leader that can be asked to step down, and a
--- term that may end with its leader's connection. The whole protocol is told in lib/leader/election.ts.
+-- Elections: a term is a lease on an election's name. Elections add to a lease: candidates that wait in the order of
+-- priority and arrival, notifications of changes for observers, a leader that can be asked to step down, and a term that
+-- may end with its leader's connection. The whole protocol is in lib/leader/election.ts.
 --
--- Rules kept below, besides those of 0001_lease.sql:
--- · Whoever grants or ends a term has its row FOR UPDATE and has looked at it again since; K is not needed, because no
---   connection or transaction holds a term.
--- · What is called from outside has the planner's settings of 0001_lease.sql, for the same reason.
--- · A new token is drawn when the row is locked: so the tokens of an election rise in the order of its grants.
--- · The expiry of a lease alone makes no successor. The database's clock may have been set forward, and then the leader
---   still trusts its term. The successor says that its own clock agrees (`over`), or the expired lease is seen to be
+-- Rules of this file, in addition to those of 0001_lease.sql:
+-- · A statement that grants or ends a term has its row FOR UPDATE and has looked at it again since. K is not needed,
+--   because no connection or transaction holds a term.
+-- · Functions that are called from outside have the planner's settings of 0001_lease.sql, for the same reason.
+-- · A new token is drawn while the row is locked: so the tokens of an election rise in the order of its grants.
+-- · An expired lease alone does not permit a successor. The database's clock may have been set forward, and then the
+--   leader still trusts its term. Either the successor says that its own clock agrees (`over`), or the lease has been seen
 --   expired for another ttl: one step of the clock, before or after it was first seen, cannot shorten both.
 
 -- The row of an election. No lock has a control character in its name.
@@ -22,7 +22,8 @@ alter table lockstep.lease
   add column deposed  boolean not null default false, -- asked to step down: not renewed any more
   add column over_at  timestamptz;                    -- when the lease was first found expired
 
--- Who waits. Unlogged: after a crash of the server every candidate that lives enters itself again, at its old place.
+-- The candidates that wait. Unlogged: after a crash of the server every candidate that lives enters itself again, at its
+-- old place.
 create unlogged table lockstep.candidate (
   name       text collate "C" not null,
   holder     text collate "C" not null,
@@ -41,8 +42,8 @@ language sql as $$
      and (candidate.witness is null or not pg_try_advisory_xact_lock_shared(candidate.witness))
 $$;
 
--- Tells everybody how an election stands now. `next` is the first in line: of all candidates that hear this, it alone has
--- to ask. A payload has at most 8,000 bytes; what does not fit has to be looked up.
+-- Notifies everybody of the present state of an election. `next` is the first candidate in the queue: of all candidates
+-- that receive this, only that one has to ask. A payload has at most 8,000 bytes; a receiver looks up what did not fit.
 create function lockstep.tell(election text) returns void
 language plpgsql as $$
 declare
@@ -72,17 +73,18 @@ language sql as $$
   select lockstep.tell(vacate.election);
 $$;
 
--- campaign, for many at once: an array of { name, holder, ttl_ms, meta, priority, place, waits, witness, failover, over }.
---   name      the row's: lockstep.election('…')
---   place     from an earlier answer; left out: behind all who wait
---   waits     whether to stay in line when refused
+-- Campaigns, many at once: an array of { name, holder, ttl_ms, meta, priority, place, waits, witness, failover, over }.
+--   name      the name of the row: lockstep.election('…')
+--   place     from an earlier answer; left out: behind all candidates that wait
+--   waits     whether to wait in the queue when refused
 --   witness   an advisory lock that the candidate's connection has; failover: the term too shall end with it
---   over      the token of an expired term of which the caller knows by its own clock that it is over
+--   over      the token of an expired term, if the caller knows by its own clock that it is over
 -- Answers, by position i from 1:
 --   granted   the new term
---   kept      this holder led already: the same term, renewed
---   waiting   ask again when told that it is your turn, or after wait_ms, or when leader_witness is free. first: nobody
---             is before you. over: the token of an expired term, ttl_ms its length; ask again with it if you know.
+--   kept      this holder leads already: the same term, renewed
+--   waiting   ask again when you are notified as `next`, or after wait_ms, or when leader_witness is free. first: no
+--             candidate is before you. over: the token of an expired term, ttl_ms its length; if your clock says that it
+--             is over, ask again with it
 create function lockstep.campaign(asks jsonb)
 returns table (i bigint, outcome text, token bigint, granted_at timestamptz, expires_at timestamptz, place bigint,
                first boolean, wait_ms double precision, leader_witness bigint, over bigint, ttl_ms integer,
@@ -204,7 +206,7 @@ begin
   end loop;
 end $$;
 
--- Leaves the line; who is the first now is told.
+-- Leaves the queue, and notifies if another candidate is the first now.
 create function lockstep.withdraw(name text, holder text) returns void
 language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
@@ -215,9 +217,9 @@ begin
   end if;
 end $$;
 
--- resign, for many at once, by position: revoked; late (it had expired: ended all the same); busy (a transaction fenced by
--- it, or a resignation inside a transaction, is still open: try again); the others had been lost. May commit
--- asynchronously: a lost resignation is late, never wrong.
+-- Ends many terms at once. The answers are lists of positions: revoked; late (it had expired; it was ended all the same);
+-- busy (a transaction that is fenced by it, or that resigns it, is still open: try again). All others had been lost. May
+-- commit asynchronously: a lost resignation is late, never wrong.
 create function lockstep.resign(names text[], tokens bigint[], out revoked bigint[], out late bigint[], out busy bigint[])
 language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
@@ -239,7 +241,7 @@ begin
   end loop;
 end $$;
 
--- resign inside the caller's transaction: the fence and the resignation commit with it. Raises LS001 if not held.
+-- Resigns inside the caller's transaction: the fence and the resignation commit with it. Raises LS001 if not held.
 create function lockstep.resign_held(name text, token bigint) returns void
 language plpgsql as $$
 begin
@@ -250,7 +252,7 @@ begin
   perform set_config('lockstep.fence_checked', current_setting('lockstep.fence'), true);
 end $$;
 
--- Changes what observers see of a term: 'proclaimed', 'lost', or 'busy' (try again).
+-- Changes the meta that observers see of a term: 'proclaimed', 'lost', or 'busy' (try again).
 create function lockstep.proclaim(name text, token bigint, meta jsonb) returns text
 language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
@@ -270,9 +272,9 @@ begin
        and l.expires_at > clock_timestamp()) then 'busy' else 'lost' end;
 end $$;
 
--- Asks the leader to step down: 'asked', 'none' (there is no leader), or 'busy' (try again). Its term is not renewed any
--- more and no fence of it holds. It ends when the leader has stopped, at the latest when its lease runs out: so its
--- signal still comes before any successor.
+-- Asks the leader to step down: 'asked', 'none' (there is no leader), or 'busy' (try again). From now on its term is not
+-- renewed and no fence of it holds. The term ends when the leader has stopped, at the latest when its lease runs out. So
+-- the leader's signal still aborts before there is a successor.
 create function lockstep.step_down(name text) returns text
 language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
@@ -293,7 +295,7 @@ begin
      where l.name = step_down.name and l.holder is not null and l.expires_at > clock_timestamp()) then 'busy' else 'none' end;
 end $$;
 
--- Who leads, for many at once, by position; lives_ms: how long the term lasts unless it is renewed.
+-- The leaders of many elections, by position; lives_ms: how long the term lasts unless it is renewed.
 create function lockstep.leaders(names text[])
 returns table (i bigint, holder text, token bigint, granted_at timestamptz, expires_at timestamptz, ttl_ms integer,
                meta jsonb, revision bigint, lives_ms double precision)
@@ -308,7 +310,7 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off se
    order by a.i
 $$;
 
--- Who waits, in the order of their turns.
+-- The candidates that wait, in the order of their turns.
 create function lockstep.candidates(name text)
 returns table (holder text, priority integer, since timestamptz, meta jsonb)
 language sql
@@ -318,17 +320,17 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off se
    order by c.priority desc, c.place
 $$;
 
--- For programs without the package: raises LS001 unless the term is held now; keeps it so until the transaction ends,
--- and lets the transaction write to fenced tables.
+-- For programs without the package: raises LS001 unless the term is held now. The term stays held until the transaction
+-- ends, and the transaction may write to fenced tables.
 create function lockstep.assert_leader(name text, token bigint) returns void
 language sql as $$
   select lockstep.assert_held(lockstep.election(name), token)
 $$;
 
 
--- ── What a lease does otherwise now ─────────────────────────────────────────────────────────────────────────────
+-- ── Changes to functions of leases ──────────────────────────────────────────────────────────────────────────────
 
--- As in 0001_lease.sql, and: 'deposed'.
+-- As in 0001_lease.sql; a term whose leader was asked to step down is not renewed: outcome 'deposed'.
 create or replace function lockstep.renew_leases(names text[], tokens bigint[], ttls integer[])
 returns table (i integer, outcome text, holder text, granted_at timestamptz, expires_at timestamptz)
 language plpgsql
@@ -362,7 +364,7 @@ begin
      order by a.i;
 end $$;
 
--- As in 0001_lease.sql, and a deposed leader's fence does not hold.
+-- As in 0001_lease.sql; and raises LS001 for a term whose leader was asked to step down.
 create or replace function lockstep.assert_held(name text, token bigint) returns void
 language plpgsql as $$
 begin
@@ -377,7 +379,7 @@ begin
   perform set_config('lockstep.fence', name || ':' || token, true);
 end $$;
 
--- As in 0001_lease.sql, and candidates who are gone.
+-- As in 0001_lease.sql; and deletes candidates that are gone.
 create or replace function lockstep.sweep(idle interval default '1 day', most integer default 1000) returns integer
 language plpgsql as $$
 declare

@@ -1,17 +1,17 @@
--- Tasks: what pg-boss (0003_boss.sql) lacks. The whole is told in lib/task/tasks.ts.
+-- Tasks: what pg-boss (0003_boss.sql) lacks. The essay is in lib/task/tasks.ts.
 --
--- An attempt of a job is (queue, id, attempt), attempt being its retry_count when it was fetched; pg-boss adds one at
--- every fetch of a job that was started before. Whatever settles or keeps an attempt matches all of it, and state active:
--- so a stale attempt can neither end its successor nor keep it alive. The one way to fetch a job without adding one is
--- pg-boss's `restore`, which forgets that it was started. It is not used here: hand_back_jobs does the same and keeps
--- count.
+-- An attempt of a job is (queue, id, attempt). attempt is the retry_count of the job when it was fetched; pg-boss adds one
+-- at every fetch of a job that was started before. Every statement that ends an attempt or keeps it alive matches all
+-- three, and the state active: so a stale attempt can neither end its successor nor keep it alive. There is one way to fetch
+-- a job without adding one, pg-boss's `restore`, which forgets that the job was started. It is not used here:
+-- hand_back_jobs does the same and keeps count.
 --
--- One queue a call, as a parameter: the job table is partitioned by queue, and only so is one partition touched.
+-- Each call has one queue, as a parameter: the job table is partitioned by queue, and only so is one partition touched.
 
 -- ── Attempts ────────────────────────────────────────────────────────────────────────────────────────────────────
 
--- Ends attempts, [{ id, attempt, output }, …], with an output each. Answers the ids of those that were ended by this call.
--- One JSON text and not three arrays: a client then need not write each text once more as an element.
+-- Ends attempts, [{ id, attempt, output }, …], each with an output. Returns the ids of those that this call has ended.
+-- One JSON text instead of three arrays: a client then need not write each text once more as an element.
 create function lockstep.complete_jobs(queue text, ended json) returns uuid[]
 language plpgsql as $$
 declare
@@ -28,9 +28,9 @@ begin
   return done;
 end $$;
 
--- Gives jobs back, ready at once, when it is the worker that ends and not the job: it costs none of the retries that the
--- job may have (as pg-boss's own retry() does, by allowing one more), and its next attempt has another number. Wakes who
--- waits for work, on pg-boss's channel.
+-- Gives jobs back, ready at once, because the worker ends and not the job. That costs none of the job's retries (as in
+-- pg-boss's own retry(), it allows one more), and the next attempt has another number. Notifies waiting workers on
+-- pg-boss's channel.
 create function lockstep.hand_back_jobs(queue text, ids uuid[], attempts integer[]) returns uuid[]
 language plpgsql as $$
 declare
@@ -50,7 +50,7 @@ begin
   return done;
 end $$;
 
--- Shows that attempts live. Answers the ids of those that are attempts still.
+-- The heartbeat of attempts. Returns the ids of those that are still attempts.
 create function lockstep.beat_jobs(queue text, ids uuid[], attempts integer[]) returns uuid[]
 language plpgsql as $$
 declare
@@ -67,7 +67,7 @@ begin
   return alive;
 end $$;
 
--- What an attempt says of itself, and who makes it. One row for a job, of its latest attempt of which something is known.
+-- What an attempt reports of itself, and who makes it. One row a job, for its latest attempt that has reported something.
 create table lockstep.attempt (
   queue     text collate "C" not null,
   id        uuid not null,
@@ -82,8 +82,8 @@ create table lockstep.attempt (
 ) with (fillfactor = 70);
 create index attempt_at on lockstep.attempt (at);
 
--- A lease for attempts: pg-boss's heartbeat, which its upkeep finds missing. Answers until when, or nothing for an attempt
--- that is over.
+-- Gives attempts a lease, by pg-boss's heartbeat, whose upkeep ends attempts that miss it. Returns until when; nothing for
+-- an attempt that is over.
 create function lockstep.lease_jobs(queue text, ids uuid[], attempts integer[], lease_ms integer, holder text)
 returns table (id uuid, expires_at timestamptz)
 language plpgsql as $$
@@ -112,7 +112,7 @@ begin
   select l.id, l.expires_at from leased l;
 end $$;
 
--- For jobs that were claimed before and now run where there is no lease: their own heartbeat again.
+-- For jobs that were claimed before and now run in a worker without leases: gives them back their own heartbeat.
 create function lockstep.unlease_jobs(queue text, ids uuid[]) returns table (id uuid, heartbeat integer)
 language plpgsql as $$
 #variable_conflict use_column
@@ -148,7 +148,7 @@ end $$;
 
 -- ── Workers ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
--- Who works on a queue, for broadcasts: each has a queue of its own besides, named by its id.
+-- The workers of a queue, for broadcasts: each also has a queue of its own, named by its id.
 create table lockstep.worker (
   id       uuid primary key,
   queue    text collate "C" not null,
@@ -158,7 +158,7 @@ create index worker_queue on lockstep.worker (queue);
 
 -- ── Looking ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
--- Milliseconds until the next job of each queue may be fetched: 0 now, null none is waiting.
+-- Milliseconds until the next job of each queue may be fetched. 0: now; null: no job is waiting.
 create function lockstep.ready_jobs(queues text[]) returns table (queue text, in_ms double precision)
 language plpgsql stable as $$
 declare
@@ -176,10 +176,10 @@ begin
   end loop;
 end $$;
 
--- What there is for a tick to do.
---   late     queues with attempts that took too long, or have not shown that they live
+-- What a tick has to do.
+--   late     queues with attempts that took too long, or whose heartbeat is missing
 --   flows    jobs of flows are over, and others wait for them
---   upkeep   nobody deleted what is kept long enough for ten minutes
+--   upkeep   for ten minutes nobody has deleted jobs that are old enough
 --   dead     workers that have not been seen for a minute
 create function lockstep.due_jobs(out late text[], out flows boolean, out upkeep boolean, out dead uuid[])
 language plpgsql stable as $$
@@ -198,7 +198,7 @@ begin
   select array_agg(w.id) into dead from lockstep.worker w where w.seen_at < clock_timestamp() - interval '1 minute';
 end $$;
 
--- Forgets what attempts said a month ago. At most 10,000.
+-- Deletes reports of attempts that are a month old, at most 10,000.
 create function lockstep.sweep_attempts() returns bigint
 language plpgsql as $$
 declare

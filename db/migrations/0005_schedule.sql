@@ -1,9 +1,9 @@
--- Schedules: a cron expression that sends a job to a queue at each of its slots. The whole is told in lib/task/schedule/schedules.ts.
+-- Schedules: a cron expression that sends a job to a queue at each of its slots. The essay is in lib/task/schedule/schedules.ts.
 --
--- A table of our own, though pg-boss has one. Its own timekeeper, if anybody ever starts one on this schema, reads its own
--- table and would send every slot a second time, under other ids. And where the next slot is must be in the row that says
--- what to send: so one row lock is the right to send a slot, the job and the step to the next slot commit together, and
--- an idle look is one statement on one index.
+-- This is a table of our own, though pg-boss has one. pg-boss's timekeeper, if anybody ever starts one on this schema, reads
+-- its own table and would send every slot a second time, under other ids. And the next slot must be in the same row as
+-- the job to send: then one row lock is the right to send a slot, the job and the step to the next slot commit together,
+-- and a look that finds nothing is one statement on one index.
 
 create table lockstep.schedule (
   name         text collate "C" primary key,
@@ -23,12 +23,12 @@ create table lockstep.schedule (
 );
 create index schedule_due on lockstep.schedule (next_at);
 
--- Takes schedules that are due, for a transaction that sends their slots; those that another has taken are left to it.
--- `at` is the instant that counts as now, null the clock's; `but` are names to leave out.
+-- Locks schedules that are due, for a transaction that sends their slots; schedules that another transaction has locked are
+-- left out. `at` is the instant that counts as now (null: the clock's); `but` are names to leave out.
 --
--- The transaction may be idle for 30 s: a ticker that is frozen (a laptop's lid, a Lambda between two calls) would hold its
--- rows for as long as its connection lives, and nobody else could send. And its constraints are checked at once: that the
--- queue is there is a deferred one of pg-boss, and at the commit it would take the slots of all others with it.
+-- The transaction may be idle for 30 s. Otherwise a frozen ticker (a laptop's lid, a Lambda between two calls) would hold its
+-- rows for as long as its connection lives, and nobody else could send. And constraints are checked at once: pg-boss
+-- defers the one that the queue exists, and at the commit a missing queue would take the slots of all others with it.
 create function lockstep.due_schedules(at timestamptz, but text[])
 returns table (name text, queue text, cron text, timezone text, data jsonb, missed text, next_at timestamptz, now timestamptz)
 language plpgsql as $$

@@ -1,11 +1,11 @@
--- Time: what the true time is, as far as it is known. The whole is told in lib/time/time.ts.
+-- Time: what the true time is, as far as it is known. The essay is in lib/time/time.ts.
 --
--- One row says by how much this server's clock is wrong: at the instant at_us of that clock, true time minus the clock lay in
--- [lo_us, hi_us], and the two drift apart by 50 millionths at most. Whoever can ask NTP servers writes it, one at a
--- time; everybody reads it. Microseconds since 1970 and differences of them, as bigint: timestamptz is as fine, and
--- JavaScript reads a bigint without losing them.
+-- One row says how wrong this server's clock is: at the instant at_us of that clock, true time minus the clock lay in
+-- [lo_us, hi_us], and the two drift apart by 50 millionths at most. Processes that can ask NTP servers write it, one at a
+-- time; all processes read it. Instants are microseconds since 1970, as bigint, and so are differences of them: timestamptz is
+-- as fine, and JavaScript reads a bigint without losing microseconds.
 --
--- Nothing that decides who holds, leads or runs reads this row: leases keep to clock_timestamp() (why: lib/time/time.ts).
+-- No decision about who holds, leads or runs reads this row: leases use clock_timestamp() (why: lib/time/time.ts).
 
 create table lockstep.time_anchor (
   id             integer primary key check (id = 1),
@@ -31,18 +31,18 @@ insert into lockstep.time_anchor (id) values (1);
 create function lockstep.microseconds(t timestamptz) returns bigint language sql immutable parallel safe as
 $$ select (extract(epoch from t) * 1000000)::bigint $$;
 
--- Whose clock this is. Another number after a restart, a fail-over, a restore, and behind a pooler that leads elsewhere: each
--- may be another clock, and then what the row says of it means nothing. A standby has one of its own.
+-- The identity of this clock. It is another number after a restart, a fail-over or a restore, and when a pooler leads to another
+-- server: each of them may be another clock, for which the row means nothing. A standby has an identity of its own.
 create function lockstep.clock_identity() returns bigint language sql stable parallel safe as
 $$ select (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint $$;
 
 -- ── What processes ask ──────────────────────────────────────────────────────────────────────────────────────────
 
--- The clock, and the row if it speaks of this clock. `nonce` comes back: an answer out of a cache has another. With `measures`
--- the caller can ask NTP servers: `claimed` says that it is its turn to do so. It is when the row is older than 64 s, or speaks
--- of another clock; and with `settles`, if the row is in doubt, or the caller (`doubts`). A claim lasts 20 s; one that lies 30 s
--- ahead is of a clock that was set back since (30, since another's may have been made a moment after our `at`). It is never
--- waited for.
+-- Returns the clock, and the row if it is about this clock. `nonce` comes back: an answer out of a cache has another one. With
+-- `measures` the caller can ask NTP servers; then `claimed` says that it is the caller's turn to do so. It is if the row is
+-- older than 64 s or about another clock; and with `settles`, if the row or the caller (`doubts`) is in doubt. A claim lasts 20
+-- s. A claim that ends more than 30 s ahead was made by a clock that was set back since (30, because another claim may have
+-- been made just after our `at`). A claim is never waited for.
 create function lockstep.sample_time(nonce text, measures boolean, settles boolean, doubts boolean)
 returns table (
   nonce_ text, us bigint, server bigint, revision bigint, at_us bigint, lo_us bigint, hi_us bigint,
@@ -71,16 +71,16 @@ begin
       from (select) one left join lockstep.time_anchor a on a.id = 1 and a.server = mine;
 end $$;
 
--- Takes a measurement: true time minus the clock of `whose` lies in [lo, hi], likeliest `guess`. Order and repetition do not
--- matter: measurements that agree are intersected. One that contradicts the row stands beside it as its rival, and readers
--- get the hull of both, until a second one says which is right: another process's, or one half a second later.
+-- Takes a measurement: true time minus the clock `whose` lies in [lo, hi], most likely at `guess`. Order and repetition do not
+-- matter: measurements that agree are intersected. A measurement that contradicts the row is kept next to it as its rival, and
+-- readers get the hull of both, until a second one says which is right: from another process, or half a second later.
 --
--- `from_us`, `to_us`: what this clock shows at the sending, as the sender believes. What it shows more than that is time under
--- way or a step of the clock, which nobody can tell apart; so it is taken off the interval. If it is more than 20 ms, or if
--- the row is in doubt, or the sender has not watched the clock since it was written (`doubts`), then a measurement that
--- agrees replaces the row instead of being intersected with it: a row from before a small step may agree and be wrong.
--- Beyond 2 s it is refused, so that a process that was frozen in between cannot write an old truth; and so it is if the
--- clock shows less, for then it was set back.
+-- `from_us`, `to_us`: what this clock shows at the sending, as the sender believes. If the clock shows more, that is time on
+-- the way or a step of the clock, which cannot be told apart; so it is taken off the interval. If it is more than 20 ms, or the
+-- row is in doubt, or the sender has not watched the clock since the row was written (`doubts`), then a measurement that agrees
+-- replaces the row instead of being intersected with it: a row from before a small step may agree and be wrong. Beyond 2 s the
+-- measurement is refused, so that a process that was frozen in between cannot write an old truth. It is also refused if the
+-- clock shows less, because then the clock was set back.
 create function lockstep.offer_time(
   whose bigint, from_us bigint, to_us bigint, lo bigint, hi bigint, guess bigint, doubts boolean,
   who text, wrong text[], told jsonb
@@ -153,9 +153,9 @@ end $$;
 
 -- ── Corrected time in SQL, inside your transaction ──────────────────────────────────────────────────────────────
 
--- plpgsql, all of them: as SQL functions they would be planned at each call, 230 µs instead of 42.
+-- All of them are plpgsql: as SQL functions they would be planned at each call, 230 µs instead of 42.
 
--- The true time, as well as it is known: this server's clock where nothing was measured. May step when that changes.
+-- The true time, as well as it is known; this server's clock if nothing was measured. It may step when that changes.
 create function lockstep.now() returns timestamptz
 language plpgsql as $$
 declare
@@ -166,8 +166,8 @@ begin
   return clock_timestamp() + coalesce(correction, 0) * interval '1 microsecond';
 end $$;
 
--- The true time lies in [earliest, latest]; both null where nothing was measured. So an instant is over if
--- `t < earliest`, and is still to come if `t > latest`; in doubt neither is true.
+-- The true time lies in [earliest, latest]; both are null if nothing was measured. An instant t is past if `t < earliest`, and
+-- in the future if `t > latest`; in between it is undecided.
 create function lockstep.now_interval(
   out now timestamptz, out earliest timestamptz, out latest timestamptz, out bound_ms double precision, out status text
 )
@@ -211,12 +211,12 @@ end $$;
 
 create sequence lockstep.tick_sequence;
 
--- The first of `n` ticks: microseconds since 1970, each given once and greater than all that were given before, in whatever
--- session, and not before the corrected time. A tick whose transaction is rolled back is not given again.
+-- The first of `n` ticks: microseconds since 1970. Each tick is returned once. It is greater than all earlier ticks of all
+-- sessions, and not before the corrected time. A tick whose transaction is rolled back is not returned again.
 --
--- The lock and the look at the sequence are in a subtransaction that is rolled back on purpose: that frees the lock at once,
--- in a transaction of yours too, and a sequence keeps what it was set to. (A counter in a row does a third as many, and holds up
--- everybody else until the transaction ends.)
+-- The lock, and the look at the sequence, are in a subtransaction that is rolled back on purpose: that frees the lock at once,
+-- even in a transaction of yours, and a sequence keeps the value that it was set to. (A counter in a row does a third as many,
+-- and makes everybody wait until the transaction ends.)
 create function lockstep.tick(n integer default 1) returns bigint
 language plpgsql as $$
 declare

@@ -1,14 +1,14 @@
--- Events: streams, and the groups that read them. The whole is told in lib/event/events.ts.
+-- Events: streams, and the groups that read them. The essay is in lib/event/events.ts.
 --
--- Rules kept below:
--- · Whoever appends to a stream has its gate, an advisory lock, until that commits: so its positions have no gaps and follow the
---   order of commits. `seq`, the order of everything, is drawn behind that gate: of one stream it rises with the position. A gate
---   costs a twentieth of a row lock, and can be tried.
--- · Before a transaction draws its first seq it has published, as a shared advisory lock that ends with it, the last seq that
---   was drawn before. So whoever looks at the locks knows the lowest seq that may still commit (event_horizon).
--- · Events are always found by seq, or by stream and position, and the name of a stream looked up for each (lateral … limit 1): a
---   plan that begins with the streams would sort all of their events.
--- · What many share never waits: a stream whose gate is taken is skipped, and asked for again by a call of its own.
+-- Rules of this file:
+-- · A transaction that appends to a stream has the stream's gate, an advisory lock, until it commits: so positions have no gaps
+--   and follow the order of commits. `seq`, the order of everything, is drawn while the gate is held: within a stream it rises
+--   with the position. A gate costs a twentieth of a row lock, and can be tried.
+-- · Before a transaction draws its first seq it publishes the last seq that was drawn before, in a shared advisory lock that
+--   ends with the transaction. So the locks show the lowest seq that may still commit (event_horizon).
+-- · Events are always found by seq, or by stream and position, and the name of a stream is looked up for each (lateral … limit
+--   1): a plan that begins with the streams would sort all of their events.
+-- · Nothing that many callers share waits: a stream whose gate is taken is skipped, and asked for again by a call of its own.
 -- · The settings of the planner are those of 0001_lease.sql, for the same reason: tables that grow from nothing in a burst.
 
 create sequence lockstep.event_sequence minvalue 0 start 0;
@@ -37,7 +37,7 @@ create table lockstep.event (
 ) with (autovacuum_vacuum_insert_scale_factor = 0.05);
 create unique index event_key on lockstep.event (stream, key) where key is not null;
 
--- 0–32767, evenly. A group with n partitions finds a stream in partition bucket mod n.
+-- The bucket of a stream: 0–32767, evenly. A group with n partitions has the stream in partition bucket mod n.
 create function lockstep.bucket(name text) returns smallint
 language sql immutable strict parallel safe
 return (hashtextextended(name collate "C", 5497548331942713703) & 32767)::smallint;
@@ -45,8 +45,8 @@ return (hashtextextended(name collate "C", 5497548331942713703) & 32767)::smalli
 
 -- ── The horizon ─────────────────────────────────────────────────────────────────────────────────────────────────
 
--- Transactions that have appended and are still open: their process, and the last seq drawn before theirs. The key of an
--- advisory lock has 32 bits for that; the rest is that of the sequence now, which is at most 2³² ahead.
+-- The open transactions that have appended: their process, and the last seq that was drawn before theirs. The key of an advisory
+-- lock has 32 bits for it; the upper bits are those of the sequence now, which is at most 2³² ahead.
 create function lockstep.appending() returns table (pid integer, after bigint)
 language plpgsql as $$
 declare
@@ -62,12 +62,12 @@ begin
   return query select l.pid, now - ((now - l.low) & 4294967295) from unnest(pids, lows) l(pid, low);
 end $$;
 
--- Up to `horizon` nothing is undecided: what has not committed never will. The statement that follows sees all of it, since a
--- transaction's rows are seen before its locks are gone. waits: something that was appended may still commit. last: the last seq
--- that was drawn.
+-- Every event up to `horizon` has committed or never will. The next statement sees all of them, because a transaction's rows
+-- become visible before its locks are gone. waits: something that was appended may still commit. last: the last seq that was
+-- drawn.
 --
--- No further than the last event that is there: what was drawn after it may be drawn again after a crash, for a sequence is on disk
--- only as far as a commit has taken it along.
+-- The horizon is at most the last event that is there: a seq that was drawn after that one may be drawn again after a crash,
+-- because a sequence is on disk only as far as a commit has taken it along.
 create function lockstep.event_horizon(out horizon bigint, out last bigint, out waits boolean)
 language plpgsql as $$
 declare
@@ -88,19 +88,19 @@ end $$;
 
 -- ── Appending ───────────────────────────────────────────────────────────────────────────────────────────────────
 
--- Whoever listens has this lock, shared, for as long as its connection listens.
+-- Each listener has this lock, shared, for as long as its connection listens.
 create function lockstep.events_key() returns bigint
 language sql immutable parallel safe
 return lockstep.key(E'event\tlisteners');
 
--- Whether anybody listens. At worst somebody else asks in this moment, and then it is said that somebody does.
+-- Whether anybody listens. If another backend asks at the same time the answer may be true though nobody does.
 create function lockstep.events_heard() returns boolean
 language sql as $$
   -- one expression: a cancel between two statements would leave the lock behind
   select case when pg_try_advisory_lock(lockstep.events_key()) then not pg_advisory_unlock(lockstep.events_key()) else true end;
 $$;
 
--- Tells that there are new events in these streams. A payload has at most 8,000 bytes: with too many, none is named.
+-- Notifies that there are new events in these streams. A payload has at most 8,000 bytes: with too many streams none is named.
 create function lockstep.tell_events(streams text[]) returns void
 language plpgsql as $$
 declare
@@ -109,12 +109,12 @@ begin
   perform pg_notify('lockstep_event', case when octet_length(news) > 7900 then '[]' else news end);
 end $$;
 
--- Only who has it appends to a stream, makes it, or removes from it.
+-- The gate of a stream: only the transaction that has it appends to the stream, makes it, or removes from it.
 create function lockstep.gate(stream text) returns bigint
 language sql immutable strict parallel safe
 return lockstep.key(E'stream\t' || stream);
 
--- What every append begins with.
+-- The first step of every append: checks the sequences, and publishes.
 create function lockstep.begin_append() returns void
 language plpgsql as $$
 declare
@@ -141,10 +141,10 @@ begin
   end if;
 end $$;
 
--- append, for many at once, to streams that are there, wherever they are: what is usual, in two queries. Streams are sorted, in one
--- order for everybody, so that no two calls wait crosswise; event j is the nths[j]th of streams[which[j]], of which there are
--- totals. befores: where each stream was; null: nothing was appended to it, since somebody else has its gate or it is not there.
--- heard: somebody listens and has not been told, which `tells` does within the transaction.
+-- Appends many events at once to streams that exist, at any position: the common case, in two queries. Streams are sorted, in
+-- the same order for all callers, so that no two calls deadlock. Event j is the nths[j]th of streams[which[j]], of which there
+-- are totals. befores: the last position of each stream before; null: nothing was appended, because somebody else has its gate
+-- or it does not exist. heard: somebody listens and was not notified; with `tells` the transaction itself notifies.
 create function lockstep.append_any(
   streams text[], totals integer[], which integer[], nths integer[], types text[], datas jsonb, metas jsonb, tells boolean,
   out befores bigint[], out heard boolean
@@ -187,15 +187,16 @@ begin
   end if;
 end $$;
 
--- append, for many at once, of any kind. Ask k is for streams[which[k]] and expects it at expecteds[k] (null: anywhere; −1: not
--- empty); asks for one stream follow one another. Event j is the nths[j]th of ask asked[j]; keys is null if none has an id. By ask:
+-- Appends of any kind, many at once. Ask k is for streams[which[k]] and expects it at expecteds[k] (null: anywhere; −1: not
+-- empty). Asks for one stream follow one another. Event j is the nths[j]th of ask asked[j]; keys is null if no event has an id.
+-- By ask:
 --   appended  from firsts to lasts
 --   repeated  events with these ids are there, from firsts to lasts
---   reused    some of the ids are of other events
+--   reused    some of the ids belong to other events
 --   conflict  the stream is at lasts
 --   busy      somebody else has its gate
--- waits: for so many milliseconds for the gate of a stream; 0: as the transaction is set; null: it is busy.
--- heard: somebody listens and has not been told, which `tells` does within the transaction.
+-- waits: for how many milliseconds to wait for the gate of a stream; 0: as the transaction is set; null: it is busy at once.
+-- heard: somebody listens and was not notified; with `tells` the transaction itself notifies.
 create function lockstep.append(
   streams text[], which integer[], expecteds bigint[], counts integer[],
   asked integer[], nths integer[], types text[], datas jsonb, metas jsonb, keys text[], waits integer, tells boolean,
@@ -302,13 +303,13 @@ end $$;
 
 -- ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
--- An event as it is read: one array, so that a page is one text. Positions are strings: JSON's numbers end at 2⁵³.
+-- An event as a reader gets it: one JSON array, so that a page is one text. Positions are strings: JSON's numbers end at 2⁵³.
 create function lockstep.shown(stream text, "position" bigint, seq bigint, type text, data jsonb, meta jsonb, key text, at timestamptz,
                                attempt integer) returns json
 language sql stable parallel safe
 return json_build_array(stream, "position"::text, seq::text, type, data, meta, key, floor(extract(epoch from at) * 1000), attempt);
 
--- A page has at most 4 MiB of data, but one event always.
+-- A page has at most 4 MiB of data, but always one event.
 create function lockstep.page_bytes() returns bigint language sql immutable parallel safe return 4194304;
 
 -- A page of a stream from a position on.
@@ -352,8 +353,8 @@ begin
   end if;
 end $$;
 
--- A page of all streams under a prefix, after a seq. next: what the page reaches to. waits: something that was appended may
--- still commit. One call looks at 50,000 events at most.
+-- A page of all streams under a prefix, after a seq. next: the seq that the page reaches to. waits: something that was appended
+-- may still commit. One call looks at 50,000 events at most.
 create function lockstep.read_all(prefix text, after bigint, most integer,
                                   out events json, out next bigint, out more boolean, out waits boolean)
 language plpgsql
@@ -403,8 +404,8 @@ create table lockstep.consumer_group (
   retry_delay_ms integer not null
 );
 
--- Up to seq everything was applied, but for streams that stand still. turn: one more with every change, so that what was given
--- before it cannot be committed any more. committed: what the last change committed, so that it can be committed again.
+-- Everything up to seq was applied, except in streams that stand still. turn: one more with every change, so that an older
+-- batch cannot be committed any more. committed: what the last change committed, so that the same commit may be repeated.
 create table lockstep.checkpoint (
   group_name text collate "C" not null,
   partition  integer not null,
@@ -414,8 +415,8 @@ create table lockstep.checkpoint (
   primary key (group_name, partition)
 ) with (fillfactor = 50);
 
--- A stream that stands still in a group, since the event at position failed. The checkpoint passes it by; when the event has
--- succeeded, the stream catches up with the checkpoint, and goes on with the others.
+-- A stream that stands still in a group, since the event at `position` failed. The checkpoint passes it by. When the event has
+-- succeeded, the stream catches up with the checkpoint and goes on with the others.
 create table lockstep.stuck (
   group_name text collate "C" not null,
   stream     bigint not null,
@@ -429,12 +430,12 @@ create table lockstep.stuck (
 );
 create index stuck_due on lockstep.stuck (group_name, partition, due_at);
 
--- The row of a partition's lease. No lock has a control character in its name.
+-- The name of a partition's lease. No lock has a control character in its name.
 create function lockstep.partition(group_name text, partition integer) returns text
 language sql immutable strict parallel safe
 return E'group\t' || group_name || E'\t' || partition;
 
--- Makes a group, from after a seq on (null: from now on); of one that is there it changes how it retries. Null: as it was.
+-- Makes a group that reads after a seq (null: from now on). For a group that exists it changes how it retries (null: as it was).
 create function lockstep.declare_group(group_name text, prefix text, partitions integer, after bigint, retry_limit integer, retry_delay_ms integer)
 returns table (made boolean, has_prefix text, has_partitions integer)
 language plpgsql as $$
@@ -479,8 +480,8 @@ begin
   return found;
 end $$;
 
--- A stream that stood still goes on with the others if nothing of it is left before the checkpoint. The caller has the checkpoint
--- locked, and takes the next turn: what was given before passed this stream by.
+-- Lets a stream that stood still go on with the others, if nothing of it is left before the checkpoint. The caller has the
+-- checkpoint locked, and takes the next turn, because an older batch has passed this stream by.
 create function lockstep.unstick(group_name text, partition integer, stream bigint) returns void
 language sql as $$
   delete from lockstep.stuck k using lockstep.checkpoint c
@@ -496,7 +497,7 @@ language sql as $$
    where c.group_name = next_turn.group_name and c.partition = next_turn.partition;
 $$;
 
--- Locks a partition's checkpoint for whoever holds the partition. Raises LS001 if the caller does not.
+-- Locks a partition's checkpoint for the holder of the partition. Raises LS001 if the caller does not hold it.
 create function lockstep.hold_checkpoint(group_name text, partition integer, token bigint) returns lockstep.checkpoint
 language plpgsql as $$
 declare
@@ -518,9 +519,9 @@ begin
     using errcode = 'LS005', hint = 'It was committed, an event of it failed, or a stream that had failed caught up: poll again.';
 end $$;
 
--- What is next of a partition: of a stream that stood still and is due, or of all others. held: whether the caller holds it; if
--- not, nothing is given. next, turn: what to commit. more: there may be more at once. waits: something that was appended may still
--- commit. wait_ms: until a stream is due. It waits for nobody: many partitions are read in one statement.
+-- What is next in a partition: events of a stream whose retry is due, or of all others. held: whether the caller holds the
+-- partition; if not, nothing is returned. next, turn: what to commit. more: there may be more at once. waits: something that
+-- was appended may still commit. wait_ms: until a retry is due. It waits for nobody: many partitions are read in one statement.
 create function lockstep.read_partition(group_name text, partition integer, token bigint, most integer,
                                         out held boolean, out events json, out next bigint, out turn bigint, out more boolean,
                                         out waits boolean, out wait_ms double precision)
@@ -614,9 +615,9 @@ begin
   end if;
 end $$;
 
--- What was given up to `next` was applied: in the caller's transaction, as far as the caller holds the partition and nothing has
--- changed since, or not at all. `again`: it may have been committed before, which is as good; not for a transaction with effects of
--- its own, which would then happen twice. Raises LS001, LS005.
+-- Commits a batch: everything up to `next` was applied. It happens in the caller's transaction if the caller holds the
+-- partition and nothing has changed since, or not at all. `again`: it may also have been committed before; not for a
+-- transaction with effects of its own, which would then happen twice. Raises LS001, LS005.
 create function lockstep.commit_events(group_name text, partition integer, token bigint, next bigint, turn bigint,
                                        again boolean default false) returns void
 language plpgsql as $$
@@ -642,8 +643,8 @@ begin
   perform lockstep.next_turn(group_name, partition, next, next);
 end $$;
 
--- An event of what was given up to `next` failed, and what was given before it was applied. Its stream stands still until it is due
--- again, or for good ('infinity'). Raises LS001, LS005; LS007: it was not given.
+-- An event of the batch up to `next` failed, and all events before it were applied. Its stream stands still until it is due
+-- again, or for good ('infinity'). Raises LS001, LS005, and LS007 if the event was not in the batch.
 create function lockstep.fail_event(group_name text, partition integer, token bigint, next bigint, turn bigint, failed bigint, why jsonb,
                                     out attempts integer, out due_at timestamptz)
 language plpgsql as $$
@@ -675,7 +676,7 @@ begin
   perform lockstep.next_turn(group_name, partition, failed, null);
 end $$;
 
--- Parked streams go on: of one stream (null: of all), from the event that failed or from the one after it.
+-- Lets parked streams go on, one (null: all), from the event that failed or with `skip` from the one after it.
 create function lockstep.redeliver(group_name text, stream text, skip boolean) returns integer
 language plpgsql as $$
 declare
@@ -707,15 +708,15 @@ end $$;
 
 -- ── Keeping ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
--- How long events of streams under a prefix are kept; the longest prefix counts.
+-- How long events of the streams under a prefix are kept; the longest prefix counts.
 create table lockstep.retention (
   prefix     text collate "C" primary key,
   max_age_ms bigint,
   max_count  bigint
 );
 
--- Removes events of a stream before a position, but for what a group has yet to read; at most so many. waiting_for: groups that
--- have yet to read what was to be removed. more: call again.
+-- Removes at most `most` events of a stream before a position, except those that a group has yet to read. waiting_for: groups
+-- that have yet to read some of those. more: call again.
 create function lockstep.truncate_stream(stream text, before bigint, force boolean, most integer, waits boolean,
                                          out removed bigint, out first bigint, out waiting_for text[], out more boolean)
 language plpgsql
@@ -764,8 +765,8 @@ begin
   more := upto < before and waiting_for = '{}';
 end $$;
 
--- Keeps to the rules, for 200 streams after a name, or fewer where much is removed; last: the name to go on after, null when there
--- are no more. Streams that somebody appends to are left for the next time.
+-- Applies the retention rules to 200 streams after a name, or fewer if much is removed. last: the name to go on after; null:
+-- there are no more. Streams that somebody appends to are left for the next time.
 create function lockstep.sweep_events(after text, out removed bigint, out last text)
 language plpgsql
 set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
@@ -810,8 +811,8 @@ end $$;
 
 -- ── After a restore ─────────────────────────────────────────────────────────────────────────────────────────────
 
--- Whether a sequence is behind what was drawn from it, as it is when tables were restored or replicated without their
--- sequences. Then tokens would be granted, and places given, a second time.
+-- Whether a sequence is behind the rows that were numbered from it, as when tables were restored or replicated without their
+-- sequences. Then tokens would be granted, and positions used, a second time.
 create function lockstep.misaligned() returns boolean
 language sql security definer set search_path = pg_catalog, pg_temp as $$
   select coalesce(bool_or(x), false) from (values
@@ -822,7 +823,7 @@ language sql security definer set search_path = pg_catalog, pg_temp as $$
     ((select max(l.token) from lockstep.lease l) >= (select s.last_value from lockstep.token s) + 4096)) a(x)
 $$;
 
--- Sets them right. For whoever may; `lockstep migrate` calls it.
+-- Sets the sequences right. For a role that may; `lockstep migrate` calls it.
 create function lockstep.realign() returns void
 language plpgsql as $$
 begin

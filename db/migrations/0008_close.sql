@@ -1,21 +1,22 @@
 -- barrier
--- K becomes another number with 0009_keys.sql, and two holders must never be told apart by two of them. So first everything is
--- closed: no grant, no append, until nobody holds or could still take the K of before. lib/setup/migrate.ts commits this file, waits
--- (lockstep.unquiet), and goes on; or it takes all of this back (lockstep.reopen) and nothing has happened.
+-- 0009_keys.sql makes K another number. While one process takes the old K of a name and another the new one, both would hold
+-- it. So this file closes the database first: it refuses every grant and every append. lib/setup/migrate.ts commits it and
+-- waits until nobody holds an old K and nobody can still take one (lockstep.unquiet). Then it goes on, or it undoes this file
+-- (lockstep.reopen).
 --
--- To look whether somebody holds is not enough: a process can take K between the look and the commit. A transaction that began
--- before this commits may run the functions of before, and one that begins afterwards cannot. So when those have ended, and no
--- session has a lock that may be a K, none can be taken any more.
+-- It is not enough to look once whether somebody holds: a process can take K between the look and the commit. A transaction
+-- that began before this file was committed may still run the old functions; one that begins later cannot. So the database is
+-- quiet when all older transactions have ended and no session has a lock that may be a K.
 --
--- What is closed says 57P03: clients of 0.6 report it as UNAVAILABLE, give up what K they had, and are asked again. Renewals,
--- releases, revocations and whatever takes no K go on: elections, tasks, time, reading.
+-- A closed function raises 57P03. Clients of 0.6 report it as UNAVAILABLE, release the K that they had taken, and try again
+-- later. Whatever takes no K goes on: renewals, releases, revocations, elections, tasks, time, reading.
 --
--- The last migration that comes with this one opens again (0013_search_path.sql).
+-- 0013_search_path.sql opens the database again; it is the last migration that is applied while the database is closed.
 
 create table lockstep.closed (
-  function   text primary key, -- with the types of its arguments
-  definition text not null,    -- as it was
-  body       text not null     -- what stands there now
+  function   text primary key, -- its name with the types of its arguments
+  definition text not null,    -- its original definition
+  body       text not null     -- the body that it has while the database is closed
 );
 
 create function lockstep.refuse() returns void
@@ -36,14 +37,14 @@ begin
         ('try', refused),
         ('queue', refused),
         ('enter', refused),
-        -- The caller has K, and gives it up when it is refused. It is not given up here: a client that asks again after a reopening
-        -- believes that it has K.
+        -- The caller has K and gives it up when it is refused. The function does not: after a reopening the client asks again
+        -- in the belief that it still has K.
         ('take', refused),
         ('begin_append', refused),     -- what every append begins with, before it takes a gate
         ('truncate_stream', refused),
         ('sweep', ' begin return 0; end '),
-        -- Releases must go on. A turn that only tries is refused like any other; one that releases too answers that all names are
-        -- taken, for after an error 0.6 gives up once more what it released, which a turn behind it may have by then.
+        -- Releases must go on. A turn that only tries is refused like any other. A turn that also releases answers that all
+        -- names are taken: after an error 0.6 releases the same names once more, and a later turn may have gained them by then.
         ('turn', $turn$
 begin
   if pg_backend_pid() <> pid then
@@ -63,7 +64,7 @@ end $turn$)
   end loop;
 end $close$;
 
--- The transactions that are open in this database now, but for the caller's. A background process of the server has no user.
+-- The transactions that are open in this database now, without the caller's. A background process of the server has no user.
 create function lockstep.open_transactions() returns text[]
 language sql set search_path = pg_catalog, pg_temp as $$
   select coalesce(array_agg(l.virtualtransaction), '{}')
@@ -72,9 +73,11 @@ language sql set search_path = pg_catalog, pg_temp as $$
      and a.datid = (select d.oid from pg_database d where d.datname = current_database()) and a.usesysid is not null
 $$;
 
--- Which of these transactions are open still, and which connections have locks that may be a K: all advisory locks on one bigint,
--- for those of an application cannot be told apart, but for the witnesses of elections and the lock of listeners to events. keys:
--- the locks. prepared: the name of a prepared transaction, which has no connection.
+-- Those of these transactions that are still open, and the connections with locks that may be a K. That is every advisory lock
+-- on one bigint, since a lock of an application looks the same, except the witnesses of elections and the lock of listeners to
+-- events.
+--   keys      the locks
+--   prepared  the name of a prepared transaction, which has no connection
 create function lockstep.unquiet(transactions text[])
 returns table (pid integer, application text, role text, since timestamptz, prepared text, open boolean, keys bigint[])
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -86,8 +89,8 @@ declare
   here oid := (select d.oid from pg_database d where d.datname = current_database());
   still integer[];
 begin
-  -- First the transactions and then the locks: what a transaction took before it was found ended is found here. One that waits for
-  -- a witness does nothing else.
+  -- First the transactions, then the locks: so a lock that a transaction took before it was seen to have ended is found. A
+  -- transaction that waits for a witness does nothing else.
   still := array(
     select l.pid from pg_locks l
      where l.locktype = 'virtualxid' and l.granted and l.virtualxid = l.virtualtransaction and l.virtualtransaction = any (transactions)
@@ -119,7 +122,7 @@ begin
      order by f.pid;
 end $$;
 
--- Opens again: what is closed still becomes what it was, and nothing of this file stays.
+-- Opens the database again: each function that is still closed gets its original definition, and nothing of this file is left.
 create function lockstep.reopen() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare

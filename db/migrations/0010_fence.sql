@@ -1,24 +1,23 @@
 -- Fences that can be bound to rows: the write of row 42 commits only if its writer holds order/42.
 --
--- THE FENCE of a transaction is its setting lockstep.fence: a list of holds, one a line, each `name:proof`. The proof is
--- what comes after the last colon: a token, or `transaction` for the hold of lockstep.enter. (A mode of a hold, when there
--- are some, goes after it: `name:4711/shared`. Today such a line is malformed, so it opens nothing.) assert_held and enter
--- add their line; any program may say `set local lockstep.fence = 'name:4711'`.
+-- THE FENCE of a transaction is the setting lockstep.fence: a list of holds, one a line, each as `name:proof`. The proof is the
+-- part after the last colon: a token, or `transaction` for a hold of lockstep.enter. (A later version may add the mode of a
+-- hold: `name:4711/shared`. Today such a line is malformed and permits nothing.) assert_held and enter add their line; any
+-- program may say `set local lockstep.fence = 'name:4711'`.
 --
--- THE LIST PROVES NOTHING, for anybody can set it. Each row that is written is checked against the lease row, at COMMIT, by
--- one query:
--- - `name:token`: the row is live under that token, and stays locked FOR KEY SHARE until the transaction has ended.
--- - `name:transaction`: this backend has K(name), exclusively, and the row is free. K is then taken once more, by the
---   transaction: a session's own K could be given up between `set constraints all immediate` and COMMIT.
--- A transaction that frees a row (release_held, resign_held) writes its own id into it, freed_by: nobody else can have the
--- name before it ends, so its writes still pass. The hold of a transaction leaves the same mark when it is first checked,
--- because pg_locks is slow (0.3 ms; 12 ms beside 10,000 advisory locks): without it, an update of 10,000 rows took from 3 s
--- to 2 min longer. The mark needs the right to write lease rows, and that right grants every hold there is; a setting of the
--- transaction would need nothing.
+-- THE LIST PROVES NOTHING, since anybody can set it. At COMMIT one query checks each written row against the lease row:
+-- - `name:token`: the lease row is live under that token. It stays locked FOR KEY SHARE until the transaction has ended.
+-- - `name:transaction`: this backend has K(name) in exclusive mode, and the lease row is free. The transaction then takes K
+--   once more, because a session's own K could be released between `set constraints all immediate` and COMMIT.
+-- A transaction that frees a row (release_held, resign_held) writes its own id into it as freed_by. Nobody else can be granted
+-- the name before that transaction ends, so its writes still pass. A transaction that holds by K leaves the same mark when it
+-- is first checked, because pg_locks is slow (0.3 ms; 12 ms beside 10,000 advisory locks): without the mark an update of 10,000
+-- rows took from 3 s to 2 min longer. The mark is in the lease row because only a role that may write lease rows can forge it,
+-- and such a role can grant itself every hold anyway. A setting of the transaction could be forged by everybody.
 --
--- RIGHTS. What checks runs with the rights of its owner, so that a program that writes to a fenced table needs none on our
+-- RIGHTS. The checks run with the rights of their owner, so a program that writes to a fenced table needs no rights on our
 -- tables: it may have got its token over HTTP. (Where a fence is bound by rows it needs USAGE on the schema and EXECUTE on
--- check_hold.) An AFTER trigger may also run as a role that never asked for anything: that of a foreign key's cascade.
+-- check_hold.) An AFTER trigger may also run as a role that never asked for a hold: the role of a foreign key's cascade.
 
 alter table lockstep.lease
   add column freed_by xid8;  -- the transaction that frees it, or has it by K: nobody else can have it before that ends
@@ -26,7 +25,7 @@ alter table lockstep.lease
 
 -- ---- Holds that a transaction names -------------------------------------------------------------------------------
 
--- As in 0002_election.sql; adds the hold to the fence of the transaction, beside those that are there.
+-- As in 0002_election.sql; and it adds the hold to the fence of the transaction, next to the holds that are there.
 create or replace function lockstep.assert_held(name text, token bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
@@ -54,7 +53,7 @@ language sql set search_path = pg_catalog, pg_temp as $$
   select lockstep.assert_held(lockstep.election(name), token)
 $$;
 
--- As in 0001_lease.sql. Fenced tables are checked at COMMIT, after this: freed_by lets this transaction pass.
+-- As in 0001_lease.sql. Fenced tables are checked at COMMIT, after this; freed_by lets the writes of this transaction pass.
 create or replace function lockstep.release_held(name text, token bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -66,7 +65,7 @@ begin
   perform pg_notify(lockstep.channel(name), '');
 end $$;
 
--- As in 0002_election.sql, and freed_by as above.
+-- As in 0002_election.sql; and freed_by lets the writes of this transaction to fenced tables pass, which are checked at COMMIT.
 create or replace function lockstep.resign_held(name text, token bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -76,8 +75,8 @@ begin
   perform lockstep.vacate(name);
 end $$;
 
--- As in 0001_lease.sql, and: the hold is added to the fence when there is a token, not before. While a lease lives, K alone
--- is a place in the queue. To be called again (wait_for: null) after wait_ms, until there is a token.
+-- As in 0001_lease.sql, except: the hold is added to the fence only when there is a token. While a lease lives, K alone is a
+-- place in the queue. The caller calls this again (wait_for: null) after wait_ms, until it gets a token.
 create or replace function lockstep.enter(name text, wait_for integer,
                                           out gated boolean, out token bigint, out wait_ms double precision, out pid integer,
                                           out idle_timeout text)
@@ -119,8 +118,9 @@ end $$;
 
 -- ---- The check of one row -----------------------------------------------------------------------------------------
 
--- Passes if the transaction has the hold `wanted`, and names it; not bound: any hold that it names. Else raises LS001, or
--- LS002. One query a row, and few expressions: a bulk write makes 10,000 of these. By the index, as in 0001_lease.sql.
+-- Returns true if the fence of the transaction names the hold `wanted` and the transaction has it; not bound: if it has any
+-- hold that the fence names. Otherwise it raises LS001 or LS002. One query a row and few expressions, because a bulk write
+-- calls this 10,000 times. By the index, as in 0001_lease.sql.
 create function lockstep.check_hold(written regclass, wanted text, bound boolean default true) returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
@@ -148,9 +148,9 @@ begin
   return false;
 end $$;
 
--- Whether this transaction has K(name), exclusively, and no lease lives; if so it has the name until it ends, and leaves the
--- mark. Elections and groups have a control character in their names, and are not held by K. In a REPEATABLE READ transaction
--- a lease that its snapshot does not see makes the insert fail with 40001.
+-- Whether this transaction has K(name) in exclusive mode and no lease lives. If so, the transaction has the name until it ends,
+-- and this leaves the mark freed_by. Names of elections and groups contain a control character; they are not held by K. In a
+-- REPEATABLE READ transaction, a lease that its snapshot does not see makes the insert fail with 40001.
 create function lockstep.has_by_transaction(wanted text) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -163,18 +163,18 @@ begin
     return false;
   end if;
   insert into lockstep.lease as l (name, token, granted_at, expires_at, freed_by)
-  values (wanted, 0, clock_timestamp(), clock_timestamp(), pg_current_xact_id())  -- 0: a token that nobody has
+  values (wanted, 0, clock_timestamp(), clock_timestamp(), pg_current_xact_id())  -- 0: a token that nobody can have
   on conflict (name) do update set freed_by = excluded.freed_by where l.holder is null;
   return found;
 end $$;
 
--- Says what is missing. DETAIL is for programs: the holds that the write needed or named, as
--- [{"name": ..., "token": ...}]; token is text: digits, or "transaction", or null if the fence does not name that hold.
+-- Raises the error that says which hold is missing. Its DETAIL is for programs: the holds that the write needed or named, as
+-- [{"name": ..., "token": ...}]. token is a text: digits, or "transaction", or null if the fence does not name that hold.
 create function lockstep.refuse_write(written regclass, wanted text, bound boolean) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   fence text := coalesce(current_setting('lockstep.fence', true), '');
-  proofs text[];  -- of the hold that was wanted
+  proofs text[];  -- of the hold that the row needs
   named json;
   last text[];
 begin
@@ -220,7 +220,7 @@ begin
           constraint = 'lockstep_fence';
 end $$;
 
--- Of tables that are not bound by rows. Its argument, if there is one, is the name of the hold.
+-- The trigger of tables whose fence is not bound by rows. Its argument, if there is one, is the name of the hold.
 create or replace function lockstep.check_fence() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -231,7 +231,7 @@ begin
     ignored := lockstep.check_hold(tg_relid, tg_argv[0], tg_nargs > 0);
     return null;
   end if;
-  -- As the rows are fenced now. They are not on a partition that was detached: Postgres takes their trigger away, not this one.
+  -- TRUNCATE follows the fence of the rows. A detached partition has none: Postgres removes its row trigger, but not this one.
   select t.tgnargs > 0 as bound, case when t.tgnargs > 0 then lockstep.fence_name(t.tgargs) end as name,
          t.tgfoid = 'lockstep.check_fence'::regproc as ours
     into row_fence from pg_trigger t where t.tgrelid = tg_relid and t.tgname = 'lockstep_fence';
@@ -244,7 +244,7 @@ begin
   return null;
 end $$;
 
--- A trigger's one argument, as pg_trigger has it.
+-- The one argument of a trigger, from the form that pg_trigger keeps it in.
 create function lockstep.fence_name(args bytea) returns text
 language sql immutable strict set search_path = pg_catalog, pg_temp as $$
   select convert_from(substr(args, 1, length(args) - 1), getdatabaseencoding())
@@ -253,22 +253,23 @@ $$;
 
 -- ---- Fencing a table ----------------------------------------------------------------------------------------------
 
--- From now on a write to this table, or to a partition or a child of it, commits only if its transaction names
---   by    the live hold that this SQL expression gives for the row: the old row of an update or delete, the new one of an
---         insert or update: by => $$ 'order/' || id $$. It may depend on nothing but the row (immutable, no subquery), or the
---         writer could choose the name by a setting such as DateStyle; it is read with the search path pg_catalog, so
---         functions of your own are called with their schema.
---   name  this live hold, for all of the table: name => 'orders'; of an election: name => lockstep.election('billing')
--- or, with neither, any live hold. Again: changes that, and fences partitions and children that are not yet.
--- Needs the table; with `by` CREATE on its schema too, for a trigger function beside it. A superuser's call also makes an
--- event trigger, which fences partitions and children that come later.
+-- Fences a table: from now on a write to it, or to a partition or child of it, commits only if its transaction names a live
+-- hold.
+--   by    an SQL expression over the row that gives the name of the hold: by => $$ 'order/' || id $$. It is applied to the old
+--         row of an update or delete and to the new row of an insert or update. It may depend on nothing but the row
+--         (immutable, no subquery), or the writer could choose the name with a setting such as DateStyle. It is read with the
+--         search path pg_catalog, so call functions of your own with their schema.
+--   name  the name of one hold for the whole table: name => 'orders'; for an election: name => lockstep.election('billing')
+-- With neither, any live hold will do. A second call changes the binding, and fences partitions and children that are not
+-- fenced yet. The caller must own the table; with `by` it also needs CREATE on the table's schema, for a trigger function
+-- beside it. A call by a superuser also makes an event trigger, which fences partitions and children that come later.
 drop function lockstep.fence_table(regclass);
 create function lockstep.fence_table(fenced regclass, by text default null, name text default null) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   expression text;
-  fence text := 'lockstep.check_fence()';  -- the row trigger's function, as it is called
-  before oid;                              -- what it is now
+  fence text := 'lockstep.check_fence()';  -- the call in the row trigger
+  before oid;                              -- the row trigger's function now
   child record;
   functions oid[];
 begin
@@ -287,7 +288,8 @@ begin
   elsif name is not null then
     fence := format('lockstep.check_fence(%L)', name);
   end if;
-  -- What is bound otherwise goes first; also from a partition that was fenced by itself, where the copy would find it in its way.
+  -- First drop triggers with another binding; also the trigger of a partition that was fenced by itself, where the copy would
+  -- collide.
   for child in
     select t.tgrelid::regclass as relid, t.tgfoid from pg_class c
       join pg_trigger t on t.tgrelid = c.oid and t.tgname = 'lockstep_fence' and t.tgparentid = 0
@@ -307,7 +309,8 @@ begin
   perform lockstep.heed_new_tables(fenced);
 end $$;
 
--- Undoes all of that, for the table and all that is below it; and what fenced tables have left that were dropped.
+-- Undoes fence_table, for the table and all tables below it. Also removes the trigger functions of fenced tables that were
+-- dropped.
 create or replace function lockstep.unfence_table(fenced regclass) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -328,8 +331,9 @@ begin
   end if;
 end $$;
 
--- May they be fenced, or unfenced? One call at a time, or the last that unfences could take the event trigger from the first that
--- fences. And what is below a fenced table is fenced as that is, so that there is one answer for each row.
+-- Checks that these tables may be fenced or unfenced by the caller, and locks, so that there is one call at a time: else the
+-- last unfencing could drop the event trigger that the first fencing relies on. A table below a fenced table has the same fence
+-- as that one, so that each row has one answer; it cannot be changed by itself.
 create function lockstep.change_fences(fenced regclass, tables oid[]) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -351,7 +355,7 @@ begin
   end if;
 end $$;
 
--- A table and all its partitions and children.
+-- A table with all its partitions and children.
 create function lockstep.descendants(fenced regclass) returns oid[]
 language sql stable set search_path = pg_catalog, pg_temp as $$
   with recursive tree as (
@@ -361,15 +365,15 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   select array_agg(t.relid) from tree t
 $$;
 
--- How a row trigger calls its function.
+-- The call in the definition of a row trigger: its function with its argument.
 create function lockstep.fence_call(t pg_trigger) returns text
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select format('%I.%I(%s)', n.nspname, p.proname, case when t.tgnargs > 0 then quote_literal(lockstep.fence_name(t.tgargs)) end)
     from pg_proc p join pg_namespace n on n.oid = p.pronamespace where p.oid = t.tgfoid
 $$;
 
--- Adds the triggers that are missing on a table and below it. Postgres copies the row trigger of a partitioned table to its
--- partitions, but not to the children of another table, and truncate triggers to neither.
+-- Adds the missing triggers to a table and all tables below it. Postgres copies the row trigger of a partitioned table to its
+-- partitions, but not to children by inheritance, and it never copies truncate triggers.
 create function lockstep.fence_descendants(fenced regclass, fence text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -400,8 +404,9 @@ $$;
 
 -- ---- The expression of a fence that is bound by rows --------------------------------------------------------------
 
--- The expression as Postgres understood it, with every name qualified: so what is kept is one expression and nothing else. An
--- index takes exactly those that depend on the row only; this one is on an empty copy of the table, and all is undone.
+-- Checks the expression of a fence and returns it as Postgres understood it, with every name qualified; so it is one expression
+-- and nothing else. An index accepts exactly those expressions that depend on the row only. So an index on an empty copy of the
+-- table is made, and undone.
 create function lockstep.fence_expression(fenced regclass, by text) returns text
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -433,8 +438,9 @@ begin
   return understood;
 end $$;
 
--- A trigger function beside the table, because its plans are kept: an expression that is executed as text for each row takes
--- five times as long as all the rest of the check. Answers its name. `before`: the function of the table's fence so far.
+-- Makes the trigger function of one table, beside it, and returns its name. A function of its own keeps its plans: executing
+-- the expression as text for each row takes five times as long as all the rest of the check. `before`: the function of the
+-- present fence.
 create function lockstep.fence_function(fenced regclass, expression text, before oid) returns text
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -466,8 +472,8 @@ end $body$, expression);
 begin
   select n.nspname, c.relname, c.relowner into place
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = fenced;
-  -- The one that it has, unless a table that was its parent has it too; else a name that is free, or of the function of a table that
-  -- was dropped.
+  -- The name that it has, unless a former parent of the table uses that function too. Otherwise a free name, or the name of a
+  -- function whose table was dropped.
   if lockstep.is_fence_function(before)
      and not exists (select from pg_trigger t where t.tgfoid = before and t.tgrelid <> all (lockstep.descendants(fenced))) then
     select format('%I.%I', n.nspname, p.proname) into named
@@ -486,7 +492,7 @@ begin
     return named;
   end if;
   execute format('create or replace function %s() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as %L', named, body);
-  -- so that the table's owner can change it too, when a superuser fenced the table
+  -- So that the table's owner can replace it, if a superuser has fenced the table.
   if place.relowner <> current_user::regrole and (select r.rolsuper from pg_roles r where r.oid = current_user::regrole) then
     execute format('alter function %s() owner to %s', named, place.relowner::regrole);
   end if;
@@ -498,7 +504,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   select exists (select from pg_proc p where p.oid = f and p.prosrc like E'\n-- Made by lockstep.fence_table;%')
 $$;
 
--- Unless a trigger still calls it.
+-- Drops a function that fence_function has made, unless a trigger still calls it.
 create function lockstep.drop_fence_function(f oid) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -510,9 +516,9 @@ end $$;
 
 -- ---- Tables that come later ---------------------------------------------------------------------------------------
 
--- At the end of a CREATE or ALTER TABLE: what is now below a fenced table is fenced as that is. It only adds what is missing,
--- so a trigger that the owner disabled stays disabled. For all other tables it is one look at the catalog. It runs with the rights
--- of its owner, a superuser, so that it needs no right of the role that made the table.
+-- The event trigger: at the end of a CREATE or ALTER TABLE it gives each table that is now below a fenced table the same fence.
+-- It only adds what is missing, so a trigger that the owner has disabled stays disabled. For all other tables it costs one look
+-- at the catalog. It runs with the rights of its owner, a superuser, so it needs no rights of the role that made the table.
 create function lockstep.fence_new_tables() returns event_trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -529,8 +535,8 @@ begin
   end loop;
 end $$;
 
--- Makes the event trigger, if it is missing. Only a superuser can; and only with a function that a superuser owns, because it
--- runs at the DDL of everybody, superusers too.
+-- Makes the event trigger if it is missing. Only a superuser can, and only with a function that a superuser owns, because it
+-- runs at the DDL of every role, superusers included. Otherwise raises a notice.
 create function lockstep.heed_new_tables(fenced regclass) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -546,6 +552,6 @@ begin
       using hint = 'Where a superuser has migrated and calls fence_table, an event trigger sees to it.';
   end if;
 exception
-  when insufficient_privilege then  -- some providers keep event triggers from their superusers too
+  when insufficient_privilege then  -- some providers do not let their superusers make event triggers
     raise notice 'lockstep: a partition or child that % gets later is not fenced until fence_table is called again', fenced;
 end $$;

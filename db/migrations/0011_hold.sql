@@ -1,17 +1,18 @@
--- Holds: what their statements owe to each other when one of them fails, or meets a crowd. The protocol is told in lib/lease/leases.ts,
--- the essay of failures in lib/database/session.ts.
+-- Holds: what a statement must leave behind when it fails, or when many callers meet. The protocol is in lib/lease/leases.ts,
+-- the essay on failures in lib/database/session.ts.
 --
--- Rules kept below:
--- . Session locks survive a rollback, so no function can undo itself in one piece. Its caller sets things right by what pg_locks
---   says (keep_only), or gives the connection up.
--- . Nothing writes a row for a connection hold unless this backend has K, exclusively, and its token is not older than the row's.
--- . What a function sets for its transaction it sets in a transaction of its own only: a caller's commit waits for the disk as
---   its caller wants.
--- . Every name is qualified, or the search path is pinned. The two functions on the path that is measured in microseconds
---   (try_key, turn_keys) are qualified by hand: a SET clause costs them more than the rest of their bodies.
+-- Rules of this file:
+-- . Session locks survive a rollback, so no function can undo itself completely. Its caller repairs the locks by what pg_locks
+--   shows (keep_only), or gives the connection up.
+-- . A row for a connection hold is written only if this backend has K in exclusive mode and its token is not older than the
+--   row's.
+-- . A function changes a setting of its transaction only in a transaction of our own. Whether a caller's commit waits for the
+--   disk is the caller's decision.
+-- . Every name is qualified, or the search path is pinned. try_key and turn_keys, whose time is measured in microseconds, are
+--   qualified by hand: a SET clause costs them more than the rest of their bodies.
 
--- Advisory locks of one backend of this database on names: exclusive, of one key of 64 bits. Others are not ours. It asks
--- pg_locks alone: a look at pg_database, which all databases share, would need a place in the lock table, and it may be full.
+-- The advisory locks of one backend in this database that may be a K: exclusive, with one key of 64 bits. It asks pg_locks
+-- alone. A look at pg_database, which all databases share, needs a place in the lock table, and that may be full.
 create function lockstep.keys_of(pid integer) returns setof bigint
 language sql stable
 set search_path = pg_catalog, pg_temp as $$
@@ -19,8 +20,8 @@ set search_path = pg_catalog, pg_temp as $$
    where k.locktype = 'advisory' and k.objsubid = 1 and k.granted and k.mode = 'ExclusiveLock' and k.pid = keys_of.pid
 $$;
 
--- Gives up every K of this backend but those of `names` and the keys `others`: for a caller that does not know what a failed
--- statement left behind. Each name is locked once or not at all, so one unlock is enough. Answers how many were given up.
+-- Releases every K of this backend except those of `names` and the keys `others`: for a caller that does not know what a failed
+-- statement has left behind. Each name is locked once at most, so one unlock is enough. Returns how many were released.
 create function lockstep.keep_only(names text[], others bigint[], pid integer) returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -34,8 +35,8 @@ begin
   return given_up;
 end $$;
 
--- Makes a connection hold visible to fences, on the connection that has K. Raises LS001 where that is not so, or where somebody
--- else was granted the name since.
+-- Writes the row of a connection hold, so that transactions can be fenced by it; on the connection that has K. Raises LS001 if
+-- it does not have K, or if somebody else was granted the name since.
 create or replace function lockstep.register(name text, holder text, token bigint, meta jsonb, pid integer) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -57,8 +58,9 @@ begin
   end if;
 end $$;
 
--- try, connection: the token, or null. As in 0001_lease.sql, for a caller that has made K of the name itself (lib/database/lock-key.ts): SHA-256
--- takes 8 us here, a twentieth of the round trip.
+-- Tries to acquire a connection hold; returns its token, or null. For a caller that has computed K itself
+-- (lib/database/lock-key.ts): SHA-256 takes 8 us here, a twentieth of the round trip. Its time is measured in microseconds, and
+-- a plpgsql expression costs a tenth of a query: so there is one query only, the look at the row.
 create function lockstep.try_key(name text, key bigint, pid integer) returns bigint
 language plpgsql as $$
 declare
@@ -90,9 +92,9 @@ set search_path = pg_catalog, pg_temp as $$
   select lockstep.try_key(name, lockstep.key(name), pid)
 $$;
 
--- One turn of a direct connection: give up, then try, at most 64 names each, of which the caller has made K. What was granted has
--- the token base + 64 x (its position - 1), but for those in taken, which have one of their own. If it fails, each of the names may
--- have been given up or gained: the caller calls keep_only.
+-- One turn of a direct connection: first releases, then tries, at most 64 names each; the caller has computed their K. A
+-- granted name has the token base + 64 x (its position - 1), except those in `taken`, whose tokens are in `tokens`. If the
+-- statement fails, each of the names may have been released or gained: the caller then calls keep_only.
 create function lockstep.turn_keys(release_keys bigint[], try_names text[], try_keys bigint[], pid integer,
                                    out base bigint, out refused integer[], out taken integer[], out tokens bigint[])
 language plpgsql as $$
@@ -140,7 +142,7 @@ set search_path = pg_catalog, pg_temp as $$
                                    array(select lockstep.key(n) from unnest(try_names) with ordinality x(n, i) order by i), pid)
 $$;
 
--- revoke, for many at once. As in 0001_lease.sql, but for synchronous_commit, which is the caller's to set.
+-- As in 0001_lease.sql, except that synchronous_commit is the caller's to set.
 create or replace function lockstep.revoke_leases(names text[], tokens bigint[],
                                                   out revoked bigint[], out late bigint[], out busy bigint[])
 language plpgsql
@@ -176,7 +178,7 @@ begin
   end if;
 end $$;
 
--- resign, for many at once. As in 0002_election.sql, but for synchronous_commit.
+-- As in 0002_election.sql, except that synchronous_commit is the caller's to set.
 create or replace function lockstep.resign(names text[], tokens bigint[], out revoked bigint[], out late bigint[], out busy bigint[])
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -198,12 +200,13 @@ begin
   end loop;
 end $$;
 
--- Takes a name from its holder, whatever the token: a lease loses its row, a connection or transaction hold its connection (and
--- with it all else that this connection had). It waits for nobody:
---   forced     somebody had it
+-- Takes a name from its holder, whatever the token. A lease loses its row; a connection or transaction hold loses its
+-- connection, with all that this connection had. It does not wait:
+--   forced     somebody had the name, and has it no more
 --   none       nobody had it
---   busy       a transaction that is fenced by the hold, or that releases it, is open: ask again
---   forbidden  the connection is another role's, and the caller may not end it: needs pg_signal_backend, or membership of that role
+--   busy       a transaction that is fenced by the hold, or that releases it, is open: try again
+--   forbidden  the connection belongs to another role, and the caller may not end it: it needs pg_signal_backend, or membership
+--              of that role
 create function lockstep.force_revoke(name text) returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -222,7 +225,7 @@ begin
     perform pg_notify(lockstep.channel(name), '');
     return 'forced';
   end if;
-  -- the one that waits at the front of the queue for a lease has K too, but then there was a lease
+  -- The contender at the front of the queue for a lease has K too; but then there was a lease.
   begin
     select bool_or(pg_terminate_backend(k.gate_pid)) into ended from lockstep.look(name) k where k.gate_pid is not null;
   exception when insufficient_privilege then
@@ -231,7 +234,7 @@ begin
   return case when ended then 'forced' else 'none' end;
 end $$;
 
--- For programs that know this name of it. Raises 55P03 where it is busy, 42501 where it is forbidden.
+-- As force_revoke, under its old name. Raises 55P03 if busy and 42501 if forbidden.
 create or replace function lockstep.force(name text) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -247,9 +250,9 @@ begin
   return outcome = 'forced';
 end $$;
 
--- How many advisory locks there are on this server, how many there may be before connection holds are refused, and how many
--- connections there may be. The server keeps all locks of all its databases in one table of a fixed size; when that is full,
--- every program is refused, also one that only connects. Half of it is left to the others.
+-- held: the advisory locks on this server; most: how many of them make us refuse connection holds; connections: how many the
+-- server allows. A server keeps the locks of all its databases in one table of a fixed size. When that is full every program is
+-- refused, even one that only connects. So half of it is left to the others.
 create function lockstep.lock_room(out held bigint, out most bigint, out connections bigint)
 language sql
 set search_path = pg_catalog, pg_temp as $$

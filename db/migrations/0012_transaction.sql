@@ -1,12 +1,12 @@
--- Transactions of callers: that an effect happens in the one that is meant, and what becomes of a job whose handler has ended
--- its own.
+-- Transactions of callers: an effect happens in the transaction that is meant, and a job whose handler has ended its
+-- transaction is not tried again.
 
--- Raises LS008 unless it runs in the transaction with this id; else true. Outside of a transaction block each statement is a
--- transaction of its own, so an id that an earlier statement brought is never its own.
+-- Returns true if it runs in the transaction with this id, and raises LS008 otherwise. Outside a transaction block each
+-- statement is a transaction of its own, so it never has the id that an earlier statement returned.
 --
--- It goes into the same statement as the effect, which then has none. lib/database/caller-transaction.ts says why the clocks of the transaction and
--- of the statement do not tell. Nothing but statements of the package calls it: from psql, or in a trigger, assert_held is
--- rightly called without it.
+-- It is part of the statement with the effect, which then has no effect if this raises. lib/database/caller-transaction.ts says
+-- why the clocks of the transaction and of the statement cannot decide this. Only statements of the package call it. A caller
+-- in psql or in a trigger uses assert_held without it, rightly.
 create function lockstep.check_transaction(xid xid8) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
@@ -18,8 +18,8 @@ begin
   return true;
 end $$;
 
--- Leaves an attempt no retry, so that its failure is for good: its effects may be there, and must not happen twice. Whether it
--- is an attempt still.
+-- Takes the remaining retries from an attempt, so that its failure is final: its effects may have been committed, and must not
+-- happen twice. Returns whether it is still an attempt.
 create function lockstep.exhaust_job(queue text, id uuid, attempt integer) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$

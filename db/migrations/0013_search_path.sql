@@ -1,23 +1,25 @@
--- No name in our functions is looked up where a caller of theirs may have put something: whatever is called without its schema is
--- found in pg_catalog. And what 0008_close.sql has closed is opened again, which the last of these migrations has to do.
+-- No caller can put anything of its own into our functions: every name that they use without a schema is looked up in
+-- pg_catalog. And this file opens what 0008_close.sql has closed, which must be done by the last of these migrations.
 --
--- A search path is pinned in one of three ways:
--- * with the function (set search_path), which costs inlining, and 6 us at each call on PostgreSQL 18, 11 on 14: of the 200 of a try
---   and a release over loopback 3 and 5 %;
--- * for good, when the function is made: bodies of standard SQL (`return`, `begin atomic`), which are inlined where others were;
--- * by hand, in the functions that every acquisition calls: each name and operator in them says pg_catalog.
--- test/database/search-path.test.ts shows that there is no fourth.
+-- A function gets its search path in one of three ways:
+-- * as a setting of the function (set search_path). That prevents inlining and costs 6 us a call on PostgreSQL 18, 11 us on 14.
+--   A try and a release over loopback take 200 us, so that is 3 and 5 % of them;
+-- * when it is made: the names in bodies of standard SQL (`return`, `begin atomic`) are resolved then, for good. They can still
+--   be inlined;
+-- * by hand, in the functions that every acquisition calls: each name and each operator says pg_catalog.
+-- test/database/search-path.test.ts shows that every function has one of them.
 
 select lockstep.reopen();
 
--- What is inlined ------------------------------------------------------------------------------------------------
+-- Functions that are inlined --------------------------------------------------------------------------------------
 
 create or replace function lockstep.waits(candidate lockstep.candidate) returns boolean
 language sql
 return candidate.expires_at > clock_timestamp()
    and (candidate.witness is null or not pg_try_advisory_xact_lock_shared(candidate.witness));
 
--- One expression: a cancel between two statements would leave the lock behind.
+-- Whether somebody listens to events. It is one expression: if it were two statements, a cancel between them would leave the
+-- lock behind.
 create or replace function lockstep.events_heard() returns boolean
 language sql
 return case when pg_try_advisory_lock(lockstep.events_key()) then not pg_advisory_unlock(lockstep.events_key()) else true end;
@@ -33,14 +35,14 @@ return (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint;
 
 -- Whether server, schema and code fit one another -------------------------------------------------------------
 
--- The last migration that the oldest code which this schema serves needs: older code refuses it (`ready()`), newer code and that of
--- a rolling deploy does not. A migration that old code cannot live with says so here.
+-- The last migration that code must know to use this schema. ready() of older code refuses the schema; newer code, and the code
+-- of a rolling deployment, works. A migration that breaks older code changes the answer.
 create function lockstep.oldest_code() returns text
 language sql immutable parallel safe
 return '0007_event';
 
--- current: the last migration. shown: whether an advisory lock is seen in pg_locks by the transaction that has it, which everything
--- here stands on; null: it was not asked for.
+-- What ready() asks. current: the last migration. shown: whether pg_locks shows an advisory lock to the transaction that has
+-- it, on which everything here relies; null: it was not asked for.
 create function lockstep.engine(prove boolean, out current text, out oldest text, out version integer, out encoding text,
                                 out standby boolean, out read_only boolean, out shown boolean)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -52,7 +54,7 @@ begin
   standby := pg_is_in_recovery();
   read_only := current_setting('transaction_read_only');
   if prove then
-    perform pg_advisory_xact_lock_shared(1819239275, 1702454628);  -- 'lock', 'eyed' in ASCII: no K, and nobody waits for it
+    perform pg_advisory_xact_lock_shared(1819239275, 1702454628);  -- 'lock', 'eyed' in ASCII: not a K, and nobody waits for it
     shown := exists (
       select from pg_locks l
        where l.locktype = 'advisory' and l.pid = pg_backend_pid() and l.granted
@@ -61,10 +63,10 @@ begin
 end $$;
 
 
--- All others --------------------------------------------------------------------------------------------------
+-- All other functions ---------------------------------------------------------------------------------------------
 
--- Left out: those of standard SQL, those that say pg_catalog at each operator, and pg-boss's job_now, which calls pg_catalog.now()
--- and nothing else, once for each row that it is compared with.
+-- Except: bodies of standard SQL, bodies that say pg_catalog at each operator, and job_now of pg-boss, which calls nothing but
+-- pg_catalog.now(), and is called once for each row that it is compared with.
 do $$
 declare
   f regprocedure;

@@ -1,16 +1,16 @@
--- Reading within limits of memory: for those who follow, and for groups.
+-- Reading within limits of memory, for followers and for groups.
 --
--- The pages of 0007_event.sql are 4 MiB each, whoever reads and however many do. Here the reader says how many bytes it has room
--- for. What an event takes is its text as it is sent, not what it takes on disk: a number of six characters may be stored in
--- twelve bytes and shown with three hundred digits.
+-- The pages of 0007_event.sql have up to 4 MiB for each reader, however many readers there are. Here the reader says how many
+-- bytes it has room for. The size of an event is that of its text as it is sent, not its size on disk: a number of six
+-- characters may be stored in twelve bytes and shown with three hundred digits.
 
 
--- -- Those who follow --------------------------------------------------------------------------------------------
+-- -- Followers ---------------------------------------------------------------------------------------------------
 
--- Events of a stream from a position on: each a JSON text, as it is shown over HTTP, so that it can be passed on as it is; `room`
--- bytes of them at most. The last row is none of an event: where to read on, and whether there is more. If the first event has no
--- room, nothing is given, and `bytes` of that row says how much it takes; of one that is large on disk already about how much, so that
--- its text is not made in vain.
+-- Events of a stream from a position on, of `room` bytes at most. Each is a JSON text as it is shown over HTTP, so that it can
+-- be passed on without being parsed. The last row has no event: it says where to read on (next) and whether there is more. If
+-- the first event has no room, no event is returned, and `bytes` of the last row is its size; of an event that is already too
+-- large on disk it is an estimate, so that its text is not made for nothing.
 create function lockstep.try_read_stream(stream text, start bigint, most integer, room bigint)
 returns table (place bigint, event text, bytes bigint, next bigint, more boolean, waits boolean)
 language plpgsql
@@ -26,7 +26,7 @@ begin
   waits := false;
   select x.* into s from lockstep.stream x where x.name = try_read_stream.stream collate "C";
   next := greatest(start, coalesce(s.first, 1));
-  -- by what they take on disk, which costs little to look at: one always
+  -- First by the size on disk, which is cheap to find out: always one event at least.
   for e in select x.position, x.bytes from lockstep.event x where x.stream = s.id and x.position >= start order by x.position limit most
   loop
     total := total + e.bytes;
@@ -63,8 +63,8 @@ begin
   return next;
 end $$;
 
--- As try_read_stream, of all streams under a prefix, after a seq. next: what has been read up to. waits: something that was appended
--- may still commit. One call looks at 50,000 events at most.
+-- Like try_read_stream, for all streams under a prefix, after a seq. next: the seq up to which everything was read. waits:
+-- something that was appended may still commit. One call looks at 50,000 events at most.
 create function lockstep.try_read_all(prefix text, after bigint, most integer, room bigint)
 returns table (place bigint, event text, bytes bigint, next bigint, more boolean, waits boolean)
 language plpgsql
@@ -105,7 +105,7 @@ begin
   next := after;
   if short and seen = 0 then
     bytes := total * 5 / 4 + 8192;
-    next := e.seq - 1; -- what was passed before it need not be passed again
+    next := e.seq - 1; -- the next call need not look at what came before it
     more := true;
     return next;
     return;
@@ -146,7 +146,14 @@ end $$;
 
 -- -- Groups ------------------------------------------------------------------------------------------------------
 
--- As read_partition (0007_event.sql), within `room` bytes on disk; `always`: one event, whatever it takes.
+-- What is next in a partition, within `room` bytes on disk; `always`: one event, whatever its size. Like read_partition
+-- (0007_event.sql): the events of a stream whose retry is due, or those of all other streams.
+--   held     whether the caller holds the partition; if not, nothing is returned
+--   next     and turn: what to commit
+--   more     there may be more at once
+--   waits    something that was appended may still commit
+--   wait_ms  until a retry is due
+-- It waits for nobody.
 create function lockstep.read_share(group_name text, partition integer, token bigint, most integer, room bigint, always boolean,
                                     out held boolean, out events json, out next bigint, out turn bigint, out more boolean,
                                     out waits boolean, out wait_ms double precision)
@@ -193,7 +200,7 @@ begin
                                    case when x.position = x.least then k.attempts + 1 else 1 end)) into events from (
       select y.*, s.name, min(y.position) over () as least from lockstep.event y cross join lateral (select z.name from lockstep.stream z where z.id = y.stream limit 1) s
        where y.stream = k.stream and y.position >= k.position and y.seq <= next order by y.position) x;
-    if events is null then  -- what it stood before was removed
+    if events is null then  -- the event that had failed was removed
       perform from lockstep.checkpoint x
         where x.group_name = read_share.group_name and x.partition = read_share.partition and x.turn = c.turn
           for no key update skip locked;
@@ -235,7 +242,7 @@ begin
   more := next < horizon;
   select extract(epoch from min(x.due_at) - clock_timestamp()) * 1000 into wait_ms from lockstep.stuck x
    where x.group_name = read_share.group_name and x.partition = read_share.partition and x.due_at < 'infinity';
-  -- a stretch without events: so that nobody looks through it twice
+  -- A stretch without events of the group: move the checkpoint, so that nobody looks through it again.
   if seen = 0 and next > c.seq + 1000 then
     perform from lockstep.checkpoint x
       where x.group_name = read_share.group_name and x.partition = read_share.partition and x.turn = c.turn
@@ -246,8 +253,8 @@ begin
   end if;
 end $$;
 
--- What is next of several partitions: `room` bytes of them all together, and one event always. Those at the end may get nothing,
--- though there is more: whoever asks often asks for another first each time.
+-- What is next in several partitions: `room` bytes for all of them together, but always one event. The last ones may get
+-- nothing although there is more, so the caller should begin with another partition each time.
 create function lockstep.read_partitions(group_name text, partitions integer[], tokens bigint[], most integer, room bigint)
 returns table (held boolean, events json, next bigint, turn bigint, more boolean, waits boolean, wait_ms double precision)
 language plpgsql
