@@ -454,6 +454,13 @@ test('every text links to files and headings that exist', () => {
   expect(broken).toEqual([])
 })
 
+test('the tests that each mutant names are there', () => {
+  const mutants = read('test/tools/mutants.ts')
+  const tests = [...mutants.matchAll(/^ {4}files: \[(.*)\],$/gm)].flatMap(([, files = '']) => files.match(/[\w./-]+/g))
+  expect(tests.length).toBeGreaterThan(20)
+  expect(tests.filter((file) => !fs.existsSync(path.join(ROOT, 'test', String(file))))).toEqual([])
+})
+
 describe('CONTRIBUTING.md', () => {
   const text = read('CONTRIBUTING.md')
 
