@@ -11,8 +11,8 @@ import type { Database, Session } from '../database/index.ts'
 import { sqlState } from '../database/index.ts'
 import { AbstractHold, type Leases } from '../lease/index.ts'
 
-/** The line that such a hold belongs to. */
-export interface HeldLine {
+/** What waits for the name behind such a hold. */
+export interface NameQueue {
   readonly name: string
   passOn(dead: boolean): Promise<void>
 }
@@ -20,9 +20,9 @@ export interface HeldLine {
 /** A hold that lasts as long as this process's connection lives. */
 export class ConnectionHold extends AbstractHold {
   readonly kind = 'connection'
-  readonly #line: HeldLine
+  readonly #queue: NameQueue
   readonly #leases: Leases
-  readonly #gate: Session
+  readonly #session: Session
   readonly #meta: unknown
   /** The row was written, or is being written; undefined: it was not, or it failed and may be there all the same. */
   #registered: Promise<void> | undefined
@@ -31,28 +31,28 @@ export class ConnectionHold extends AbstractHold {
   #passed: Promise<void> | undefined
 
   constructor(
-    line: HeldLine,
+    queue: NameQueue,
     { database, leases }: { database: Database; leases: Leases },
-    gate: Session,
+    session: Session,
     token: bigint,
     holder: string,
     meta: unknown,
   ) {
-    super(database, leases, line.name, holder, token)
-    this.#line = line
+    super(database, leases, queue.name, holder, token)
+    this.#queue = queue
     this.#leases = leases
-    this.#gate = gate
+    this.#session = session
     this.#meta = meta
-    gate.attach(this)
+    session.attach(this)
   }
 
   protected believed(): boolean {
-    return this.#gate.isTrusted()
+    return this.#session.isTrusted()
   }
 
   protected fence(): Promise<void> {
     this.#mayHaveRow = true
-    this.#registered ??= this.#gate.register(this.name, this.holder, this.token, this.#meta).catch((error) => {
+    this.#registered ??= this.#session.register(this.name, this.holder, this.token, this.#meta).catch((error) => {
       this.#registered = undefined // the next fence tries again; what was written all the same it finds
       if (sqlState(error) === 'LS001') this.lose('the database says so', error)
       throw error
@@ -80,7 +80,7 @@ export class ConnectionHold extends AbstractHold {
   }
 
   #passOn(dead: boolean): Promise<void> {
-    this.#passed ??= this.#line.passOn(dead)
+    this.#passed ??= this.#queue.passOn(dead)
     return this.#passed
   }
 
@@ -89,7 +89,7 @@ export class ConnectionHold extends AbstractHold {
   }
 
   protected ended(): void {
-    this.#gate.detach(this)
+    this.#session.detach(this)
   }
 
   // Lost with its connection, or forced out by its row: either way the line goes on.

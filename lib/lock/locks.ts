@@ -11,23 +11,21 @@
  * default ttl; `held.kind` tells. What is promised of a hold is told in lease/leases.ts, who is served when in wait-queue.ts.
  */
 import { sql } from 'kysely'
-import type { Closing } from '../base/index.ts'
 import {
+  type Closing,
   checkMs,
   checkOptions,
   checkText,
   checkToken,
   ForbiddenError,
-  freshHolder,
   LeaseHeldError,
   LIMITS,
-  metaText,
+  onAbort,
   optionsAndWork,
   Stopwatch,
   WAIT,
 } from '../base/index.ts'
-import type { Database, SessionPool } from '../database/index.ts'
-import { countdown, sharedSession } from '../database/index.ts'
+import { countdown, type Database, type SessionPool, sharedSession } from '../database/index.ts'
 import {
   type Grant,
   type GrantRequest,
@@ -39,56 +37,24 @@ import {
   look,
   Renewer,
 } from '../lease/index.ts'
-import type { Contender } from './contender.ts'
+import type { LeaseAnswer } from './contender.ts'
+import { type AcquireOptions, grantRequest, type TransactionOptions, type TryOptions } from './options.ts'
 import { type TransactionWork, transaction } from './transaction.ts'
-import type { Desk } from './wait-queue.ts'
-import { Line } from './wait-queue.ts'
-
-export interface TryOptions {
-  /**
-   * Hold by a lease of so many milliseconds, 1,000–3,600,000, renewed until released. Left out: hold by this process's
-   * connection, or where there can be none by a lease of 15,000.
-   */
-  ttlMs?: number
-  /**
-   * Who holds: 1–255 characters. Two calls with the same holder are one holder: the second is granted the same lease.
-   * @default a fresh one, so that every call is a contender of its own
-   */
-  holder?: string
-  /** JSON of at most 4 KiB that `query` shows. */
-  meta?: unknown
-}
-
-export interface AcquireOptions extends TryOptions {
-  /** Milliseconds to wait while somebody else holds, ≥ 0. @default Infinity */
-  waitMs?: number
-  /** Ends the wait: the call rejects with `signal.reason`. After the grant it means nothing. */
-  signal?: AbortSignal
-}
-
-export interface TransactionOptions {
-  /** Milliseconds to wait while somebody else holds, or all `max` connections are in use, ≥ 0. @default Infinity */
-  waitMs?: number
-  /** Ends the wait: the call rejects with `signal.reason`. */
-  signal?: AbortSignal
-}
+import { type WaitOptions, WaitQueues } from './wait-queues.ts'
 
 export class Locks {
   readonly #database: Database
   readonly #leases: Leases
   readonly #renewer = new Renewer()
-  readonly #desk: Desk
+  readonly #queues: WaitQueues
   readonly #closing: Closing
 
   constructor(database: Database, sessions: SessionPool, closing: Closing) {
     this.#database = database
     this.#leases = new Leases(database)
-    this.#desk = { database, leases: this.#leases, sessions, lines: new Map() }
+    this.#queues = new WaitQueues({ database, leases: this.#leases, sessions })
     this.#closing = closing
-    const { signal } = closing
-    signal.addEventListener('abort', () => {
-      for (const line of this.#desk.lines.values()) line.close(signal.reason)
-    })
+    onAbort(closing.signal, () => this.#queues.refuseAll(closing.signal.reason))
   }
 
   /**
@@ -107,46 +73,33 @@ export class Locks {
     const { waitMs = Infinity, signal, ttlMs } = options
     checkText('name', name)
     checkMs('waitMs', waitMs, WAIT)
-    const ask = request(name, options)
+    const request = grantRequest(name, options)
     signal?.throwIfAborted()
-    const { sessions, lines } = this.#desk
-    // Without a wait where none is needed: who calls first shall stand in line first.
+    // No `await` where none is needed: the caller that comes first is the first in the queue.
+    const { sessions } = this.#queues.context
     const leased = ttlMs !== undefined || this.#database.pooled
     const left = countdown(waitMs)
     const shared = () => this.#closing.abortable(sharedSession(sessions, left, signal))
-    let direct = leased ? null : (sessions.current ?? (await shared()))
-    if (direct && waitMs === 0) await this.#settled(name)
+    let session = leased ? null : (sessions.current ?? (await shared()))
+    if (session && waitMs === 0) await this.#firstAttempt(name)
     // Where all connection holds together have as many locks of the server as they may, the next one is a lease.
-    while (direct && !direct.hasRoom) {
-      if (!(await direct.room())) direct = null
-      else if (waitMs === 0) await this.#settled(name)
+    while (session && !session.hasRoom) {
+      if (!(await session.room())) session = null
+      else if (waitMs === 0) await this.#firstAttempt(name)
     }
     signal?.throwIfAborted()
-    if (!direct) {
-      const { grant, attempted } = await this.#lease(ask, options.holder !== undefined, waitMs, signal)
-      const hold = new LeaseHold(this.#database, this.#leases, this.#renewer, grant, ask.ttlMs, attempted)
-      if (!this.#closing.closed) return hold
-      await hold.release().catch(() => {})
-      throw this.#closing.signal.reason
-    }
+    if (!session) return this.#acquireLease(request, options, { waitMs, signal })
     this.#closing.check()
-    const hold = await this.#wait<Hold>(name, waitMs > 0 ? Math.max(left(), 1) : 0, signal, (granted, failed) => {
-      const contender: Contender = {
-        kind: 'connection',
-        holder: ask.holder,
-        meta: options.meta,
-        patient: waitMs > 0,
-        granted,
-        failed,
-      }
-      const line = lines.get(name)
-      if (line && waitMs > 0) line.join(contender)
-      else if (!line) Line.open(this.#desk, name, contender, direct)
-      else failed(new LeaseHeldError(name, 0))
-      return contender
-    })
-    if (!hold) throw new LeaseHeldError(name, waitMs)
-    return hold
+    const want = { kind: 'connection', holder: request.holder, meta: options.meta } as const
+    return this.#queues.ask(name, want, { waitMs, leftMs: left(), signal, session })
+  }
+
+  async #acquireLease(request: GrantRequest, options: AcquireOptions, wait: WaitOptions): Promise<Hold> {
+    const { grant, attempted } = await this.#lease(request, options.holder !== undefined, wait)
+    const hold = new LeaseHold(this.#database, this.#leases, this.#renewer, grant, request.ttlMs, attempted)
+    if (!this.#closing.closed) return hold
+    await hold.release().catch(() => {})
+    throw this.#closing.signal.reason
   }
 
   /**
@@ -204,24 +157,15 @@ export class Locks {
     work: TransactionWork<T>,
   ): Promise<T> {
     const left = countdown(waitMs)
-    // The line tells when it is our turn in this process; from there on the transaction's own connection waits.
-    const turn = await this.#wait<() => void>(name, waitMs, signal, (granted, failed) => {
-      const enter = () => new Promise<void>((over) => granted(over))
-      const contender: Contender = { kind: 'transaction', enter, failed }
-      const line = this.#desk.lines.get(name)
-      if (!line) Line.open(this.#desk, name, contender)
-      else if (waitMs > 0) line.join(contender)
-      else failed(new LeaseHeldError(name, 0))
-      return contender
-    })
-    if (!turn) throw new LeaseHeldError(name, waitMs)
+    // From our turn on the transaction's own connection waits.
+    const turn = await this.#queues.ask(name, { kind: 'transaction' }, { waitMs, signal })
     try {
-      return await transaction(this.#desk, name, left, signal, (trx, hold) => {
+      return await transaction(this.#queues.context, name, left, signal, (trx, hold) => {
         begun()
         return work(trx, hold)
       })
     } finally {
-      turn()
+      turn.end()
     }
   }
 
@@ -229,7 +173,7 @@ export class Locks {
   async query(name: string): Promise<LockState> {
     this.#closing.check()
     checkText('name', name)
-    return look(this.#database, name, this.#desk.lines.get(name)?.length ?? 0, this.#desk.sessions.waitingPids)
+    return look(this.#database, name, this.#queues.waiting(name), this.#queues.context.sessions.waitingPids)
   }
 
   /**
@@ -256,7 +200,7 @@ export class Locks {
     checkText('name', name)
     checkMs('waitMs', waitMs, WAIT)
     signal?.throwIfAborted()
-    return (await this.#lease(request(name, options), holder !== undefined, waitMs, signal)).grant
+    return (await this.#lease(grantRequest(name, options), holder !== undefined, { waitMs, signal })).grant
   }
 
   /** Makes a lease last `ttlMs` (default: as before) from now. @throws {LeaseLostError} not held under this token. */
@@ -319,83 +263,21 @@ export class Locks {
     await this.#renewer.close(late)
   }
 
-  // Another try of this process is under way: only if it has success does it answer a second one too.
-  async #settled(name: string): Promise<void> {
-    for (let line = this.#desk.lines.get(name); line?.opened; line = this.#desk.lines.get(name)) {
-      await this.#closing.abortable(line.opened)
-    }
+  // Another attempt of this process is under way: only if it has success does it answer a second one too.
+  async #firstAttempt(name: string): Promise<void> {
+    const attempt = () => this.#queues.firstAttempt(name)
+    for (let next = attempt(); next; next = attempt()) await this.#closing.abortable(next)
   }
 
-  async #lease(ask: GrantRequest, named: boolean, waitMs: number, signal: AbortSignal | undefined) {
-    const { lines, leases } = this.#desk
-    const { name } = ask
-    if (waitMs === 0) await this.#settled(name)
-    // A holder that may have it already asks at once, whoever waits: then it is granted the same again.
-    if (named && lines.has(name)) {
+  async #lease(request: GrantRequest, named: boolean, wait: WaitOptions): Promise<LeaseAnswer> {
+    const { name } = request
+    if (wait.waitMs === 0) await this.#firstAttempt(name)
+    // A holder that may have it already asks at once, before the callers that wait: then it is granted the same again.
+    if (named && this.#queues.has(name)) {
       const attempted = new Stopwatch()
-      const grant = await leases.grant(ask)
+      const grant = await this.#leases.grant(request)
       if ('token' in grant) return { grant, attempted }
     }
-    const patient = waitMs > 0
-    const granted = await this.#wait<{ grant: Grant; attempted: Stopwatch }>(
-      name,
-      waitMs,
-      signal,
-      (granted, failed) => {
-        const contender = {
-          kind: 'lease' as const,
-          ask,
-          patient,
-          granted: (grant: Grant, attempted: Stopwatch) => granted({ grant, attempted }),
-          failed,
-        }
-        const line = lines.get(name)
-        if (!line) Line.open(this.#desk, name, contender)
-        else if (patient) line.join(contender)
-        else failed(new LeaseHeldError(name, 0))
-        return contender
-      },
-    )
-    if (!granted) throw new LeaseHeldError(name, waitMs)
-    return granted
+    return this.#queues.ask(name, { kind: 'lease', request }, wait)
   }
-
-  // Puts a contender in line; undefined when the wait ran out.
-  #wait<T>(
-    name: string,
-    waitMs: number,
-    signal: AbortSignal | undefined,
-    enlist: (granted: (result: T) => void, failed: (error: unknown) => void) => Contender,
-  ): Promise<T | undefined> {
-    if (signal?.aborted) return Promise.reject(signal.reason) // it would not call back any more
-    // Most calls can only be granted or refused; they shall not pay for what ends a wait.
-    if (!signal && (waitMs === 0 || waitMs === Infinity))
-      return new Promise((resolve, reject) => enlist(resolve, reject))
-    return new Promise((resolve, reject) => {
-      let timer: NodeJS.Timeout | undefined
-      const finish = (settle: () => void) => {
-        clearTimeout(timer)
-        signal?.removeEventListener('abort', aborted)
-        settle()
-      }
-      const leave = (settle: () => void) => {
-        this.#desk.lines.get(name)?.leave(contender)
-        finish(settle)
-      }
-      const aborted = () => leave(() => reject(signal?.reason))
-      if (waitMs > 0 && waitMs < 2 ** 31) timer = setTimeout(() => leave(() => resolve(undefined)), waitMs)
-      signal?.addEventListener('abort', aborted)
-      const contender = enlist(
-        (result) => finish(() => resolve(result)),
-        (error) => finish(() => reject(error)),
-      )
-    })
-  }
-}
-
-function request(name: string, options: TryOptions): GrantRequest {
-  const { ttlMs = LIMITS.ttlMs.default, holder = freshHolder(), meta } = options
-  checkMs('ttlMs', ttlMs, LIMITS.ttlMs)
-  if (options.holder !== undefined) checkText('holder', holder)
-  return { name, holder, ttlMs, meta: metaText(meta) }
 }

@@ -11,7 +11,7 @@ import { sql, type Transaction } from 'kysely'
 import { fromDatabase, LeaseHeldError, noConnectionLeft } from '../base/index.ts'
 import { XID } from '../database/index.ts'
 import { otherHoldLost } from '../lease/index.ts'
-import type { Desk } from './wait-queue.ts'
+import type { LockContext } from './wait-queue.ts'
 
 /** What is done under the lock. `hold.token`: the fencing token, for what is written elsewhere. */
 // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
@@ -32,7 +32,7 @@ class Refused extends Error {}
 
 /** @param left  milliseconds that remain of the wait. */
 export async function transaction<T>(
-  desk: Desk,
+  context: LockContext,
   name: string,
   left: () => number,
   signal: AbortSignal | undefined,
@@ -42,10 +42,10 @@ export async function transaction<T>(
   for (let pauseMs = 25; ; pauseMs = Math.min(pauseMs * 1.5, 250)) {
     let entered = false
     try {
-      return await desk.database.users.supervised(
+      return await context.database.users.supervised(
         async (trx, hand) => {
           signal?.throwIfAborted()
-          const { token, xid } = await enter(trx, desk, name, left, signal)
+          const { token, xid } = await enter(trx, context, name, left, signal)
           entered = true
           return await hand(() => work(trx, { name, token }), xid)
         },
@@ -69,7 +69,7 @@ export async function transaction<T>(
 async function enter(
   // biome-ignore lint/suspicious/noExplicitAny: as above
   trx: Transaction<any>,
-  desk: Desk,
+  context: LockContext,
   name: string,
   left: () => number,
   signal: AbortSignal | undefined,
@@ -77,7 +77,7 @@ async function enter(
   let entry = await ask(sql`select *, ${id} from lockstep.enter(${name}, null)`)
   if (!entry.gated) {
     if (left() <= 0) throw held()
-    const direct = desk.sessions.shared().then(
+    const direct = context.sessions.shared().then(
       (session) => session !== null,
       (error) => {
         if (noConnectionLeft(error)) return false // not known: asked again, as behind a pooler
@@ -109,7 +109,7 @@ async function enter(
     let waiting = true
     let cancelled: Promise<void> | undefined
     const cancel = () => {
-      cancelled = desk.database.cancel(pid, () => !waiting)
+      cancelled = context.database.cancel(pid, () => !waiting)
     }
     signal?.addEventListener('abort', cancel)
     try {
