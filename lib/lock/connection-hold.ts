@@ -1,9 +1,9 @@
 /**
  * The hold that lasts as long as this process's connection.
  *
- * Nothing of it is in the database but K, until a fence asks for it: then its row is written, over the connection that
- * has K, so that a transaction can be fenced against it. A registered hold frees its row before K passes on: its token
- * is dead before the next holder works, also when that is the next one of the same process.
+ * The database knows only its advisory lock K, until a fence is asserted: then the hold is registered, that is, its row is written
+ * over the connection that has K, and a transaction can be fenced against it. A registered hold frees its row before K passes on:
+ * its token is dead before the next holder works, also when the next holder is of the same process.
  */
 
 import { LeaseLostError } from '../base/index.ts'
@@ -11,7 +11,7 @@ import type { Database, Session } from '../database/index.ts'
 import { sqlState } from '../database/index.ts'
 import { AbstractHold, type Leases } from '../lease/index.ts'
 
-/** What waits for the name behind such a hold. */
+/** The callers that wait for the name behind such a hold. */
 export interface NameQueue {
   readonly name: string
   passOn(dead: boolean): Promise<void>
@@ -24,7 +24,7 @@ export class ConnectionHold extends AbstractHold {
   readonly #leases: Leases
   readonly #session: Session
   readonly #meta: unknown
-  /** The row was written, or is being written; undefined: it was not, or it failed and may be there all the same. */
+  /** The row is written or being written; undefined: it was not, or the attempt failed, and the row may be there all the same. */
   #registered: Promise<void> | undefined
   /** Whether there may be a row: from the first attempt on. */
   #mayHaveRow = false
@@ -92,7 +92,7 @@ export class ConnectionHold extends AbstractHold {
     this.#session.detach(this)
   }
 
-  // Lost with its connection, or forced out by its row: either way the line goes on.
+  // Lost with its connection, or taken by force: either way the next caller is served.
   override lose(why: string, cause?: unknown): void {
     if (this.over) return
     super.lose(why, cause)

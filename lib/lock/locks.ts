@@ -7,8 +7,9 @@
  * | `acquire(name, { ttlMs })` | release, or `ttlMs` without renewal | a row, kept by renewals |
  * | `transaction(name, work)` | the transaction ends | a round trip in the transaction |
  *
- * The first needs a connection of one's own. Where there is none, behind a transaction pooler, it is a lease with the
- * default ttl; `held.kind` tells. What is promised of a hold is told in lease/leases.ts, who is served when in wait-queue.ts.
+ * The first needs a direct connection to the database. Behind a transaction pooler there is none; there the hold is a lease with
+ * the default ttl, and `hold.kind` says so. The essay of lease/leases.ts has the promises of a hold, that of wait-queue.ts the order
+ * in which callers are served.
  */
 import { sql } from 'kysely'
 import {
@@ -58,11 +59,11 @@ export class Locks {
   }
 
   /**
-   * Acquires the lock, waiting while another holder has it, first come first served.
+   * Acquires the lock. Waits while another holder has it: first come, first served.
    *
-   * @param name  1–255 characters, no control characters; shared by all contenders.
-   * @returns the hold, with a `token` greater than any before it of this name.
-   * @throws {LeaseHeldError} still held after `waitMs`.
+   * @param name  1–255 characters, no control characters.
+   * @returns the hold, with a `token` greater than that of any earlier hold of this name.
+   * @throws {LeaseHeldError} another holder still has it after `waitMs`.
    * @throws {UnavailableError} the database cannot be reached.
    * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
    * @see etcd client/v3/concurrency/mutex.go · Kleppmann, "How to do distributed locking", 2016 (fencing)
@@ -103,8 +104,8 @@ export class Locks {
   }
 
   /**
-   * Acquires the lock if nobody has it and nobody waits for it.
-   * @returns the hold, or `null`: an expected refusal is an answer.
+   * Acquires the lock if nobody has it and nobody waits for it. One attempt.
+   * @returns the hold, or `null` if another holder has it.
    * @throws {UnavailableError | TypeError | RangeError} as {@link acquire}.
    */
   async tryAcquire(name: string, options: TryOptions = {}): Promise<Hold | null> {
@@ -117,9 +118,9 @@ export class Locks {
   }
 
   /**
-   * Runs `work` under the lock and releases it, also when `work` throws.
-   * @returns what `work` returned.
-   * @throws {LeaseLostError} `work` ended well, but the hold had been lost before; and as {@link acquire}.
+   * Runs `work` under the lock and then releases the lock, also when `work` throws.
+   * @returns the result of `work`.
+   * @throws {LeaseLostError} `work` succeeded, but the hold had been lost meanwhile. Also as {@link acquire}.
    */
   using<T>(name: string, work: (held: Hold) => Promise<T> | T): Promise<T>
   using<T>(name: string, options: AcquireOptions, work: (held: Hold) => Promise<T> | T): Promise<T>
@@ -132,11 +133,12 @@ export class Locks {
   }
 
   /**
-   * Runs `work` in a transaction that holds the lock until it ends; committed when `work` returns, rolled back when it
-   * throws. READ COMMITTED. May write to fenced tables. Works everywhere, also behind a pooler.
+   * Runs `work` in a transaction that holds the lock until it ends. The transaction commits when `work` returns, and rolls back when
+   * `work` throws. It is READ COMMITTED, may write to fenced tables, and works behind a pooler too.
    *
-   * @returns what `work` returned.
-   * @throws as {@link acquire}; {UnavailableError} all `max` stay in use; {TransactionEndedError} `work` has ended it.
+   * @returns the result of `work`.
+   * @throws {UnavailableError} all `max` connections stay in use. {TransactionEndedError} `work` has ended the transaction. Also as
+   * {@link acquire}.
    */
   transaction<T>(name: string, work: TransactionWork<T>): Promise<T>
   transaction<T>(name: string, options: TransactionOptions, work: TransactionWork<T>): Promise<T>
@@ -169,16 +171,22 @@ export class Locks {
     }
   }
 
-  /** Who has a name and how many wait. One statement. */
-  async query(name: string): Promise<LockState> {
+  /** The holder of a name, and how many callers wait for it. One statement. */
+  async get(name: string): Promise<LockState> {
     this.#closing.check()
     checkText('name', name)
     return look(this.#database, name, this.#queues.waiting(name), this.#queues.context.sessions.waitingPids)
   }
 
+  /** @deprecated since 0.7: it is called {@link get}. */
+  query(name: string): Promise<LockState> {
+    return this.get(name)
+  }
+
   /**
-   * Names held by a lease, or by a connection that a fence has asked for, in the order of their code points.
-   * @param options.limit  1–1,000. @default 100
+   * The names that are held by a lease, or by a connection hold that has asserted a fence, in the order of their code points.
+   * @param options.prefix  of the names. @default all
+   * @param options.limit  names in the answer, 1–1,000. @default 100
    * @param options.after  the last name of the page before.
    */
   async list(options: { prefix?: string; limit?: number; after?: string } = {}): Promise<Omit<LockState, 'waiting'>[]> {
@@ -186,11 +194,11 @@ export class Locks {
     return list(this.#database, options)
   }
 
-  // ── The verbs without memory: for a holder that lives elsewhere, over HTTP ──
+  // ── Verbs that keep nothing in this process: for a holder that lives elsewhere, over HTTP ──
 
   /**
-   * Grants a lease that nobody renews by itself; waits at most `waitMs` (default 0). The same `holder` again gets the
-   * same grant, renewed: so a call whose answer was lost can be made again.
+   * Grants a lease that this process does not renew. Waits at most `waitMs` (default 0). A call with the same `holder` is granted the
+   * same lease again, renewed; so a call whose answer was lost can be repeated.
    * @throws {LeaseHeldError | UnavailableError | TypeError | RangeError} as {@link acquire}.
    */
   async grant(name: string, options: AcquireOptions = {}): Promise<Grant> {
@@ -203,7 +211,7 @@ export class Locks {
     return (await this.#lease(grantRequest(name, options), holder !== undefined, { waitMs, signal })).grant
   }
 
-  /** Makes a lease last `ttlMs` (default: as before) from now. @throws {LeaseLostError} not held under this token. */
+  /** Makes a lease last `ttlMs` from now (default: as long as before). @throws {LeaseLostError} it is not held under this token. */
   async renew(name: string, token: bigint, options: { ttlMs?: number } = {}): Promise<Grant> {
     this.#closing.check()
     checkText('name', name)
@@ -214,7 +222,7 @@ export class Locks {
     return this.#leases.renew(name, token, ttlMs ?? null)
   }
 
-  /** Frees a name held under this token. @throws {LeaseLostError} not held under it, or no longer. */
+  /** Frees a name that is held under this token. @throws {LeaseLostError} it is not, or no longer. */
   async revoke(name: string, token: bigint): Promise<void> {
     this.#closing.check()
     checkText('name', name)
@@ -223,12 +231,12 @@ export class Locks {
   }
 
   /**
-   * Takes a name from whoever has it: a lease loses its row, a connection or transaction hold its connection, and with
-   * it all else that this connection held. The one who had it is told as of any loss. Waits at most 10 s for a transaction
-   * that is fenced by the hold: its write is not undone.
-   * @returns whether somebody had it.
-   * @throws {UnavailableError} a transaction fenced by it is still open, or the database cannot be reached.
-   * @throws {ForbiddenError} the connection is another database role's, and this one may not end it.
+   * Takes a name from its holder. A lease loses its row. A connection or transaction hold loses its connection, and all else that
+   * this connection held is lost with it. The holder learns of it as of any loss. Waits at most 10 s for a transaction that is
+   * fenced by the hold, whose write is not undone.
+   * @returns whether there was a holder.
+   * @throws {UnavailableError} a transaction that is fenced by the hold stays open, or the database cannot be reached.
+   * @throws {ForbiddenError} the connection belongs to another database role, and this role may not end it.
    */
   async forceRevoke(name: string): Promise<boolean> {
     this.#closing.check()
@@ -247,7 +255,7 @@ export class Locks {
     return outcome === 'forced'
   }
 
-  /** Deletes rows of names that nobody used for a day, at most 1,000. @returns how many. */
+  /** Deletes the rows of names that nobody has used for a day, at most 1,000. @returns how many. */
   async sweep(): Promise<number> {
     this.#closing.check()
     const [row] = await this.#database.control<{ swept: number }>(sql`select lockstep.sweep() as swept`)
@@ -255,15 +263,15 @@ export class Locks {
   }
 
   /**
-   * A part of `lockstep.close()`, which ends the sessions afterwards, and with them what is held by connection. Releases the
-   * leases of this process, as far as that is done when `late` resolves.
+   * A part of `lockstep.close()`: releases the leases of this process, as far as that is done when `late` resolves. Connection holds
+   * end with the sessions, which `lockstep.close()` ends afterwards.
    */
   async close(late: Promise<void>): Promise<void> {
     this.#closing.close()
     await this.#renewer.close(late)
   }
 
-  // Another attempt of this process is under way: only if it has success does it answer a second one too.
+  // Waits until no other first attempt of this process is under way: if it succeeds, this one is refused; if not, this one asks.
   async #firstAttempt(name: string): Promise<void> {
     const attempt = () => this.#queues.firstAttempt(name)
     for (let next = attempt(); next; next = attempt()) await this.#closing.abortable(next)

@@ -4,28 +4,28 @@ import type { GrantRequest } from '../lease/index.ts'
 
 export interface TryOptions {
   /**
-   * Hold by a lease of so many milliseconds, 1,000–3,600,000, renewed until released. Left out: hold by this process's
-   * connection, or where there can be none by a lease of 15,000.
+   * Hold by a lease of so many milliseconds, 1,000–3,600,000, which is renewed until its release.
+   * @default a hold by this process's connection; behind a transaction pooler, a lease of 15,000
    */
   ttlMs?: number
   /**
-   * Who holds: 1–255 characters. Two calls with the same holder are one holder: the second is granted the same lease.
-   * @default a fresh one, so that every call is a contender of its own
+   * The holder's identity: 1–255 characters. Two calls with the same holder are one holder: the second is granted the same lease.
+   * @default a random one, so that every call competes with every other
    */
   holder?: string
-  /** JSON of at most 4 KiB that `query` shows. */
+  /** JSON of at most 4 KiB that `get` shows. */
   meta?: unknown
 }
 
 export interface AcquireOptions extends TryOptions {
-  /** Milliseconds to wait while somebody else holds, ≥ 0. @default Infinity */
+  /** Milliseconds to wait while another holder has the name, ≥ 0. @default Infinity */
   waitMs?: number
-  /** Ends the wait: the call rejects with `signal.reason`. After the grant it means nothing. */
+  /** Ends the wait: the call rejects with `signal.reason`. After the grant it has no effect. */
   signal?: AbortSignal
 }
 
 export interface TransactionOptions {
-  /** Milliseconds to wait while somebody else holds, or all `max` connections are in use, ≥ 0. @default Infinity */
+  /** Milliseconds to wait while another holder has the name, or all `max` connections are in use, ≥ 0. @default Infinity */
   waitMs?: number
   /** Ends the wait: the call rejects with `signal.reason`. */
   signal?: AbortSignal
