@@ -120,7 +120,7 @@ describe('an offset', () => {
       const [there, back] = [-Math.log(1 - next()) * 3_000, -Math.log(1 - next()) * 3_000]
       const read = Math.floor(other(m + there))
       const after = m + there + back
-      const jump = offset.learn(bracket(m, after, read, read + 1, ppm(100)), after)
+      const jump = offset.add(bracket(m, after, read, read + 1, ppm(100)), after)
       if (jump !== null) throw new Error(`False alarm at sample ${i} of seed ${seed}: ${jump}`)
       each(offset, after, other(after) - after)
       const later = after + next() * 60e6
@@ -132,7 +132,7 @@ describe('an offset', () => {
     for (let seed = 1; seed <= 20; seed++) {
       watch(seed, rate, 500, (offset, at, truth) => {
         if (!has(offset.at(at), truth)) throw new Error(`Missed: seed ${seed}`)
-        if (!has(offset.at(at), offset.guess(at))) throw new Error(`A guess outside: seed ${seed}`)
+        if (!has(offset.at(at), offset.best(at))) throw new Error(`A guess outside: seed ${seed}`)
       })
     }
   })
@@ -155,21 +155,21 @@ describe('an offset', () => {
 
   test('narrows to its quickest sample, and guesses by that', () => {
     const offset = new Offset(0)
-    offset.learn({ lo: -500, hi: 100 }, 0)
-    offset.learn({ lo: -10, hi: 10 }, 1)
-    offset.learn({ lo: -5, hi: 900 }, 2)
+    offset.add({ lo: -500, hi: 100 }, 0)
+    offset.add({ lo: -10, hi: 10 }, 1)
+    offset.add({ lo: -5, hi: 900 }, 2)
     expect(offset.at(3)).toEqual({ lo: -5, hi: 10 })
-    expect(offset.guess(3)).toBe(0)
+    expect(offset.best(3)).toBe(0)
     expect(width(offset.at(3))).toBe(15)
   })
 
   test('that jumps says by how much, and forgets what it was', () => {
     const offset = new Offset(ppm(100))
     expect(offset.known).toBe(false)
-    expect(offset.learn({ lo: 0, hi: 10 }, 0)).toBeNull()
-    expect(offset.learn({ lo: 2_000_000, hi: 2_000_010 }, 1_000)).toBeCloseTo(2_000_000, 0)
+    expect(offset.add({ lo: 0, hi: 10 }, 0)).toBeNull()
+    expect(offset.add({ lo: 2_000_000, hi: 2_000_010 }, 1_000)).toBeCloseTo(2_000_000, 0)
     expect(middle(offset.at(1_000))).toBe(2_000_005)
-    expect(offset.guess(1_000)).toBe(2_000_005)
+    expect(offset.best(1_000)).toBe(2_000_005)
     offset.forget()
     expect(offset.known).toBe(false)
     expect(offset.at(5)).toEqual({ lo: -Infinity, hi: Infinity })

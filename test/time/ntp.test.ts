@@ -91,7 +91,7 @@ describe('an answer', () => {
     ['of stratum 0', { says: () => ({ stratum: 0, reference: '\u0001\u0002' }) }, 'not synchronized'],
     ['of a server that is not synchronized (leap 3)', { says: () => ({ leap: 3 }), wrongMs: HOUR }, 'not synchronized'],
     ['of a server that is not synchronized (stratum 16)', { says: () => ({ stratum: 16 }) }, 'not synchronized'],
-    ['30 s from true time', { says: () => ({ rootDelay: 60 }) }, '30001 ms from true time, by its own account'],
+    ['30 s from true time', { says: () => ({ rootDelay: 60 }) }, '30001 ms from true time, by its own claim'],
     [
       'that was sent before the question came',
       { says: (it) => ({ sentUs: it.receivedUs - 10 }) },
@@ -100,7 +100,7 @@ describe('an answer', () => {
     [
       'that was longer there than we waited',
       { says: (it) => ({ sentUs: it.sentUs + 60e6 }) },
-      'longer there than we waited',
+      'longer at the server than we waited',
     ],
     ['without a receive timestamp', { says: () => ({ receivedUs: -1 }) }, 'a timestamp of zero'],
     ['without a transmit timestamp', { says: () => ({ sentUs: -1 }) }, 'a timestamp of zero'],
@@ -204,7 +204,7 @@ describe('an answer', () => {
       stranger.send(packet, (to.address() as AddressInfo).port, '127.0.0.1', () => stranger.close(done))
     })
   }
-  const ELSE = 'ntp-client was answered by somebody else'
+  const ANOTHER_SENDER = 'ntp-client was answered by another sender'
 
   test('that a stranger gives to ntp-client is found out', async () => {
     const server = await open({ back: never })
@@ -217,7 +217,7 @@ describe('an answer', () => {
     packet[0] = (4 << 3) | 4
     stamp(packet, 40, Date.now() * 1_000)
     await forge(packet, value as dgram.Socket)
-    await expect(asked).rejects.toThrow(ELSE)
+    await expect(asked).rejects.toThrow(ANOTHER_SENDER)
   })
 
   test('that a stranger gives to ntp-client while the true one is on its way is found out', async () => {
@@ -225,7 +225,7 @@ describe('an answer', () => {
     vi.spyOn(ntpClient, 'getNetworkTime').mockImplementation((host, port, callback) => {
       getNetworkTime(host, port, (error, date) => callback(error, date && new Date(date.getTime() + 5)))
     })
-    await expect(ask(await open())).rejects.toThrow(ELSE)
+    await expect(ask(await open())).rejects.toThrow(ANOTHER_SENDER)
   })
 
   test('that a stranger asks of the guard is not given to him, and ntp-client is not left waiting', async () => {
@@ -237,7 +237,7 @@ describe('an answer', () => {
         getNetworkTime(...call),
       )
     })
-    await expect(ask(server)).rejects.toThrow(ELSE)
+    await expect(ask(server)).rejects.toThrow(ANOTHER_SENDER)
   })
 
   test('that ntp-client cannot ask for leaves nothing open', async () => {
@@ -340,7 +340,7 @@ describe('a measurement', () => {
     const asks = ntp({ servers: names(servers) })
     for (let i = 0; i < 3; i++) expectTruth(await asks.measure())
     expect(servers.map(({ asked }) => asked)).toEqual([3, 3, 1])
-    expect((await asks.measure()).servers[2]?.problem).toMatch(/^not asked for another (59|60) min, as it wished$/)
+    expect((await asks.measure()).servers[2]?.problem).toMatch(/^not asked for another (59|60) min, after its KoD$/)
   })
 
   test('an unknown name is a silent server, and says so', async () => {
