@@ -572,19 +572,22 @@ describe('a step that is seen, but smaller than the uncertainty of NTP', () => {
     })
   })
 
-  test.each(STEPS)('of %d s, during a fail-over to another server: after the return, the old row does not narrow', (by) => {
-    inEach((world) => {
-      const measuring = known(world, 'measuring')
-      measuring.measure(WIDE)
-      const reads = known(world, 'reads')
-      const first = world.database.offset / S
-      world.failOver('second', 1)
-      reads.sample()
-      world.failOver('first', first + by)
-      reads.sample()
-      reads.check('back')
-    })
-  })
+  test.each(STEPS)(
+    'of %d s, during a fail-over to another server: after the return, the old row does not narrow',
+    (by) => {
+      inEach((world) => {
+        const measuring = known(world, 'measuring')
+        measuring.measure(WIDE)
+        const reads = known(world, 'reads')
+        const first = world.database.offset / S
+        world.failOver('second', 1)
+        reads.sample()
+        world.failOver('first', first + by)
+        reads.sample()
+        reads.check('back')
+      })
+    },
+  )
 
   test('of 10 ms, while NTP servers are asked: the reader has seen it, the writer has not', () => {
     inEach((world) => {
@@ -829,29 +832,26 @@ describe('with an assumption broken, true time is missed', () => {
   test.each([
     [1, 0],
     [3, SEEDS.length],
-  ])(
-    'a disturbance of %i ms, hidden in round trips of 4 ms that are all one way: %i worlds miss',
-    (ms, expected) => {
-      const misses = missed((world) => {
-        const writes = new Simulated(world, 'writes')
-        const reads = new Simulated(world, 'reads')
-        const { pass } = world
-        let delays: number[] = []
-        world.pass = (us = delays.shift() ?? 0) => pass.call(world, us)
-        const during = (ways: number[], run: () => unknown) => {
-          delays = ways.map((way) => way * 1_000)
-          return run()
-        }
-        writes.sample()
-        writes.measure({ bound: 0 })
-        during([4, 0], () => reads.sample())
-        reads.check()
-        world.step(ms / 1_000)
-        expect(during([4, 0], () => reads.sample())).toBe('consistent')
-        world.step(-ms / 1_000)
-        reads.check()
-      })
-      expect(misses).toBe(expected)
-    },
-  )
+  ])('a disturbance of %i ms, hidden in round trips of 4 ms that are all one way: %i worlds miss', (ms, expected) => {
+    const misses = missed((world) => {
+      const writes = new Simulated(world, 'writes')
+      const reads = new Simulated(world, 'reads')
+      const { pass } = world
+      let delays: number[] = []
+      world.pass = (us = delays.shift() ?? 0) => pass.call(world, us)
+      const during = (ways: number[], run: () => unknown) => {
+        delays = ways.map((way) => way * 1_000)
+        return run()
+      }
+      writes.sample()
+      writes.measure({ bound: 0 })
+      during([4, 0], () => reads.sample())
+      reads.check()
+      world.step(ms / 1_000)
+      expect(during([4, 0], () => reads.sample())).toBe('consistent')
+      world.step(-ms / 1_000)
+      reads.check()
+    })
+    expect(misses).toBe(expected)
+  })
 })

@@ -95,7 +95,13 @@ export class World {
         verdict = 'begun'
       } else {
         const contradicting = { at: now, lo, hi }
-        this.row = { ...row, revision: this.revision, conflict: contradicting, conflictWriter: writer, conflictSince: now }
+        this.row = {
+          ...row,
+          revision: this.revision,
+          conflict: contradicting,
+          conflictWriter: writer,
+          conflictSince: now,
+        }
         return 'disputed'
       }
     }
