@@ -24,7 +24,7 @@
  *   intersection is narrow, and wrong, and stays wrong.
  * - The wall clock agrees with the database that time passed which the monotonic clock did not count. In a process that is
  *   frozen between requests (a Lambda) this is the usual case: it slept. θ is taken anew, φ moves with it, and nothing is
- *   in doubt. In a process that runs all the time, the cause may also be that somebody set the clock of a machine on which the
+ *   in doubt. In a process that runs all the time, the cause may also be that the clock was set, on a machine on which the
  *   process and the database both run: two explanations.
  * - Between two samples, the wall clock advanced further than the monotonic clock: this machine may have slept. Until the next
  *   sample `latest` is later by the difference (clock-model.ts).
@@ -129,7 +129,7 @@ export class Estimate {
       fit = 'slept'
       const missed = minus(this.#theta.at(after), theta)
       if (this.#phi.known) this.#phi.shift(widened(missed, DATABASE_DRIFT * slept), after)
-      this.#phi.markUnverified(this.#epoch) // it rests on the database's clock, which may have been set by a little meanwhile
+      this.#phi.markUnverified(this.#epoch) // it rests on the database's clock, which may have been set by a little during the sleep
     } else if (jump !== null) {
       fit = 'inconsistent'
       if (known) this.#keepAll(known, Math.max(0, minus(this.#theta.at(after), theta).hi), after)

@@ -8,8 +8,8 @@
  * An {@link Offset} is the difference between two clocks. Between samples its interval grows by the rate at which the two may
  * drift apart; each sample is intersected with it. To grow and then to intersect gives the same result as keeping every sample
  * for ever. So these few lines are the minimum filter, Cristian's retry for a short round trip, and the allowance for drift,
- * in constant space. A sample that does not overlap the known interval proves that the rate was broken: somebody set a
- * clock, or a clock stood still. This test has no threshold, and gives no false alarm while the rates hold.
+ * in constant space. A sample that does not overlap the known interval proves that the rate was broken: a
+ * clock was set, or stood still. This test has no threshold, and gives no false alarm while the rates hold.
  *
  * {@link agree} is Marzullo's vote: the hull of all points that lie in at least `need` intervals. With n clocks of which
  * at most f are wrong, and need = n − f, the result contains the truth. The popular form, which keeps only the region where

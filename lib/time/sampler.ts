@@ -2,7 +2,7 @@
  * When the database's clock is read, and when NTP servers are asked.
  *
  * A process that runs all the time samples in the background: every 10 s from the first use on, unless another statement has
- * read the clock meanwhile, and every 30 s to read the row. A process that is frozen between requests does nothing in the
+ * read the clock since then, and every 30 s to read the row. A process that is frozen between requests does nothing in the
  * background: if it were frozen during a statement, the answer would arrive, by its own clock, at the wrong time.
  *
  * A process with NTP servers asks them if the row is older than 64 s, or in doubt, and no other process does. The sample that

@@ -1,5 +1,5 @@
 /**
- * Time: what time it is, and how far off that may be.
+ * Time: the current time, and its uncertainty.
  *
  *     const { time, earliest, latest, boundMs, status } = lockstep.time.now()
  *

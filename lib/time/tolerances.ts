@@ -5,7 +5,7 @@
  *     disturbances of one millisecond in all. (Statements about the database's clock alone, which are `spreadMs` and the
  *     source `database`, do not allow for these disturbances.)
  * (b) Of n NTP servers, at most ⌊(n−1)/2⌋ are wrong by more than they claim.
- * (c) Nobody sets a clock, or suspends this machine, without a process that sees it. How such an event is seen, and what
+ * (c) No clock is set, and this machine is not suspended, without a process that sees it. How such an event is seen, and what
  *     follows from it, is described in estimate.ts.
  */
 import { ppm } from './interval.ts'

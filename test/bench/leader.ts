@@ -350,7 +350,7 @@ async function idle(servers: Servers, { rounds }: Settings): Promise<Line[]> {
           rate: inOne,
           apart: sum(inMany) / inMany.length,
           most: Math.max(...inMany),
-          besidesBeats: sum(each('all')) - sum(each('beats')),
+          withoutBeats: sum(each('all')) - sum(each('beats')),
           connections: sum(each('connections')),
           commits: (commitsAfter - commitsBefore) / passed,
         }
@@ -361,7 +361,7 @@ async function idle(servers: Servers, { rounds }: Settings): Promise<Line[]> {
   const seen = (what: keyof (typeof ours)[number]) => spread(ours.map((sample) => sample[what]))
   // The server counts a commit for each connection too, and none for a beat until that connection touches a table.
   const both =
-    `all processes sent ${figure(seen('besidesBeats').median)}/s besides beats and opened ` +
+    `all processes sent ${figure(seen('withoutBeats').median)}/s without heartbeats and opened ` +
     `${figure(seen('connections').median)} connections/s, the server counted ${figure(seen('commits').median)} commits/s`
   return [
     {

@@ -106,7 +106,7 @@ export async function runElection({ server, failover, workers: count, seconds, s
     for (let slot = 0; slot < count; slot++) await start(slot)
     await nemesis.rage(() => violations.length > 0)
 
-    // Nothing is broken any more: everybody has its turn.
+    // There are no more faults: every worker must lead.
     for (const worker of workers) worker.rows = 0
     for (const since = performance.now(); violations.length === 0; await sleep(50)) {
       const idle = workers.filter((worker) => worker.rows === 0)

@@ -25,7 +25,7 @@ tasks.define(
   async (n: number, { trx, job }) => {
     await sql`insert into effect (n, kind, token, worker) values (${n}, 'job', ${job.token}, ${worker})`.execute(trx)
     await sleep(Math.random() * (Math.random() < 0.05 ? 1_000 : 10))
-    if (Math.random() < 0.01) throw new Error('now and then')
+    if (Math.random() < 0.01) throw new Error('a random failure')
   },
   { ...transactional.options, transactional: true, concurrency: 8 },
 )

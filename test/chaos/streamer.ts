@@ -240,7 +240,7 @@ const roles: Record<Role, () => unknown> = {
       // Some calls fail; for some events so many that the event is sometimes parked.
       if (random() < ((event.data as { failsOften: boolean }).failsOften ? 0.7 : 0.02)) {
         report('threw')
-        throw new Error('now and then')
+        throw new Error('a random failure')
       }
     })
     stopping.signal.addEventListener('abort', () => void consumer.stop().then(end))

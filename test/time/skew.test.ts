@@ -1,6 +1,6 @@
 /**
  * Clocks that are really wrong: a PostgreSQL server whose clock is seconds off, runs fast, and is set while it runs; processes
- * whose wall clock is set; NTP servers that are wrong, beside chronyd; a fail-over to a server with another clock. True time is
+ * whose wall clock is set; NTP servers that are wrong, together with chronyd; a fail-over to a server with another clock. True time is
  * this machine's clock, which none of them uses.
  *
  * Skipped where libfaketime is not installed. estimate.test.ts does the same with simulated clocks.

@@ -300,7 +300,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       truth.expectWithin(() => wide.now())
     })
 
-    test('a measurement that contradicts is stored beside it until the next one decides; in the meantime all get the hull', async () => {
+    test('a measurement that contradicts is stored with it until the next one decides; in the meantime all get the hull', async () => {
       const truth = new Truth()
       const { time } = open({ ntp: truth.ntp(), background: false })
       const { time: deceived } = open({ ntp: truth.ntp({ wrongMs: 900 }), background: false })
