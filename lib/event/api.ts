@@ -48,8 +48,8 @@ export interface Events extends AsyncDisposable {
   // ── Streams ──
 
   /**
-   * Appends events to a stream, all of them or none. They are on disk when this resolves; with `trx`, when that commits. Appends
-   * that are made at the same time share a statement.
+   * Appends events to a stream, all of them or none. They are on disk when this resolves; with `trx`, when that
+   * commits. Appends that are made at the same time share a statement.
    *
    * @param stream  1–255 characters, no control characters. A stream exists from its first event on.
    * @param events  one event, or 1–10,000; at most 1 MiB each and 16 MiB together.
@@ -68,27 +68,27 @@ export interface Events extends AsyncDisposable {
   read(stream: string, options?: ReadOptions): Promise<EventPage>
 
   /**
-   * Reads a page of all streams, or of those under a prefix, in the order of cursors. An event that commits late is not skipped: the
-   * page ends before the first event that may still commit.
+   * Reads a page of all streams, or of those under a prefix, in the order of cursors. An event that commits late is not
+   * skipped: the page ends before the first event that may still commit.
    *
    * @throws {UnavailableError | TypeError | RangeError} and `signal.reason`.
    */
   readAll(options?: AllOptions): Promise<EventPage>
 
   /**
-   * Follows one stream or many: yields all events from `from` on, then new ones as they are appended. It ends with its `signal`, or
-   * with `break`. During an outage of the database it waits and goes on.
+   * Follows one stream or many: yields all events from `from` on, then new ones as they are appended. It ends with its
+   * `signal`, or with `break`. During an outage of the database it waits and goes on.
    *
-   * Nothing is read before the consumer asks for it, and then 256 KiB, or one event if that is larger. All subscriptions of this
-   * process together have at most 32 MiB in memory; one that finds none free waits for its turn.
+   * Nothing is read before the consumer asks for it, and then 256 KiB, or one event if that is larger. All
+   * subscriptions of this process together have at most 32 MiB in memory; one that finds none free waits for its turn.
    *
    * @throws {UnavailableError} the first read fails, or Lockstep is closed. And `signal.reason`.
    * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
    */
   subscribe(options?: SubscribeOptions): AsyncGenerator<StoredEvent, never, void>
   /**
-   * Follows as above, and yields the JSON of each event as HTTP shows it, in pieces of at most 64 Ki characters: to pass it on
-   * without parsing.
+   * Follows as above, and yields the JSON of each event as HTTP shows it, in pieces of at most 64 Ki characters: to
+   * pass it on without parsing.
    */
   subscribe(options: SubscribeOptions & { as: 'json' }): AsyncGenerator<EventPiece, never, void>
 
@@ -118,10 +118,10 @@ export interface Events extends AsyncDisposable {
   declareGroup(group: string, options?: GroupOptions): Promise<boolean>
 
   /**
-   * Starts a consumer of a group. Each event goes to one consumer of the group; the events of a stream are handled one after another.
-   * The handler's writes in `trx` and the group's progress commit together, so they happen exactly once. The handler must neither
-   * begin nor end that transaction: a statement that would is refused; where it cannot be refused, `onError` is called with a
-   * TransactionEndedError.
+   * Starts a consumer of a group. Each event goes to one consumer of the group; the events of a stream are handled one
+   * after another. The handler's writes in `trx` and the group's progress commit together, so they happen exactly once.
+   * The handler must neither begin nor end that transaction: a statement that would is refused; where it cannot be
+   * refused, `onError` is called with a TransactionEndedError.
    *
    * @param group    1–255 characters; the group is made with these options if it does not exist.
    * @param handler  applies an event; if it throws, the event is retried, then parked.
@@ -192,8 +192,8 @@ export interface Events extends AsyncDisposable {
   // ── Groups for consumers elsewhere: each verb is one call, nothing is kept in this process ──
 
   /**
-   * Takes the consumer's share of the partitions for `leaseMs`, and returns the next batch of each. The array is empty if there is no
-   * event, also after `waitMs`.
+   * Takes the consumer's share of the partitions for `leaseMs`, and returns the next batch of each. The array is empty
+   * if there is no event, also after `waitMs`.
    *
    * @throws {NotFoundError} no such group.
    * @throws {UnavailableError | TypeError | RangeError} and `signal.reason`.
@@ -201,8 +201,8 @@ export interface Events extends AsyncDisposable {
   poll(group: string, options: PollOptions): Promise<Batch[]>
 
   /**
-   * Commits a batch: all its events were applied. A repeated commit of the same batch succeeds, except in a `trx`: there it is
-   * refused, since the effects in `trx` would happen twice.
+   * Commits a batch: all its events were applied. A repeated commit of the same batch succeeds, except in a `trx`:
+   * there it is refused, since the effects in `trx` would happen twice.
    *
    * @param options.trx  the transaction of the effects: the commit counts if that commits.
    * @throws {LeaseLostError} the partition went to another consumer, or this is not the last batch that was delivered.
@@ -211,8 +211,9 @@ export interface Events extends AsyncDisposable {
   commit(group: string, batch: BatchEnd, options?: { trx?: AnyTransaction }): Promise<void>
 
   /**
-   * Reports that an event of a batch failed, and that the events before it in the batch were applied. The event is delivered again
-   * after a pause that doubles each time, and parked when it has failed too often. Its stream waits for it; others go on.
+   * Reports that an event of a batch failed, and that the events before it in the batch were applied. The event is
+   * delivered again after a pause that doubles each time, and parked when it has failed too often. Its stream waits for
+   * it; others go on.
    *
    * @returns how often the event was tried, whether it is parked, and when it is due again (null: parked).
    * @throws {LeaseLostError} as {@link commit}.
@@ -232,8 +233,8 @@ export interface Events extends AsyncDisposable {
   // ── Retention ──
 
   /**
-   * Sets how long events of the streams under a prefix are kept; {@link sweep} applies it. If several prefixes match a stream, the
-   * longest prefix counts.
+   * Sets how long events of the streams under a prefix are kept; {@link sweep} applies it. If several prefixes match a
+   * stream, the longest prefix counts.
    *
    * @param prefix  what the names of the streams begin with; '': all streams.
    * @param rule    null: removes the rule of this prefix.
@@ -245,7 +246,8 @@ export interface Events extends AsyncDisposable {
   retention(): Promise<({ prefix: string } & RetentionRule)[]>
 
   /**
-   * Removes the events that the retention rules do not keep, except those that a group has not read yet. The HTTP server calls it.
+   * Removes the events that the retention rules do not keep, except those that a group has not read yet. The HTTP
+   * server calls it.
    *
    * @param options.signal  ends it between two statements: it rejects with `signal.reason`.
    * @throws {UnavailableError | TypeError}
@@ -253,8 +255,8 @@ export interface Events extends AsyncDisposable {
   sweep(options?: { signal?: AbortSignal }): Promise<Swept>
 
   /**
-   * Removes the events of a stream before a position, except those that a group has not read yet, unless `force` is set. Positions
-   * are not used again.
+   * Removes the events of a stream before a position, except those that a group has not read yet, unless `force` is
+   * set. Positions are not used again.
    *
    * @param before  the first position to keep, ≥ 1n.
    * @throws {UnavailableError | TypeError | RangeError}
@@ -262,15 +264,16 @@ export interface Events extends AsyncDisposable {
   truncate(stream: string, before: bigint, options?: TruncateOptions): Promise<Truncated>
 
   /**
-   * Yields the events that can be read now as lines of NDJSON, one event a line: to store them elsewhere before they are removed.
+   * Yields the events that can be read now as lines of NDJSON, one event a line: to store them elsewhere before they
+   * are removed.
    *
    * @throws {UnavailableError | TypeError | RangeError}
    */
   archive(options?: ArchiveOptions): AsyncGenerator<string, void, void>
 
   /**
-   * Stops the consumers and ends the subscriptions; from then on every verb rejects with an UnavailableError, and so do waits in
-   * progress. `lockstep.close()` calls it too.
+   * Stops the consumers and ends the subscriptions; from then on every verb rejects with an UnavailableError, and so do
+   * waits in progress. `lockstep.close()` calls it too.
    */
   close(): Promise<void>
 }

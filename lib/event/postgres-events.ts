@@ -1,4 +1,4 @@
-/** The events of a Lockstep, put together of streams and groups. What they promise is in events.ts. */
+/** The events of a Lockstep, made of the parts for streams and for groups. Their promise is in events.ts. */
 
 import {
   Closing,

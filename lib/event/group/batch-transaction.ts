@@ -6,8 +6,8 @@ import { sqlState } from '../../database/index.ts'
 // How often the server checks whether the connection of a running statement was cut.
 const CHECK_MS = 1_000
 
-// Sets limits of the server too: for a process that is paused, for a statement that waits in the database, for a connection that
-// is cut.
+// Sets limits of the server too: for a process that is paused, for a statement that waits in the database, for a
+// connection that is cut.
 export const beginStatement = <R>(outcome: RawBuilder<R>, timeoutMs: number) => sql<R & { xid: string }>`
   with outcome as materialized (${outcome})
   select outcome.*, pg_current_xact_id()::text as xid,
@@ -27,8 +27,8 @@ export const isConnected = (trx: Transaction<any>): Promise<boolean> =>
 export const isServerError = (error: unknown): boolean => (error as { severity?: unknown }).severity !== undefined
 
 /**
- * The database is away, or asks to run the transaction again (40001, 40P01). Not what a handler's own statements may cause each time:
- * too slow (57014), waited for a lock (55P03), or an error of the system (58, XX).
+ * The database is away, or asks to run the transaction again (40001, 40P01). Not what a handler's own statements may
+ * cause each time: too slow (57014), waited for a lock (55P03), or an error of the system (58, XX).
  */
 export const isFault = (error: unknown): boolean =>
   fromDatabase(error) instanceof UnavailableError && !/^(55P03|57014|58|XX)/.test(sqlState(error))

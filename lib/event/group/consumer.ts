@@ -1,9 +1,10 @@
 /**
- * A consumer: this process as a member of a group. It renews its lease as a member, takes its quota of the partitions, gives up
- * partitions beyond that, and applies the events of those it holds (partition.ts), a few partitions at a time.
+ * A consumer: this process as a member of a group. It renews its lease as a member, takes its quota of the partitions,
+ * gives up partitions beyond that, and applies the events of those it holds (partition.ts), a few partitions at a time.
  *
- * TO STOP: the batches in progress may end within the grace period; then their signals abort and they are rolled back; then the
- * partitions and the membership are released. The next holder of a partition begins at the last checkpoint that was committed.
+ * TO STOP: the batches in progress may end within the grace period; then their signals abort and they are rolled back;
+ * then the partitions and the membership are released. The next holder of a partition begins at the last checkpoint
+ * that was committed.
  */
 import {
   BackoffDelays,
@@ -29,14 +30,18 @@ import { type EventHandler, Partition, type PartitionParts } from './partition.t
 
 /** Options of `consume`: those of the group, which is made if it does not exist, and those of this consumer. */
 export interface ConsumeOptions extends GroupOptions {
-  /** How many partitions this process works on at the same time, each on a connection of Lockstep's pool, 1–256. @default 4 */
+  /**
+   * How many partitions this process works on at the same time, each on a connection of Lockstep's pool, 1–256.
+   * @default 4
+   */
   concurrency?: number
   /** The most events of one transaction, 1–1,000. @default 100 */
   batch?: number
   /** Milliseconds after which other consumers take over from one that died, 1,000–3,600,000. @default 15_000 */
   ttlMs?: number
   /**
-   * Milliseconds for a batch, 1,000–3,600,000. After that it is rolled back, and the event that was being handled has failed.
+   * Milliseconds for a batch, 1,000–3,600,000. After that it is rolled back, and the event that was being handled has
+   * failed.
    * @default 30_000
    */
   timeoutMs?: number

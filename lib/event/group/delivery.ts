@@ -1,5 +1,6 @@
 /**
- * The delivery of a partition's events, and its outcome: the statements that a consumer needs, in this process or elsewhere.
+ * The delivery of a partition's events, and its outcome: the statements that a consumer needs, in this process or
+ * elsewhere.
  */
 import { type RawBuilder, sql } from 'kysely'
 import { batched, jsonText, LIMITS } from '../../base/index.ts'
@@ -66,8 +67,8 @@ export function partitionReader(pool: Pool, group: string, most: number): (held:
 }
 
 /**
- * The next events of several partitions, in their order. All partitions together get {@link PAGE_BYTES}, but always one event: so the
- * read begins at a random partition, for each to have its turn.
+ * The next events of several partitions, in their order. All partitions together get {@link PAGE_BYTES}, but always one
+ * event: so the read begins at a random partition, for each to have its turn.
  */
 export async function readPartitions(
   pool: Pool,

@@ -1,11 +1,12 @@
 /**
  * Groups: their partitions, and how these are assigned to consumers.
  *
- * A stream belongs to one partition of a group, by a hash of its name. A partition is held by one consumer at a time, by a lease
- * like any other (lease/leases.ts), so a consumer whose lease has expired can commit nothing any more. Each consumer also holds a
- * lease as a member of the group. The list of members alone decides the quotas: if the partitions do not divide evenly, the first
- * members in the order of their names have one partition more. A consumer with fewer than its quota takes free partitions; a
- * consumer with more gives some up. So the quotas are even again soon after a consumer came or went, and no coordinator is needed.
+ * A stream belongs to one partition of a group, by a hash of its name. A partition is held by one consumer at a time,
+ * by a lease like any other (lease/leases.ts), so a consumer whose lease has expired can commit nothing any more. Each
+ * consumer also holds a lease as a member of the group. The list of members alone decides the quotas: if the partitions
+ * do not divide evenly, the first members in the order of their names have one partition more. A consumer with fewer
+ * than its quota takes free partitions; a consumer with more gives some up. So the quotas are even again soon after a
+ * consumer came or went, and no coordinator is needed.
  */
 import { sql } from 'kysely'
 import {
@@ -31,8 +32,8 @@ export interface GroupOptions {
   /** The number of partitions, 1–256: at most so many consumers share the work. Fixed. @default 8 */
   partitions?: number
   /**
-   * Where a new group begins: at a cursor, ≥ 1n; at the `start`; or at the `end`, with events that are appended from now on. Ignored
-   * if the group exists.
+   * Where a new group begins: at a cursor, ≥ 1n; at the `start`; or at the `end`, with events that are appended from
+   * now on. Ignored if the group exists.
    * @default 'start'
    */
   from?: bigint | 'start' | 'end'
@@ -177,7 +178,10 @@ export class Groups {
     )
   }
 
-  /** Revokes all leases of a holder in a group: its membership first, then its partitions (polls.ts). @throws {UnavailableError} */
+  /**
+   * Revokes all leases of a holder in a group: its membership first, then its partitions (polls.ts).
+   * @throws {UnavailableError}
+   */
   async leave(group: string, holder: string): Promise<void> {
     await this.#revoke(group, holder, (name) => name.startsWith(MEMBER))
     await this.#revoke(group, holder, () => true)

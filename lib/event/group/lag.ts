@@ -1,10 +1,10 @@
 /**
  * Lag: how far behind a group is, and what holds it up, so that nothing stalls silently.
  *
- * A reader of all streams waits for transactions that have appended and are still open. These are known exactly, by the advisory
- * locks in which they publish their start (0007_event.sql). A long transaction that has not appended, or of another database, holds
- * up no reader. PostgreSQL shows when the session of another role began its transaction only to roles that may see it
- * (pg_read_all_stats).
+ * A reader of all streams waits for transactions that have appended and are still open. These are known exactly, by the
+ * advisory locks in which they publish their start (0007_event.sql). A long transaction that has not appended, or of
+ * another database, holds up no reader. PostgreSQL shows when the session of another role began its transaction only to
+ * roles that may see it (pg_read_all_stats).
  */
 import { sql } from 'kysely'
 import { checkText, NotFoundError } from '../../base/index.ts'
@@ -21,7 +21,10 @@ export interface Holdup {
   application: string | null
   /** The name of its role; null: a prepared transaction. */
   user: string | null
-  /** As in pg_stat_activity, for example `idle in transaction`; null: not visible to this role, or a prepared transaction. */
+  /**
+   * As in pg_stat_activity, for example `idle in transaction`; null: not visible to this role, or a prepared
+   * transaction.
+   */
   state: string | null
   /** Milliseconds since the transaction began, by the database's clock; null as for `state`. */
   ageMs: number | null

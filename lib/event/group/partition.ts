@@ -1,16 +1,18 @@
 /**
  * One partition of a group, while this process holds it: a loop that reads the next batch of events and applies it.
  *
- * A batch is applied in one transaction. Its first statement commits the delivery (commit_events): it checks the partition's
- * fencing token and moves the checkpoint. That counts only if the transaction commits, together with the handler's writes. So
- * whatever dies, and whenever: both have happened, or neither.
+ * A batch is applied in one transaction. Its first statement commits the delivery (commit_events): it checks the
+ * partition's fencing token and moves the checkpoint. That counts only if the transaction commits, together with the
+ * handler's writes. So whatever dies, and whenever: both have happened, or neither.
  *
- * When a handler throws, the whole batch is rolled back. Then the events before the failed one are applied again, and the same
- * transaction records the failure (fail_event): the stream of that event stops, the other streams go on. If only the COMMIT
- * failed, it is not known which event caused it; then the events are applied one by one until it is. An error that the handler did
- * not cause (the database is away, the connection is cut) costs an event no attempt, unless it happens again and again.
+ * When a handler throws, the whole batch is rolled back. Then the events before the failed one are applied again, and
+ * the same transaction records the failure (fail_event): the stream of that event stops, the other streams go on. If
+ * only the COMMIT failed, it is not known which event caused it; then the events are applied one by one until it is. An
+ * error that the handler did not cause (the database is away, the connection is cut) costs an event no attempt, unless
+ * it happens again and again.
  *
- * This process keeps no checkpoint in memory: each read takes it from the database. So an answer that was lost is no special case.
+ * This process keeps no checkpoint in memory: each read takes it from the database. So an answer that was lost is no
+ * special case.
  */
 import { type RawBuilder, sql, type Transaction } from 'kysely'
 import {
@@ -37,7 +39,10 @@ import type { Group } from './groups.ts'
 
 /** The second argument of a handler. */
 export interface EventContext {
-  /** The batch's transaction, on a connection of Lockstep's pool. Its writes commit with the group's progress, or not at all. */
+  /**
+   * The batch's transaction, on a connection of Lockstep's pool. Its writes commit with the group's progress, or not at
+   * all.
+   */
   // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
   trx: Transaction<any>
   /** Aborts when the partition is lost, `timeoutMs` has passed, or the consumer stops: then the batch is rolled back. */
@@ -211,7 +216,8 @@ export class Partition {
     severed.promise.catch(() => {}) // perhaps before there is a connection
     const timers: NodeJS.Timeout[] = []
     const off = onAbort(signal, () => timers.push(setTimeout(() => severed.reject(signal.reason), SETTLE_MS)))
-    // It waits for a connection as long as it holds the partition and the consumer runs: a full pool is no failure of an event.
+    // It waits for a connection as long as it holds the partition and the consumer runs: a full pool is no failure of
+    // an event.
     const waiting = combineSignals(signal, stop)
     const wait = { signal: waiting.signal, ms: Infinity }
     const how = { isolation: 'read committed', identified: false, severed: severed.promise, ...wait } as const
@@ -231,7 +237,8 @@ export class Partition {
       }, how)
     } catch (error) {
       if (error instanceof TransactionEndedError) {
-        // If the handler committed, the events count as applied, and no failure can be recorded for them: so it is reported here.
+        // If the handler committed, the events count as applied, and no failure can be recorded for them: so it is
+        // reported here.
         this.#parts.onError(error)
         throw new HandlerFailed(at < events.length || events.length === 1 ? Math.min(at, events.length - 1) : -1, error)
       }
@@ -241,8 +248,8 @@ export class Partition {
         }
         if (at >= 0 && events.length > 0) throw new HandlerFailed(Math.min(at, events.length - 1), signal.reason)
       }
-      // A COMMIT, for which the server has no time limit; or another transaction has locked the partition's checkpoint. The next
-      // read finds out what became of it.
+      // A COMMIT, for which the server has no time limit; or another transaction has locked the partition's checkpoint.
+      // The next read finds out what became of it.
       if (signal.aborted && !isServerError(error)) {
         const message = `${JSON.stringify(this.#group.name)} waits in the database for longer than ${timeoutMs} ms`
         this.#parts.onError(new Error(message, { cause: error }))
@@ -270,8 +277,8 @@ export class Partition {
     }
   }
 
-  // A handler may have caught an error of the transaction: then nothing could be committed, again and again. Or it has ended the
-  // transaction.
+  // A handler may have caught an error of the transaction: then nothing could be committed, again and again. Or it has
+  // ended the transaction.
   async #check(trx: EventContext['trx'], xid: string | undefined, count: number): Promise<void> {
     const rows = await currentXid.execute(trx).then(
       ({ rows }) => rows,

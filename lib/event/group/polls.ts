@@ -1,9 +1,11 @@
 /**
- * Groups for consumers elsewhere, over HTTP and in any language: each verb is one call, and nothing is kept in this process.
+ * Groups for consumers elsewhere, over HTTP and in any language: each verb is one call, and nothing is kept in this
+ * process.
  *
- * A poll renews the holder's membership and the leases of its partitions, takes its quota of them, and returns the next batch of each.
- * A batch is delivered again until it is committed: an answer may be lost, and a commit may be repeated. A holder that has not
- * polled for `leaseMs` counts as dead. Then its partitions go to other consumers, and its commits are refused by their tokens.
+ * A poll renews the holder's membership and the leases of its partitions, takes its quota of them, and returns the next
+ * batch of each. A batch is delivered again until it is committed: an answer may be lost, and a commit may be repeated.
+ * A holder that has not polled for `leaseMs` counts as dead. Then its partitions go to other consumers, and its commits
+ * are refused by their tokens.
  */
 import { sql } from 'kysely'
 import {
@@ -122,8 +124,9 @@ export class Polls {
       const membership = await this.#join(name, holder, leaseMs)
       for (;;) {
         const found = await this.#fetch(name, { holder, membership, limit, leaseMs })
-        // A caller that has gone does not know which partitions it was granted, and may have called `leave` before it was. If
-        // they cannot be released now, their leases expire; the poll rejects with the signal's reason either way.
+        // A caller that has gone does not know which partitions it was granted, and may have called `leave` before it
+        // was. If they cannot be released now, their leases expire; the poll rejects with the signal's reason either
+        // way.
         if (signal?.aborted) await this.#groups.leave(name, holder).catch(() => {})
         signal?.throwIfAborted()
         if (!found) return []

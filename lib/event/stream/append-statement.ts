@@ -12,8 +12,8 @@ export interface NewEvent {
   /** Data about the event, for example a trace id: any JSON value, at most 4 KiB. @default null */
   meta?: unknown
   /**
-   * The caller's idempotency key, 1–255 characters: events that are appended again with the same ids are not stored twice. Each
-   * event of a stream needs a different id. In one append either every event has an id, or none has.
+   * The caller's idempotency key, 1–255 characters: events that are appended again with the same ids are not stored
+   * twice. Each event of a stream needs a different id. In one append either every event has an id, or none has.
    * @default none
    */
   id?: string
@@ -115,7 +115,8 @@ export interface AppendRow {
   heard: boolean
 }
 
-// Requests for one stream follow one another. All statements lock streams in the same order, so that two statements cannot deadlock.
+// Requests for one stream follow one another. All statements lock streams in the same order, so that two statements
+// cannot deadlock.
 export const sorted = (requests: AppendRequest[]): AppendRequest[] =>
   requests.length === 1
     ? requests

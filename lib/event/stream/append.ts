@@ -2,15 +2,15 @@
  * Appending: events that many callers append at the same time go in one statement.
  *
  * The first call goes at once. Calls that arrive while its statement is in flight go together in the next statement
- * (base/batch.ts), also calls for the same stream. The statement locks its streams (an advisory lock for each, `gate` in SQL),
- * checks what each caller expects, and assigns the positions (append, in 0007_event.sql). It never waits for a lock: a stream that
- * another transaction has locked is skipped, since that transaction may last, and the request is sent again in a statement of
- * its own that waits. If a shared statement fails, nothing of it was appended. Each request is then sent again alone, so that an
- * error in one request fails no other.
+ * (base/batch.ts), also calls for the same stream. The statement locks its streams (an advisory lock for each, `gate`
+ * in SQL), checks what each caller expects, and assigns the positions (append, in 0007_event.sql). It never waits for a
+ * lock: a stream that another transaction has locked is skipped, since that transaction may last, and the request is
+ * sent again in a statement of its own that waits. If a shared statement fails, nothing of it was appended. Each
+ * request is then sent again alone, so that an error in one request fails no other.
  *
- * Listeners are notified after the commit, by a second statement: a NOTIFY within the transaction would hold one lock of the whole
- * database through the commit's fsync. A call that shares its statement with no other is spared that round trip: its NOTIFY is
- * in the transaction.
+ * Listeners are notified after the commit, by a second statement: a NOTIFY within the transaction would hold one lock
+ * of the whole database through the commit's fsync. A call that shares its statement with no other is spared that round
+ * trip: its NOTIFY is in the transaction.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
@@ -43,14 +43,14 @@ import {
 /** Options of `append`. */
 export interface AppendOptions {
   /**
-   * The stream's last position, as the caller has read it; the append fails with a PositionConflictError if the stream is elsewhere.
-   * A position (0n: no events), `none` (no events), `exists` (at least one event) or `any` (no check).
+   * The stream's last position, as the caller has read it; the append fails with a PositionConflictError if the stream
+   * is elsewhere. A position (0n: no events), `none` (no events), `exists` (at least one event) or `any` (no check).
    * @default 'any'
    */
   expected?: Expected
   /**
-   * The caller's open transaction: the events are appended if it commits, and not if it rolls back. The stream is locked until it
-   * ends.
+   * The caller's open transaction: the events are appended if it commits, and not if it rolls back. The stream is
+   * locked until it ends.
    * @default a transaction of Lockstep's own
    */
   trx?: AnyTransaction
@@ -172,8 +172,8 @@ export class Appender {
     if (unnotified) void this.#notify(streams).catch(() => {}) // listeners poll too
   }
 
-  // Waits for another transaction: in the database's queue, with all other requests of this process for the stream; or by trying
-  // again, when as many streams are waited for as there are connections for it.
+  // Waits for another transaction: in the database's queue, with all other requests of this process for the stream; or
+  // by trying again, when as many streams are waited for as there are connections for it.
   async #wait(request: AppendRequest): Promise<Result> {
     const { stream } = request
     let queue = this.#waitQueues.get(stream)
@@ -216,7 +216,8 @@ export class Appender {
 
 type Result = AppendAnswer | { error: unknown }
 
-// One statement for all requests, in their order. An error does not say which request caused it: then one statement for each.
+// One statement for all requests, in their order. An error does not say which request caused it: then one statement for
+// each.
 async function each(
   requests: AppendRequest[],
   run: (requests: AppendRequest[]) => Promise<(AppendAnswer | undefined)[]>,
@@ -226,7 +227,8 @@ async function each(
     const answers = await run(inOrder)
     return new Map(inOrder.flatMap((request, i) => (answers[i] ? [[request, answers[i]] as const] : [])))
   } catch (error) {
-    // A deadlock of other transactions, with this statement queued between them: nothing was done, and no request caused it.
+    // A deadlock of other transactions, with this statement queued between them: nothing was done, and no request
+    // caused it.
     if (sqlState(error) === '40P01') return each(requests, run)
     if (requests.length === 1 || error instanceof UnavailableError || isLockTimeout(error)) {
       return new Map(requests.map((request) => [request, { error: explained(error) }]))

@@ -1,8 +1,10 @@
 /**
- * A memory budget that many readers share. A reader reserves bytes before it uses them, and waits its turn when none are free.
+ * A memory budget that many readers share. A reader reserves bytes before it uses them, and waits its turn when none
+ * are free.
  *
- * A reservation is idle while nobody takes what was read into it. An idle reservation is evicted after a second if another reader
- * waits; its owner reads again when it is asked again. So readers whose clients do not read keep no memory from the others.
+ * A reservation is idle while nobody takes what was read into it. An idle reservation is evicted after a second if
+ * another reader waits; its owner reads again when it is asked again. So readers whose clients do not read keep no
+ * memory from the others.
  */
 
 import { onAbort } from '../../base/index.ts'

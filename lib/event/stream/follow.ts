@@ -1,12 +1,12 @@
 /**
- * Following: all events from a position on, then new ones as they are appended (notifier.ts says when to read); as events, or as
- * their JSON.
+ * Following: all events from a position on, then new ones as they are appended (notifier.ts says when to read); as
+ * events, or as their JSON.
  *
- * MEMORY. Nothing is read before the consumer asks for it. A page is 256 KiB, or one event if that is larger, and the JSON of an
- * event is not parsed before its turn. All followers of this process share 32 MiB; a follower that finds none free waits. A
- * follower that has a page and does not ask for more keeps that page only as long as no other follower needs the memory
- * (byte-budget.ts), and reads it again later: an event does not change. It may have been removed meanwhile; if the follower had
- * taken a part of it, it gets an error.
+ * MEMORY. Nothing is read before the consumer asks for it. A page is 256 KiB, or one event if that is larger, and the
+ * JSON of an event is not parsed before its turn. All followers of this process share 32 MiB; a follower that finds
+ * none free waits. A follower that has a page and does not ask for more keeps that page only as long as no other
+ * follower needs the memory (byte-budget.ts), and reads it again later: an event does not change. It may have been
+ * removed meanwhile; if the follower had taken a part of it, it gets an error.
  */
 
 import type { Closing } from '../../base/index.ts'
@@ -102,7 +102,10 @@ export class Follow {
   }
 }
 
-/** A follower's position, and the page that was read there. An object of its own: a paused generator keeps its local variables alive. */
+/**
+ * A follower's position, and the page that was read there. An object of its own: a paused generator keeps its local
+ * variables alive.
+ */
 class Reading {
   /** Of the next event: a position of the stream, or a cursor. */
   position = 1n

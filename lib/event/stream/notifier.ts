@@ -1,12 +1,12 @@
 /**
  * Notifications of new events: they say that a stream may have new events, and not which. The reader reads to find out.
  *
- * This process knows at once what it appends itself. What other processes append it learns by NOTIFY, where there is a direct
- * connection. A NOTIFY is expensive, so the process that appends asks first whether anybody listens: each listener holds an
- * advisory lock in shared mode for as long as it listens.
+ * This process knows at once what it appends itself. What other processes append it learns by NOTIFY, where there is a
+ * direct connection. A NOTIFY is expensive, so the process that appends asks first whether anybody listens: each
+ * listener holds an advisory lock in shared mode for as long as it listens.
  *
- * A watch also polls. The first polls come soon, since a process that appended just before we began to listen may have found no
- * listener; then less and less often.
+ * A watch also polls. The first polls come soon, since a process that appended just before we began to listen may have
+ * found no listener; then less and less often.
  */
 import { sql } from 'kysely'
 import { Stopwatch, Waker } from '../../base/index.ts'

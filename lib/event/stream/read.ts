@@ -1,10 +1,10 @@
 /**
  * Reading: pages of a stream by position, and of all streams by cursor.
  *
- * A stream's positions have no gaps and follow its commits, so a page of a stream is complete. The order of all streams has gaps:
- * of events that were rolled back, and of events that have not committed yet. So a page of it ends at the horizon
- * (0007_event.sql), before the first event that may still commit. A page is one JSON text: that takes a third of the time of one
- * row for each event.
+ * A stream's positions have no gaps and follow its commits, so a page of a stream is complete. The order of all streams
+ * has gaps: of events that were rolled back, and of events that have not committed yet. So a page of it ends at the
+ * horizon (0007_event.sql), before the first event that may still commit. A page is one JSON text: that takes a third
+ * of the time of one row for each event.
  */
 import { type RawBuilder, sql } from 'kysely'
 import { checkInteger, checkPage, checkText, outOfRange, wrongType } from '../../base/index.ts'
@@ -27,17 +27,23 @@ export interface StoredEvent {
   /** The id that the caller gave (idempotency key); null if none was given. */
   id: string | null
   /**
-   * When it was appended, by the database's clock. Use positions and cursors for order: events that are appended at the same
-   * time may have times in another order, and clocks are set.
+   * When it was appended, by the database's clock. Use positions and cursors for order: events that are appended at the
+   * same time may have times in another order, and clocks are set.
    */
   at: Date
 }
 
 /** A page of events, as `read` and `readAll` return it. */
 export interface EventPage {
-  /** The events, in order. There may be fewer than `limit`: a page has at most 4 MiB, but always one event if there is one. */
+  /**
+   * The events, in order. There may be fewer than `limit`: a page has at most 4 MiB, but always one event if there is
+   * one.
+   */
   events: StoredEvent[]
-  /** Where the next page begins: pass it as `from`. null: the page was read backwards, and it ends at the stream's first event. */
+  /**
+   * Where the next page begins: pass it as `from`. null: the page was read backwards, and it ends at the stream's first
+   * event.
+   */
   next: bigint | null
 }
 

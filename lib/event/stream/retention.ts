@@ -1,9 +1,10 @@
 /**
  * Retention: how long events are kept, and what is removed.
  *
- * Events that a group has not read yet are never removed, unless `force` is set: a removal looks at the checkpoints of all groups
- * whose prefix covers the stream, and at the events of the stream that failed in those groups. A position is never used again:
- * the stream counts on. A reader that begins before the first event that is left begins with that event.
+ * Events that a group has not read yet are never removed, unless `force` is set: a removal looks at the checkpoints of
+ * all groups whose prefix covers the stream, and at the events of the stream that failed in those groups. A position is
+ * never used again: the stream counts on. A reader that begins before the first event that is left begins with that
+ * event.
  */
 import { sql } from 'kysely'
 import { checkInteger, checkMs, checkOptions, checkText, outOfRange, wrongType } from '../../base/index.ts'
@@ -11,11 +12,14 @@ import type { Pool } from '../../database/index.ts'
 import { checkPosition, MAX_POSITION, type Reader, type StoredEvent } from './read.ts'
 
 /**
- * Which events of a stream are kept; at least one of the two fields is set. With both, an event is removed as soon as either allows
- * it.
+ * Which events of a stream are kept; at least one of the two fields is set. With both, an event is removed as soon as
+ * either allows it.
  */
 export interface RetentionRule {
-  /** Events are kept for so many milliseconds by the database's clock, 1,000–3,155,760,000,000 (a century). @default for ever */
+  /**
+   * Events are kept for so many milliseconds by the database's clock, 1,000–3,155,760,000,000 (a century).
+   * @default for ever
+   */
   maxAgeMs?: number
   /** So many of the last events of each stream are kept, 0–1,000,000,000,000. @default all */
   maxCount?: number

@@ -1,5 +1,6 @@
 /**
- * Reading and following for callers: checks the options, and waits for a page. How events are followed is explained in follow.ts.
+ * Reading and following for callers: checks the options, and waits for a page. How events are followed is explained in
+ * follow.ts.
  */
 
 import type { Closing } from '../../base/index.ts'
@@ -19,13 +20,19 @@ import {
 
 /** Options of `subscribe`. */
 export interface SubscribeOptions {
-  /** The stream to follow, in the order of its positions. Not together with `prefix`. @default all streams under `prefix` */
+  /**
+   * The stream to follow, in the order of its positions. Not together with `prefix`.
+   * @default all streams under `prefix`
+   */
   stream?: string
-  /** The streams to follow, by what their names begin with, in the order of cursors. Not together with `stream`. @default '', all streams */
+  /**
+   * The streams to follow, by what their names begin with, in the order of cursors. Not together with `stream`.
+   * @default '', all streams
+   */
   prefix?: string
   /**
-   * The first event: a position of the stream or, without `stream`, a cursor, ≥ 1n. `end`: only events that are appended from
-   * now on.
+   * The first event: a position of the stream or, without `stream`, a cursor, ≥ 1n. `end`: only events that are
+   * appended from now on.
    * @default 1n
    */
   from?: bigint | 'end'
