@@ -143,7 +143,6 @@ const LONG: Record<string, number> = {
   'lib/lease/leases.ts': 310,
   'lib/leader/leaders.ts': 330,
   'lib/task/tasks.ts': 370,
-  'lib/event/events.ts': 310,
   'functions/routes/streams.ts': 320,
 }
 
