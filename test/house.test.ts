@@ -148,12 +148,8 @@ const PUBLIC = {
 const LONG: Record<string, number> = {
   'lib/database/database.ts': 330,
   'lib/lease/leases.ts': 310,
-  'lib/lock/locks.ts': 405,
-  'lib/lock/wait-queue.ts': 370,
   'lib/leader/leaders.ts': 330,
-  'lib/time/estimate.ts': 335,
   'lib/task/tasks.ts': 370,
-  'lib/event/events.ts': 310,
   'functions/routes/streams.ts': 320,
 }
 

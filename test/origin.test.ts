@@ -1,6 +1,6 @@
 /**
- * What go-micro's `sync` promised, in its own order, each said in our words; and the ways in which its backends failed
- * (they are told at each test), shown not to happen.
+ * The promises of go-micro's `sync`, in its own order, each with our names; and the faults of its backends, which are named in
+ * parentheses and must not happen here.
  */
 import { once } from 'node:events'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
@@ -27,7 +27,7 @@ afterAll(async () => {
 
 let n = 0
 const fresh = () => `group ${n++}`
-const inLine = async (name: string) => (await b.leaders.members(name)).waiting.map(({ holder }) => holder)
+const waitQueue = async (name: string) => (await b.leaders.members(name)).waiting.map(({ holder }) => holder)
 
 describe('Leader', () => {
   test('Elect(id) in a Group: campaign(group, { holder: id })', async () => {
@@ -37,19 +37,19 @@ describe('Leader', () => {
     await elected.resign()
   })
 
-  test('two nodes of a group with ids of their own: one leads (etcd ignored the group, and both did)', async () => {
+  test('two nodes of a group with different ids: one leads (etcd ignored the group, and both led)', async () => {
     const group = fresh()
     const one = await a.leaders.campaign(group, { holder: 'node-1' })
     expect(await b.leaders.tryCampaign(group, { holder: 'node-2' })).toBeNull()
     await one.resign()
   })
 
-  test('Revoked(): term.signal, before anybody else is elected (etcd compared ids, and with one id for all never said so)', async () => {
+  test('Revoked(): term.signal, before another node is elected (etcd compared ids; with one id for all nodes it never signalled)', async () => {
     const group = fresh()
     const first = await a.leaders.campaign(group, { holder: 'node-1', ttlMs: 1_000 })
     const revoked = once(first.signal, 'abort')
     const waits = b.leaders.campaign(group, { holder: 'node-2' })
-    await until('in line', async () => String(await inLine(group)) === 'node-2')
+    await until('in the wait queue', async () => String(await waitQueue(group)) === 'node-2')
     await b.leaders.stepDown(group)
     await revoked
     await first[Symbol.asyncDispose]()
@@ -58,7 +58,7 @@ describe('Leader', () => {
     await second.resign()
   })
 
-  test('Revoked(), when nobody campaigns after the leader was lost (etcd emitted nothing)', async () => {
+  test('Revoked(), without another candidate after the leader was lost (etcd emitted nothing)', async () => {
     const group = fresh()
     const term = await a.leaders.campaign(group, { ttlMs: 1_000 })
     const revoked = once(term.signal, 'abort')
@@ -68,7 +68,7 @@ describe('Leader', () => {
     expect(await b.leaders.leader(group)).toBeNull()
   })
 
-  test('Reelect(): campaign again, on nothing that may be dead (etcd used the old session), with a signal of its own', async () => {
+  test('Reelect(): campaign again, on a live session (etcd used the old one), with a new signal', async () => {
     const group = fresh()
     const first = await a.leaders.campaign(group, { holder: 'node-1', ttlMs: 1_000 })
     const revoked = once(first.signal, 'abort')
@@ -81,11 +81,11 @@ describe('Leader', () => {
     await again.resign()
   })
 
-  test('Resign(): the next one leads at once, and a late one ends nobody', async () => {
+  test('Resign(): the next one leads at once, and a late resignation has no effect on it', async () => {
     const group = fresh()
     const first = await a.leaders.campaign(group, { holder: 'node-1' })
     const waits = b.leaders.campaign(group, { holder: 'node-2' })
-    await until('in line', async () => String(await inLine(group)) === 'node-2')
+    await until('in the wait queue', async () => String(await waitQueue(group)) === 'node-2')
     await first.resign()
     const second = await waits
     await first.resign()
@@ -93,7 +93,7 @@ describe('Leader', () => {
     await second.resign()
   })
 
-  test('Follow(): observe(group), of this group alone (etcd mixed all), the present leader first', async () => {
+  test('Follow(): observe(group), of this group only (etcd mixed all groups), the current leader first', async () => {
     const [group, other] = [fresh(), fresh()]
     const first = await a.leaders.campaign(group, { holder: 'node-1' })
     const seen: (string | undefined)[] = []
@@ -101,18 +101,18 @@ describe('Leader', () => {
     const following = (async () => {
       for await (const { leader } of b.leaders.observe(group, { signal: controller.signal })) seen.push(leader?.holder)
     })().catch((error) => error)
-    await until('the present leader', () => seen.at(-1) === 'node-1')
-    await (await a.leaders.campaign(other, { holder: 'stranger' })).resign()
+    await until('the current leader', () => seen.at(-1) === 'node-1')
+    await (await a.leaders.campaign(other, { holder: 'other' })).resign()
     await first.resign()
     const second = await b.leaders.campaign(group, { holder: 'node-2' })
     await until('the next leader', () => seen.at(-1) === 'node-2')
-    expect(seen).not.toContain('stranger')
-    controller.abort(new Error('ends')) // its goroutine never did
+    expect(seen).not.toContain('other')
+    controller.abort(new Error('ends')) // its goroutine never ended
     expect(await following).toMatchObject({ message: 'ends' })
     await second.resign()
   })
 
-  test('a follower outlives the connection (its channel never yielded again after an error of the session)', async () => {
+  test('a follower survives the loss of its connection (its channel yielded nothing more after an error of the session)', async () => {
     const group = fresh()
     await using c = createLockstep({ connectionString: db.url, applicationName: 'follower' })
     const seen: (string | undefined)[] = []
@@ -120,7 +120,7 @@ describe('Leader', () => {
     const following = (async () => {
       for await (const { leader } of c.leaders.observe(group, { signal: controller.signal })) seen.push(leader?.holder)
     })().catch((error) => error)
-    await until('the first look', () => seen.length === 1)
+    await until('the first observation', () => seen.length === 1)
     await db.pool.query(`select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'follower'`)
     const term = await a.leaders.campaign(group, { holder: 'node-1' })
     await until('the leader', () => seen.at(-1) === 'node-1')
@@ -129,7 +129,7 @@ describe('Leader', () => {
     await term.resign()
   })
 
-  test('Elect can be left (it blocked for ever): by a signal, by waitMs; nothing of it stays', async () => {
+  test('Elect can be cancelled (it blocked for ever), by a signal or by waitMs, and leaves no candidate behind', async () => {
     const group = fresh()
     await using leader = await a.leaders.campaign(group)
     expect(leader.isTrusted()).toBe(true)
@@ -137,10 +137,10 @@ describe('Leader', () => {
     await expect(b.leaders.campaign(group, { signal: AbortSignal.timeout(10) })).rejects.toMatchObject({
       name: 'TimeoutError',
     })
-    await until('nobody in line', async () => (await inLine(group)).length === 0)
+    await until('the wait queue is empty', async () => (await waitQueue(group)).length === 0)
   })
 
-  test('a leader has a term number and a fence, others see who it is and who waits (there was none of these)', async () => {
+  test('a leader has a term number and a fence, and others see the leader and the candidates (it had none of these)', async () => {
     const group = fresh()
     const term = await a.leaders.campaign(group, { holder: 'node-1', meta: { address: '10.0.0.1' } })
     expect(term.token).toBeGreaterThan(0n)
@@ -155,34 +155,34 @@ describe('Lock', () => {
   test('Acquire(id, TTL, Wait) and Release(id): acquire(name, { ttlMs, waitMs }), held.release()', async () => {
     const id = fresh()
     const held = await a.locks.acquire(id, { ttlMs: 5_000 })
-    // Wait was ignored, or meant "once", or for ever.
+    // The option Wait was ignored, or meant "once", or "for ever".
     await expect(b.locks.acquire(id, { ttlMs: 5_000, waitMs: 10 })).rejects.toMatchObject({ code: 'LEASE_HELD' })
     const waits = b.locks.acquire(id, { ttlMs: 5_000, waitMs: 20_000 })
     await held.release()
     await (await waits).release()
   })
 
-  test('the ids a/b and a-b are two (etcd took them for one)', async () => {
+  test('the ids a/b and a-b are different (etcd mapped both to one)', async () => {
     const id = fresh()
     await using one = await a.locks.acquire(`${id}/b`, { ttlMs: 5_000 })
     await using two = await b.locks.acquire(`${id}-b`, { ttlMs: 5_000 })
     expect(one.name).not.toBe(two.name)
   })
 
-  test('whose holder is late frees nobody else (in memory, anybody could release anything)', async () => {
+  test('a late release does not release another holder’s lock (in memory, any caller could release any lock)', async () => {
     const id = fresh()
     const first = await a.locks.acquire(id, { ttlMs: 1_000 })
     await b.locks.forceRevoke(id)
     const second = await b.locks.acquire(id, { ttlMs: 5_000 })
     await expect(first.release()).rejects.toMatchObject({ code: 'LEASE_LOST' })
-    expect(first.signal.aborted).toBe(true) // and a loss was never told
+    expect(first.signal.aborted).toBe(true) // a loss was never signalled
     expect((await a.locks.query(id)).token).toBe(second.token)
     await second.release()
   })
 })
 
 describe('Task', () => {
-  /** Two nodes that both run a queue, as with the broker, and one that runs none. */
+  /** Two nodes that both work a queue, as with the broker; a third one calls. */
   async function nodes(handler: (data: unknown, node: number) => unknown, options = {}) {
     const queue = fresh().replaceAll(' ', '-')
     await caller.declare(queue, options)
@@ -202,12 +202,12 @@ describe('Task', () => {
     caller = createTasks(a)
   })
 
-  test('Run(Command): until completion, with what it returned (it had no result)', async () => {
-    await using their = await nodes((data) => ({ said: data }))
-    expect(await caller.run(their.queue, 'x')).toEqual({ said: 'x' }) // and the caller need not be a worker itself
+  test('Run(Command): waits for completion, and returns the output (it had no result)', async () => {
+    await using their = await nodes((data) => ({ echo: data }))
+    expect(await caller.run(their.queue, 'x')).toEqual({ echo: 'x' }) // the caller need not be a worker
   })
 
-  test('its error is returned (local checked the wrong variable and always returned nil)', async () => {
+  test('its error is returned (the local backend checked the wrong variable and always returned nil)', async () => {
     await using their = await nodes(
       () => {
         throw new Error('boom', { cause: 'fuse' })
@@ -224,7 +224,7 @@ describe('Task', () => {
     expect(await caller.get(their.queue, id)).toMatchObject({ output: 'done', attempts: 1 })
   })
 
-  test('WithPool(n): n times, over whoever works, and back when all are done', async () => {
+  test('WithPool(n): runs n times, on any workers, and returns when all are done', async () => {
     let calls = 0
     await using their = await nodes(() => {
       calls += 1
@@ -234,7 +234,7 @@ describe('Task', () => {
     expect(calls).toBe(3)
   })
 
-  test('with a pool, the errors of those that failed, together (they were joined into a text, and lost)', async () => {
+  test('with a pool, the errors of the failed runs, together (they were joined into a text, and lost)', async () => {
     await using their = await nodes(
       (_, node) => {
         throw new Error(`boom ${node}`)
@@ -252,7 +252,7 @@ describe('Task', () => {
     const queue = fresh().replaceAll(' ', '-')
     await caller.declare(queue)
     const run = caller.run(queue, {})
-    const [job] = await createTasks(dead).claim(queue, { waitMs: 20_000 }) // and is never heard of again
+    const [job] = await createTasks(dead).claim(queue, { waitMs: 20_000 }) // and then it is silent
     await db.pool.query(`update lockstep_boss.job set heartbeat_on = now() - interval '1 hour' where id = $1`, [
       job?.id,
     ])
@@ -262,7 +262,7 @@ describe('Task', () => {
     expect(await run).toBe('by another')
   })
 
-  test('nobody works: Run ends when it was told to, and its job is not lost (there was no timeout, and no queue)', async () => {
+  test('without a worker, Run ends after waitMs, and its job is not lost (there was no timeout, and no queue)', async () => {
     const queue = fresh().replaceAll(' ', '-')
     await caller.declare(queue)
     const error = await caller.run(queue, 'x', { waitMs: 10 }).catch((error) => error)
@@ -282,7 +282,7 @@ describe('Task', () => {
 })
 
 describe('Cron', () => {
-  test('Schedule(Schedule, Command): each slot once, whoever ticks (nodes that began a second apart all ran it)', async () => {
+  test('Schedule(Schedule, Command): each slot once, on any number of nodes (nodes that started a second apart all ran it)', async () => {
     const queue = fresh().replaceAll(' ', '-')
     const [one, two] = [createTasks(a), createTasks(b)]
     await one.declare(queue)
@@ -302,7 +302,7 @@ describe('Cron', () => {
 
 describe('Time', () => {
   const hour = 3_600_000
-  /** Three servers that say it is an hour later than this machine believes, and one that says something else. */
+  /** Three servers whose time is an hour later than this machine’s, and one that is an hour earlier. */
   async function servers({ timeoutMs = 5_000 } = {}) {
     const asked = await Promise.all([hour, hour, hour, -hour].map((wrongMs) => fakeServer({ wrongMs })))
     return {
@@ -316,7 +316,7 @@ describe('Time', () => {
   }
   const truth = () => performance.now() + wallOffset() / 1_000 + hour
 
-  test('Now(): time.now(), without a query (it made one at each call, of five seconds when it was not answered)', async () => {
+  test('Now(): time.now(), without a query (each call made one, and took five seconds without an answer)', async () => {
     await using some = await servers()
     await using lockstep = createLockstep({ connectionString: db.url, time: { ntp: some.ntp } })
     await lockstep.time.ready()
@@ -326,13 +326,13 @@ describe('Time', () => {
       const before = truth()
       const { timeMs, boundMs } = lockstep.time.now()
       expect(Math.max(before - timeMs, timeMs - truth())).toBeLessThanOrEqual(Number(boundMs)) // there was no bound
-      expect(timeMs).toBeGreaterThanOrEqual(last) // and it could go back from one call to the next
+      expect(timeMs).toBeGreaterThanOrEqual(last) // it could go back from one call to the next
       last = timeMs
     }
     expect(some.times()).toBe(asked)
   })
 
-  test('one server that lies is outvoted, and named (it believed the one that it asked)', async () => {
+  test('one wrong server is outvoted, and named (it trusted the only one that it asked)', async () => {
     await using some = await servers()
     await using lockstep = createLockstep({ connectionString: db.url, time: { ntp: some.ntp, source: 'ntp' } })
     const { falsetickers } = await lockstep.time.ready()
@@ -340,7 +340,7 @@ describe('Time', () => {
     expect(Math.abs(lockstep.time.now().timeMs - truth())).toBeLessThan(1_000)
   })
 
-  test('no server answers: an error from who asks for it, and no bounds (it gave local time and an error with it)', async () => {
+  test('no server answers: an error from ready(), and no bounds (it returned local time together with an error)', async () => {
     await using some = await servers({ timeoutMs: 200 })
     for (const each of some.asked) each.behaviour = { sends: () => null }
     await using lockstep = createLockstep({ connectionString: db.url, time: { ntp: some.ntp, source: 'ntp' } })
@@ -348,7 +348,7 @@ describe('Time', () => {
     expect(lockstep.time.now()).toMatchObject({ status: 'unsynchronized', source: 'local', boundMs: null })
   })
 
-  test('decide how time is defined: source', async () => {
+  test('the option source decides how time is defined', async () => {
     for (const source of ['database+ntp', 'database', 'local'] as const) {
       await using lockstep = createLockstep({ connectionString: db.url, time: { source } })
       await lockstep.time.ready()
@@ -357,7 +357,7 @@ describe('Time', () => {
   })
 })
 
-describe('Log, the interface of an event stream that was never made', () => {
+describe('Log, the interface of an event stream that was never implemented', () => {
   test('Write(Record{ Metadata, Data }): append, strongly consistent: in order, on disk, all or nothing', async () => {
     const events = createEvents(a)
     const record = { type: 'record', data: 'of any kind', meta: { trace: 7 } }
@@ -368,7 +368,7 @@ describe('Log, the interface of an event stream that was never made', () => {
     expect(await events.stream('log')).toMatchObject({ name: 'log', position: 1n }) // Id()
   })
 
-  test('Read(), again and again: what there is, and then what comes, in another process too', async () => {
+  test('Read(), repeatedly: the stored records, and then new ones, in another process too', async () => {
     const [writer, reader] = [createEvents(a), createEvents(b)]
     await writer.append('read', [{ type: '1' }, { type: '2' }])
     const log = reader.subscribe({ stream: 'read' })

@@ -1,6 +1,5 @@
 /**
- * The words of events: everything that can be done with streams and groups. What is promised is told in events.ts, where they
- * are put together.
+ * The interface of events: all verbs of streams and of groups. What they promise is in events.ts.
  */
 
 import type { AnyTransaction } from '../database/index.ts'
@@ -36,147 +35,245 @@ import type {
   TruncateOptions,
 } from './stream/index.ts'
 
+/** Options of `createEvents`. */
+export interface EventsOptions {
+  /** The most database connections for events, 1–100. @default 4 */
+  connections?: number
+  /** Called with errors that reach no caller, for example that an event was parked. @default a warning of the process */
+  onError?: (error: unknown) => void
+}
+
 /** The events of one process. Made by `createEvents`. */
 export interface Events extends AsyncDisposable {
   // ── Streams ──
 
   /**
-   * Appends events to a stream: on disk when this resolves; with `trx`, when that commits. All of them, or none. Appends of a
-   * moment share a statement.
+   * Appends events to a stream, all of them or none. They are on disk when this resolves; with `trx`, when that
+   * commits. Appends that are made at the same time share a statement.
    *
-   * @param stream  1–255 characters, no control characters. It is there from its first event on.
-   * @param events  one, or 1–10,000, of 1 MiB each and 16 MiB together.
-   * @returns the positions of the first and the last of them.
+   * @param stream  1–255 characters, no control characters. A stream exists from its first event on.
+   * @param events  one event, or 1–10,000; at most 1 MiB each and 16 MiB together.
+   * @returns the positions of the first and the last event.
    * @throws {PositionConflictError} the stream is not where `expected` says. Nothing was appended.
-   * @throws {UnavailableError} the database cannot be asked; they may have been appended. With ids, append them again.
+   * @throws {UnavailableError} the database cannot be reached; the events may have been appended. With ids, append them again.
    * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`; also for an `id` that another event of the stream has.
    */
   append(stream: string, events: NewEvent | readonly NewEvent[], options?: AppendOptions): Promise<Appended>
 
   /**
-   * Reads a page of a stream, in the order of its positions.
-   * @throws {UnavailableError | TypeError | RangeError}
+   * Reads a page of a stream, in the order of positions. A stream without events has an empty page.
+   *
+   * @throws {UnavailableError | TypeError | RangeError} and `signal.reason`.
    */
   read(stream: string, options?: ReadOptions): Promise<EventPage>
 
   /**
-   * Reads a page of all streams, or of those under a prefix, in one order for all: that of their cursors. What commits late
-   * is not skipped: the page ends before the first event that may still commit.
-   * @throws {UnavailableError | TypeError | RangeError}
+   * Reads a page of all streams, or of those under a prefix, in the order of cursors. An event that commits late is not
+   * skipped: the page ends before the first event that may still commit.
+   *
+   * @throws {UnavailableError | TypeError | RangeError} and `signal.reason`.
    */
   readAll(options?: AllOptions): Promise<EventPage>
 
   /**
-   * Everything from a place on, then what follows, as it is appended. Ends by its `signal`, or `break`. An outage of the
-   * database is waited out.
+   * Follows one stream or many: yields all events from `from` on, then new ones as they are appended. It ends with its
+   * `signal`, or with `break`. During an outage of the database it waits and goes on.
    *
-   * Nothing is read before it is asked for, and then 256 KiB, or one event; of all who follow in this process together 32 MiB are
-   * in memory at most, and who finds none left waits for its turn.
+   * Nothing is read before the consumer asks for it, and then 256 KiB, or one event if that is larger. All
+   * subscriptions of this process together have at most 32 MiB in memory; one that finds none free waits for its turn.
+   *
+   * @throws {UnavailableError} the first read fails, or Lockstep is closed. And `signal.reason`.
+   * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
    */
   subscribe(options?: SubscribeOptions): AsyncGenerator<StoredEvent, never, void>
   /**
-   * The same, of each event the JSON that HTTP shows, in pieces of at most 64 Ki characters: to be passed on without being parsed.
+   * Follows as above, and yields the JSON of each event as HTTP shows it, in pieces of at most 64 Ki characters: to
+   * pass it on without parsing.
    */
   subscribe(options: SubscribeOptions & { as: 'json' }): AsyncGenerator<EventPiece, never, void>
 
-  /** Where a stream stands; null: nothing was ever appended. */
+  /** The state of a stream; null: nothing was ever appended to it. @throws {UnavailableError | TypeError | RangeError} */
   stream(stream: string): Promise<StreamState | null>
 
-  /** Streams, in the order of their names' code points. @param page.limit  1–1,000. @default 100 */
+  /**
+   * Lists streams, in the order of their names' code points.
+   *
+   * @param page.prefix  what their names begin with. @default ''
+   * @param page.limit   1–1,000. @default 100
+   * @param page.after   the last name of the page before. @default ''
+   * @throws {UnavailableError | TypeError | RangeError}
+   */
   streams(page?: { prefix?: string; limit?: number; after?: string }): Promise<StreamState[]>
 
   // ── Groups ──
 
   /**
-   * Makes a group, or changes how it retries. Its `prefix`, `partitions` and `from` are what they were when it was made.
-   * @returns whether it was made.
+   * Makes a group, or changes how an existing one retries. `prefix`, `partitions` and `from` are fixed when it is made.
+   *
+   * @param group  1–255 characters, no control characters.
+   * @returns whether it was made now.
    * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`; also for another prefix or number of partitions.
+   * @throws {UnavailableError}
    */
   declareGroup(group: string, options?: GroupOptions): Promise<boolean>
 
   /**
-   * Takes part in a group: each event goes to one of its consumers, those of one stream one after another. The handler's
-   * writes in `trx` and the group's progress commit together, so that they happen exactly once. It neither begins nor ends that
-   * transaction: a statement that would is refused, and where it cannot be, `onError` hears a TransactionEndedError.
+   * Starts a consumer of a group. Each event goes to one consumer of the group; the events of a stream are handled one
+   * after another. The handler's writes in `trx` and the group's progress commit together, so they happen exactly once.
+   * The handler must neither begin nor end that transaction: a statement that would is refused; where it cannot be
+   * refused, `onError` is called with a TransactionEndedError.
    *
+   * @param group    1–255 characters; the group is made with these options if it does not exist.
+   * @param handler  applies an event; if it throws, the event is retried, then parked.
+   * @returns the consumer, at once: it starts in the background, and its errors go to `onError`.
+   * @throws {UnavailableError} Lockstep is closed.
    * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
    */
   consume(group: string, options: ConsumeOptions, handler: EventHandler): Consumer
 
-  /** A group; null: there is none. */
+  /** A group; null: there is none of that name. @throws {UnavailableError | TypeError | RangeError} */
   group(group: string): Promise<Group | null>
 
-  /** Groups, in the order of their names' code points. @param page.limit  1–1,000. @default 100 */
+  /**
+   * Lists groups, in the order of their names' code points.
+   *
+   * @param page.prefix  what their names begin with. @default ''
+   * @param page.limit   1–1,000. @default 100
+   * @param page.after   the last name of the page before. @default ''
+   * @throws {UnavailableError | TypeError | RangeError}
+   */
   groups(page?: { prefix?: string; limit?: number; after?: string }): Promise<Group[]>
 
-  /** Ends a group: its progress is forgotten, and its consumers lose what they hold. @returns whether there was one. */
+  /**
+   * Deletes a group and its progress; its consumers lose their partitions and stop.
+   *
+   * @returns whether there was such a group.
+   * @throws {UnavailableError | TypeError | RangeError}
+   */
   deleteGroup(group: string): Promise<boolean>
 
-  /** Streams of a group that wait for {@link redeliver}, since an event of theirs failed too often. @throws {NotFoundError} */
+  /**
+   * Lists the parked streams of a group: each waits for {@link redeliver}, since one of its events failed too often.
+   *
+   * @param page.limit  1–1,000. @default 100
+   * @param page.after  the last stream of the page before. @default ''
+   * @throws {NotFoundError} no such group.
+   * @throws {UnavailableError | TypeError | RangeError}
+   */
   parked(group: string, page?: { limit?: number; after?: string }): Promise<Parked[]>
 
   /**
-   * Tries again what is parked: of one stream, or of all. With `skip` the event that failed is passed over.
-   * @returns how many streams go on.
+   * Retries parked events.
+   *
+   * @param options.stream  one stream. @default all parked streams of the group
+   * @param options.skip    goes on after the event that failed, without applying it. @default false
+   * @returns the number of streams that go on.
    * @throws {NotFoundError} no such group.
+   * @throws {UnavailableError | TypeError | RangeError}
    */
   redeliver(group: string, options?: { stream?: string; skip?: boolean }): Promise<number>
 
-  /** How far behind a group is, and what holds it up. @throws {NotFoundError} */
+  /**
+   * How far behind a group is, and what holds it up.
+   *
+   * @throws {NotFoundError} no such group.
+   * @throws {UnavailableError | TypeError | RangeError}
+   */
   lag(group: string): Promise<GroupLag>
 
-  /** How far behind each group is that reads a stream. @throws {NotFoundError} nothing was ever appended to it. */
+  /**
+   * How far behind each group is that reads a stream.
+   *
+   * @throws {NotFoundError} nothing was ever appended to the stream.
+   * @throws {UnavailableError | TypeError | RangeError}
+   */
   streamLag(stream: string): Promise<StreamLag>
 
-  // ── The verbs without memory: for a consumer that lives elsewhere ──
+  // ── Groups for consumers elsewhere: each verb is one call, nothing is kept in this process ──
 
   /**
-   * Takes a fair share of the partitions for `leaseMs`, and gives what is next of each; nothing, if there is nothing, or
-   * nothing came while it waited.
-   * @throws {NotFoundError} no such group. And as {@link read}; and the `signal`'s reason.
+   * Takes the consumer's share of the partitions for `leaseMs`, and returns the next batch of each. The array is empty
+   * if there is no event, also after `waitMs`.
+   *
+   * @throws {NotFoundError} no such group.
+   * @throws {UnavailableError | TypeError | RangeError} and `signal.reason`.
    */
   poll(group: string, options: PollOptions): Promise<Batch[]>
 
   /**
-   * Says that a batch was applied; with `trx`, when that commits. Again is as good as once.
-   * @throws {LeaseLostError} the partition has passed on, or the batch is not the last that was given.
+   * Commits a batch: all its events were applied. A repeated commit of the same batch succeeds, except in a `trx`:
+   * there it is refused, since the effects in `trx` would happen twice.
+   *
+   * @param options.trx  the transaction of the effects: the commit counts if that commits.
+   * @throws {LeaseLostError} the partition went to another consumer, or this is not the last batch that was delivered.
+   * @throws {UnavailableError | TypeError | RangeError}
    */
   commit(group: string, batch: BatchEnd, options?: { trx?: AnyTransaction }): Promise<void>
 
   /**
-   * Says that an event of a batch failed, and that those before it in the batch were applied. It is given again after a
-   * pause that doubles, and parked when it has failed too often; its stream waits for it, other streams do not.
-   * @returns how it goes on.
+   * Reports that an event of a batch failed, and that the events before it in the batch were applied. The event is
+   * delivered again after a pause that doubles each time, and parked when it has failed too often. Its stream waits for
+   * it; others go on.
+   *
+   * @returns how often the event was tried, whether it is parked, and when it is due again (null: parked).
    * @throws {LeaseLostError} as {@link commit}.
+   * @throws {NotFoundError} the batch has no such event.
+   * @throws {UnavailableError | TypeError | RangeError}
    */
   fail(group: string, batch: FailOptions): Promise<{ attempts: number; parked: boolean; retryAt: Date | null }>
 
-  /** Gives up the partitions of a consumer, so that others have them at once. */
+  /**
+   * Ends a consumer's membership and releases its partitions, so that other consumers can take them at once.
+   *
+   * @throws {NotFoundError} no such group.
+   * @throws {UnavailableError | TypeError | RangeError}
+   */
   leave(group: string, holder: string): Promise<void>
 
-  // ── Keeping ──
+  // ── Retention ──
 
   /**
-   * How long events of streams under a prefix are kept; of several prefixes the longest counts; null: for ever. {@link sweep}
-   * keeps to it. '' is every stream.
+   * Sets how long events of the streams under a prefix are kept; {@link sweep} applies it. If several prefixes match a
+   * stream, the longest prefix counts.
+   *
+   * @param prefix  what the names of the streams begin with; '': all streams.
+   * @param rule    null: removes the rule of this prefix.
+   * @throws {UnavailableError | TypeError | RangeError}
    */
   retain(prefix: string, rule: RetentionRule | null): Promise<void>
 
-  /** The rules. */
+  /** All retention rules, in the order of their prefixes. @throws {UnavailableError} */
   retention(): Promise<({ prefix: string } & RetentionRule)[]>
 
-  /** Removes what need not be kept any more, but for what a group has yet to read. Called by the HTTP server. */
+  /**
+   * Removes the events that the retention rules do not keep, except those that a group has not read yet. The HTTP
+   * server calls it.
+   *
+   * @param options.signal  ends it between two statements: it rejects with `signal.reason`.
+   * @throws {UnavailableError | TypeError}
+   */
   sweep(options?: { signal?: AbortSignal }): Promise<Swept>
 
   /**
-   * Removes the events of a stream before a position, but for what a group has yet to read, unless forced. Positions are
-   * not used again.
+   * Removes the events of a stream before a position, except those that a group has not read yet, unless `force` is
+   * set. Positions are not used again.
+   *
+   * @param before  the first position to keep, ≥ 1n.
+   * @throws {UnavailableError | TypeError | RangeError}
    */
   truncate(stream: string, before: bigint, options?: TruncateOptions): Promise<Truncated>
 
-  /** Lines of NDJSON, an event each, of what is there now: to be kept elsewhere before it is removed. */
+  /**
+   * Yields the events that can be read now as lines of NDJSON, one event a line: to store them elsewhere before they
+   * are removed.
+   *
+   * @throws {UnavailableError | TypeError | RangeError}
+   */
   archive(options?: ArchiveOptions): AsyncGenerator<string, void, void>
 
-  /** Stops the consumers and ends the subscriptions; every verb and every wait rejects. Done by `lockstep.close()` too. */
+  /**
+   * Stops the consumers and ends the subscriptions; from then on every verb rejects with an UnavailableError, and so do
+   * waits in progress. `lockstep.close()` calls it too.
+   */
   close(): Promise<void>
 }

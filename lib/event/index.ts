@@ -1,7 +1,7 @@
-/** What others use of this room. */
+/** What others use of this folder. */
 
-export type { Events } from './api.ts'
-export { createEvents, type EventsOptions } from './events.ts'
+export type { Events, EventsOptions } from './api.ts'
+export { createEvents } from './events.ts'
 export type {
   Batch,
   BatchEnd,

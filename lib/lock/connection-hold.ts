@@ -1,9 +1,9 @@
 /**
  * The hold that lasts as long as this process's connection.
  *
- * Nothing of it is in the database but K, until a fence asks for it: then its row is written, over the connection that
- * has K, so that a transaction can be fenced against it. A registered hold frees its row before K passes on: its token
- * is dead before the next holder works, also when that is the next one of the same process.
+ * The database knows only its advisory lock K, until a fence is asserted: then the hold is registered, that is, its row is written
+ * over the connection that has K, and a transaction can be fenced against it. A registered hold frees its row before K passes on:
+ * its token is dead before the next holder works, also when the next holder is of the same process.
  */
 
 import { LeaseLostError, SQLSTATE } from '../base/index.ts'
@@ -11,8 +11,8 @@ import type { Database, Session } from '../database/index.ts'
 import { sqlState } from '../database/index.ts'
 import { AbstractHold, type Leases } from '../lease/index.ts'
 
-/** The line that such a hold belongs to. */
-export interface HeldLine {
+/** The callers that wait for the name behind such a hold. */
+export interface NameQueue {
   readonly name: string
   passOn(dead: boolean): Promise<void>
 }
@@ -20,39 +20,39 @@ export interface HeldLine {
 /** A hold that lasts as long as this process's connection lives. */
 export class ConnectionHold extends AbstractHold {
   readonly kind = 'connection'
-  readonly #line: HeldLine
+  readonly #queue: NameQueue
   readonly #leases: Leases
-  readonly #gate: Session
+  readonly #session: Session
   readonly #meta: unknown
-  /** The row was written, or is being written; undefined: it was not, or it failed and may be there all the same. */
+  /** The row is written or being written; undefined: it was not, or the attempt failed, and the row may be there all the same. */
   #registered: Promise<void> | undefined
   /** Whether there may be a row: from the first attempt on. */
   #mayHaveRow = false
   #passed: Promise<void> | undefined
 
   constructor(
-    line: HeldLine,
+    queue: NameQueue,
     { database, leases }: { database: Database; leases: Leases },
-    gate: Session,
+    session: Session,
     token: bigint,
     holder: string,
     meta: unknown,
   ) {
-    super(database, leases, line.name, holder, token)
-    this.#line = line
+    super(database, leases, queue.name, holder, token)
+    this.#queue = queue
     this.#leases = leases
-    this.#gate = gate
+    this.#session = session
     this.#meta = meta
-    gate.attach(this)
+    session.attach(this)
   }
 
   protected believed(): boolean {
-    return this.#gate.isTrusted()
+    return this.#session.isTrusted()
   }
 
   protected fence(): Promise<void> {
     this.#mayHaveRow = true
-    this.#registered ??= this.#gate.register(this.name, this.holder, this.token, this.#meta).catch((error) => {
+    this.#registered ??= this.#session.register(this.name, this.holder, this.token, this.#meta).catch((error) => {
       this.#registered = undefined // the next fence tries again; what was written all the same it finds
       if (sqlState(error) === SQLSTATE.leaseLost) this.lose('the database says so', error)
       throw error
@@ -80,7 +80,7 @@ export class ConnectionHold extends AbstractHold {
   }
 
   #passOn(dead: boolean): Promise<void> {
-    this.#passed ??= this.#line.passOn(dead)
+    this.#passed ??= this.#queue.passOn(dead)
     return this.#passed
   }
 
@@ -89,10 +89,10 @@ export class ConnectionHold extends AbstractHold {
   }
 
   protected ended(): void {
-    this.#gate.detach(this)
+    this.#session.detach(this)
   }
 
-  // Lost with its connection, or forced out by its row: either way the line goes on.
+  // Lost with its connection, or taken by force: either way the next caller is served.
   override lose(why: string, cause?: unknown): void {
     if (this.over) return
     super.lose(why, cause)

@@ -1,4 +1,5 @@
 /** What others use of this room. */
 
-export { type AcquireOptions, Locks, type TransactionOptions, type TryOptions } from './locks.ts'
+export { Locks } from './locks.ts'
+export type { AcquireOptions, TransactionOptions, TryOptions } from './options.ts'
 export type { TransactionWork } from './transaction.ts'

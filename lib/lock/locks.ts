@@ -7,27 +7,26 @@
  * | `acquire(name, { ttlMs })` | release, or `ttlMs` without renewal | a row, kept by renewals |
  * | `transaction(name, work)` | the transaction ends | a round trip in the transaction |
  *
- * The first needs a connection of one's own. Where there is none, behind a transaction pooler, it is a lease with the
- * default ttl; `held.kind` tells. What is promised of a hold is told in lease/leases.ts, who is served when in wait-queue.ts.
+ * The first needs a direct connection to the database. Behind a transaction pooler there is none; there the hold is a lease with
+ * the default ttl, and `hold.kind` says so. The essay of lease/leases.ts has the promises of a hold, that of wait-queue.ts the order
+ * in which callers are served.
  */
 import { sql } from 'kysely'
-import type { Closing } from '../base/index.ts'
 import {
+  type Closing,
   checkMs,
   checkOptions,
   checkText,
   checkToken,
   ForbiddenError,
-  freshHolder,
   LeaseHeldError,
   LIMITS,
-  metaText,
+  onAbort,
   optionsAndWork,
   Stopwatch,
   WAIT,
 } from '../base/index.ts'
-import type { Database, SessionPool } from '../database/index.ts'
-import { countdown, sharedSession } from '../database/index.ts'
+import { countdown, type Database, type SessionPool, sharedSession } from '../database/index.ts'
 import {
   type Grant,
   type GrantRequest,
@@ -39,64 +38,32 @@ import {
   look,
   Renewer,
 } from '../lease/index.ts'
-import type { Contender } from './contender.ts'
+import type { LeaseAnswer } from './contender.ts'
+import { type AcquireOptions, grantRequest, type TransactionOptions, type TryOptions } from './options.ts'
 import { type TransactionWork, transaction } from './transaction.ts'
-import type { Desk } from './wait-queue.ts'
-import { Line } from './wait-queue.ts'
-
-export interface TryOptions {
-  /**
-   * Hold by a lease of so many milliseconds, 1,000–3,600,000, renewed until released. Left out: hold by this process's
-   * connection, or where there can be none by a lease of 15,000.
-   */
-  ttlMs?: number
-  /**
-   * Who holds: 1–255 characters. Two calls with the same holder are one holder: the second is granted the same lease.
-   * @default a fresh one, so that every call is a contender of its own
-   */
-  holder?: string
-  /** JSON of at most 4 KiB that `query` shows. */
-  meta?: unknown
-}
-
-export interface AcquireOptions extends TryOptions {
-  /** Milliseconds to wait while somebody else holds, ≥ 0. @default Infinity */
-  waitMs?: number
-  /** Ends the wait: the call rejects with `signal.reason`. After the grant it means nothing. */
-  signal?: AbortSignal
-}
-
-export interface TransactionOptions {
-  /** Milliseconds to wait while somebody else holds, or all `max` connections are in use, ≥ 0. @default Infinity */
-  waitMs?: number
-  /** Ends the wait: the call rejects with `signal.reason`. */
-  signal?: AbortSignal
-}
+import { type WaitOptions, WaitQueues } from './wait-queues.ts'
 
 export class Locks {
   readonly #database: Database
   readonly #leases: Leases
   readonly #renewer = new Renewer()
-  readonly #desk: Desk
+  readonly #queues: WaitQueues
   readonly #closing: Closing
 
   constructor(database: Database, sessions: SessionPool, closing: Closing) {
     this.#database = database
     this.#leases = new Leases(database)
-    this.#desk = { database, leases: this.#leases, sessions, lines: new Map() }
+    this.#queues = new WaitQueues({ database, leases: this.#leases, sessions })
     this.#closing = closing
-    const { signal } = closing
-    signal.addEventListener('abort', () => {
-      for (const line of this.#desk.lines.values()) line.close(signal.reason)
-    })
+    onAbort(closing.signal, () => this.#queues.refuseAll(closing.signal.reason))
   }
 
   /**
-   * Acquires the lock, waiting while another holder has it, first come first served.
+   * Acquires the lock. Waits while another holder has it: first come, first served.
    *
-   * @param name  1–255 characters, no control characters; shared by all contenders.
-   * @returns the hold, with a `token` greater than any before it of this name.
-   * @throws {LeaseHeldError} still held after `waitMs`.
+   * @param name  1–255 characters, no control characters.
+   * @returns the hold, with a `token` greater than that of any earlier hold of this name.
+   * @throws {LeaseHeldError} another holder still has it after `waitMs`.
    * @throws {UnavailableError} the database cannot be reached.
    * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
    * @see etcd client/v3/concurrency/mutex.go · Kleppmann, "How to do distributed locking", 2016 (fencing)
@@ -107,51 +74,38 @@ export class Locks {
     const { waitMs = Infinity, signal, ttlMs } = options
     checkText('name', name)
     checkMs('waitMs', waitMs, WAIT)
-    const ask = request(name, options)
+    const request = grantRequest(name, options)
     signal?.throwIfAborted()
-    const { sessions, lines } = this.#desk
-    // Without a wait where none is needed: who calls first shall stand in line first.
+    // No `await` where none is needed: the caller that comes first is the first in the queue.
+    const { sessions } = this.#queues.context
     const leased = ttlMs !== undefined || this.#database.pooled
     const left = countdown(waitMs)
     const shared = () => this.#closing.abortable(sharedSession(sessions, left, signal))
-    let direct = leased ? null : (sessions.current ?? (await shared()))
-    if (direct && waitMs === 0) await this.#settled(name)
+    let session = leased ? null : (sessions.current ?? (await shared()))
+    if (session && waitMs === 0) await this.#firstAttempt(name)
     // Where all connection holds together have as many locks of the server as they may, the next one is a lease.
-    while (direct && !direct.hasRoom) {
-      if (!(await direct.room())) direct = null
-      else if (waitMs === 0) await this.#settled(name)
+    while (session && !session.hasRoom) {
+      if (!(await session.room())) session = null
+      else if (waitMs === 0) await this.#firstAttempt(name)
     }
     signal?.throwIfAborted()
-    if (!direct) {
-      const { grant, attempted } = await this.#lease(ask, options.holder !== undefined, waitMs, signal)
-      const hold = new LeaseHold(this.#database, this.#leases, this.#renewer, grant, ask.ttlMs, attempted)
-      if (!this.#closing.closed) return hold
-      await hold.release().catch(() => {})
-      throw this.#closing.signal.reason
-    }
+    if (!session) return this.#acquireLease(request, options, { waitMs, signal })
     this.#closing.check()
-    const hold = await this.#wait<Hold>(name, waitMs > 0 ? Math.max(left(), 1) : 0, signal, (granted, failed) => {
-      const contender: Contender = {
-        kind: 'connection',
-        holder: ask.holder,
-        meta: options.meta,
-        patient: waitMs > 0,
-        granted,
-        failed,
-      }
-      const line = lines.get(name)
-      if (line && waitMs > 0) line.join(contender)
-      else if (!line) Line.open(this.#desk, name, contender, direct)
-      else failed(new LeaseHeldError(name, 0))
-      return contender
-    })
-    if (!hold) throw new LeaseHeldError(name, waitMs)
-    return hold
+    const want = { kind: 'connection', holder: request.holder, meta: options.meta } as const
+    return this.#queues.ask(name, want, { waitMs, leftMs: left(), signal, session })
+  }
+
+  async #acquireLease(request: GrantRequest, options: AcquireOptions, wait: WaitOptions): Promise<Hold> {
+    const { grant, attempted } = await this.#lease(request, options.holder !== undefined, wait)
+    const hold = new LeaseHold(this.#database, this.#leases, this.#renewer, grant, request.ttlMs, attempted)
+    if (!this.#closing.closed) return hold
+    await hold.release().catch(() => {})
+    throw this.#closing.signal.reason
   }
 
   /**
-   * Acquires the lock if nobody has it and nobody waits for it.
-   * @returns the hold, or `null`: an expected refusal is an answer.
+   * Acquires the lock if nobody has it and nobody waits for it. One attempt.
+   * @returns the hold, or `null` if another holder has it.
    * @throws {UnavailableError | TypeError | RangeError} as {@link acquire}.
    */
   async tryAcquire(name: string, options: TryOptions = {}): Promise<Hold | null> {
@@ -164,9 +118,9 @@ export class Locks {
   }
 
   /**
-   * Runs `work` under the lock and releases it, also when `work` throws.
-   * @returns what `work` returned.
-   * @throws {LeaseLostError} `work` ended well, but the hold had been lost before; and as {@link acquire}.
+   * Runs `work` under the lock and then releases the lock, also when `work` throws.
+   * @returns the result of `work`.
+   * @throws {LeaseLostError} `work` succeeded, but the hold had been lost meanwhile. Also as {@link acquire}.
    */
   using<T>(name: string, work: (held: Hold) => Promise<T> | T): Promise<T>
   using<T>(name: string, options: AcquireOptions, work: (held: Hold) => Promise<T> | T): Promise<T>
@@ -179,11 +133,12 @@ export class Locks {
   }
 
   /**
-   * Runs `work` in a transaction that holds the lock until it ends; committed when `work` returns, rolled back when it
-   * throws. READ COMMITTED. May write to fenced tables. Works everywhere, also behind a pooler.
+   * Runs `work` in a transaction that holds the lock until it ends. The transaction commits when `work` returns, and rolls back when
+   * `work` throws. It is READ COMMITTED, may write to fenced tables, and works behind a pooler too.
    *
-   * @returns what `work` returned.
-   * @throws as {@link acquire}; {UnavailableError} all `max` stay in use; {TransactionEndedError} `work` has ended it.
+   * @returns the result of `work`.
+   * @throws {UnavailableError} all `max` connections stay in use. {TransactionEndedError} `work` has ended the transaction. Also as
+   * {@link acquire}.
    */
   transaction<T>(name: string, work: TransactionWork<T>): Promise<T>
   transaction<T>(name: string, options: TransactionOptions, work: TransactionWork<T>): Promise<T>
@@ -204,37 +159,34 @@ export class Locks {
     work: TransactionWork<T>,
   ): Promise<T> {
     const left = countdown(waitMs)
-    // The line tells when it is our turn in this process; from there on the transaction's own connection waits.
-    const turn = await this.#wait<() => void>(name, waitMs, signal, (granted, failed) => {
-      const enter = () => new Promise<void>((over) => granted(over))
-      const contender: Contender = { kind: 'transaction', enter, failed }
-      const line = this.#desk.lines.get(name)
-      if (!line) Line.open(this.#desk, name, contender)
-      else if (waitMs > 0) line.join(contender)
-      else failed(new LeaseHeldError(name, 0))
-      return contender
-    })
-    if (!turn) throw new LeaseHeldError(name, waitMs)
+    // From our turn on the transaction's own connection waits.
+    const turn = await this.#queues.ask(name, { kind: 'transaction' }, { waitMs, signal })
     try {
-      return await transaction(this.#desk, name, left, signal, (trx, hold) => {
+      return await transaction(this.#queues.context, name, left, signal, (trx, hold) => {
         begun()
         return work(trx, hold)
       })
     } finally {
-      turn()
+      turn.end()
     }
   }
 
-  /** Who has a name and how many wait. One statement. */
-  async query(name: string): Promise<LockState> {
+  /** The holder of a name, and how many callers wait for it. One statement. */
+  async get(name: string): Promise<LockState> {
     this.#closing.check()
     checkText('name', name)
-    return look(this.#database, name, this.#desk.lines.get(name)?.length ?? 0, this.#desk.sessions.waitingPids)
+    return look(this.#database, name, this.#queues.waiting(name), this.#queues.context.sessions.waitingPids)
+  }
+
+  /** @deprecated since 0.7: it is called {@link get}. */
+  query(name: string): Promise<LockState> {
+    return this.get(name)
   }
 
   /**
-   * Names held by a lease, or by a connection that a fence has asked for, in the order of their code points.
-   * @param options.limit  1–1,000. @default 100
+   * The names that are held by a lease, or by a connection hold that has asserted a fence, in the order of their code points.
+   * @param options.prefix  of the names. @default all
+   * @param options.limit  names in the answer, 1–1,000. @default 100
    * @param options.after  the last name of the page before.
    */
   async list(options: { prefix?: string; limit?: number; after?: string } = {}): Promise<Omit<LockState, 'waiting'>[]> {
@@ -242,11 +194,11 @@ export class Locks {
     return list(this.#database, options)
   }
 
-  // ── The verbs without memory: for a holder that lives elsewhere, over HTTP ──
+  // ── Verbs that keep nothing in this process: for a holder that lives elsewhere, over HTTP ──
 
   /**
-   * Grants a lease that nobody renews by itself; waits at most `waitMs` (default 0). The same `holder` again gets the
-   * same grant, renewed: so a call whose answer was lost can be made again.
+   * Grants a lease that this process does not renew. Waits at most `waitMs` (default 0). A call with the same `holder` is granted the
+   * same lease again, renewed; so a call whose answer was lost can be repeated.
    * @throws {LeaseHeldError | UnavailableError | TypeError | RangeError} as {@link acquire}.
    */
   async grant(name: string, options: AcquireOptions = {}): Promise<Grant> {
@@ -256,10 +208,10 @@ export class Locks {
     checkText('name', name)
     checkMs('waitMs', waitMs, WAIT)
     signal?.throwIfAborted()
-    return (await this.#lease(request(name, options), holder !== undefined, waitMs, signal)).grant
+    return (await this.#lease(grantRequest(name, options), holder !== undefined, { waitMs, signal })).grant
   }
 
-  /** Makes a lease last `ttlMs` (default: as before) from now. @throws {LeaseLostError} not held under this token. */
+  /** Makes a lease last `ttlMs` from now (default: as long as before). @throws {LeaseLostError} it is not held under this token. */
   async renew(name: string, token: bigint, options: { ttlMs?: number } = {}): Promise<Grant> {
     this.#closing.check()
     checkText('name', name)
@@ -270,7 +222,7 @@ export class Locks {
     return this.#leases.renew(name, token, ttlMs ?? null)
   }
 
-  /** Frees a name held under this token. @throws {LeaseLostError} not held under it, or no longer. */
+  /** Frees a name that is held under this token. @throws {LeaseLostError} it is not, or no longer. */
   async revoke(name: string, token: bigint): Promise<void> {
     this.#closing.check()
     checkText('name', name)
@@ -279,12 +231,12 @@ export class Locks {
   }
 
   /**
-   * Takes a name from whoever has it: a lease loses its row, a connection or transaction hold its connection, and with
-   * it all else that this connection held. The one who had it is told as of any loss. Waits at most 10 s for a transaction
-   * that is fenced by the hold: its write is not undone.
-   * @returns whether somebody had it.
-   * @throws {UnavailableError} a transaction fenced by it is still open, or the database cannot be reached.
-   * @throws {ForbiddenError} the connection is another database role's, and this one may not end it.
+   * Takes a name from its holder. A lease loses its row. A connection or transaction hold loses its connection, and all else that
+   * this connection held is lost with it. The holder learns of it as of any loss. Waits at most 10 s for a transaction that is
+   * fenced by the hold, whose write is not undone.
+   * @returns whether there was a holder.
+   * @throws {UnavailableError} a transaction that is fenced by the hold stays open, or the database cannot be reached.
+   * @throws {ForbiddenError} the connection belongs to another database role, and this role may not end it.
    */
   async forceRevoke(name: string): Promise<boolean> {
     this.#closing.check()
@@ -303,7 +255,7 @@ export class Locks {
     return outcome === 'forced'
   }
 
-  /** Deletes rows of names that nobody used for a day, at most 1,000. @returns how many. */
+  /** Deletes the rows of names that nobody has used for a day, at most 1,000. @returns how many. */
   async sweep(): Promise<number> {
     this.#closing.check()
     const [row] = await this.#database.control<{ swept: number }>(sql`select lockstep.sweep() as swept`)
@@ -311,91 +263,29 @@ export class Locks {
   }
 
   /**
-   * A part of `lockstep.close()`, which ends the sessions afterwards, and with them what is held by connection. Releases the
-   * leases of this process, as far as that is done when `late` resolves.
+   * A part of `lockstep.close()`: releases the leases of this process, as far as that is done when `late` resolves. Connection holds
+   * end with the sessions, which `lockstep.close()` ends afterwards.
    */
   async close(late: Promise<void>): Promise<void> {
     this.#closing.close()
     await this.#renewer.close(late)
   }
 
-  // Another try of this process is under way: only if it has success does it answer a second one too.
-  async #settled(name: string): Promise<void> {
-    for (let line = this.#desk.lines.get(name); line?.opened; line = this.#desk.lines.get(name)) {
-      await this.#closing.abortable(line.opened)
-    }
+  // Waits until no other first attempt of this process is under way: if it succeeds, this one is refused; if not, this one asks.
+  async #firstAttempt(name: string): Promise<void> {
+    const attempt = () => this.#queues.firstAttempt(name)
+    for (let next = attempt(); next; next = attempt()) await this.#closing.abortable(next)
   }
 
-  async #lease(ask: GrantRequest, named: boolean, waitMs: number, signal: AbortSignal | undefined) {
-    const { lines, leases } = this.#desk
-    const { name } = ask
-    if (waitMs === 0) await this.#settled(name)
-    // A holder that may have it already asks at once, whoever waits: then it is granted the same again.
-    if (named && lines.has(name)) {
+  async #lease(request: GrantRequest, named: boolean, wait: WaitOptions): Promise<LeaseAnswer> {
+    const { name } = request
+    if (wait.waitMs === 0) await this.#firstAttempt(name)
+    // A holder that may have it already asks at once, before the callers that wait: then it is granted the same again.
+    if (named && this.#queues.has(name)) {
       const attempted = new Stopwatch()
-      const grant = await leases.grant(ask)
+      const grant = await this.#leases.grant(request)
       if ('token' in grant) return { grant, attempted }
     }
-    const patient = waitMs > 0
-    const granted = await this.#wait<{ grant: Grant; attempted: Stopwatch }>(
-      name,
-      waitMs,
-      signal,
-      (granted, failed) => {
-        const contender = {
-          kind: 'lease' as const,
-          ask,
-          patient,
-          granted: (grant: Grant, attempted: Stopwatch) => granted({ grant, attempted }),
-          failed,
-        }
-        const line = lines.get(name)
-        if (!line) Line.open(this.#desk, name, contender)
-        else if (patient) line.join(contender)
-        else failed(new LeaseHeldError(name, 0))
-        return contender
-      },
-    )
-    if (!granted) throw new LeaseHeldError(name, waitMs)
-    return granted
+    return this.#queues.ask(name, { kind: 'lease', request }, wait)
   }
-
-  // Puts a contender in line; undefined when the wait ran out.
-  #wait<T>(
-    name: string,
-    waitMs: number,
-    signal: AbortSignal | undefined,
-    enlist: (granted: (result: T) => void, failed: (error: unknown) => void) => Contender,
-  ): Promise<T | undefined> {
-    if (signal?.aborted) return Promise.reject(signal.reason) // it would not call back any more
-    // Most calls can only be granted or refused; they shall not pay for what ends a wait.
-    if (!signal && (waitMs === 0 || waitMs === Infinity))
-      return new Promise((resolve, reject) => enlist(resolve, reject))
-    return new Promise((resolve, reject) => {
-      let timer: NodeJS.Timeout | undefined
-      const finish = (settle: () => void) => {
-        clearTimeout(timer)
-        signal?.removeEventListener('abort', aborted)
-        settle()
-      }
-      const leave = (settle: () => void) => {
-        this.#desk.lines.get(name)?.leave(contender)
-        finish(settle)
-      }
-      const aborted = () => leave(() => reject(signal?.reason))
-      if (waitMs > 0 && waitMs < 2 ** 31) timer = setTimeout(() => leave(() => resolve(undefined)), waitMs)
-      signal?.addEventListener('abort', aborted)
-      const contender = enlist(
-        (result) => finish(() => resolve(result)),
-        (error) => finish(() => reject(error)),
-      )
-    })
-  }
-}
-
-function request(name: string, options: TryOptions): GrantRequest {
-  const { ttlMs = LIMITS.ttlMs.default, holder = freshHolder(), meta } = options
-  checkMs('ttlMs', ttlMs, LIMITS.ttlMs)
-  if (options.holder !== undefined) checkText('holder', holder)
-  return { name, holder, ttlMs, meta: metaText(meta) }
 }

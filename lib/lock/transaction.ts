@@ -1,19 +1,19 @@
 /**
  * The hold that lasts as long as a transaction.
  *
- * K is taken inside the transaction, so nothing has to be released, renewed or lost: when it ends, however it ends, K
- * is free. On a direct connection the transaction itself stands in the database's queue. Behind a pooler it must not:
- * whoever waits there has a server connection that the holder may need to come to an end; so there each try is a short
- * transaction of its own, 25 to 250 ms apart.
+ * K is taken inside the transaction, so nothing has to be released, renewed or lost: when the transaction ends, however it ends,
+ * K is free. On a direct connection the transaction itself waits in the database's queue. Behind a pooler it must not: a
+ * transaction that waits there keeps a server connection, which the holder may need to come to its end. So there each attempt is
+ * a short transaction, and attempts are 25 to 250 ms apart.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql, type Transaction } from 'kysely'
-import { fromDatabase, LeaseHeldError, noConnectionLeft } from '../base/index.ts'
+import { BackoffDelays, fromDatabase, LeaseHeldError, noConnectionLeft, onAbort } from '../base/index.ts'
 import { XID } from '../database/index.ts'
 import { otherHoldLost } from '../lease/index.ts'
-import type { Desk } from './wait-queue.ts'
+import type { LockContext } from './wait-queue.ts'
 
-/** What is done under the lock. `hold.token`: the fencing token, for what is written elsewhere. */
+/** The work that is done under the lock. `hold.token` is the fencing token, for writes to other systems. */
 // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
 export type TransactionWork<T> = (trx: Transaction<any>, hold: { name: string; token: bigint }) => Promise<T>
 
@@ -23,29 +23,31 @@ type Entry = {
   wait_ms: number | null
   pid: number
   idle_timeout: string | null
-  /** Of the transaction, once it has the token; before that none, for it may wait for long. */
+  /** The id of the transaction, once it has the token. Before that none is asked for: a transaction that has one holds up vacuum. */
   xid: string | null
 }
 const LOOK_AGAIN_MS = 50
+const AGAIN_MS = { firstMs: 25, mostMs: 250, factor: 1.5, spread: 0.25 }
 
 class Refused extends Error {}
 
 /** @param left  milliseconds that remain of the wait. */
 export async function transaction<T>(
-  desk: Desk,
+  context: LockContext,
   name: string,
   left: () => number,
   signal: AbortSignal | undefined,
   work: TransactionWork<T>,
 ): Promise<T> {
+  const delays = new BackoffDelays(AGAIN_MS)
   let refused = false
-  for (let pauseMs = 25; ; pauseMs = Math.min(pauseMs * 1.5, 250)) {
+  for (;;) {
     let entered = false
     try {
-      return await desk.database.users.supervised(
+      return await context.database.users.supervised(
         async (trx, hand) => {
           signal?.throwIfAborted()
-          const { token, xid } = await enter(trx, desk, name, left, signal)
+          const { token, xid } = await enter(trx, context, name, left, signal)
           entered = true
           return await hand(() => work(trx, { name, token }), xid)
         },
@@ -55,13 +57,11 @@ export async function transaction<T>(
       if (entered) throw otherHoldLost(error) // a fenced table answers at COMMIT; K itself cannot be lost
       signal?.throwIfAborted()
       if (error instanceof LeaseHeldError) throw error
-      if (refused && left() <= 0) throw new LeaseHeldError(name, 0) // and a connection to ask once more was not to be had
+      if (refused && left() <= 0) throw new LeaseHeldError(name, 0) // no connection came free to ask once more
       if (!(error instanceof Refused)) throw fromDatabase(error)
       refused = true
     }
-    await sleep(Math.min(pauseMs * (0.75 + Math.random() / 2), Math.max(left(), 0)), undefined, { signal }).catch(
-      () => {},
-    )
+    await sleep(Math.min(delays.next(), Math.max(left(), 0)), undefined, { signal }).catch(() => {})
     signal?.throwIfAborted()
   }
 }
@@ -69,7 +69,7 @@ export async function transaction<T>(
 async function enter(
   // biome-ignore lint/suspicious/noExplicitAny: as above
   trx: Transaction<any>,
-  desk: Desk,
+  context: LockContext,
   name: string,
   left: () => number,
   signal: AbortSignal | undefined,
@@ -77,7 +77,7 @@ async function enter(
   let entry = await ask(sql`select *, ${id} from lockstep.enter(${name}, null)`)
   if (!entry.gated) {
     if (left() <= 0) throw held()
-    const direct = desk.sessions.shared().then(
+    const direct = context.sessions.shared().then(
       (session) => session !== null,
       (error) => {
         if (noConnectionLeft(error)) return false // not known: asked again, as behind a pooler
@@ -109,9 +109,9 @@ async function enter(
     let waiting = true
     let cancelled: Promise<void> | undefined
     const cancel = () => {
-      cancelled = desk.database.cancel(pid, () => !waiting)
+      cancelled = context.database.cancel(pid, () => !waiting)
     }
-    signal?.addEventListener('abort', cancel)
+    const off = onAbort(signal, cancel)
     try {
       const ms = left()
       return await ask(
@@ -121,7 +121,7 @@ async function enter(
       throw (error as { code?: unknown }).code === '55P03' ? held() : error
     } finally {
       waiting = false
-      signal?.removeEventListener('abort', cancel)
+      off()
       await cancelled
     }
   }

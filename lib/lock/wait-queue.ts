@@ -1,95 +1,87 @@
 /**
- * One name in this process: who has it here, and who stands in line for it.
+ * One name in this process: the caller that has it here, and the callers that wait for it.
  *
- * Only one of a process stands in the database's queue for a name; the others wait here, first come first served.
- * So 1,000 waiters cost one waiting connection, and the queue of the database is a queue of processes.
+ * Callers of one process wait here, first come, first served; one session of the process waits in the database's queue for K of
+ * the name. So 1,000 waiting callers cost one waiting connection, and the database's queue is a queue of processes.
  *
- *   contenders ─► line (FIFO) ─► one session in the queue of K(name) ─► at its front: wait for the row ─► granted
+ *   callers ─► wait queue (FIFO) ─► one session in the queue of K(name) (gate.ts) ─► K is ours: wait for the row ─► granted
  *
- * COHORTS. A connection hold passes from one contender of a process to the next without the database, at most 32
- * times or for 20 ms, whichever ends first; then K goes back to the database's queue, so that processes are served
- * in turn. Each of them gets its own token from the 64 that belong to the grant. A hold that was registered for
- * fences is freed in the database first, so that its token is dead before the next one works.
+ * COHORTS. A connection hold passes from one caller of a process to the next without the database, at most 32 times or for 20 ms,
+ * whichever ends first; then K goes to the back of the database's queue, so that processes are served in turn. Each hold of a
+ * cohort has its own token, of the 64 that belong to the grant. A hold that was registered for fences is freed in the database
+ * first, so that its token is dead before the next holder works.
  *
- * At the front of the database's queue K is ours, but a lease may still live: we listen for its release (the one who
- * frees a row notifies if K is taken) and look again when it expires, and once a second in case nobody notified.
- *
- * Without a session to wait on (all taken, or a transaction pooler) the first in line asks again and again, 25 to
- * 250 ms apart: still first come first served within the process, but not between processes.
+ * WITHOUT A SESSION TO WAIT ON (all are in use, or a transaction pooler is between) the first caller asks again and again, 25 to
+ * 250 ms apart: still first come, first served within the process, but not between processes.
  */
-
-import { fromDatabase, LeaseHeldError, noConnectionLeft, Stopwatch, UnavailableError, Waker } from '../base/index.ts'
+import {
+  BackoffDelays,
+  fromDatabase,
+  LeaseHeldError,
+  noConnectionLeft,
+  Stopwatch,
+  UnavailableError,
+} from '../base/index.ts'
 import type { Database, Place, Session, SessionPool } from '../database/index.ts'
 import { type Grant, grantAll, type Leases } from '../lease/index.ts'
 import { ConnectionHold } from './connection-hold.ts'
-import type { ByConnection, ByLease, ByTransaction, Contender } from './contender.ts'
+import { type Contender, type ContenderOf, wantsConnection, wantsLease, wantsTransaction } from './contender.ts'
+import { Gate } from './gate.ts'
 
 const COHORT_PASSES = 32
 const COHORT_MS = 20
-const LOOK_AGAIN_MS = 1_000
-const POLL_MS = { first: 25, most: 250 }
+const POLL_MS = { firstMs: 25, mostMs: 250, factor: 1.5, spread: 0.25 }
+// A lease was granted to somebody else between our look and our grant.
+const OVERTAKEN_MS = 20
 
-/** What all lines of a process share. */
-export interface Desk {
+/** What all wait queues of a process share. */
+export interface LockContext {
   readonly database: Database
   readonly leases: Leases
   readonly sessions: SessionPool
-  readonly lines: Map<string, Line>
 }
 
-export class Line {
+export class WaitQueue {
   readonly name: string
-  readonly #desk: Desk
+  readonly #context: LockContext
   readonly #contenders: Contender[] = []
-  /** `held`: a connection hold is out, and its release goes on with the line. */
-  #state: 'opening' | 'held' | 'serving' | 'closed' = 'serving'
-  #opened: Promise<void> = done
-
-  // The session that has K for us, or stands in the queue for it.
-  #gate: Session | undefined
-  #spent = false // K has served its turn: to the back of the database's queue before the next grant
-  #inQueue = false
-  #cancelled: Promise<void> | undefined
+  readonly #closed: () => void
+  /** `held`: a connection hold is out, and its release goes on with the queue. */
+  #state: 'first attempt' | 'held' | 'serving' | 'closed' = 'serving'
+  #firstAttempt: Promise<void> = done
+  readonly #gate: Gate
 
   // The cohort under way.
   #token = 0n
   #passes = 0
   #since: Stopwatch | undefined
-
-  // At the front of the queue, waiting for the row.
-  #listening = false
-  readonly #waker = new Waker()
-  #pollMs = POLL_MS.first
-
-  private constructor(desk: Desk, name: string) {
-    this.#desk = desk
-    this.name = name
-    desk.lines.set(name, this)
-  }
+  readonly #polls = new BackoffDelays(POLL_MS)
 
   /**
-   * A new line, and its first contender's try: on the session that all share, or for a lease. Whoever comes meanwhile
-   * stands behind it. A transaction needs no try: it stands in the database's queue by itself.
+   * A queue with its first caller, which asks at once: on the session that all attempts of the process share, or for a lease. Callers
+   * that come meanwhile stand behind it. A transaction does not ask first: it waits in the database's queue by itself.
+   * @param closed  called when nobody waits and nobody holds; a caller that comes later makes a new queue.
    */
-  static open(desk: Desk, name: string, first: ByLease | ByTransaction): void
-  static open(desk: Desk, name: string, first: ByConnection, session: Session): void
-  static open(desk: Desk, name: string, first: Contender, session?: Session): void {
-    const line = new Line(desk, name)
-    line.#contenders.push(first)
-    if (first.kind === 'transaction') {
-      void line.#serve()
+  constructor(context: LockContext, name: string, first: Contender, session: Session | undefined, closed: () => void) {
+    this.#context = context
+    this.name = name
+    this.#closed = closed
+    this.#gate = new Gate(name, context)
+    this.#contenders.push(first)
+    if (wantsTransaction(first)) {
+      void this.#serve()
       return
     }
-    line.#state = 'opening'
-    line.#opened = first.kind === 'lease' ? line.#tryLease(first) : line.#try(first, session as Session)
+    this.#state = 'first attempt'
+    this.#firstAttempt = wantsLease(first) ? this.#tryLease(first) : this.#tryConnection(first, session as Session)
   }
 
-  /** Settles when it is known whether the first try had success. */
-  get opened(): Promise<void> | undefined {
-    return this.#state === 'opening' ? this.#opened : undefined
+  /** Settles when it is known whether the first attempt had success; undefined: it is known. */
+  get firstAttempt(): Promise<void> | undefined {
+    return this.#state === 'first attempt' ? this.#firstAttempt : undefined
   }
 
-  /** How many stand in line here. */
+  /** How many callers wait here. */
   get length(): number {
     return this.#contenders.length
   }
@@ -98,263 +90,204 @@ export class Line {
     this.#contenders.push(contender)
   }
 
-  /** Goes away without having been served. */
+  /** The caller goes away without having been served. */
   leave(contender: Contender): void {
-    const at = this.#contenders.indexOf(contender)
-    if (at < 0) return
-    this.#contenders.splice(at, 1)
-    this.#left()
+    if (this.#remove(contender)) this.#left()
   }
 
-  /** Nobody is served any more. */
-  close(why: unknown): void {
-    for (const { failed } of this.#contenders.splice(0)) failed(why)
+  /** Refuses all callers. */
+  refuseAll(why: unknown): void {
+    for (const contender of this.#contenders.splice(0)) contender.refuse(why)
     this.#left()
   }
 
   #left(): void {
-    this.#waker.wake()
-    // Nobody of ours waits any more: leave the database's queue too, so that we are not served there.
-    if (this.#contenders.length === 0 && this.#inQueue && this.#gate) {
-      this.#cancelled ??= this.#desk.database.cancel(this.#gate.pid, () => !this.#inQueue)
-    }
+    this.#gate.waker.wake()
+    if (this.#contenders.length === 0) this.#gate.leaveQueue()
+  }
+
+  #remove(contender: Contender): boolean {
+    const at = this.#contenders.indexOf(contender)
+    if (at >= 0) this.#contenders.splice(at, 1)
+    return at >= 0
+  }
+
+  #refuse(contender: Contender, error: unknown): void {
+    if (this.#remove(contender)) contender.refuse(error)
   }
 
   /**
-   * A connection hold of this line is over: K passes on.
-   * @param dead  its token is known to be dead. If not, the next one is granted by the database, which frees what is left.
+   * A connection hold of this name is over: K passes on.
+   * @param dead  its token is known to be dead. If not, the next hold is granted by the database, which frees what is left.
    */
   passOn(dead: boolean): Promise<void> {
     const next = this.#contenders[0]
-    const gate = this.#gate
-    if (!gate || gate.lost) return this.#goOn()
+    const { session } = this.#gate
+    if (!session || session.lost) return this.#goOn()
     const within = this.#passes < COHORT_PASSES && (this.#since?.elapsed() ?? 0) < COHORT_MS
-    if (dead && next?.kind === 'connection' && within) {
-      this.#contenders.shift()
+    if (dead && next && wantsConnection(next) && within) {
       this.#passes += 1
       this.#token += 1n
-      next.granted(new ConnectionHold(this, this.#desk, gate, this.#token, next.holder, next.meta))
+      this.#serveConnection(session, next)
       return done
     }
     return next ? this.#goOn() : this.#close()
   }
 
-  // Somebody waits, so K may stay with this process until the queue of the database has been asked.
+  // Callers wait, so K may stay with this process until the database's queue has been asked.
   #goOn(): Promise<void> {
-    this.#spent = true
+    this.#gate.spend()
     this.#state = 'serving'
     const served = this.#serve()
     return this.#contenders.length > 0 ? done : served
   }
 
-  // Whoever comes from now on opens a new line; on the same session its try comes after this release.
+  // A caller that comes from now on makes a new queue; on the same session its attempt comes after this release.
   #close(): Promise<void> {
     this.#state = 'closed'
-    if (this.#desk.lines.get(this.name) === this) this.#desk.lines.delete(this.name)
-    return this.#giveUp()
+    this.#closed()
+    return this.#gate.giveUp()
   }
 
-  async #giveUp(): Promise<void> {
-    const gate = this.#gate
-    if (!gate) return
-    this.#gate = undefined
-    this.#spent = false
-    this.#listening = false
-    await gate.giveUp(this.name)
-    if (!gate.shared) await this.#desk.sessions.giveBack(gate)
-  }
-
-  async #try(first: ByConnection, session: Session): Promise<void> {
+  async #tryConnection(first: Contender, session: Session): Promise<void> {
     try {
       const token = await session.try(this.name)
       if (session.lost) throw session.lost // the answer arrived with the end of its connection
-      if (token !== null) this.#gate = session
-      if (token !== null && this.#contenders[0] === first) return this.#grant(session, token, first)
-      if (token === null && !first.patient) this.#dismiss(first, new LeaseHeldError(this.name, 0))
+      if (token !== null) this.#gate.hold(session)
+      if (token !== null && this.#contenders[0] === first && wantsConnection(first)) {
+        return this.#startCohort(session, token, first)
+      }
+      if (token === null && !first.patient) this.#refuse(first, new LeaseHeldError(this.name, 0))
     } catch (error) {
-      // A lost connection is no answer: who waits stands in the queue anew.
-      if (error !== session.lost || !first.patient) this.#dismiss(first, error)
+      // A lost connection is no answer: a caller that waits stands in the queue anew.
+      if (error !== session.lost || !first.patient) this.#refuse(first, error)
     }
-    this.#spent = true
+    this.#gate.spend()
     this.#state = 'serving'
     void this.#serve()
   }
 
-  async #tryLease(first: ByLease): Promise<void> {
+  async #tryLease(first: ContenderOf<'lease'>): Promise<void> {
     try {
       const attempted = new Stopwatch()
-      const answer = await this.#desk.leases.grant(first.ask)
-      if ('token' in answer) this.#handOver(first, answer, attempted)
-      else if (!first.patient) this.#dismiss(first, new LeaseHeldError(this.name, 0, answer.waitMs))
+      const answer = await this.#context.leases.grant(first.want.request)
+      if ('token' in answer) this.#serveGrant(first, answer, attempted)
+      else if (!first.patient) this.#refuse(first, new LeaseHeldError(this.name, 0, answer.waitMs))
     } catch (error) {
-      if (!first.patient || !noConnectionLeft(error)) this.#dismiss(first, error)
+      if (!first.patient || !noConnectionLeft(error)) this.#refuse(first, error)
     }
     this.#state = 'serving'
     void this.#serve()
   }
 
-  #dismiss(contender: Contender, error: unknown): void {
-    const at = this.#contenders.indexOf(contender)
-    if (at < 0) return
-    this.#contenders.splice(at, 1)
-    contender.failed(error)
-  }
-
-  #grant(gate: Session, token: bigint, first: ByConnection): void {
-    this.#contenders.shift()
-    this.#state = 'held'
-    this.#token = token
-    this.#passes = 0
-    this.#since = new Stopwatch()
-    first.granted(new ConnectionHold(this, this.#desk, gate, token, first.holder, first.meta))
-  }
-
-  // Serves the first in line until a connection hold is out or nobody is left.
+  // Serves the first caller until a connection hold is out or nobody waits.
   async #serve(): Promise<void> {
     while (this.#contenders.length > 0) {
       const first = this.#contenders[0] as Contender
       try {
-        if (this.#gate?.lost) this.#gate = undefined
-        if (first.kind === 'transaction') {
-          await this.#giveUp() // its own connection stands in the queue
-          if (this.#contenders[0] !== first) continue
-          this.#contenders.shift()
-          await first.enter()
-          continue
-        }
-        const place = await this.#reach()
-        const gate = this.#gate
-        if (gate?.lost) throw gate.lost
-        const now = this.#contenders[0] // the line may have moved meanwhile
-        if (!place || !gate || !now || now.kind === 'transaction') continue
-        if (place.token === null) await this.#waitForRow(gate, place.waitMs)
-        else if (now.kind === 'connection') return this.#grant(gate, place.token, now)
-        else await this.#serveLease(gate, now)
+        this.#gate.dropLost()
+        if (wantsTransaction(first)) await this.#serveTransaction(first)
+        else if (await this.#serveNext()) return
       } catch (error) {
-        if (this.#gate?.lost === error) await this.#pause(this.#pollMs)
+        if (this.#gate.session?.lost === error) await this.#gate.pause(POLL_MS.firstMs)
         else if (noConnectionLeft(error))
-          await this.#pause(POLL_MS.most) // a wait as any other
-        else this.#dismiss(first, fromDatabase(error))
+          await this.#gate.pause(POLL_MS.mostMs) // a wait as any other
+        else this.#refuse(first, fromDatabase(error))
       }
     }
     await this.#close().catch(() => {})
   }
 
-  // K in hand, and whether the name is free; undefined: not there yet.
-  async #reach(): Promise<Place | undefined> {
-    const gate = this.#gate
-    if (gate && !this.#spent) return gate.take(this.name)
-    this.#spent = false
-    if (gate && !gate.shared) return this.#queueOn(gate, true)
-    const waiting = await this.#desk.sessions.borrow()
-    if (!waiting) {
-      await this.#giveUp()
-      return this.#poll()
+  // @returns whether a connection hold is out.
+  async #serveNext(): Promise<boolean> {
+    const reached = await this.#gate.reach()
+    const place = reached === 'none' ? await this.#poll() : reached
+    const { session } = this.#gate
+    if (session?.lost) throw session.lost
+    const first = this.#contenders[0] // callers may have left meanwhile
+    if (!place || !session || !first || wantsTransaction(first)) return false
+    if (place.token === null) await this.#gate.waitForRelease(session, place.waitMs)
+    else if (wantsLease(first)) await this.#serveLease(session, first)
+    else if (wantsConnection(first)) {
+      this.#startCohort(session, place.token, first)
+      return true
     }
-    // From the shared session K moves to one that may wait. It stands in the queue before K is given up.
-    const [place] = await Promise.all([this.#queueOn(waiting, false), gate?.giveUp(this.name)])
-    return place
+    return false
   }
 
-  async #queueOn(gate: Session, again: boolean): Promise<Place | undefined> {
-    this.#gate = gate
-    this.#inQueue = true
-    try {
-      return await gate.queue(this.name, again)
-    } catch (error) {
-      this.#inQueue = false
-      const cancelled = this.#cancelled
-      await cancelled // or it would meet the next statement
-      if (!gate.lost) await this.#giveUp() // the cancel may have come after K was gained
-      this.#gate = undefined
-      if (!cancelled && error !== gate.lost) throw error
-      return undefined
-    } finally {
-      this.#inQueue = false
-      await this.#cancelled
-      this.#cancelled = undefined
-    }
+  #startCohort(session: Session, token: bigint, first: ContenderOf<'connection'>): void {
+    this.#state = 'held'
+    this.#token = token
+    this.#passes = 0
+    this.#since = new Stopwatch()
+    this.#serveConnection(session, first)
   }
 
-  // K is ours and a lease lives: until it is released or expires.
-  async #waitForRow(gate: Session, waitMs: number): Promise<void> {
-    if (!this.#listening) {
-      await gate.listen(this.name, () => this.#waker.wake())
-      this.#listening = this.#gate === gate
-      return // look once more: it may have been released before we listened
-    }
-    await this.#pause(Math.min(waitMs, LOOK_AGAIN_MS), gate)
+  #serveConnection(session: Session, first: ContenderOf<'connection'>): void {
+    this.#contenders.shift()
+    const { holder, meta } = first.want
+    first.serve(new ConnectionHold(this, this.#context, session, this.#token, holder, meta))
   }
 
-  // The last in line gives K up right behind the grant (pipelined: no time is lost), so that when it releases nobody is
-  // kept out by us.
-  async #serveLease(gate: Session, contender: ByLease): Promise<void> {
+  // The transaction's own connection waits in the database's queue; until it is over it is this process's turn.
+  async #serveTransaction(first: ContenderOf<'transaction'>): Promise<void> {
+    await this.#gate.giveUp()
+    if (this.#contenders[0] !== first) return
+    this.#contenders.shift()
+    await new Promise<void>((end) => first.serve({ end }))
+  }
+
+  // The last caller gives K up right behind the grant (pipelined: no time is lost), so that when it releases nobody is kept out
+  // by us.
+  async #serveLease(session: Session, contender: ContenderOf<'lease'>): Promise<void> {
     const attempted = new Stopwatch()
     const last = this.#contenders.length === 1
-    // From here on K is not ours, whatever becomes of the grant: the next must not take it for granted.
-    this.#spent = !last
-    if (last) {
-      this.#gate = undefined
-      this.#listening = false
-    }
+    this.#gate.handOn(last)
     try {
-      const granting = grantAll([contender.ask], (statement) => gate.run(statement))
-      const [[answer]] = await Promise.all([granting, last ? gate.giveUp(this.name) : undefined])
-      if (answer && 'token' in answer) this.#handOver(contender, answer, attempted)
-      else await this.#pause(20)
+      const granting = grantAll([contender.want.request], (statement) => session.run(statement))
+      const [[answer]] = await Promise.all([granting, last ? session.giveUp(this.name) : undefined])
+      if (answer && 'token' in answer) this.#serveGrant(contender, answer, attempted)
+      else await this.#gate.pause(OVERTAKEN_MS)
     } catch (error) {
-      if (error !== gate.lost) throw error
-      await this.#pause(this.#pollMs) // a lost connection is no answer: it stands in the queue anew
+      if (error !== session.lost) throw error
+      await this.#gate.pause(POLL_MS.firstMs) // a lost connection is no answer: the caller stands in the queue anew
     } finally {
-      if (last && !gate.shared) void this.#desk.sessions.giveBack(gate)
+      if (last && !session.shared) void this.#context.sessions.giveBack(session)
     }
   }
 
-  #handOver(contender: ByLease, grant: Grant, attempted: Stopwatch): void {
-    const at = this.#contenders.indexOf(contender)
-    if (at < 0) {
-      // It left while we asked. What it had before it keeps; else the ttl would free it.
-      if (!grant.renewed) this.#desk.leases.revoke(grant.name, grant.token).catch(() => {})
-      return
-    }
-    this.#contenders.splice(at, 1)
-    contender.granted(grant, attempted)
+  #serveGrant(contender: ContenderOf<'lease'>, grant: Grant, attempted: Stopwatch): void {
+    if (this.#remove(contender)) contender.serve({ grant, attempted })
+    // The caller left while we asked. What it had before it keeps; a new grant is given back, or the ttl would free it.
+    else if (!grant.renewed) this.#context.leases.revoke(grant.name, grant.token).catch(() => {})
   }
 
+  // There is no session to wait on: one attempt for the first caller, and a pause if it had no success.
   async #poll(): Promise<Place | undefined> {
     const first = this.#contenders[0]
-    if (first?.kind === 'connection') {
-      const session = await this.#desk.sessions.shared()
+    if (first && wantsConnection(first)) {
+      const session = await this.#context.sessions.shared()
       if (!session) throw new UnavailableError('The database is now reached through a pooler: no connection can hold')
       const token = await session.try(this.name).catch((error) => {
         if (error !== session.lost) throw error
         return null // a lost connection is no answer
       })
       if (token !== null) {
-        this.#gate = session
-        this.#pollMs = POLL_MS.first
+        this.#gate.hold(session)
+        this.#polls.reset()
         return { token, waitMs: null }
       }
-    } else if (first?.kind === 'lease') {
+    } else if (first && wantsLease(first)) {
       const attempted = new Stopwatch()
-      const answer = await this.#desk.leases.grant(first.ask)
+      const answer = await this.#context.leases.grant(first.want.request)
       if ('token' in answer) {
-        this.#pollMs = POLL_MS.first
-        this.#handOver(first, answer, attempted)
+        this.#polls.reset()
+        this.#serveGrant(first, answer, attempted)
         return undefined
       }
     }
-    await this.#pause(this.#pollMs * (0.75 + Math.random() / 2))
-    this.#pollMs = Math.min(this.#pollMs * 1.5, POLL_MS.most)
+    await this.#gate.pause(this.#polls.next())
     return undefined
-  }
-
-  // Until a time has passed, somebody rings, or the session is lost.
-  async #pause(ms: number, gate?: Session): Promise<void> {
-    const dependent = { connectionLost: () => this.#waker.wake() }
-    gate?.attach(dependent)
-    await this.#waker.wait(ms)
-    gate?.detach(dependent)
   }
 }
 

@@ -1,9 +1,10 @@
 /**
- * The row `lockstep.time_anchor`, asked and offered to: by how much the database's clock is wrong. What the two statements
- * do is told in db/migrations/0006_time.sql.
+ * The row `lockstep.time_anchor`, read and written: by how much the database's clock is wrong. The two statements are
+ * described in db/migrations/0006_time.sql.
  *
- * A connection is had first and the clock read then, since opening one takes ten times as long as the question. The
- * nonce comes back in the answer: one out of a cache (Hyperdrive keeps answers for a minute) has another, and is refused.
+ * A connection is obtained first and the local clock is read after that, because opening a connection takes ten times as long
+ * as the statement. The answer repeats the nonce of the statement: an answer from a cache (Hyperdrive keeps answers for a
+ * minute) has another nonce, and is refused.
  */
 import { type RawBuilder, sql } from 'kysely'
 import { UnavailableError } from '../base/index.ts'
@@ -17,34 +18,35 @@ export interface Correction extends Interval {
 }
 
 export interface Anchor extends Correction {
-  /** The likeliest, in between. */
-  guess: number
-  /** One more with each measurement. */
+  /** The best estimate, within the interval. */
+  best: number
+  /** Counts the measurements. */
   revision: number
-  /** What contradicts it, until another measurement says which is right. */
-  rival: Correction | null
+  /** A measurement that contradicts this one, until another measurement decides between them. */
+  conflict: Correction | null
   falsetickers: string[]
 }
 
 export interface Sample {
-  heard: ClockReading
-  /** Null: nothing was measured of this server's clock. */
+  reading: ClockReading
+  /** Null: there is no measurement of this server's clock. */
   anchor: Anchor | null
-  /** It is this process's turn to measure. */
+  /** This process has claimed the next measurement, and must make it. */
   claimed: boolean
 }
 
 /** A measurement for the row. */
 export interface Offer extends Interval {
-  /** Whose clock it is of. */
+  /** The server whose clock was measured. */
   server: string
-  /** What that clock shows now. */
+  /** The time that this clock shows now. */
   shows: Interval
-  guess: number
-  /** Whether what the row says may be from before this process began to know that clock, or saw it set. */
-  doubts: boolean
+  /** The best estimate, within the interval. */
+  best: number
+  /** Whether the row may be older than this process's first sample of that clock, or than a step that it saw. */
+  inDoubt: boolean
   falsetickers: string[]
-  /** What each NTP server said, for who looks. */
+  /** The answer of each NTP server, for people who look at the row. */
   servers: unknown
 }
 
@@ -59,14 +61,14 @@ export class Anchors {
   }
 
   /**
-   * @param measures whether this process can ask NTP servers, and would now.
-   * @param settles  whether this process would measure now to settle a doubt: the row's, or its own.
-   * @param doubts   whether it has one: it found that a clock was set.
+   * @param measures  whether this process has NTP servers, and would ask them now.
+   * @param settles   whether this process would measure now to settle a doubt: the row's, or its own.
+   * @param inDoubt   whether this process has a doubt: it found that a clock was set.
    * @throws {UnavailableError}
    */
-  async sample(measures: boolean, settles: boolean, doubts: boolean): Promise<Sample> {
+  async sample(measures: boolean, settles: boolean, inDoubt: boolean): Promise<Sample> {
     const nonce = crypto.randomUUID()
-    return this.#ask(nonce, sql`lockstep.sample_time(${nonce}, ${measures}, ${settles}, ${doubts})`)
+    return this.#ask(nonce, sql`lockstep.sample_time(${nonce}, ${measures}, ${settles}, ${inDoubt})`)
   }
 
   /** Offers a measurement; the answer is a sample too. @throws {UnavailableError} */
@@ -75,8 +77,8 @@ export class Anchors {
     shows,
     lo,
     hi,
-    guess,
-    doubts,
+    best,
+    inDoubt,
     falsetickers,
     servers,
   }: Offer): Promise<Sample & { verdict: Verdict }> {
@@ -85,8 +87,8 @@ export class Anchors {
     const us = (x: number, rounded: (x: number) => number) => String(rounded(x))
     const offer = sql`lockstep.offer_time(
         ${server}, ${us(shows.lo, Math.floor)}, ${us(shows.hi, Math.ceil)}, ${us(lo, Math.floor)}, ${us(hi, Math.ceil)},
-        ${us(guess, Math.round)}, ${doubts}, ${this.#writer}, ${falsetickers}::text[], ${JSON.stringify(servers)}::jsonb)`
-    // The sample's argument is the verdict, so that it is taken after it.
+        ${us(best, Math.round)}, ${inDoubt}, ${this.#writer}, ${falsetickers}::text[], ${JSON.stringify(servers)}::jsonb)`
+    // The sample takes the verdict as an argument, so that the server evaluates the offer first.
     const from = sql`(select ${offer} as verdict) o, lockstep.sample_time(o.verdict || ${nonce}, false, false, false)`
     let verdict: Verdict = 'late'
     const sample = await this.#ask(nonce, from, (row) => {
@@ -95,27 +97,33 @@ export class Anchors {
     return { ...sample, verdict }
   }
 
-  /** Gives a claim back: this process could not measure, and another may. @throws {UnavailableError} */
+  /** Gives a claim back: this process failed to measure, and another may. @throws {UnavailableError} */
   async release(): Promise<void> {
     await this.#database.control(sql`update lockstep.time_anchor set claimed_until = null where id = 1`)
   }
 
-  async #ask(nonce: string, from: RawBuilder<unknown>, seen?: (row: Row) => void): Promise<Sample> {
-    const { row, heard } = await this.#database.clocked<Row>(
+  async #ask(nonce: string, from: RawBuilder<unknown>, onRow?: (row: Row) => void): Promise<Sample> {
+    const { row, heard: reading } = await this.#database.clocked<Row>(
       sql`select *, us as clock_us, server as clock_server from ${from}`,
     )
-    if (!row.nonce_.endsWith(nonce)) throw new UnavailableError('The answer came out of a cache: the clock of then')
-    seen?.(row)
-    return { heard, anchor: anchorIn(row), claimed: row.claimed }
+    if (!row.nonce_.endsWith(nonce)) {
+      throw new UnavailableError('The answer came out of a cache, with an old reading of the clock')
+    }
+    onRow?.(row)
+    return { reading, anchor: anchorIn(row), claimed: row.claimed }
   }
 }
 
-/** True time minus our clock `at`, as the row has it, and as its rival has it, where the database's clock minus ours is `theta`. */
-export function claims(anchor: Anchor, theta: Interval, at: number): { story: Interval; rival: Interval | null } {
+/** True time minus our clock `at`, by the row and by its conflicting measurement; `theta` is the database's clock minus ours. */
+export function trueOffsets(
+  anchor: Anchor,
+  theta: Interval,
+  at: number,
+): { offset: Interval; conflict: Interval | null } {
   const shows = at + middle(theta)
-  const claim = (correction: Correction) =>
+  const corrected = (correction: Correction) =>
     plus(theta, widened(correction, DATABASE_DRIFT * Math.abs(shows - correction.at) + PAD_US))
-  return { story: claim(anchor), rival: anchor.rival && claim(anchor.rival) }
+  return { offset: corrected(anchor), conflict: anchor.conflict && corrected(anchor.conflict) }
 }
 
 interface Row extends Clocked {
@@ -134,7 +142,7 @@ interface Row extends Clocked {
 
 function anchorIn(row: Row): Anchor | null {
   if (row.at_us === null) return null
-  const rival =
+  const conflict =
     row.rival_at_us === null
       ? null
       : { at: Number(row.rival_at_us), lo: Number(row.rival_lo_us), hi: Number(row.rival_hi_us) }
@@ -142,9 +150,9 @@ function anchorIn(row: Row): Anchor | null {
     at: Number(row.at_us),
     lo: Number(row.lo_us),
     hi: Number(row.hi_us),
-    guess: Number(row.guess_us),
+    best: Number(row.guess_us),
     revision: Number(row.revision),
-    rival,
+    conflict,
     falsetickers: row.falsetickers,
   }
 }

@@ -1,33 +1,45 @@
-/** What `time.now()` answers. */
+/** The answer of `time.now()`. */
 
-/** How time is defined. */
+/**
+ * The clock that defines time.
+ *
+ * - `database+ntp`: true time, measured by NTP and shared through the database.
+ * - `database`: the database's clock, right or wrong.
+ * - `ntp`: true time, measured by this process alone.
+ * - `local`: this machine's wall clock.
+ */
 export type TimeSource = 'database+ntp' | 'database' | 'ntp' | 'local'
 
 /**
  * - `synchronized`: true time lies between `earliest` and `latest`, and was measured within the last 512 s.
- * - `free-running`: it still does; the last measurement is older, and the interval grows by what clocks may drift since.
- * - `disrupted`: a clock was set, stood still, or two measurements contradict each other. The interval is wide enough for
- *   every account of it; the next measurements end this.
- * - `unsynchronized`: nothing was measured; `time` is the database's clock, or this machine's.
+ * - `free-running`: true time lies between them, but the last measurement is older than 512 s. The interval grows by the
+ *   possible drift of the clocks since then.
+ * - `disrupted`: a clock was set, a clock stood still, or two measurements contradict each other. The interval is wide enough
+ *   for every possible explanation. The next measurements end this state.
+ * - `unsynchronized`: there is no measurement; `time` is the database's clock, or this machine's.
  */
 export type TimeStatus = 'synchronized' | 'free-running' | 'disrupted' | 'unsynchronized'
 
-/** An instant as it was known when `now()` was called. Numbers are milliseconds since 1970, with fractions. */
+/**
+ * The current time as it was known when `now()` was called, with its uncertainty. Numbers are milliseconds since 1970, with
+ * fractions. With the source `database`, "true time" means the database's clock.
+ */
 export class Reading {
-  /** The best guess. Never less than in an earlier reading of this process. */
+  /** The best estimate of the time: milliseconds since 1970. Never less than in an earlier reading of this process. */
   readonly timeMs: number
-  /** True time was not before; null where nothing was measured. */
+  /** The lower bound of true time: milliseconds since 1970; null while there is no measurement. */
   readonly earliestMs: number | null
-  /** True time was not after; null where nothing was measured. */
+  /** The upper bound of true time: milliseconds since 1970; null while there is no measurement. */
   readonly latestMs: number | null
-  /** |`time` − true time| ≤ `boundMs`; null where nothing was measured. */
+  /** The largest possible error: |`timeMs` − true time| ≤ `boundMs`. Milliseconds; null while there is no measurement. */
   readonly boundMs: number | null
-  /** The database's clock is known to within ± this; null before the first sample, and where it is not asked. */
+  /** The uncertainty of the database's clock, ± milliseconds; null before the first sample, and when the source is not the database. */
   readonly spreadMs: number | null
+  /** How far the interval can be trusted: see {@link TimeStatus}. */
   readonly status: TimeStatus
-  /** What `time` is from, now: the configured source, or what there is of it. */
+  /** Where this `time` comes from: the configured source, or a lesser one while that is not known yet. */
   readonly source: TimeSource
-  /** NTP servers that the last vote found wrong, as they are configured where it was held. */
+  /** The NTP servers that the last vote found wrong, by the names that the measuring process is configured with. */
   readonly falsetickers: readonly string[]
 
   constructor(
@@ -49,22 +61,22 @@ export class Reading {
     this.falsetickers = falsetickers
   }
 
-  /** {@link timeMs}, to the millisecond. */
+  /** {@link timeMs} as a Date, cut to the millisecond. */
   get time(): Date {
     return new Date(this.timeMs)
   }
 
-  /** {@link earliestMs}, rounded down to the millisecond. */
+  /** {@link earliestMs} as a Date, rounded down to the millisecond; null while there is no measurement. */
   get earliest(): Date | null {
     return this.earliestMs === null ? null : new Date(Math.floor(this.earliestMs))
   }
 
-  /** {@link latestMs}, rounded up to the millisecond. */
+  /** {@link latestMs} as a Date, rounded up to the millisecond; null while there is no measurement. */
   get latest(): Date | null {
     return this.latestMs === null ? null : new Date(Math.ceil(this.latestMs))
   }
 
-  /** As `GET /v1/time` answers it. */
+  /** The reading as `GET /v1/time` answers it. */
   toJSON() {
     const { time, earliest, latest, boundMs, spreadMs, status, source, falsetickers } = this
     return { time, earliest, latest, boundMs, spreadMs, status, source, falsetickers }

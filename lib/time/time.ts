@@ -1,21 +1,21 @@
 /**
- * Time: what time it is, and how far off that may be.
+ * Time: the current time, and its uncertainty.
  *
  *     const { time, earliest, latest, boundMs, status } = lockstep.time.now()
  *
- * `now()` costs no round trip. The database's clock is what all processes share, so each keeps the offset of its own clock from
- * that one, as an interval (interval.ts); the database's clock is corrected by NTP, and the correction is one row that
- * all read (anchor.ts), so that a Worker, which has neither UDP nor a monotonic clock, has NTP-corrected time for one
- * statement. How the two are put together, what is assumed, and what happens when a clock is set or stands still: estimate.ts.
+ * `now()` costs no round trip. All processes share the database's clock, so each process keeps the offset of its own clock from
+ * that one, as an interval (interval.ts). NTP corrects the database's clock. The correction is one row that all processes
+ * read (anchor.ts). So a Worker, which has neither UDP nor a monotonic clock, gets NTP-corrected time for the price of one
+ * statement. estimate.ts describes how the two are combined, and what happens when a clock is set or stands still.
  *
- *     processes with UDP ── time/ntp/ntp.ts: ≥ 3 servers, a vote ──► lockstep.time_anchor ◄── all: one statement, now and then
+ *     processes with UDP ── ntp/ntp.ts: ≥ 3 servers, a vote ──► lockstep.time_anchor ◄── all: one statement, now and then
  *
- * When the database is asked, and the NTP servers: sampler.ts.
+ * sampler.ts decides when to read the database's clock, and when to ask the NTP servers. tolerances.ts lists the assumptions.
  *
- * WHY LEASES DO NOT USE IT. A lease asks one thing: has this much of *one* clock passed? Grant, renewal, fence and takeover all
- * read the database's own `clock_timestamp()`, in the statement that decides. Corrected time may step when a measurement
- * corrects it, or differ between two readers of which one has not seen the new row; a step forward would end leases that
- * their holders still trust, a step back would let none end. Whether that clock is *right* is of no interest to a lease.
+ * WHY LEASES DO NOT USE IT. A lease asks one question: has this much of *one* clock passed? Grant, renewal, fence and takeover
+ * all read the database's own `clock_timestamp()`, in the statement that decides. Corrected time may step when a measurement
+ * corrects it, and may differ between two processes of which one has not read the new row. A step forward would end leases that
+ * their holders still trust; a step back would keep leases from ending. A lease does not need that clock to be *right*.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
@@ -37,43 +37,47 @@ import type { Ntp } from './ntp/index.ts'
 import type { Reading, TimeSource } from './reading.ts'
 import { EVERY_MS, Sampler } from './sampler.ts'
 
+/** The `time` option of `createLockstep`. */
 export interface TimeOptions {
   /**
-   * How time is defined.
+   * The clock that defines time.
    * - `database+ntp`: true time, measured by NTP and shared through the database.
-   * - `database`: what the database's clock shows; `earliest` and `latest` are about that.
-   * - `ntp`: true time as this process measures it. The database is not asked.
-   * - `local`: this machine's clock. Nothing is known of it.
+   * - `database`: the database's clock; `earliest` and `latest` are bounds of what that clock shows.
+   * - `ntp`: true time as this process measures it. The database is not used. Requires `ntp`.
+   * - `local`: this machine's wall clock, without bounds.
    * @default 'database+ntp'
    */
   source?: TimeSource
-  /** Made by `ntp()` of `lockstep/ntp`. Absent: this process asks no NTP server, and reads what others measured. */
+  /** NTP servers, made by `ntp()` of `lockstep/ntp`. Without it this process asks none, and uses the measurements of others. */
   ntp?: Ntp
   /**
-   * Whether to sample by itself, from the first use on. Not in a process that is frozen between requests.
+   * Whether this process samples in the background, from the first use on. Set false in a process that is frozen between
+   * requests (a Lambda, a Worker).
    * @default false where `directConnectionString` is null, else true
    */
   background?: boolean
 }
 
+/** The options of {@link Time.ready}. */
 export interface ReadyOptions {
-  /** How wide the answer may be: `boundMs` is at most so much. Above 0. @default Infinity */
+  /** The largest acceptable `boundMs` of the answer: milliseconds, > 0. @default Infinity */
   maxBoundMs?: number
-  /** How old the last sample may be, ≥ 0. @default 0: a new one is taken */
+  /** The largest acceptable age of the last sample: milliseconds, ≥ 0. 0: a new sample is taken. @default 0 */
   maxAgeMs?: number
-  /** How long to try for `maxBoundMs`, ≥ 0. @default 5_000 */
+  /** How long to wait until `boundMs` is at most `maxBoundMs`: milliseconds, ≥ 0. @default 5_000 */
   waitMs?: number
   /** Ends the wait: the call rejects with `signal.reason`. */
   signal?: AbortSignal
 }
 
 const MOST_WAIT_MS = 2 ** 31 - 1
-/** Of the first `ready` of a process that lives on: among four round trips one is short. */
+/** How many samples the first `ready` of a process with a background takes: one of four round trips is short. */
 const FIRST_SAMPLES = 4
 const SOURCES: TimeSource[] = ['database+ntp', 'database', 'ntp', 'local']
 
+/** The current time with its uncertainty, and ticks in a total order: `lockstep.time`. */
 export class Time {
-  /** Whether this process samples by itself. If not, call {@link ready} before {@link now}. */
+  /** Whether this process samples in the background. If not, call {@link ready} before {@link now}. */
   readonly background: boolean
   readonly #sampler: Sampler
   readonly #ntp: Ntp | undefined
@@ -94,10 +98,12 @@ export class Time {
   }
 
   /**
-   * The time now, and how far off it may be. No round trip. Before the first sample it is this machine's clock,
-   * `unsynchronized`: call {@link ready} first. After a `close()` it goes on by what was known, as {@link after} and {@link before} do.
+   * Returns the current time and its uncertainty, without a round trip.
    *
-   * `time` never goes back within a process.
+   * Before the first sample it is this machine's clock, `unsynchronized`: call {@link ready} first. After a `close()` this method,
+   * {@link after} and {@link before} continue with what was known. `time` never goes back within a process.
+   *
+   * @returns the reading; all its bounds are null while there is no measurement.
    * @see J. Corbett et al., "Spanner: Google's Globally-Distributed Database", OSDI 2012, §3 (TrueTime)
    */
   now(): Reading {
@@ -107,12 +113,16 @@ export class Time {
   }
 
   /**
-   * Samples the database's clock, then answers as {@link now}. In a process that is frozen between requests call it first
-   * in each: nothing local shows how long it was frozen.
+   * Samples the database's clock, then answers as {@link now}.
    *
-   * @throws {UnavailableError} the database (or, for the source `ntp`, enough servers) cannot be asked; or time is not known as
-   *   well as `maxBoundMs` asks, after `waitMs`.
+   * In a process that is frozen between requests, call it at the start of each request: no local clock shows how long the
+   * process was frozen.
+   *
+   * @param options  how exact and how fresh the answer must be, and how long to wait for it.
+   * @throws {UnavailableError} the database (for the source `ntp`, too many of the servers) cannot be reached; or `boundMs` is
+   *   still above `maxBoundMs` after `waitMs`.
    * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
+   * @throws the `signal`'s reason, when it aborts.
    */
   async ready(options: ReadyOptions = {}): Promise<Reading> {
     checkOptions(options)
@@ -134,9 +144,9 @@ export class Time {
     for (let i = 1; first && i < FIRST_SAMPLES; i++) await sampler.fresh(0)
     const until = new Deadline(Math.min(Math.ceil(waitMs), MOST_WAIT_MS))
     try {
-      if (unknown) await until.race(abortable(signal, sampler.measuring)) // to its end: then the row is written, too
+      if (unknown) await until.race(abortable(signal, sampler.measuring)) // until it has ended: then the row is written, too
       while (maxBoundMs < Infinity) {
-        signal.throwIfAborted() // nobody waits any more
+        signal.throwIfAborted() // the caller has left
         const { boundMs, status } = sampler.estimate.peek()
         if (boundMs !== null && boundMs <= maxBoundMs) break
         if (performance.now() - since >= waitMs) throw tooWide(maxBoundMs, boundMs, status)
@@ -150,14 +160,26 @@ export class Time {
     }
   }
 
-  /** Whether the instant is over, for certain. @param instant  a Date, or milliseconds since 1970. */
+  /**
+   * Whether the instant has certainly passed: it is before `earliest`. No round trip.
+   *
+   * @param instant  a valid Date, or milliseconds since 1970.
+   * @returns false also while there is no measurement.
+   * @throws {TypeError} `code` INVALID_ARGUMENT, `field` instant.
+   */
   after(instant: Date | number): boolean {
     const ms = milliseconds(instant)
     const { earliestMs } = this.now()
     return earliestMs !== null && ms < earliestMs
   }
 
-  /** Whether the instant is still to come, for certain. @param instant  a Date, or milliseconds since 1970. */
+  /**
+   * Whether the instant is certainly in the future: it is after `latest`. No round trip.
+   *
+   * @param instant  a valid Date, or milliseconds since 1970.
+   * @returns false also while there is no measurement.
+   * @throws {TypeError} `code` INVALID_ARGUMENT, `field` instant.
+   */
   before(instant: Date | number): boolean {
     const ms = milliseconds(instant)
     const { latestMs } = this.now()
@@ -165,11 +187,16 @@ export class Time {
   }
 
   /**
-   * Waits until the instant is over, for certain: the commit-wait. Who takes `latest` as the time of a change, and waits
-   * until that is over before telling anybody, has given it a time that is true for all.
+   * Waits until the instant has certainly passed (Spanner's commit-wait).
    *
-   * @returns the reading by which it was over.
-   * @throws {UnavailableError} nothing was measured, so that nothing is certain.
+   * Take `latest` as the timestamp of a change, and wait until it has passed before you publish the change: then the timestamps
+   * of all changes are in the order of true time.
+   *
+   * @param instant         a valid Date, or milliseconds since 1970.
+   * @param options.signal  ends the wait: the call rejects with its reason.
+   * @returns the reading by which the instant had passed.
+   * @throws {UnavailableError} there is no measurement, so nothing is certain.
+   * @throws {TypeError} `code` INVALID_ARGUMENT, `field`.
    * @throws the `signal`'s reason, when it aborts.
    */
   async waitUntilAfter(instant: Date | number, options: { signal?: AbortSignal } = {}): Promise<Reading> {
@@ -188,28 +215,32 @@ export class Time {
         if (this.now().earliestMs === null) throw unmeasured()
         continue
       }
-      // What is measured meanwhile may make it sooner.
+      // A measurement in the meantime may shorten the wait.
       await pause(Math.min(ms - reading.earliestMs + 0.1, EVERY_MS), signal)
       if (!this.background) await this.#sampler.fresh(EVERY_MS).catch(() => {})
     }
   }
 
   /**
-   * Microseconds since 1970, given once, and greater than every tick that was given before to anybody: a total order. Not
-   * before the corrected time. Calls of one moment share a statement.
-   * @throws {UnavailableError}
+   * Returns a unique timestamp, greater than every tick that was returned before, in all processes: a total order.
+   *
+   * Ticks are microseconds since 1970, and never before the corrected time. Calls at the same time share one statement.
+   *
+   * @returns microseconds since 1970.
+   * @throws {UnavailableError} the database cannot be reached.
    */
   tick(): Promise<bigint> {
     return this.#closing.verb(() => this.#tick(null))
   }
 
   /**
-   * Asks the NTP servers and writes the answer down for everybody, if that is due and nobody else does. It happens by
-   * itself in a process that lives on.
+   * Asks the NTP servers and shares the result with all processes, if a measurement is due and no other process makes it. A
+   * process that samples in the background does this without a call.
    *
-   * @returns whether this call did; false also where there is no `ntp`.
-   * @param options.signal  ends the wait: the call rejects with its reason, and the measurement goes on.
-   * @throws {UnavailableError} the database cannot be asked, or not enough servers gave a time: which, and why.
+   * @param options.signal  ends the wait: the call rejects with its reason, and the measurement continues.
+   * @returns whether this call measured; false also without the option `ntp`.
+   * @throws {UnavailableError} the database cannot be reached, or too few servers gave a time: the text names each, with its reason.
+   * @throws the `signal`'s reason, when it aborts.
    */
   async synchronize(options: { signal?: AbortSignal } = {}): Promise<boolean> {
     checkOptions(options)
@@ -227,7 +258,7 @@ export class Time {
   }
 }
 
-const MADE_BY_NTP = 'what ntp() of lockstep/ntp makes'
+const MADE_BY_NTP = 'the result of ntp() of lockstep/ntp'
 const MOST_TICKS = 1_000
 
 async function ticks(database: Database, n: number): Promise<bigint[]> {
@@ -242,7 +273,7 @@ function milliseconds(instant: Date | number): number {
   throw wrongType('instant', 'a valid Date, or milliseconds since 1970', instant)
 }
 
-// timers/promises rejects with an error of its own.
+// timers/promises rejects with its own error, not with the signal's reason.
 async function pause(ms: number, signal: AbortSignal | undefined): Promise<void> {
   try {
     await sleep(Math.max(1, ms), undefined, signal && { signal })
@@ -251,7 +282,7 @@ async function pause(ms: number, signal: AbortSignal | undefined): Promise<void>
   }
 }
 
-// No call waits for another.
+// Each call has another key, so that no call waits for an earlier one.
 function freshKey(): () => string {
   let n = 0
   return () => String(n++)
@@ -260,7 +291,7 @@ function freshKey(): () => string {
 const tooWide = (maxBoundMs: number, boundMs: number | null, status: string) =>
   new UnavailableError(
     boundMs === null
-      ? 'True time is not known: nobody has measured it by NTP for this database'
-      : `True time is known to within ${boundMs.toFixed(3)} ms (${status}), and ${maxBoundMs} ms are asked for`,
+      ? 'True time is not known: no process has measured it by NTP for this database'
+      : `True time is known to within ${boundMs.toFixed(3)} ms (${status}), but maxBoundMs is ${maxBoundMs}`,
   )
 const unmeasured = () => tooWide(0, null, '')

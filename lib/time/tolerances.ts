@@ -1,28 +1,29 @@
 /**
- * What is assumed of clocks. While it is true, true time is never outside of what is answered.
+ * The assumptions about clocks. While they hold, true time is never outside the interval that `now()` answers.
  *
  * (a) Clocks keep their rates: ours to within 100 ppm of any other, the database's to within 50 ppm of true time, apart from
- *     disturbances of a millisecond in all. (What is said of the database's clock alone, `spreadMs` and the source
- *     `database`, does not allow for these.)
- * (b) Of n NTP servers at most ⌊(n−1)/2⌋ are wrong by more than they say.
- * (c) Nobody sets a clock, or suspends this machine, unseen. What is seen, by whom, and what comes of it: estimate.ts.
+ *     disturbances of one millisecond in all. (Statements about the database's clock alone, which are `spreadMs` and the
+ *     source `database`, do not allow for these disturbances.)
+ * (b) Of n NTP servers, at most ⌊(n−1)/2⌋ are wrong by more than they claim.
+ * (c) No clock is set, and this machine is not suspended, without a process that sees it. How such an event is seen, and what
+ *     follows from it, is described in estimate.ts.
  */
 import { ppm } from './interval.ts'
 
-/** Of this process's clock against any other. */
+/** The drift of this process's clock against any other. */
 export const LOCAL_DRIFT = ppm(100)
 
-/** Of the database's clock against true time. chrony's own 1 ppm is an estimate; AWS's ClockBound advises 50 for a bound. */
+/** The drift of the database's clock against true time. chrony's 1 ppm is an estimate; AWS's ClockBound advises 50 as a bound. */
 export const DATABASE_DRIFT = ppm(50)
 
-/** Microseconds for disturbances that no sample can see: they hide in its round trip. */
+/** Microseconds allowed for disturbances that no sample can see, because they are hidden by its round trip. */
 export const SLACK_US = 1_000
 
-/** Our two clocks have moved apart: by more microseconds than both of them tick, besides what they may drift. */
-export const GAP_US = 5_000
+/** Our two clocks have diverged if they differ by more microseconds than this (more than both of them tick), plus their drift. */
+export const DIVERGED_US = 5_000
 
-/** By how many microseconds the wall clock and the database may disagree about how long we slept, besides what they drift. */
-export const WOKEN_US = 50_000
+/** By how many microseconds, plus their drift, the wall clock and the database may disagree about the length of a sleep. */
+export const SLEEP_SLACK_US = 50_000
 
-/** How old a measurement may be, in microseconds, to be called one: eight polls of 64 s, as ClockBound has it. */
-export const HOLD_US = 512_000_000
+/** How old, in microseconds, a measurement may be while the status is `synchronized`: eight polls of 64 s, as in ClockBound. */
+export const SYNCHRONIZED_US = 512_000_000

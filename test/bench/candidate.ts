@@ -1,8 +1,8 @@
 /**
- * A process that leads or waits, of a bench that kills leaders and counts what candidates ask.
+ * A process that leads or waits, for a bench that kills leaders and counts the statements of candidates.
  *
- * Statements are counted where they are sent, in the process itself: exactly, without a lag, and told apart by their text.
- * The bench holds the server's own count of commits beside it.
+ * Each process counts the statements that it sends: exactly, without a delay, and by kind, from their text. The bench compares
+ * this with the server's own count of commits.
  */
 
 import { type ChildProcess, fork } from 'node:child_process'
@@ -15,25 +15,25 @@ import { connectEtcd, type Servers } from './servers.ts'
 export type Failover = 'lease' | 'connection'
 
 type Order =
-  /** Answers the token when it leads; etcd has none. */
+  /** Campaigns; answers with the token when it leads (etcd has none). */
   | { do: 'lead'; system: Failover | 'etcd'; name: string; ttlMs: number }
-  /** Waits in line, so many times, and does not answer. */
+  /** Starts so many candidates in the wait queue, and does not answer. */
   | { do: 'wait'; name: string; candidates: number }
-  /** Answers what was sent so far. */
+  /** Answers with the counts so far. */
   | { do: 'count' }
 
 export interface Statements {
   all: number
   renewals: number
-  /** Leases in those renewals. */
+  /** The number of leases in those renewals. */
   renewed: number
-  /** By which a session proves that it lives. */
+  /** The heartbeats of a session. */
   beats: number
-  /** Connections opened: a transaction each for the server, and dearer than most statements. */
+  /** The number of connections opened: each is a transaction for the server, and costs more than most statements. */
   connections: number
 }
 
-/** From now on counts the statements of this process. */
+/** Counts the statements of this process from now on. */
 export function countStatements(): () => Statements {
   const counted: Statements = { all: 0, renewals: 0, renewed: 0, beats: 0, connections: 0 }
   type Query = string | { text: string; values?: unknown[] }
@@ -69,12 +69,12 @@ export class Candidate implements Disposable {
   private constructor(child: ChildProcess) {
     this.#child = child
     this.#ended = once(child, 'exit').then(([code]) => Promise.reject(new Error(`A candidate ended with ${code}`)))
-    this.#ended.catch(() => {}) // at the end it may
+    this.#ended.catch(() => {}) // at the end it may exit
   }
 
   static async start({ databaseUrl, etcdPort }: Servers): Promise<Candidate> {
     const child = fork(fileURLToPath(import.meta.url), [databaseUrl, String(etcdPort ?? '')], {
-      serialization: 'advanced', // bigints as they are
+      serialization: 'advanced', // passes bigints unchanged
     })
     const candidate = new Candidate(child)
     await candidate.#answer()
@@ -93,7 +93,7 @@ export class Candidate implements Disposable {
     return this.#ask({ do: 'count' })
   }
 
-  /** It runs no handler, and says goodbye to nobody. */
+  /** Kills the process: no handler runs, and nothing is released. */
   kill(): void {
     this.#child.kill('SIGKILL')
   }
@@ -109,7 +109,7 @@ export class Candidate implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    if (this.#child.connected) this.#child.disconnect() // it ends then
+    if (this.#child.connected) this.#child.disconnect() // then it ends
   }
 }
 
@@ -124,7 +124,7 @@ function main([databaseUrl = '', etcdPort]: string[]): void {
     if (order.do === 'wait') {
       for (let i = 0; i < order.candidates; i++) {
         void lockstep.leaders.campaign(order.name).then(() => {
-          throw new Error('A candidate was elected beside the leader')
+          throw new Error('A candidate was elected while there was a leader')
         })
       }
       return undefined

@@ -1,14 +1,14 @@
 /**
  * The two clouds, each in its runtime: `npm run bench -- clouds`.
  *
- * - Weight: what is uploaded, in kB of gzip. Lambda unpacks its part at a cold start, a Worker has a limit (3 MB on the free plan).
- * - Cold: from nothing to the first answer of `/readyz`, which is one statement. Of Lambda without what AWS does before: no
- *   micro-VM is made and no archive fetched. Of the Worker without Cloudflare's network, but with the start of workerd itself.
- * - Warm: a lock acquired and released, one after another, beside Node. Node keeps its connections, and so does a Lambda; a
- *   Worker makes one for each of the two requests. Directly that is a new backend each time, which PostgreSQL takes some 15 ms
- *   to make and as long again to plan our functions for the first time. Hyperdrive keeps backends, and PgBouncer stands in for it.
+ * - Weight: the size of the upload, in kB of gzip. Lambda unpacks it at a cold start; a Worker has a limit (3 MB on the free plan).
+ * - Cold: from the start to the first answer of `/readyz`, which is one statement. For Lambda without the work of AWS before that:
+ *   no micro-VM is made and no archive is fetched. For the Worker without Cloudflare's network, but with the start of workerd.
+ * - Warm: a lock is acquired and released, again and again, compared with Node. Node keeps its connections, and so does a Lambda;
+ *   a Worker opens one for each of the two requests. Without a pooler that is a new backend each time: PostgreSQL needs about
+ *   15 ms to start it, and the same time again to plan our functions. Hyperdrive keeps backends; here PgBouncer stands for it.
  *
- * All of it from this process, so the clients share the cores with the servers.
+ * All requests come from this process, so the clients share the cores with the servers.
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -93,7 +93,7 @@ async function cold({ databaseUrl }: Servers, settings: Settings): Promise<Line[
   return lines
 }
 
-/** As `npx lockstep` does it, in a process of its own. */
+/** Starts it as `npx lockstep` does, in its own process. */
 async function startNodeProcess(url: string): Promise<Runtime> {
   const port = await freePort()
   const env = { ...process.env, DATABASE_URL: url, PORT: String(port), LOCKSTEP_NTP_SERVERS: 'off' }

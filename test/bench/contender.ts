@@ -1,12 +1,12 @@
 /**
- * A process with contenders for one name, of a bench that has several such processes.
+ * A process with contenders for one name, for a bench that has several such processes.
  *
- * All begin at the same instant of the monotonic clock, which the processes of a machine share, and go on for a fixed
- * time: acquire, note the time, let one microtask pass, note the time, release. Nobody pauses between two sections, so
- * everybody waits all the time. When time is up each finishes the section it waits for; that drains the queue.
+ * All of them start at the same instant of the monotonic clock, which the processes of a machine share, and run for a fixed
+ * time: acquire, record the time, let one microtask pass, record the time, release. There is no pause between two critical
+ * sections, so all contenders wait all the time. When the time is up, each finishes the section it waits for; this drains the queue.
  *
- * Held for no time at all, sections are short and would overlap by chance only now and then; the tokens say more: they
- * must rise in the order in which the sections were entered, over all processes.
+ * The sections are so short that a fault would rarely make them overlap. The tokens show more: they must rise in the order
+ * in which the sections were entered, over all processes.
  */
 
 import { fork } from 'node:child_process'
@@ -28,46 +28,46 @@ interface Order {
 
 type Acquire = (name: string) => Promise<{ token?: bigint; release(): Promise<unknown> }>
 
-/** Contender, nanoseconds of entering and leaving since the start, token (0: there is none). */
+/** The contender, the times of entering and leaving (nanoseconds since the start), and the token (0: there is none). */
 type Section = [contender: number, enter: number, leave: number, token: number]
 
 // ── The parent ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 export interface Contest extends Sample {
-  /** Changes of holder a second: a section after one of the same contender is none. */
+  /** Changes of holder per second: two sections in a row of the same contender are no change. */
   rate: number
-  /** Those of them that went from one process to another. */
+  /** The changes of holder from one process to another, per second. */
   betweenProcesses: number
   sectionsPerSecond: number
-  /** Sections of the contender that had the fewest, and the most. */
+  /** The sections of the contender with the fewest, and with the most. */
   least: number
   most: number
-  /** Contenders that had none. */
+  /** The number of contenders without any section. */
   starved: number
-  /** Sections entered before another was left, or with a lower token than one entered before. */
+  /** The number of sections that were entered before another was left, or with a lower token than an earlier one. */
   overlaps: number
 }
 
-/** Starts processes of contenders; the function it returns has them contend. */
+/** Starts processes of contenders; the returned function lets them contend. */
 export async function contenders(servers: Servers, processes: number, each: number) {
   const children = Array.from({ length: processes }, (_, k) =>
     fork(
       fileURLToPath(import.meta.url),
       [servers.databaseUrl, String(servers.redisPort ?? ''), String(k * each), String(each)],
       {
-        serialization: 'advanced', // bigints and typed arrays as they are
+        serialization: 'advanced', // passes bigints and typed arrays unchanged
       },
     ),
   )
   const ended = children.map((child) =>
     once(child, 'exit').then(([code]) => Promise.reject(new Error(`A process of contenders ended with ${code}`))),
   )
-  for (const each of ended) each.catch(() => {}) // at the end they may
+  for (const each of ended) each.catch(() => {}) // at the end they may exit
   const answers = () =>
     Promise.race([Promise.all(children.map(async (child) => (await once(child, 'message'))[0])), ...ended]) as Promise<
       Float64Array[]
     >
-  await answers() // up
+  await answers() // they have started
   return {
     async contend(system: System, seconds: number): Promise<Contest> {
       const all = answers()
@@ -76,7 +76,7 @@ export async function contenders(servers: Servers, processes: number, each: numb
       return judge((await all).flatMap(sectionsOf), processes * each, each, seconds)
     },
     [Symbol.dispose]: () => {
-      for (const child of children) child.disconnect() // it ends then
+      for (const child of children) child.disconnect() // then it ends
     },
   }
 }
@@ -122,7 +122,7 @@ async function contend(acquire: Acquire, order: Order, first: number, each: numb
     Array.from({ length: each }, async (_, k) => {
       while (now() < order.seconds * 1e9) {
         const held = await acquire(order.name).catch((error) => {
-          if (error?.name === 'ExecutionError') return undefined // redlock has used up its retries: once more
+          if (error?.name === 'ExecutionError') return undefined // redlock has used up its retries: try again
           throw error
         })
         if (!held) continue

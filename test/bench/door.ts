@@ -1,4 +1,4 @@
-/** The HTTP server in a process of its own, as it is deployed; ends with its parent. */
+/** The HTTP server in its own process, as in a deployment; ends with its parent. */
 
 import { fork } from 'node:child_process'
 import { once } from 'node:events'
@@ -8,7 +8,7 @@ import { serve } from '../../functions/adapters/node.ts'
 import { createLockstep } from '../../lib/index.ts'
 import { WrongResult } from './harness.ts'
 
-/** Starts the server; a client of it with kept connections, on node:http, which costs less than fetch. */
+/** Starts the server. Returns a client with keep-alive connections, on node:http, which costs less than fetch. */
 export async function door(databaseUrl: string, connections: number) {
   const child = fork(fileURLToPath(import.meta.url), [databaseUrl])
   const [url] = (await once(child, 'message')) as [string]

@@ -1,17 +1,17 @@
 /**
- * What an event costs, beside what it would cost otherwise: `npm run bench -- events`.
+ * The cost of an event, compared with the alternatives: `npm run bench -- events`.
  *
- * How it is measured is told in harness.ts, beside what servers in servers.ts. To be read with it:
+ * harness.ts describes the method, servers.ts the servers. When you read the numbers, note:
  *
- * - A plain insert is one row into a table with a key of its own, by a prepared statement, on as many connections as there are
- *   callers: what one would write by hand. Ours has a position without gaps, in a row that is locked until the commit, a place
- *   in the order of everything, a check of what is expected, and two indexes.
- * - Redis is asked to be durable here: `appendfsync always`, so that XADD is on the disk when it answers, as an append is.
- * - Clients and servers share the cores of this machine, over loopback. With many at once a rate is the CPU time of all of
+ * - A plain insert writes one row into a table with a generated key, by a prepared statement, on as many connections as there
+ *   are callers, as one would write it by hand. Our append adds a position without gaps, in a row that is locked until the
+ *   commit, a place in the order of all events, a check of the expected position, and two indexes.
+ * - Redis is durable here: `appendfsync always`, so that XADD is on the disk when it answers, as an append is.
+ * - Clients and servers share the cores of this machine, over loopback. With many at once, a rate is the CPU time of all of
  *   them together, and of the disk.
- * - For us: appends that meet share a statement. One alone gains nothing.
- * - What is heard is measured when all has been quiet for a twentieth of a second, so that each round trip has to wake an idle
- *   core, ours and NOTIFY's alike; and from the call of `append`, so that it holds a durable commit, which NOTIFY has not.
+ * - For us: concurrent appends share a statement. One alone gains nothing.
+ * - Deliveries are measured after a twentieth of a second without any work, so that each round trip has to wake an idle core,
+ *   ours and NOTIFY's alike. The time begins with the call of `append`, so it includes a durable commit; NOTIFY has none.
  */
 import { once } from 'node:events'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -32,7 +32,7 @@ import {
 } from './harness.ts'
 import { connectRedis, NO_REDIS, type Row, type Servers } from './servers.ts'
 
-export const EVENTS: Record<string, Row> = { appends, 'append-batch': appendBatch, heard, stream }
+export const EVENTS: Record<string, Row> = { appends, 'append-batch': appendBatch, delivery, stream }
 
 const WIDTH = 64
 const BATCH = 100
@@ -49,7 +49,7 @@ async function table(databaseUrl: string) {
   return Object.assign(pool, { [Symbol.asyncDispose]: () => pool.end() })
 }
 
-/** So many were appended, and not one more: positions without gaps say it. */
+/** Checks that exactly so many events are stored: positions have no gaps. */
 async function checked(events: Events, prefix: string, appended: number): Promise<void> {
   let there = 0n
   for (let after = ''; ; ) {
@@ -58,10 +58,10 @@ async function checked(events: Events, prefix: string, appended: number): Promis
     if (page.length < 1_000) break
     after = page.at(-1)?.name ?? ''
   }
-  if (there !== BigInt(appended)) throw new WrongResult(`${there} events are there, ${appended} were appended`)
+  if (there !== BigInt(appended)) throw new WrongResult(`${there} events are stored, ${appended} were appended`)
 }
 
-/** 64 callers, each on a stream of its own. */
+/** 64 callers, each with its own stream. */
 async function appends({ databaseUrl, redisPort }: Servers, settings: Settings): Promise<Line[]> {
   await using lockstep = createLockstep({ connectionString: databaseUrl })
   const events = createEvents(lockstep)
@@ -117,7 +117,7 @@ async function appends({ databaseUrl, redisPort }: Servers, settings: Settings):
   ]
 }
 
-/** A hundred in a call, beside a hundred rows in a statement. */
+/** A hundred events in a call, compared with a hundred rows in a statement. */
 async function appendBatch({ databaseUrl }: Servers, settings: Settings): Promise<Line[]> {
   await using lockstep = createLockstep({ connectionString: databaseUrl })
   const events = createEvents(lockstep)
@@ -157,19 +157,19 @@ async function appendBatch({ databaseUrl }: Servers, settings: Settings): Promis
   ]
 }
 
-/** From the call of an append until a subscriber on other connections has the event. */
-async function heard({ databaseUrl }: Servers, settings: Settings): Promise<Line[]> {
-  await using teller = createLockstep({ connectionString: databaseUrl })
-  await using hearer = createLockstep({ connectionString: databaseUrl })
-  const [writing, reading] = [createEvents(teller), createEvents(hearer)]
-  const subscription = reading.subscribe({ stream: 'heard' })
-  await writing.append('heard', { type: 'first', data: DATA })
+/** From the call of an append until a subscriber on other connections gets the event. */
+async function delivery({ databaseUrl }: Servers, settings: Settings): Promise<Line[]> {
+  await using writer = createLockstep({ connectionString: databaseUrl })
+  await using reader = createLockstep({ connectionString: databaseUrl })
+  const [writing, reading] = [createEvents(writer), createEvents(reader)]
+  const subscription = reading.subscribe({ stream: 'delivery' })
+  await writing.append('delivery', { type: 'first', data: DATA })
   await subscription.next()
-  const [tell, hear] = [new pg.Client(databaseUrl), new pg.Client(databaseUrl)]
-  await Promise.all([tell.connect(), hear.connect()])
-  await hear.query('listen bench')
+  const [sender, receiver] = [new pg.Client(databaseUrl), new pg.Client(databaseUrl)]
+  await Promise.all([sender.connect(), receiver.connect()])
+  await receiver.query('listen bench')
   const { ours, notify } = await byTurns(
-    'heard',
+    'delivery',
     {
       ours: (seconds) =>
         inTurn(seconds, async () => {
@@ -178,30 +178,30 @@ async function heard({ databaseUrl }: Servers, settings: Settings): Promise<Line
           const since = performance.now()
           const [{ value, at }, { last }] = await Promise.all([
             next,
-            writing.append('heard', { type: 'x', data: DATA }),
+            writing.append('delivery', { type: 'x', data: DATA }),
           ])
-          if (value?.position !== last) throw new WrongResult('Another event was heard')
+          if (value?.position !== last) throw new WrongResult('Another event was delivered')
           return at - since
         }),
       notify: (seconds) =>
         inTurn(seconds, async () => {
           await delay(QUIET_MS)
-          const news = once(hear, 'notification').then(() => performance.now())
+          const received = once(receiver, 'notification').then(() => performance.now())
           const since = performance.now()
-          const told = tell.query({ name: 'tell', text: 'select pg_notify($1, $2)', values: ['bench', TEXT] })
-          const [at] = await Promise.all([news, told])
+          const sent = sender.query({ name: 'notify', text: 'select pg_notify($1, $2)', values: ['bench', TEXT] })
+          const [at] = await Promise.all([received, sent])
           return at - since
         }),
     },
     { ...settings, seconds: settings.seconds * 2 },
   )
   await subscription.return(undefined as never)
-  await Promise.all([tell.end(), hear.end()])
+  await Promise.all([sender.end(), receiver.end()])
   const ms = (samples: Sample[]) => `${figure(1_000 / spread(samples.map(({ rate }) => rate)).median)} ms`
   return [
     {
       row: 'append, until a subscriber on another connection has it (p50)',
-      beside: 'time of one raw NOTIFY heard',
+      beside: 'time of one raw NOTIFY',
       target: { atMost: 2 },
       measured: ratio(notify, ours),
       rates: `${ms(ours)} · NOTIFY ${ms(notify)}; ${settings.rounds} rounds of ${settings.seconds * 2} s`,
@@ -217,7 +217,7 @@ async function inTurn(seconds: number, once: () => Promise<number>): Promise<Sam
   return { rate: 1_000 / spread(times).median }
 }
 
-/** A million events, read as they are subscribed to. */
+/** A million events, read by a subscription. */
 async function stream({ databaseUrl }: Servers, { rounds }: Settings): Promise<Line[]> {
   await using lockstep = createLockstep({ connectionString: databaseUrl })
   const events = createEvents(lockstep)
@@ -234,7 +234,7 @@ async function stream({ databaseUrl }: Servers, { rounds }: Settings): Promise<L
       if (seen === count) break
     }
     const rate = (seen / (performance.now() - since)) * 1_000
-    // all of them would be some 600 MiB; what is not collected yet counts too
+    // all events together would be about 600 MiB; garbage that is not yet collected counts too
     if (most > 200 * 1_024 * 1_024) throw new WrongResult(`The heap grew by ${most} bytes while ${seen} were read`)
     return { rate, heap: most }
   }

@@ -1,27 +1,27 @@
 /**
- * How it is measured: always two at once, never one alone.
+ * The method: every measurement is a comparison of two contenders, never of one alone.
  *
- * A rate says as much about the machine, and about who else used it that minute, as about the code: here the same code
- * moved by half between two runs. So the contenders of a row take turns, in rounds, each round begun by the next of
- * them; a ratio is taken within a round, between neighbours in time, and what is reported is the median of these
- * ratios, with the least and the greatest. A drift of the machine is in both halves of a ratio and drops out.
+ * A rate depends as much on the machine, and on the other programs on it, as on the code: here the rate of the same code
+ * changed by half between two runs. So the contenders of a row take turns, in rounds; each round begins with the next
+ * contender. A ratio compares two turns of the same round, which are close in time. The report gives the median of these
+ * ratios, with the smallest and the largest. A change of the machine affects both parts of a ratio, and cancels out.
  *
- * A first turn of each, half as long but half a second at least, is not counted: connections are made and code is
- * compiled in it.
+ * The first turn of each contender, half as long but at least half a second, is not counted: it opens connections and
+ * compiles code.
  *
- * No timing ever fails a run; a wrong result does.
+ * A slow result never fails a run; a wrong result does.
  */
 
 export interface Settings {
   rounds: number
-  /** Of each contender in each round. */
+  /** The duration of a turn: of each contender in each round. */
   seconds: number
 }
 
-/** One turn: how many a second, and what else was seen. */
+/** One turn: the rate per second, and other figures. */
 export interface Sample {
   rate: number
-  [seen: string]: number
+  [figure: string]: number
 }
 
 export interface Spread {
@@ -30,24 +30,24 @@ export interface Spread {
   max: number
 }
 
-/** A line of the closing table. */
+/** A line of the final table. */
 export interface Line {
   row: string
   beside: string
   target?: { atLeast: number } | { atMost: number }
-  /** A ratio, a number where the row has no peer, or why there is none. */
+  /** A ratio; a number, if the row has no peer; or the reason why there is none. */
   measured: Spread | string
-  /** What `measured` is of. @default 'ratio' */
+  /** The kind of `measured`. @default 'ratio' */
   of?: 'ratio' | 'count'
   rates: string
 }
 
-/** A wrong result, as opposed to a slow one. */
+/** A wrong result; a slow one is no error. */
 export class WrongResult extends Error {}
 
 /**
- * Measures contenders by turns; a line of JSON for each of them. Samples come in the order of the rounds; none of a
- * contender that is not there.
+ * Measures the contenders in turn, and prints a line of JSON for each. The samples are in the order of the rounds. A contender
+ * that is undefined has no samples.
  */
 export async function byTurns<K extends string, S extends Sample>(
   row: string,
@@ -55,8 +55,8 @@ export async function byTurns<K extends string, S extends Sample>(
   { rounds, seconds }: Settings,
 ): Promise<Record<K, S[]>> {
   const samples = Object.fromEntries(Object.keys(contenders).map((name) => [name, []])) as unknown as Record<K, S[]>
-  const there = Object.entries(contenders) as [K, ((seconds: number) => Promise<S>) | undefined][]
-  const turns = there.flatMap(([name, run]) => (run ? [{ name, run }] : []))
+  const all = Object.entries(contenders) as [K, ((seconds: number) => Promise<S>) | undefined][]
+  const turns = all.flatMap(([name, run]) => (run ? [{ name, run }] : []))
   for (const { run } of turns) await run(Math.max(seconds / 2, 0.5))
   for (let round = 0; round < rounds; round++) {
     const first = round % turns.length
@@ -74,8 +74,8 @@ export async function byTurns<K extends string, S extends Sample>(
 }
 
 /**
- * Runs `cycle` again and again on each of `width` lanes, all at once: cycles a second, and microseconds of this
- * process's CPU time for each, which is what others on the machine disturb least.
+ * Runs `width` loops of `cycle` concurrently. Returns the cycles per second, and for each cycle the microseconds of this process's
+ * CPU time, the figure that other programs on the machine disturb least.
  */
 export async function atOnce(width: number, seconds: number, cycle: (lane: number) => Promise<void>): Promise<Sample> {
   const since = performance.now()
@@ -111,7 +111,7 @@ export function spread(values: number[]): Spread {
 /** The median rate, for the table. */
 export const perSecond = (samples: Sample[]) => `${figure(spread(rates(samples)).median)}/s`
 
-/** Three digits that mean something. */
+/** Formats a number with three significant digits. */
 export function figure(value: number): string {
   if (!Number.isFinite(value)) return value > 0 ? '∞' : '–'
   return value >= 100 ? Math.round(value).toLocaleString('en') : String(Number(value.toPrecision(3)))

@@ -1,20 +1,20 @@
 /**
- * What a change of leaders takes, and what leading and waiting cost: `npm run bench -- leaders`.
+ * The time of a change of leaders, and the cost of leading and waiting: `npm run bench -- leaders`.
  *
- * How it is measured is told in harness.ts, beside what servers in servers.ts. To be read with it:
+ * harness.ts describes the method, servers.ts the servers. When you read the numbers, note:
  *
- * - Times are taken in this process alone, by one clock. Where a leader resigns, it and the next are two Lockstep objects
- *   (two etcd3 clients) of this process, each with connections of its own. Where one is killed, it is a process of its own
- *   and the next is here; so the time begins before the signal is sent.
- * - Everybody waits in line, and all is quiet for a fifth of a second, before a change is made. So each round trip has to
- *   wake idle cores, for NOTIFY and for all others alike. Beside us stands one NOTIFY heard, from sending
- *   `pg_notify` on one connection to hearing it on another. Our change is more than that: a resignation that is told, the
- *   candidate's question, and a grant that is on the disk before it is answered.
- * - After a kill the machine lives on, and its kernel closes the dead process's connections. Nobody does that for a
- *   machine that loses its power or its network: then it is the ttl again, for `failover: 'connection'` too.
- * - How long an expired term still had to live when its leader was killed is chance: between two thirds of the ttl and all
- *   of it, since it is renewed every third. Each kill comes at a moment of its own.
- * - For etcd: one node, where a quorum would be slower. Against it: its client for Node costs it some milliseconds.
+ * - All times are taken in this process, by one clock. When a leader resigns, the leader and the next one are two Lockstep
+ *   objects (two etcd3 clients) of this process, each with its own connections. A leader that is killed is a separate
+ *   process, and the next leader is in this one; so the time begins before the signal is sent.
+ * - All candidates are in the wait queue, and nothing happens for a fifth of a second, before a change. So each round trip
+ *   has to wake idle cores, for NOTIFY and for all others alike. The comparison is with one raw NOTIFY, from sending
+ *   `pg_notify` on one connection to receiving it on another. Our change does more: it announces the resignation, the
+ *   candidate asks the server, and the grant is on the disk before the answer.
+ * - After a kill the machine still runs, and its kernel closes the connections of the dead process. If a machine loses its power
+ *   or its network, they are not closed: then a fail-over takes the ttl, for `failover: 'connection'` too.
+ * - When its leader is killed, a term has between two thirds of the ttl and all of it left, because it is renewed every third
+ *   of the ttl. Each kill comes at another point of that time.
+ * - For etcd: it is one node; a quorum would be slower. Against etcd: its client for Node costs some milliseconds.
  */
 
 import { once } from 'node:events'
@@ -39,14 +39,14 @@ import { connectEtcd, NO_ETCD, type Row, type Servers } from './servers.ts'
 export const LEADERS: Record<string, Row> = { handover, killed, renewals, idle }
 
 const TTL_MS = 15_000
-/** Of a leader that is killed. */
+/** The ttl of a leader that is killed. */
 const KILLED_TTL_MS = 5_000
-/** So short that many heartbeats can be counted. */
+/** A ttl so short that many heartbeats can be counted. */
 const RENEWED_TTL_MS = 3_000
-/** Until everybody is asleep, and etcd has begun to watch: at first it looks what to tell ten times a second. */
+/** Until all processes are idle, and etcd watches: at first it checks only ten times a second for changes. */
 const QUIET_MS = 200
 
-/** A leader resigns, and the next in line leads. */
+/** A leader resigns, and the first in the wait queue leads. */
 async function handover({ databaseUrl, etcdPort }: Servers, { rounds, seconds }: Settings): Promise<Line[]> {
   const long = { rounds, seconds: Math.max(seconds, 3) }
   const etcdClients = etcdPort === undefined ? undefined : ([connectEtcd(etcdPort), connectEtcd(etcdPort)] as const)
@@ -58,7 +58,7 @@ async function handover({ databaseUrl, etcdPort }: Servers, { rounds, seconds }:
         await using other = createLockstep({ connectionString: databaseUrl })
         return await oursInTurn([one, other], seconds)
       },
-      notify: (seconds) => notifyHeard(databaseUrl, seconds),
+      notify: (seconds) => rawNotify(databaseUrl, seconds),
       commit: (seconds) => durableCommit(databaseUrl, seconds),
       etcd: etcdClients && ((seconds) => etcdInTurn(etcdClients, seconds)),
     },
@@ -70,7 +70,7 @@ async function handover({ databaseUrl, etcdPort }: Servers, { rounds, seconds }:
   return [
     {
       row,
-      beside: 'time of one raw NOTIFY heard',
+      beside: 'time of one raw NOTIFY',
       target: { atMost: 5 },
       measured: ratio(notify, ours),
       rates: `${ms(ours)} · NOTIFY ${ms(notify)}, a durable commit ${ms(commit)}; ${of(long)}`,
@@ -113,7 +113,7 @@ async function etcdInTurn(both: readonly [Etcd3, Etcd3], seconds: number) {
     const campaign = waits.election(name, TTL_MS / 1_000).campaign('other')
     const next = campaign.wait().then(() => performance.now())
     next.catch(() => {}) // if this one fails first
-    await once(campaign, '_isWaiting') // it is about to watch
+    await once(campaign, '_isWaiting') // it begins to watch
     await delay(QUIET_MS)
     const since = performance.now()
     const [at] = await Promise.all([next, term.resign()])
@@ -125,25 +125,25 @@ async function etcdInTurn(both: readonly [Etcd3, Etcd3], seconds: number) {
   return sample
 }
 
-async function notifyHeard(databaseUrl: string, seconds: number): Promise<Sample> {
-  const [teller, hearer] = [new pg.Client(databaseUrl), new pg.Client(databaseUrl)]
-  await Promise.all([teller.connect(), hearer.connect()])
+async function rawNotify(databaseUrl: string, seconds: number): Promise<Sample> {
+  const [sender, receiver] = [new pg.Client(databaseUrl), new pg.Client(databaseUrl)]
+  await Promise.all([sender.connect(), receiver.connect()])
   try {
-    await hearer.query('listen bench')
+    await receiver.query('listen bench')
     return await inTurn(seconds, async () => {
       await delay(QUIET_MS)
-      const heard = once(hearer, 'notification').then(() => performance.now())
+      const received = once(receiver, 'notification').then(() => performance.now())
       const since = performance.now()
-      const told = teller.query({ name: 'tell', text: 'select pg_notify($1, $2)', values: ['bench', 'news'] })
-      const [at] = await Promise.all([heard, told])
+      const sent = sender.query({ name: 'notify', text: 'select pg_notify($1, $2)', values: ['bench', 'payload'] })
+      const [at] = await Promise.all([received, sent])
       return at - since
     })
   } finally {
-    await Promise.all([teller.end(), hearer.end()])
+    await Promise.all([sender.end(), receiver.end()])
   }
 }
 
-/** What a grant cannot do without: here because a disk may need longer for it than NOTIFY for all of its way. */
+/** A durable commit, which every grant needs: a disk may need longer for it than a whole NOTIFY takes. */
 async function durableCommit(databaseUrl: string, seconds: number): Promise<Sample> {
   const client = new pg.Client(databaseUrl)
   await client.connect()
@@ -160,20 +160,20 @@ async function durableCommit(databaseUrl: string, seconds: number): Promise<Samp
   }
 }
 
-/** One change after another; how many there would be a second if nothing else were done. The first is not counted. */
+/** One change after another: the rate per second if there were no pauses. The first change is not counted. */
 async function inTurn(seconds: number, change: () => Promise<number>): Promise<Sample> {
   await change()
   const times: number[] = []
   for (const until = performance.now() + seconds * 1_000; performance.now() < until; ) {
     const took = await change()
-    if (!(took >= 0)) throw new WrongResult('The next one led before the last one was told to resign')
+    if (!(took >= 0)) throw new WrongResult('The next one led before the last one was asked to resign')
     times.push(took)
   }
   const { median, max } = spread(times)
   return { rate: 1_000 / median, worst: max, changes: times.length }
 }
 
-/** A leader's process is killed, and the next in line leads. */
+/** The process of a leader is killed, and the first in the wait queue leads. */
 async function killed(servers: Servers, { rounds }: Settings): Promise<Line[]> {
   await using lockstep = createLockstep({ connectionString: servers.databaseUrl })
   const client = servers.etcdPort === undefined ? undefined : connectEtcd(servers.etcdPort)
@@ -220,18 +220,18 @@ async function killOurs(servers: Servers, { leaders }: Lockstep, failover: Failo
     .campaign(name, { ttlMs: KILLED_TTL_MS, failover })
     .then((elected) => ({ elected, at: performance.now() }))
   next.catch(() => {}) // if this one fails first
-  // Who would take over an expired lease must have watched the database's clock for a ttl.
+  // A candidate takes over an expired lease only after it has watched the database's clock for a ttl.
   await delay(failover === 'lease' ? KILLED_TTL_MS * 1.1 : 500)
   await anyMoment()
   const before = await leaders.members(name)
-  if (before.leader?.token !== token || before.waiting.length !== 1) throw new WrongResult('It led no more')
+  if (before.leader?.token !== token || before.waiting.length !== 1) throw new WrongResult('It no longer led')
   const since = performance.now()
   leader.kill()
   const { elected, at } = await next
   if (elected.token <= token) throw new WrongResult(`Token ${elected.token} after ${token}`)
   const after = await leaders.leader(name)
   if (failover === 'lease' && !(after && after.grantedAt >= before.leader.expiresAt)) {
-    throw new WrongResult('The next one led before the lease had run out')
+    throw new WrongResult('The next one led before the lease had expired')
   }
   await elected.resign()
   return { rate: 1_000 / (at - since) }
@@ -258,10 +258,10 @@ async function killEtcd(servers: Servers, client: Etcd3): Promise<Sample> {
   return { rate: 1_000 / (at - since) }
 }
 
-/** Of the time between two renewals. */
+/** The part of the time between two renewals. */
 const anyMoment = () => delay((Math.random() * KILLED_TTL_MS) / 3)
 
-/** 200 terms of one process, begun at moments of their own. */
+/** 200 terms of one process, begun at different times. */
 async function renewals({ databaseUrl }: Servers, { rounds }: Settings): Promise<Line[]> {
   const many = 200
   const few = { rounds: Math.min(rounds, 3), seconds: 10 }
@@ -308,7 +308,7 @@ async function renewals({ databaseUrl }: Servers, { rounds }: Settings): Promise
   ]
 }
 
-/** A leader and 20 who wait behind it, while nothing happens: all in a process, and beside that each in its own. */
+/** An idle leader and 20 candidates: all in one process, compared with each in its own process. */
 async function idle(servers: Servers, { rounds }: Settings): Promise<Line[]> {
   const many = 20
   const few = { rounds: Math.min(rounds, 2), seconds: 30 }
@@ -350,7 +350,7 @@ async function idle(servers: Servers, { rounds }: Settings): Promise<Line[]> {
           rate: inOne,
           apart: sum(inMany) / inMany.length,
           most: Math.max(...inMany),
-          besidesBeats: sum(each('all')) - sum(each('beats')),
+          withoutBeats: sum(each('all')) - sum(each('beats')),
           connections: sum(each('connections')),
           commits: (commitsAfter - commitsBefore) / passed,
         }
@@ -361,11 +361,11 @@ async function idle(servers: Servers, { rounds }: Settings): Promise<Line[]> {
   const seen = (what: keyof (typeof ours)[number]) => spread(ours.map((sample) => sample[what]))
   // The server counts a commit for each connection too, and none for a beat until that connection touches a table.
   const both =
-    `all processes sent ${figure(seen('besidesBeats').median)}/s besides beats and opened ` +
+    `all processes sent ${figure(seen('withoutBeats').median)}/s without heartbeats and opened ` +
     `${figure(seen('connections').median)} connections/s, the server counted ${figure(seen('commits').median)} commits/s`
   return [
     {
-      row: 'idle, a leader and 20 who wait in one process: its statements a second',
+      row: 'idle, a leader and 20 candidates in one process: its statements a second',
       beside: '–',
       target: { atMost: 1 },
       of: 'count',
@@ -373,7 +373,7 @@ async function idle(servers: Servers, { rounds }: Settings): Promise<Line[]> {
       rates: `${perSecond(ours)}; ${of(few)}`,
     },
     {
-      row: 'idle, a leader and 20 who wait in 21 processes: statements a second of each',
+      row: 'idle, a leader and 20 candidates in 21 processes: statements a second of each',
       beside: '–',
       target: { atMost: 1 },
       of: 'count',
@@ -389,7 +389,7 @@ async function inLine({ leaders }: Lockstep, name: string, many: number): Promis
   for (const until = performance.now() + 30_000; ; await delay(1)) {
     const { waiting } = await leaders.members(name)
     if (waiting.length === many) return
-    if (performance.now() > until) throw new WrongResult(`${waiting.length} instead of ${many} wait in line`)
+    if (performance.now() > until) throw new WrongResult(`${waiting.length} instead of ${many} are in the wait queue`)
   }
 }
 

@@ -1,19 +1,19 @@
 /**
- * What a lock costs, beside what it would cost otherwise: `npm run bench -- locks`.
+ * The cost of a lock, compared with the alternatives: `npm run bench -- locks`.
  *
- * How it is measured is told in harness.ts, beside what servers in servers.ts. To be read with it:
+ * harness.ts describes the method, servers.ts the servers. When you read the numbers, note:
  *
- * - Clients and servers share the cores of this machine, over loopback. With many at once a rate is therefore the CPU
- *   time of all of them together, and a peer whose server does little gains by it. With one at a time it is mostly the
- *   waking of idle cores, which is the same for every round trip.
- * - Against us: Redis is not durable, our leases are. redlock asks one Redis here, not the five it is meant for. The raw
- *   advisory locks are named prepared statements on a number; ours also look for a lease of that name, take a token, and
- *   are told when they are lost.
- * - For us: tries and releases that meet share a statement, which is why 64 at once do well and one alone gains nothing.
- *   A real network would hide more of what a client computes. redlock polls, so that its changes of holder depend on its
- *   retry settings: it has its defaults, and a second line with a tenth of its delay.
- * - One name: a section that follows one of the same contender is no change of holder. Passing a name within a process
- *   is one, and most of ours are that; how many went between processes stands beside it.
+ * - Clients and servers share the cores of this machine, over loopback. With many at once, a rate is the CPU time of all of
+ *   them together, which favours a peer whose server does little. With one at a time, the time is mostly the waking of
+ *   idle cores, which is the same for every round trip.
+ * - Against us: Redis is not durable, our leases are. redlock uses one Redis here, not the five it is designed for. The raw
+ *   advisory locks are named prepared statements on a number; ours also check for a lease of that name, take a token, and
+ *   learn when they are lost.
+ * - For us: concurrent attempts and releases share a statement. So 64 at once are fast, and one alone gains nothing. A real
+ *   network would hide more of the client's work. redlock polls, so its changes of holder depend on its retry settings: it
+ *   is measured with its defaults, and on a second line with a tenth of its delay.
+ * - One name: two sections in a row of the same contender are no change of holder. Passing the name within a process is a
+ *   change, and most of ours are of that kind; the number of changes between processes is given too.
  */
 
 import { setTimeout as delay } from 'node:timers/promises'
@@ -45,7 +45,7 @@ export const LOCKS: Record<string, Row> = {
   http,
 }
 
-/** A hold by connection should cost little more than the two round trips that it is made of. */
+/** A connection hold should cost little more than its two round trips. */
 async function alone({ databaseUrl }: Servers, settings: Settings): Promise<Line[]> {
   await using lockstep = createLockstep({ connectionString: databaseUrl })
   const client = new pg.Client(databaseUrl)
@@ -77,7 +77,7 @@ async function alone({ databaseUrl }: Servers, settings: Settings): Promise<Line
   ]
 }
 
-/** 64 at once share their round trips, and as leases their commits. */
+/** 64 at once share their round trips; leases also share their commits. */
 async function beside64(
   { databaseUrl, redisPort }: Servers,
   settings: Settings,
@@ -105,7 +105,7 @@ async function beside64(
   return [{ ...line, measured, rates: `${perSecond(ours)} · redlock ${perSecond(redlock)}` }]
 }
 
-/** Acquire and release of a name for each lane; the tokens of a name must rise. */
+/** Acquires and releases one name for each loop; the tokens of a name must rise. */
 function cycle(lockstep: Lockstep, kind: Hold['kind']): (lane: number) => Promise<void> {
   const options = kind === 'lease' ? { ttlMs: TTL_MS } : {}
   const tokens: bigint[] = []
@@ -127,7 +127,7 @@ async function contended(servers: Servers, settings: Settings): Promise<Line[]> 
     {
       ours: async (seconds) => {
         const contest = await all.contend('lockstep', seconds)
-        if (contest.overlaps > 0) throw new WrongResult(`${contest.overlaps} sections overlapped or came out of turn`)
+        if (contest.overlaps > 0) throw new WrongResult(`${contest.overlaps} sections overlapped or were out of order`)
         return contest
       },
       redlock: others ? (seconds) => all.contend('redlock', seconds) : undefined,
@@ -167,7 +167,7 @@ async function contended(servers: Servers, settings: Settings): Promise<Line[]> 
   ]
 }
 
-/** 1,000 waiters of one process, behind a holder elsewhere: so one of them must stand in the database's queue. */
+/** 1,000 waiters of one process, while another process holds the name: one of them must wait in the database. */
 async function waiters({ databaseUrl }: Servers, settings: Settings): Promise<Line[]> {
   const [name, many, application] = ['bench-waiters', 1_000, 'bench-waiters']
   const client = new pg.Client(databaseUrl)
@@ -202,12 +202,12 @@ async function waiters({ databaseUrl }: Servers, settings: Settings): Promise<Li
     for (const since = performance.now(); performance.now() - since < 300; await delay(10)) {
       most = Math.max(most, await connections())
     }
-    if (served.length > 0) throw new WrongResult('One of the waiters held what another had')
+    if (served.length > 0) throw new WrongResult('A waiter got a name that another process held')
     const since = performance.now()
     await held.release()
     while (!over) most = Math.max(most, await connections())
     await waiting
-    if (served.some((i, at) => i !== at)) throw new WrongResult('The waiters were not served first come first served')
+    if (served.some((i, at) => i !== at)) throw new WrongResult('The waiters were not served first come, first served')
     return { rate: (many / (performance.now() - since)) * 1_000, connections: most }
   }
   const { ours } = await byTurns('waiters', { ours: run }, settings).finally(() => client.end())
@@ -223,7 +223,7 @@ async function waiters({ databaseUrl }: Servers, settings: Settings): Promise<Li
   ]
 }
 
-/** HTTP adds itself to the two calls that it makes, which the server sends unprepared, for poolers' sake. */
+/** The cost of HTTP on top of its two SQL calls. The server does not prepare them, because of poolers. */
 async function http({ databaseUrl }: Servers, settings: Settings): Promise<Line[]> {
   using server = await door(databaseUrl, 64)
   const lines: Line[] = []
@@ -249,7 +249,7 @@ async function http({ databaseUrl }: Servers, settings: Settings): Promise<Line[
   return lines
 }
 
-/** As many as are of use to 64 callers: 8, 16 and 64 were within a tenth of each other. */
+/** Enough for 64 callers: the rates with 8, 16 and 64 differed by less than a tenth. */
 const SQL_CONNECTIONS = 16
 
 async function grantAndRevoke(pool: pg.Pool, name: string, prepared: boolean): Promise<void> {

@@ -1,12 +1,12 @@
 /**
- * The queues beside ours, made as their own documents make them, and what all of them are asked: take these jobs, work
- * them off, how many are left.
+ * The queues that ours is compared with, each set up as its own documentation advises. All get the same requests: take these
+ * jobs, work them, count the jobs that are left.
  *
- * - **pg-boss**: the one that ours is made of, alone. On our schema, so that both write the same tables; with its
- *   clockwork off, as ours is, and ten connections as it comes.
- * - **graphile-worker**: with ten connections, and to work off with what its performance page advises for many quick
- *   jobs: it fetches many at a time and completes many at a time.
- * - **BullMQ**: on the Redis of servers.ts.
+ * - **pg-boss**, on which ours is built, alone. It uses our schema, so that both write the same tables, without its background
+ *   maintenance, like ours, and with its default of ten connections.
+ * - **graphile-worker**, with ten connections. For working jobs it has the settings that its performance page advises for many
+ *   short jobs: it fetches and completes many at a time.
+ * - **BullMQ**, on the Redis of servers.ts.
  */
 
 import { Queue } from 'bullmq'
@@ -15,17 +15,17 @@ import type pg from 'pg'
 import { PgBoss } from 'pg-boss'
 import { BOSS_SCHEMA } from '../../lib/task/pgboss/adapter.ts'
 
-/** Where sent jobs are. */
+/** The jobs of a queue. */
 export interface Store {
-  /** Not yet over. */
+  /** The number of jobs that have not ended. */
   left(): Promise<number>
-  /** Over, in the first attempt; undefined where they are not kept. */
+  /** The number of jobs that were completed in the first attempt; undefined where completed jobs are not kept. */
   completed?(): Promise<number>
-  /** Removes all of them: the next turn begins on an empty table. */
+  /** Removes all jobs: the next turn begins with an empty table. */
   empty(): Promise<void>
 }
 
-/** What is in the tables of pg-boss, whoever sent it. */
+/** The jobs in the tables of pg-boss, sent by pg-boss or by Lockstep. */
 export function bossStore(client: pg.Client, queue: string): Store {
   const count = (which: string) =>
     counted(client, `select count(*)::integer as count from ${BOSS_SCHEMA}.job where name = $1 and ${which}`, [queue])
@@ -58,14 +58,14 @@ export function graphileStore(client: pg.Client): Store {
   }
 }
 
-/** Sends jobs; its schema is made first. */
+/** Makes the schema, and returns a sender of jobs. */
 export async function startGraphile(databaseUrl: string) {
   const utils = await makeWorkerUtils({ connectionString: databaseUrl, logger: SILENT })
   await utils.migrate()
   return Object.assign(utils, { [Symbol.asyncDispose]: async () => utils.release() })
 }
 
-/** Begins to work. */
+/** Starts a worker. */
 export async function workGraphile(databaseUrl: string, taskList: TaskList) {
   const worker = {
     ...{ connectionString: databaseUrl, logger: SILENT, maxPoolSize: 10, concurrentJobs: 24 },

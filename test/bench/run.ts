@@ -3,9 +3,8 @@
  *
  *     npm run bench -- [locks] [leaders] [tasks] [time] [events] [clouds] [--rounds 5] [--seconds 1.5] [--only <row>]…
  *
- * A line of JSON for each contender of each row on stdout, and a table at the end of each part; progress on stderr. What
- * is measured is told in lib/lock/locks.ts, lib/leader/leaders.ts, lib/task/tasks.ts, lib/time/time.ts, lib/event/events.ts and cloud.ts, how in harness.ts, beside what servers in
- * servers.ts.
+ * Prints one line of JSON for each contender of each row on stdout, and a table at the end of each part; progress goes to
+ * stderr. Each file of a part says what it measures; harness.ts says how, and servers.ts on which servers.
  *
  * A wrong result fails the run. A slow one does not.
  */
@@ -58,7 +57,7 @@ const unknown = [
 ]
 if (!(Number.isInteger(settings.rounds) && settings.rounds > 0 && settings.seconds > 0) || unknown.length > 0) {
   const rows = Object.entries(PARTS).map(([name, part]) => `${name}: ${Object.keys(part.rows).join(', ')}`)
-  console.error(`--rounds: an integer ≥ 1. --seconds: above 0. Parts, and what --only takes: ${rows.join('; ')}`)
+  console.error(`--rounds: an integer ≥ 1. --seconds: above 0. Parts, and the rows for --only: ${rows.join('; ')}`)
   process.exit(2)
 }
 
@@ -81,7 +80,7 @@ async function measure({ rows, peers }: (typeof parts)[number]): Promise<void> {
   console.log(
     `${os.cpus()[0]?.model}, ${os.availableParallelism()} cores, load ${before} at the start and ${load()} at the ` +
       `end, Node ${process.versions.node}, ${servers.about}; ${settings.rounds} rounds of ${settings.seconds} s each, ` +
-      `where a row does not say otherwise.`,
+      `unless a row says otherwise.`,
   )
 }
 

@@ -1,16 +1,15 @@
 /**
- * The servers of a run, started for it and gone after it: nothing that is already on the machine is measured by mistake.
+ * The servers of a run: they are started for it and removed after it, so that no other server is measured by mistake.
  *
- * - PostgreSQL **durable**: fsync on, commits synchronous. What Lockstep acquires by lease is on the disk when we count
- *   it. The data is on the disk of the temporary folder; on a tmpfs an fsync costs nothing, and the machine line says so.
- * - Redis as it comes for locks and jobs: AOF, `appendfsync everysec`, snapshots off (they only cost it). It answers before
- *   anything is on the disk, so a crash forgets up to a second of them: **not durable**, which flatters Redis beside a
- *   lease or a job of ours. Its server is one thread of C that works on the same cores as we do; so are the Postgres
- *   backends.
- * - etcd for leaders, as it comes: every change is on the disk before it answers. It is one node; three would wait for each
- *   other, so one flatters etcd.
+ * - PostgreSQL, **durable**: fsync on, commits synchronous. A lease is on the disk before it counts as acquired. The data is on
+ *   the disk of the temporary folder; on a tmpfs an fsync costs nothing, and the line about the machine says so.
+ * - Redis with its defaults, for locks and jobs: AOF, `appendfsync everysec`, but without snapshots (they only cost it time). It
+ *   answers before the data is on the disk, so a crash loses up to a second: **not durable**. That favours Redis over our
+ *   leases and jobs. Its server is one thread of C on the same cores as the clients and the Postgres backends.
+ * - etcd with its defaults, for leaders: every change is on the disk before the answer. It is one node; three would wait for each
+ *   other, so this favours etcd.
  *
- * All end with this process in whatever way it ends (lib/setup/guarded-process.ts), and take their data along.
+ * All of them end with this process, however it ends (lib/setup/guarded-process.ts), and their data is removed.
  */
 
 import { spawnSync } from 'node:child_process'
@@ -29,21 +28,21 @@ import type { Line, Settings } from './harness.ts'
 
 export interface Servers extends AsyncDisposable {
   databaseUrl: string
-  /** undefined: there is no redis-server to start. */
+  /** undefined: redis-server is not installed. */
   redisPort: number | undefined
-  /** undefined: there is no etcd to start. */
+  /** undefined: etcd is not installed. */
   etcdPort: number | undefined
-  /** Versions, and what is unusual about the place. */
+  /** The versions, and anything unusual about the machine. */
   about: string
 }
 
-/** Measures a row of the table, or a few that belong together. */
+/** Measures one row of the table, or several that belong together. */
 export type Row = (servers: Servers, settings: Settings) => Promise<Line[]>
 
 export const NO_REDIS = 'not measured: redis-server not found (Debian: redis-server)'
 export const NO_ETCD = 'not measured: etcd not found (Debian: etcd-server)'
 
-/** PostgreSQL, and the peers asked for. */
+/** Starts PostgreSQL and the given peers. */
 export async function startServers(peers: ('redis' | 'etcd')[]): Promise<Servers> {
   await using stack = new AsyncDisposableStack()
   const postgres = await startPostgres({ durable: true })
@@ -81,7 +80,7 @@ async function aboutPostgres(url: string): Promise<string> {
         and current_setting('synchronous_commit') = 'on' and current_setting('full_page_writes') = 'on' as durable`,
   )
   await client.end()
-  if (!rows[0].durable) throw new Error('The server of the bench is not durable: its rates would be worth nothing')
+  if (!rows[0].durable) throw new Error('The server of the bench is not durable: its rates would mean nothing')
   return `PostgreSQL ${rows[0].version} (fsync on)`
 }
 
@@ -96,7 +95,7 @@ async function startRedis() {
     { user: undefined, stopWith: 'INT', remove: dir },
   )
   server.unref()
-  const client = connectRedis(port) // asks until it answers
+  const client = connectRedis(port) // it retries until the server answers
   const died = server.exited.then(() => Promise.reject(new Error(`redis-server did not start: ${server.log()}`)))
   await Promise.race([client.ping(), died])
   died.catch(() => {}) // stopped
@@ -141,7 +140,7 @@ async function startEtcd() {
 /** Asks etcd until it answers. */
 async function answers(port: number): Promise<void> {
   for (const until = performance.now() + 20_000; ; await delay(50)) {
-    const client = connectEtcd(port) // a fresh one: one that was refused waits longer each time
+    const client = connectEtcd(port) // a new client: a refused one waits longer after each attempt
     try {
       await client.get('up').exec()
       return
@@ -153,21 +152,21 @@ async function answers(port: number): Promise<void> {
   }
 }
 
-/** etcd3 as its README makes it, but that each client has a connection of its own, as if it were alone in its process. */
+/** etcd3 as in its README, except that each client has its own connection, as if it were alone in its process. */
 export function connectEtcd(port: number): Etcd3 {
   return new Etcd3({ hosts: `http://127.0.0.1:${port}`, grpcOptions: { 'grpc.use_local_subchannel_pool': 1 } })
 }
 
-/** What we use of redlock. */
+/** The part of redlock that is used here. */
 export interface RedlockClient {
   /** Rejects when the retries are used up. */
   acquire(keys: string[], ms: number): Promise<{ release(): Promise<unknown> }>
 }
 
-/** redlock as its README makes it: one Redis, one connection, settings by default unless given. */
+/** redlock as in its README: one Redis, one connection, the default settings unless others are passed. */
 export function redlockOn(redis: Redis, settings: { retryDelay?: number } = {}): RedlockClient {
   const redlock = new Redlock([redis], settings)
-  redlock.on('error', () => {}) // every refused attempt is one
+  redlock.on('error', () => {}) // every refused attempt is an error
   return redlock
 }
 

@@ -1,24 +1,22 @@
 /**
- * What a job costs, beside what it would cost otherwise: `npm run bench -- tasks`.
+ * The cost of a job, compared with the alternatives: `npm run bench -- tasks`.
  *
- * How it is measured is told in harness.ts, beside what servers in servers.ts, beside what queues in peer.ts. To be read
- * with it:
+ * harness.ts describes the method, servers.ts the servers, peer.ts the other queues. When you read the numbers, note:
  *
- * - pg-boss is what we are made of. It is measured alone, on the same tables, in queues that were declared with our
- *   options: `notify`, a heartbeat, its own two retries. So these rows say what our layer costs, and what it saves.
- * - All jobs of a turn are counted when it ends, and removed: every turn begins on an empty table. Who keeps millions of
- *   them will see all contenders slower.
- * - Clients and servers share the cores of this machine, over loopback. With many at once a rate is the CPU time of all of
+ * - Our tasks are built on pg-boss. It is measured alone, on the same tables, in queues that were declared with our
+ *   options: `notify`, a heartbeat, its own two retries. So these rows show what our layer costs, and what it saves.
+ * - All jobs of a turn are counted at its end, and removed: every turn begins with an empty table. With millions of jobs in
+ *   the table, all contenders are slower.
+ * - Clients and servers share the cores of this machine, over loopback. With many at once, a rate is the CPU time of all of
  *   them together.
- * - Against us: BullMQ's Redis is not durable, our jobs are on the disk when `send` answers. NOTIFY makes commits wait for
- *   one another, and ours are sent with it, as pg-boss's and graphile-worker's are here. Each of our jobs has a handler
- *   call, a signal and an output of its own, where a call of pg-boss's handler is for a hundred; graphile-worker deletes
- *   jobs that are done.
- * - For us: sends that meet share an insert, and ends that meet an update. That is why 64 at once do well; one alone gains
+ * - Against us: BullMQ's Redis is not durable; our jobs are on the disk when `send` answers. NOTIFY makes commits wait for
+ *   one another, and our sends use it, as those of pg-boss and graphile-worker do here. Each of our jobs has its own handler
+ *   call, signal and output, while a call of pg-boss's handler gets a hundred jobs; graphile-worker deletes jobs that are done.
+ * - For us: concurrent sends share an insert, and concurrent completions an update. So 64 at once are fast; one alone gains
  *   nothing.
- * - Times of single jobs are taken when all has been quiet for a twentieth of a second, so that each of their round trips
- *   has to wake an idle core, ours and pg-boss's alike. A run is more than a pickup: it is on the disk that the job is
- *   over, the sender is told, and has read the output.
+ * - The times of single jobs are taken after a twentieth of a second without any work, so that each of their round trips has
+ *   to wake an idle core, ours and pg-boss's alike. A run is more than a pickup: the end of the job is on the disk, the
+ *   sender is notified, and has read the output.
  */
 
 import { setTimeout as delay } from 'node:timers/promises'
@@ -45,14 +43,14 @@ export const TASKS: Record<string, Row> = { send, batch, sends, work, run, tick 
 
 const OURS = 'bench-ours'
 const PEERS = 'bench-peers'
-/** In a batch. */
+/** The number of jobs in a batch. */
 const BATCH = 1_000
-/** To be worked off, in a turn. */
+/** The number of jobs that are worked in a turn. */
 const JOBS = 10_000
-/** Until everybody is asleep. */
+/** Until all processes are idle. */
 const QUIET_MS = 50
 
-/** A queue of ours, and one that is like it for pg-boss alone. */
+/** One of our queues, and the same queue for pg-boss alone. */
 async function queues(tasks: Tasks): Promise<void> {
   await tasks.declare(OURS)
   await tasks.declare(PEERS)
@@ -64,7 +62,7 @@ async function connected(databaseUrl: string) {
   return Object.assign(client, { [Symbol.asyncDispose]: () => client.end() })
 }
 
-/** Sends on each of `width` lanes, so many at a time; in the end all must be there, not one more. */
+/** Sends in `width` concurrent loops; at the end all jobs must be stored, and no others. */
 function sending(width: number, store: Store, many: number, send: (lane: number) => Promise<unknown>) {
   return async (seconds: number): Promise<Sample> => {
     let sent = 0
@@ -73,7 +71,7 @@ function sending(width: number, store: Store, many: number, send: (lane: number)
       sent += many
     })
     const there = await store.left()
-    if (there !== sent) throw new WrongResult(`${there} jobs are there, ${sent} were sent`)
+    if (there !== sent) throw new WrongResult(`${there} jobs are stored, ${sent} were sent`)
     await store.empty()
     return { ...sample, rate: sample.rate * many, clientCpuMicros: (sample.clientCpuMicros ?? 0) / many }
   }
@@ -87,7 +85,7 @@ function sentAll(ids: readonly unknown[] | null): void {
   if (ids?.filter((id) => id !== null).length !== BATCH) throw new WrongResult('A job of a batch was refused')
 }
 
-/** One send alone is a round trip and a commit: ours add to it what they check. */
+/** One send alone is a round trip and a commit; ours adds its checks. */
 async function send({ databaseUrl }: Servers, settings: Settings): Promise<Line[]> {
   await using lockstep = createLockstep({ connectionString: databaseUrl })
   const tasks = createTasks(lockstep)
@@ -170,7 +168,7 @@ async function batch({ databaseUrl }: Servers, settings: Settings): Promise<Line
   ]
 }
 
-/** 64 callers at once: ours share inserts, and commits. */
+/** 64 callers at once: ours share inserts and commits. */
 async function sends({ databaseUrl, redisPort }: Servers, settings: Settings): Promise<Line[]> {
   await using lockstep = createLockstep({ connectionString: databaseUrl })
   const tasks = createTasks(lockstep)
@@ -219,7 +217,7 @@ async function sends({ databaseUrl, redisPort }: Servers, settings: Settings): P
   ]
 }
 
-/** What was sent before is worked off, from the first job that begins to the last that is over. */
+/** Works the jobs that were sent before: from the start of the first job to the end of the last. */
 async function work({ databaseUrl }: Servers, { rounds }: Settings): Promise<Line[]> {
   let book = new Book()
   await using lockstep = createLockstep({ connectionString: databaseUrl })
@@ -234,7 +232,7 @@ async function work({ databaseUrl }: Servers, { rounds }: Settings): Promise<Lin
     for (let n = 0; n < JOBS; n += BATCH) await send(Array.from({ length: BATCH }, (_, i) => ({ n: n + i })))
   }
   const workOff = async (store: Store, begin: () => Promise<() => Promise<unknown>>): Promise<Sample> => {
-    // A table of ten thousand is met with the statistics of one, not with those of the empty one that it was.
+    // The table now has ten thousand rows: without new statistics PostgreSQL would plan for an empty one.
     await client.query('analyze')
     const stop = await begin()
     await Promise.race([book.all, delay(60_000, undefined, { ref: false })])
@@ -300,9 +298,9 @@ async function work({ databaseUrl }: Servers, { rounds }: Settings): Promise<Lin
         })
       },
     },
-    { rounds, seconds: 0 }, // as long as it takes
+    { rounds, seconds: 0 }, // a turn takes as long as the jobs take
   )
-  const row = 'jobs that do nothing, worked off'
+  const row = 'jobs that do nothing, worked'
   const each = `${JOBS.toLocaleString('en')} in each of ${rounds} rounds`
   return [
     {
@@ -321,10 +319,10 @@ async function work({ databaseUrl }: Servers, { rounds }: Settings): Promise<Lin
   ]
 }
 
-/** Which jobs were done, and how often. */
+/** Counts how often each job was done. */
 class Book {
   readonly all: Promise<void>
-  /** When the first one was. */
+  /** The time of the first one. */
   began = Number.NaN
   readonly #times = new Uint8Array(JOBS)
   readonly #isAll: () => void
@@ -350,7 +348,7 @@ class Book {
   }
 }
 
-/** From `run` to its answer; beside it, from a send of pg-boss to the job's begin. */
+/** From `run` to its answer; compared with pg-boss, from a send to the start of the job. */
 async function run({ databaseUrl }: Servers, { rounds, seconds }: Settings): Promise<Line[]> {
   const long = { rounds, seconds: Math.max(seconds, 2) }
   await using client = await connected(databaseUrl)
@@ -360,7 +358,7 @@ async function run({ databaseUrl }: Servers, { rounds, seconds }: Settings): Pro
     'run',
     {
       ours: async (seconds) => {
-        // New ones each time: what a worker listens to would wake it for the jobs of the other.
+        // New queues each time: the notifications of one contender would wake the workers of the other.
         await using here = createLockstep({ connectionString: databaseUrl })
         await using there = createLockstep({ connectionString: databaseUrl })
         const [tasks, working] = [createTasks(here), createTasks(there)]
@@ -409,7 +407,7 @@ async function run({ databaseUrl }: Servers, { rounds, seconds }: Settings): Pro
   ]
 }
 
-/** How many there would be a second if nothing were done between; the first is not counted. */
+/** The rate per second if there were no pauses; the first is not counted. */
 async function oneByOne(seconds: number, job: (n: number) => Promise<number>) {
   const times: number[] = []
   let jobs = 0
@@ -428,7 +426,7 @@ async function allDone(store: Store, jobs: number): Promise<void> {
   await store.empty()
 }
 
-/** What a tick asks when nothing is due. */
+/** The statements of a tick when nothing is due. */
 async function tick({ databaseUrl }: Servers, { rounds, seconds }: Settings): Promise<Line[]> {
   const few = { rounds: Math.min(rounds, 3), seconds: Math.min(seconds, 1) }
   const counted = countStatements()
@@ -438,7 +436,7 @@ async function tick({ databaseUrl }: Servers, { rounds, seconds }: Settings): Pr
   tasks.define(queue, () => {})
   await tasks.schedule(queue, '0 0 1 1 *', { queue })
   await tasks.tick() // makes the queue
-  await tasks.tick() // the first upkeep
+  await tasks.tick() // the first maintenance
   const { ours } = await byTurns(
     'tick',
     {

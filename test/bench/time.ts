@@ -1,12 +1,12 @@
 /**
- * What it costs to know the time, and how well it is known: `npm run bench -- time`.
+ * The cost of knowing the time, and its uncertainty: `npm run bench -- time`.
  *
- * - `now()` beside `performance.now()`, which is the clock that it reads: what is on top is the wall clock, which tells of a
- *   sleep, and the sums.
- * - The bound, beside half a round trip of a bare statement on the same connection's kind, on an idle server: nobody can know a
- *   clock better than to half of the quickest round trip, from one exchange. `source: 'database'`, whose bound is that and
- *   nothing else; with NTP the servers' own distance and a millisecond for disturbances are on top of it.
- * - The anchor, written by 20 processes' worth of Locksteps that all can measure: how often the row was written in a minute.
+ * - `now()` compared with `performance.now()`, the clock that it reads. The difference is the wall clock, which shows a sleep,
+ *   and the arithmetic.
+ * - The bound, compared with half a round trip of a bare statement on the same kind of connection, on an idle server. From one
+ *   exchange a clock is known at best to half of the fastest round trip. The source is 'database', whose bound is nothing else;
+ *   with NTP, the servers' own distance and a millisecond for disturbances are added.
+ * - The anchor, with 20 Locksteps that all have NTP servers, as 20 processes would: how often the row is written in a minute.
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import pg from 'pg'
@@ -20,7 +20,7 @@ export const TIME: Record<string, Row> = { now, bound, anchor }
 
 const BATCH = 10_000
 
-/** `batch` reads the clock {@link BATCH} times, in a loop of its own: a call of a function for each would be in both. */
+/** `batch` reads the clock {@link BATCH} times in its own loop: otherwise each reading would include a function call. */
 function looped(batch: () => unknown): (seconds: number) => Promise<Sample> {
   return async (seconds) => {
     const since = performance.now()
@@ -28,7 +28,7 @@ function looped(batch: () => unknown): (seconds: number) => Promise<Sample> {
     while (performance.now() - since < seconds * 1_000) {
       batch()
       count += BATCH
-      await delay(0) // for what goes on in the background
+      await delay(0) // for the work in the background
     }
     return { rate: (count / (performance.now() - since)) * 1_000 }
   }
@@ -69,7 +69,7 @@ async function now({ databaseUrl }: Servers, settings: Settings): Promise<Line[]
   ]
 }
 
-/** As rates: of 1/boundMs and 1/(half a round trip), so that their ratio is the other way round. */
+/** Measured as rates, 1/boundMs and 1/(half a round trip), so the ratio is inverted. */
 async function bound({ databaseUrl }: Servers, settings: Settings): Promise<Line[]> {
   const client = new pg.Client(databaseUrl)
   await client.connect()
@@ -128,7 +128,7 @@ async function anchor({ databaseUrl }: Servers): Promise<Line[]> {
   }
   try {
     await Promise.all(all.map(({ time }) => time.ready()))
-    await delay(1_500) // statistics come late
+    await delay(1_500) // the statistics of PostgreSQL come late
     const before = await written()
     console.error(`anchor: ${MANY} Locksteps, ${WATCHED_S} s …`)
     await delay(WATCHED_S * 1_000)
@@ -140,7 +140,7 @@ async function anchor({ databaseUrl }: Servers): Promise<Line[]> {
     console.log(JSON.stringify({ row: 'anchor', perMinute }))
     return [
       {
-        row: `the anchor, ${MANY} that can measure: times it was written in a minute`,
+        row: `the anchor, ${MANY} with NTP servers: writes in a minute`,
         beside: '–',
         target: { atMost: 2 },
         of: 'count',

@@ -1,6 +1,6 @@
 /**
- * The counter under faults: many processes, one lock, one number. Then the history in the database is checked: no increment
- * lost, none doubled, none acknowledged that is not there, and tokens that never go down at the resource.
+ * The counter under faults: many processes, one lock, one number. Then the history in the database is checked: no increment is
+ * lost or doubled, every acknowledged increment exists, and the tokens never go down at the resource.
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -16,9 +16,9 @@ export interface CounterPlan {
   kind: 'connection' | 'lease' | 'transaction' | 'mixed'
   /** Processes alive at a time. */
   workers: number
-  /** Of faults. */
+  /** How long there are faults. */
   seconds: number
-  /** Of the nemesis: who is hit, when, and how. */
+  /** The seed of the nemesis: which process it hits, when, and how. */
   seed: number
 }
 
@@ -34,7 +34,7 @@ export async function runCounter({ server, kind, workers, seconds, seed }: Count
   const violations: string[] = []
   const acknowledged = new Set<number>()
   const alive = new Map<Victim, Promise<unknown>>()
-  let [spawned, told] = [0, 0]
+  let [spawned, errors] = [0, 0]
   let last: Victim | undefined
   await using nemesis = await Nemesis.of({
     ...{ server, seed, seconds, networks: 3 },
@@ -65,7 +65,7 @@ export async function runCounter({ server, kind, workers, seconds, seed }: Count
         acknowledged.add(Number(detail))
         last = victim
         nemesis.progress()
-      } else if (what === 'told') told++
+      } else if (what === 'error') errors++
       else violations.push(`worker ${number}: ${line}`)
     })
     return Promise.race([ready.promise, gone])
@@ -75,31 +75,31 @@ export async function runCounter({ server, kind, workers, seconds, seed }: Count
   await nemesis.rage(() => violations.length > 0)
   for (const { child } of alive.keys()) child.kill('SIGKILL')
   await Promise.all(alive.values())
-  // What the killed were committing is then committed or not.
+  // Then each commit of a killed process is either complete or rolled back.
   const theirs = `select from pg_stat_activity where application_name like 'worker %'`
   while ((await ask(url, theirs)).length > 0) await sleep(50)
 
   const history = await ask(url, 'select n::int, token, worker, how from history order by at')
   const increments = Number((await ask(url, 'select n from counter'))[0]?.n)
   if (history.length !== increments) {
-    violations.push(`${history.length} increments were made, the counter says ${increments}`)
+    violations.push(`${history.length} increments were made, the counter shows ${increments}`)
   }
-  const there = new Set(history.map((row) => row.n))
-  for (const n of acknowledged) if (!there.has(n)) violations.push(`increment ${n} was acknowledged and is lost`)
+  const stored = new Set(history.map((row) => row.n))
+  for (const n of acknowledged) if (!stored.has(n)) violations.push(`increment ${n} was acknowledged and is lost`)
   let token = 0n
   history.forEach((row, i) => {
-    if (row.n !== i + 1) violations.push(`the ${i + 1}th increment says ${row.n}`)
+    if (row.n !== i + 1) violations.push(`the ${i + 1}th increment has the number ${row.n}`)
     if (BigInt(row.token) < token) violations.push(`the token went down from ${token} to ${row.token} at ${row.n}`)
     token = BigInt(row.token)
   })
   return {
     ...{ increments, acknowledged: acknowledged.size },
-    /** How often a holder was told that it had lost, or that the database was out of reach. */
-    told,
+    /** How often a holder got an error: its lease was lost, or the database was unreachable. */
+    errors,
     ...nemesis.summary(),
-    /** What must not be; empty is good. */
+    /** The violations; must be empty. */
     violations,
-    /** For who has to find out why. */
+    /** The data for finding the cause of a violation. */
     evidence: { struck: nemesis.struck, history },
   }
 }

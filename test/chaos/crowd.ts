@@ -1,7 +1,6 @@
 /**
- * Processes that hold much by their connections, on a server whose lock table is small, under faults; one of which is that
- * another program takes all that is left of that table. Nobody is granted a name twice, and at the end nothing is left: no
- * backend, no lock, no handle, no heap.
+ * Processes with many connection holds, on a server with a small lock table, under faults. One of the faults: another program
+ * fills the rest of that table. No name has two holders, and at the end nothing is left: no backend, no lock, no handle, no heap.
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -23,7 +22,7 @@ export interface CrowdPlan {
 const WORKER = fileURLToPath(new URL('crowder.ts', import.meta.url))
 const FULL_MS = 500
 const ENDS_MS = 20_000
-/** Of one process, from its fifth second on. */
+/** How many bytes the heap of a process may grow, from its fifth second on. */
 const MOST_HEAP_GROWN = 40 * 2 ** 20
 
 export async function runCrowd({ server, workers, seconds, seed }: CrowdPlan) {
@@ -97,7 +96,7 @@ export async function runCrowd({ server, workers, seconds, seed }: CrowdPlan) {
   await Promise.all(alive.values())
   const left = `select application_name from pg_stat_activity where application_name like 'worker %'`
   const locks = `select l.pid from pg_locks l where l.locktype = 'advisory' and l.objsubid = 1`
-  // Those of killed processes end when the server notices.
+  // The backends of killed processes end when the server notices the closed connection.
   for (const since = performance.now(); performance.now() - since < ENDS_MS; await sleep(100)) {
     if ((await ask(url, left)).length + (await ask(url, locks)).length === 0) break
   }

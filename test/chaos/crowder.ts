@@ -1,8 +1,10 @@
 /**
- * One process whose forty loops try sixty names, and which now and then holds some hundred of its own, until it is asked to stop.
+ * A process whose forty loops try to acquire sixty names, and which from time to time holds two hundred names of its own, until it
+ * is asked to stop.
  *
- * A row for each name says who is in, written past Lockstep, under its token. A holder that is trusted and finds another one's
- * there has a double: what no hold may have. At the end it is closed; what is left then keeps it from ending.
+ * Each holder writes its token to the row of the name, on a connection outside Lockstep. A trusted holder that finds a later
+ * token in the row is a violation: the name has two holders. At the end Lockstep is closed; anything that is left keeps the
+ * process from exiting.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
@@ -31,7 +33,7 @@ async function enter(held: Hold): Promise<void> {
 async function leave(held: Hold): Promise<void> {
   const { rows } = await witness.query('select token from inside where name = $1', [held.name])
   if (BigInt(rows[0].token) !== held.token && held.isTrusted()) {
-    console.log(`double ${held.name}: ${held.token} is trusted, and ${rows[0].token} is in`)
+    console.log(`double ${held.name}: ${held.token} is trusted, and ${rows[0].token} is in the row`)
   }
 }
 
@@ -49,7 +51,7 @@ async function loop(): Promise<void> {
       }
       console.log('done 1')
     } catch (error) {
-      await passing(error)
+      await checkError(error)
     }
   }
 }
@@ -66,12 +68,12 @@ async function hoard(): Promise<void> {
   }
 }
 
-async function passing(error: unknown): Promise<void> {
+async function checkError(error: unknown): Promise<void> {
   const { code, cause } = error as { code?: string; cause?: unknown }
-  const away = error instanceof UnavailableError || code === 'LEASE_LOST'
-  // of the witness: its server was stopped, or takes no more connections
+  const ours = error instanceof UnavailableError || code === 'LEASE_LOST'
+  // an error of the witness pool: its server was stopped, or accepts no more connections
   const theirs = /^(53|57|08)/.test(String(code)) || /terminated|ECONN|timeout/.test(String(error))
-  if (!away && !theirs) console.log(`fault ${String(error)} ${String(cause ?? '')}`.replaceAll('\n', ' '))
+  if (!ours && !theirs) console.log(`fault ${String(error)} ${String(cause ?? '')}`.replaceAll('\n', ' '))
   await sleep(20)
 }
 

@@ -1,12 +1,15 @@
 /**
- * The election under faults: a few processes, each with a network of its own, lead by turns.
+ * The election under faults: a few processes, each with its own network, lead in turn.
  *
- * Then what they did is checked. The fenced rows, in the order in which they were written: no token after a larger one,
- * so no two terms interleave, and every acknowledged row is there. The terms: a token is handed out once, and each
- * process's rise. The unfenced acts, which each leader did for as long as it trusted its term: all acts of a term came
- * before the first of the next. And its signal came before that: a process that stood still meanwhile heard of it as soon as it
- * took another turn. A term that ends with its connection does not promise the last two; its overlaps are counted
- * only. And at the end, when all is well again, everybody comes to lead: there is no fault that lasts.
+ * Then the run is checked:
+ * - The fenced rows, in the order in which they were written: no token comes after a larger one, so no two terms interleave,
+ *   and every acknowledged row exists.
+ * - The terms: a token is granted once, and the tokens of each process rise.
+ * - The unfenced acts, which each leader does while it trusts its term: all acts of a term come before the first of the next.
+ * - The signal of a term comes before that too. A process that stood still gets it as soon as its event loop turns again.
+ * - At the end, without faults, every process leads again: no fault has a lasting effect.
+ *
+ * A term that ends with its connection promises neither the third nor the fourth; its overlaps are only counted.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -25,33 +28,33 @@ export interface ElectionPlan {
   failover: 'lease' | 'connection'
   /** Processes alive at a time. */
   workers: number
-  /** Of faults; after them everybody is waited for. */
+  /** How long there are faults. After that, the run waits until every worker has led. */
   seconds: number
-  /** Of the nemesis: who is hit, when, and how. */
+  /** The seed of the nemesis: which process it hits, when, and how. */
   seed: number
 }
 
-/** One of the processes that lead by turns. It is killed and comes back. */
+/** One of the processes that lead in turn. It is killed and started again. */
 interface Worker extends Victim {
   slot: number
   incarnation: number
   child: ChildProcess
   gone: Promise<unknown>
-  /** Rows acknowledged to this incarnation. */
+  /** The number of rows acknowledged to this incarnation. */
   rows: number
 }
 
 const TTL_MS = 1_500
-/** For how long everybody is waited for when all is well again: far more than it takes, on a slow machine too. */
+/** How long the run waits for the workers after the last fault: far longer than they need, even on a slow machine. */
 const RECOVERS_MS = 90_000
-/** Of a process that was told of nothing: the timer that tells it may be due in the same turn as another. */
+/** How many turns without a signal are allowed: the timer that sends it may be due in the same turn as another. */
 const TURNS = 3
 
 export async function runElection({ server, failover, workers: count, seconds, seed }: ElectionPlan) {
   const { url } = server
   const violations: string[] = []
   const history: History = { leads: [], acknowledged: new Map() }
-  let told = 0
+  let signalsSeen = 0
   let leader: Worker | undefined
 
   await ask(url, 'drop table if exists led')
@@ -64,7 +67,7 @@ export async function runElection({ server, failover, workers: count, seconds, s
   const workers: Worker[] = []
   await using nemesis = await Nemesis.of({
     ...{ server, seed, seconds, networks: count },
-    // Now and then it is quiet for long enough that the next leader of a dead one comes to its work.
+    // Some pauses are long enough for a successor of a dead leader to do some work.
     restMs: (chance) => (chance < 0.3 ? TTL_MS * (1.5 + chance * 3) : chance * 800),
     awayMs: (chance) => TTL_MS * (1.1 + chance * 1.5),
     victims: () => workers,
@@ -79,7 +82,7 @@ export async function runElection({ server, failover, workers: count, seconds, s
       stdio: ['ignore', 'pipe', 'inherit'],
       env: { ...process.env, ...nemesis.clock(slot + incarnation) },
     })
-    const gone = once(child, 'close') // and not 'exit': what it said last is heard first
+    const gone = once(child, 'close') // not 'exit': its last output is read first
     const it: Worker = { ...{ slot, incarnation, child, gone, rows: 0 }, name: `leader ${id}` }
     workers[slot] = it
     const ready = Promise.withResolvers<void>()
@@ -93,7 +96,7 @@ export async function runElection({ server, failover, workers: count, seconds, s
         history.acknowledged.set(`${id} ${detail}`, BigInt(token))
         it.rows++
         nemesis.progress()
-      } else if (what === 'told') told++
+      } else if (what === 'signalled') signalsSeen++
       else violations.push(`worker ${id}: ${line}`)
     })
     return Promise.race([ready.promise, gone])
@@ -103,7 +106,7 @@ export async function runElection({ server, failover, workers: count, seconds, s
     for (let slot = 0; slot < count; slot++) await start(slot)
     await nemesis.rage(() => violations.length > 0)
 
-    // Nothing is broken any more: everybody has its turn.
+    // There are no more faults: every worker must lead.
     for (const worker of workers) worker.rows = 0
     for (const since = performance.now(); violations.length === 0; await sleep(50)) {
       const idle = workers.filter((worker) => worker.rows === 0)
@@ -115,7 +118,7 @@ export async function runElection({ server, failover, workers: count, seconds, s
     for (const { child } of workers) child.kill('SIGKILL')
     await Promise.all(workers.map(({ gone }) => gone))
   }
-  // What the killed were committing is then committed or not.
+  // Then each commit of a killed process is either complete or rolled back.
   const theirs = `select from pg_stat_activity where application_name like 'leader %'`
   while ((await ask(url, theirs)).length > 0) await sleep(50)
 
@@ -131,26 +134,26 @@ export async function runElection({ server, failover, workers: count, seconds, s
   if (failover === 'lease') violations.push(...overlaps, ...signals.violations)
   return {
     terms: new Set(history.leads.map(({ token }) => token)).size,
-    ...{ rows: rows.length, acknowledged: history.acknowledged.size, acts: acts.length, told },
-    /** Terms that acted, unfenced, after a later one had. */
+    ...{ rows: rows.length, acknowledged: history.acknowledged.size, acts: acts.length, signals: signalsSeen },
+    /** Terms with an unfenced act after the first act of a later term. */
     overlaps: overlaps.length,
-    /** Terms whose signal came before their successor's first act; after it, since their process stood still. */
+    /** Terms whose signal came before the first act of the next term; and after it, because their process stood still. */
     ...{ inTime: signals.inTime, late: signals.late },
     ...nemesis.summary(),
-    /** Rows of each worker, all its incarnations together. */
+    /** The rows of each worker, of all its incarnations. */
     by: workers.map(({ slot }) => rows.filter(({ worker }) => worker.startsWith(`${slot}.`)).length),
-    /** What must not be; empty is good. */
+    /** The violations; must be empty. */
     violations,
-    /** For who has to find out why. */
+    /** The data for finding the cause of a violation. */
     evidence: { struck: nemesis.struck, history: { rows, leads: history.leads }, turns },
   }
 }
 
-// ---- What is checked ---------------------------------------------------------------------------------------------
+// ---- The checks ---------------------------------------------------------------------------------------------
 
 type Led = { worker: string; token: bigint }
 type Row = Led & { n: number }
-/** `doubt`: the term is not trusted, and its signal has not told so. */
+/** `doubt`: the term is not trusted, and its signal has not aborted yet. */
 type Turn = Led & { at: bigint; what: 'act' | 'doubt' | 'signal' }
 interface History {
   /** Each worker's terms, in the order in which it had them. */
@@ -164,14 +167,14 @@ function parsed(line: string): Turn {
   return { token: BigInt(token), at: BigInt(at), ...rest }
 }
 
-// A row's place is drawn inside its fenced transaction. So the places of two terms are ordered as the terms are.
+// A row gets its number (`at`) inside its fenced transaction. So the rows of two terms have the order of the terms.
 function checkRows(rows: Row[], { acknowledged }: History): string[] {
   const violations: string[] = []
   const there = new Map(rows.map(({ worker, n, token }) => [`${worker} ${n}`, token]))
   for (const [row, token] of acknowledged) {
     const found = there.get(row)
     if (found === undefined) violations.push(`row ${row} of term ${token} was acknowledged and is lost`)
-    else if (found !== token) violations.push(`row ${row} was acknowledged to term ${token} and is of ${found}`)
+    else if (found !== token) violations.push(`row ${row} was acknowledged to term ${token} and has ${found}`)
   }
   let last = 0n
   for (const { worker, n, token } of rows) {
@@ -192,14 +195,14 @@ function checkTerms(all: Led[], { leads }: History): string[] {
   const last = new Map<string, bigint>()
   for (const { worker, token } of leads) {
     const before = last.get(worker) ?? 0n
-    if (token <= before) violations.push(`worker ${worker} was given term ${token} after ${before}`)
+    if (token <= before) violations.push(`worker ${worker} was granted term ${token} after ${before}`)
     last.set(worker, token)
   }
   return [...new Set(violations)]
 }
 
-// An act's time is read before its leader looks whether it is trusted: it is no later than a moment at which it was. The
-// first act of the next term is later than its grant. So the one must be before the other, by the clock that both read.
+// A leader reads the time of an act before it checks its trust: so it was trusted at that time or later. The first act of the
+// next term is later than its grant. So the one must be before the other, by the clock that both read.
 function overlapping(acts: Turn[]): string[] {
   const spans = new Map<bigint, { worker: string; first: bigint; last: bigint }>()
   for (const { token, at, worker } of acts) {
@@ -222,7 +225,7 @@ function overlapping(acts: Turn[]): string[] {
   return violations
 }
 
-// A process that is stopped hears nothing. So it is not asked when its signal came, but what it did until then.
+// A process that is stopped gets no signal. So the check does not compare times: it counts the turns before the signal.
 function signalled(turns: Turn[]): { inTime: number; late: number; violations: string[] } {
   const terms = Map.groupBy(turns, ({ token }) => token)
   const tokens = [...terms.keys()].sort((a, b) => (a < b ? -1 : 1))
@@ -240,7 +243,7 @@ function signalled(turns: Turn[]): { inTime: number; late: number; violations: s
     else if (signal) result.late++
     if (doubts > TURNS) {
       result.violations.push(
-        `term ${token} took ${doubts} turns after the first act of term ${next.token}, and was not told`,
+        `term ${token} took ${doubts} turns after the first act of term ${next.token}, without a signal`,
       )
     }
   })

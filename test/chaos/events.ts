@@ -1,11 +1,11 @@
 /**
- * Events under faults: writers append in every way there is to streams that they share, and roll back, and commit seconds late;
- * consumers of one group apply what was appended, of which some come and leave again. In the library; and over HTTP, where the
- * consumers are the README's worker, and the server of HTTP is killed too.
+ * Events under faults. Writers append to shared streams in every way that the library has, roll back, and commit seconds late.
+ * Consumers of one group apply the events; some of them join and leave again. It runs in the library, and over HTTP, where the
+ * consumers are the README's worker, and the HTTP server is killed too.
  *
- * Then the whole history is checked (history.ts): streams have no gaps; appends are there as a whole, once, where they were
- * acknowledged, with the rows of their transactions; each event was applied once, in the order of its stream; and two
- * that read everything, one who follows and one who pages, saw each event once, in the order of cursors.
+ * Then the whole history is checked (history.ts): streams have no gaps; appends are stored as a whole, once, at their
+ * acknowledged positions, with the rows of their transactions; each event was applied once, in the order of its stream; and
+ * two readers of all events, one that follows and one that pages, saw each event once, in the order of cursors.
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -19,35 +19,35 @@ import { sql } from 'kysely'
 import { type ConsumeOptions, createEvents, type Events } from '../../lib/event/index.ts'
 import { createLockstep, type Lockstep } from '../../lib/index.ts'
 import { freePort } from '../../lib/setup/guarded-process.ts'
-import { check, eventsThere, restThere, type There, type Told } from './history.ts'
+import { check, type Reports, type Stored, storedEvents, storedRest } from './history.ts'
 import { Nemesis, type Victim } from './nemesis.ts'
 import type { ChaosServer } from './server.ts'
 
 export interface EventsPlan {
   server: ChaosServer
-  /** How consumers have their events, and how is appended and read where there is no transaction to it. */
+  /** How consumers get their events, and how the others append and read outside transactions. */
   door: 'library' | 'http'
   writers: number
   /** Processes alive at a time. */
   consumers: number
   streams: number
-  /** Of faults; after them all is waited for. */
+  /** How long there are faults. After that, the run waits until all events are applied. */
   seconds: number
-  /** Of the nemesis, and of what each process does by chance. */
+  /** The seed of the nemesis, and of the random choices of each process. */
   seed: number
 }
 
 export type Role = 'writer' | 'consumer' | 'follower' | 'pager' | 'door'
 export const PREFIX = 'chaos/'
-/** Of streams that are appended to as well, and that nobody reads. */
+/** The prefix of streams that are written too, but that the group does not read. */
 export const NOISE = 'noise/'
 export const GROUP = 'chaos/group'
 const TTL_MS = 2_000
-// So few retries that some streams are parked; they are redelivered in the end.
+// So few retries that some streams are parked; they are redelivered at the end.
 const RETRIES = { prefix: PREFIX, partitions: 16, retryLimit: 3, retryDelayMs: 50 }
 export const CONSUMER: ConsumeOptions = { ...RETRIES, concurrency: 4, batch: 20, ttlMs: TTL_MS, timeoutMs: 2_000 }
 
-/** For how long is waited when all is well again: far more than it takes, on a slow machine too. */
+/** How long the run waits after the last fault: far longer than it needs, even on a slow machine. */
 const RECOVERS_MS = 120_000
 
 export async function runEvents(plan: EventsPlan) {
@@ -63,77 +63,77 @@ export async function runEvents(plan: EventsPlan) {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'lockstep-chaos-'))
   const door = plan.door === 'http' ? `http://127.0.0.1:${await freePort()}` : ''
   const file = door === '' ? '' : path.join(folder, 'applied.db')
-  const crew = new Crew(plan, door, door === '' ? [] : [writeWorker(folder, door), GROUP, file])
-  const { violations, told } = crew
+  const processes = new Processes(plan, door, door === '' ? [] : [writeWorker(folder, door), GROUP, file])
+  const { violations, reports } = processes
   const later: Promise<unknown>[] = []
   await using nemesis = await Nemesis.of({
     ...{ server: plan.server, seed: plan.seed, seconds: plan.seconds, networks: 3 },
     restMs: (chance) => 100 + chance * 900,
     awayMs: (chance) => TTL_MS * (1.2 + chance * 1.5),
-    victims: () => crew.alive(),
+    victims: () => processes.alive(),
     killed(victim) {
-      void crew.end(victim as Member, 'SIGKILL')
-      if (crew.those('consumer').length < plan.consumers) crew.start('consumer') // or it was a guest
+      void processes.end(victim as Member, 'SIGKILL')
+      if (processes.ofRole('consumer').length < plan.consumers) processes.start('consumer') // otherwise it was a guest
     },
     also: {
-      guest: () => void later.push(crew.guest()),
-      ...(door !== '' && { door: () => void later.push(crew.reopen()) }),
+      guest: () => void later.push(processes.guest()),
+      ...(door !== '' && { door: () => void later.push(processes.reopen()) }),
     },
   })
-  crew.nemesis = nemesis
+  processes.nemesis = nemesis
 
   const within = async (what: string, over: Promise<unknown>) => {
     const late = sleep(RECOVERS_MS, 'late', { ref: false })
     if ((await Promise.race([over, late])) === 'late') violations.push(`${what} did not end within ${RECOVERS_MS} ms`)
   }
   let doneMs = 0
-  let everything: There['events'] = []
+  let everything: Stored['events'] = []
   try {
-    if (door !== '') await crew.start('door').ready
+    if (door !== '') await processes.start('door').ready
     const roles: Role[] = [
       ...(['follower', 'pager'] as const),
       ...Array<Role>(plan.consumers).fill('consumer'),
       ...Array<Role>(plan.writers).fill('writer'),
     ]
-    await Promise.all(roles.map((role) => crew.start(role).ready))
+    await Promise.all(roles.map((role) => processes.start(role).ready))
 
     await nemesis.rage(() => violations.length > 0)
     await within('a guest', Promise.all(later))
-    await within('a writer', Promise.all(crew.those('writer').map((it) => crew.end(it, 'SIGTERM'))))
+    await within('a writer', Promise.all(processes.ofRole('writer').map((it) => processes.end(it, 'SIGTERM'))))
 
-    // Nothing is broken any more, and nothing is appended: all comes to be applied, and to be read.
+    // There are no more faults and no more appends: all events must be applied, and read.
     const since = performance.now()
-    await within('a backend of the dead', quiet(lockstep, crew.dead))
-    everything = await eventsThere(lockstep)
+    await within('a backend of a killed process', backendsEnded(lockstep, processes.dead))
+    everything = await storedEvents(lockstep)
     await allApplied(events, since, violations)
     doneMs = Math.round(performance.now() - since)
     const last = everything.findLast(({ stream }) => stream.startsWith(PREFIX))?.cursor ?? 0n
-    const seen = () => Object.values(told.seen).every((of) => (of.at(-1)?.cursor ?? 0n) >= last)
+    const seen = () => Object.values(reports.seen).every((of) => (of.at(-1)?.cursor ?? 0n) >= last)
     while (!seen() && performance.now() - since < RECOVERS_MS) await sleep(50)
   } finally {
-    await crew.endAll()
+    await processes.endAll()
   }
 
-  const there: There = { events: everything, ...(await restThere(lockstep, file)) }
-  violations.push(...check(there, told, PREFIX))
+  const stored: Stored = { events: everything, ...(await storedRest(lockstep, file)) }
+  violations.push(...check(stored, reports, PREFIX))
   fs.rmSync(folder, { recursive: true })
   const appends: Record<string, number> = {}
-  for (const { kind } of told.done) appends[kind] = (appends[kind] ?? 0) + 1
+  for (const { kind } of reports.done) appends[kind] = (appends[kind] ?? 0) + 1
   return {
     events: everything.length,
     /** Appends that were acknowledged, by kind. */
     appends,
-    /** Appends that were rolled back; that were refused, since the stream was elsewhere; of which it was never told. */
-    ...{ back: told.back.size, conflicts: told.conflicts.size, unknown: told.unknown.size },
-    /** Events that a handler refused, streams that were parked; over HTTP, commits by who had lost the partition. */
-    ...crew.counts,
+    /** Appends that were rolled back; that were refused, because the stream had another position; and those without an answer. */
+    ...{ back: reports.back.size, conflicts: reports.conflicts.size, unknown: reports.unknown.size },
+    /** Events that a handler refused; streams that were parked; over HTTP, commits by a consumer that had lost the partition. */
+    ...processes.counts,
     ...nemesis.summary(),
-    /** From the end of the last writer until all was applied. */
+    /** Milliseconds from the end of the last writer until all events were applied. */
     doneMs,
-    /** What must not be; empty is good. */
+    /** The violations; must be empty. */
     violations,
-    /** For who has to find out why. */
-    evidence: { struck: nemesis.struck, history: { there, told } },
+    /** The data for finding the cause of a violation. */
+    evidence: { struck: nemesis.struck, history: { stored, reports } },
   }
 }
 
@@ -141,23 +141,23 @@ export async function runEvents(plan: EventsPlan) {
 
 interface Member extends Victim {
   role: Role
-  /** Resolves when it has begun, or has ended. */
+  /** Resolves when the process has started, or has ended. */
   ready: Promise<void>
   gone: Promise<unknown>
   open: boolean
-  /** It was told to, or killed. */
+  /** It was asked to end, or was killed. */
   ending: boolean
 }
 
-/** All processes, and what they say. */
-class Crew {
-  readonly told: Told = {
+/** All processes, and their reports. */
+class Processes {
+  readonly reports: Reports = {
     ...{ done: [], back: new Set(), conflicts: new Set(), unknown: new Set() },
     seen: { follower: [], pager: [] },
   }
   readonly counts = { retries: 0, parked: 0, lost: 0 }
   readonly violations: string[] = []
-  /** The names of those that were killed. */
+  /** The names of the processes that were killed. */
   readonly dead: string[] = []
   readonly #plan: EventsPlan
   readonly #door: string
@@ -166,7 +166,7 @@ class Crew {
   nemesis: Nemesis | undefined
   #number = 0
 
-  /** @param worker  the consumer that is not ours: a program of Python, and what it is called with. */
+  /** @param worker  the consumer over HTTP: a Python program and its arguments. */
   constructor(plan: EventsPlan, door: string, worker: string[]) {
     this.#plan = plan
     this.#door = door
@@ -186,20 +186,20 @@ class Crew {
       ...{ witness: role !== 'consumer', open: elsewhere, ending: false },
     }
     if (elsewhere) resolve()
-    let wrong = '' // what Python says of an error that ends it
+    let errors = '' // Python's message about an error that ends it
     child.stderr?.on('data', (text) => {
-      wrong += text
+      errors += text
     })
     void it.gone.then(() => {
       this.#alive.delete(it)
-      if (!it.ending) this.violations.push(`${it.name} ended by itself ${wrong}`)
+      if (!it.ending) this.violations.push(`${it.name} ended by itself ${errors}`)
       resolve()
     })
     createInterface({ input: child.stdout as NodeJS.ReadableStream }).on('line', (line) => {
       if (line === 'ready') {
         it.open = true
         resolve()
-      } else if (!(elsewhere ? this.#hearWorker(line) : this.#hear(role, line))) {
+      } else if (!(elsewhere ? this.#readWorkerLine(line) : this.#readLine(role, line))) {
         this.violations.push(`${it.name}: ${line}`)
       }
     })
@@ -207,8 +207,8 @@ class Crew {
     return it
   }
 
-  /** Those of a role that have not been told to end. */
-  those(role: Role): Member[] {
+  /** The processes of a role that were not asked to end. */
+  ofRole(role: Role): Member[] {
     return this.alive().filter((it) => it.role === role)
   }
 
@@ -219,12 +219,12 @@ class Crew {
     return it.gone
   }
 
-  /** All that have not been told to end. */
+  /** All processes that were not asked to end. */
   alive(): Member[] {
     return [...this.#alive].filter((it) => !it.ending)
   }
 
-  /** A consumer that comes, and leaves again. */
+  /** Starts a consumer that joins the group, and leaves it again. */
   async guest(): Promise<void> {
     const guest = this.start('consumer')
     await guest.ready
@@ -232,9 +232,9 @@ class Crew {
     if (!guest.ending) await this.end(guest, 'SIGTERM')
   }
 
-  /** The server of HTTP is killed, and another one takes its place. */
+  /** Kills the HTTP server and starts another one. */
   async reopen(): Promise<void> {
-    const [it] = this.those('door')
+    const [it] = this.ofRole('door')
     if (!it?.open) return
     await this.end(it, 'SIGKILL')
     await this.start('door').ready
@@ -258,32 +258,32 @@ class Crew {
     ]
   }
 
-  // What is none of this is a fault.
-  #hear(role: Role, line: string): boolean {
+  // Any other line is a fault.
+  #readLine(role: Role, line: string): boolean {
     const [what, ...words] = line.split(' ')
     const [a = '', b = '', c = '', first = '', last = ''] = words
-    const { told, counts } = this
+    const { reports, counts } = this
     if (what === 'done') {
-      told.done.push({ kind: a, tag: b, stream: c, first: BigInt(first), last: BigInt(last) })
+      reports.done.push({ kind: a, tag: b, stream: c, first: BigInt(first), last: BigInt(last) })
       this.nemesis?.progress()
-    } else if (what === 'back') told.back.add(a)
-    else if (what === 'conflict') told.conflicts.add(a)
-    else if (what === 'unknown') told.unknown.add(a)
-    else if (what === 'saw') told.seen[role as 'pager'].push({ cursor: BigInt(a), stream: b, position: BigInt(c) })
+    } else if (what === 'back') reports.back.add(a)
+    else if (what === 'conflict') reports.conflicts.add(a)
+    else if (what === 'unknown') reports.unknown.add(a)
+    else if (what === 'saw') reports.seen[role as 'pager'].push({ cursor: BigInt(a), stream: b, position: BigInt(c) })
     else if (what === 'threw') counts.retries++
     else if (what === 'parked') counts.parked++
     else return false
     return true
   }
 
-  // That a partition passed on, that the database is away, or that nobody is there at all.
-  #hearWorker(line: string): boolean {
+  // Expected are: the partition was lost (409), the database is unreachable (503), there is no server (no HTTP error).
+  #readWorkerLine(line: string): boolean {
     if (line.startsWith('HTTP Error 409')) this.counts.lost++
     return !/^HTTP Error (?!409|503)/.test(line)
   }
 }
 
-/** The README's worker, for this door, and with a lease as short as the chaos is. */
+/** The README's worker, for this server, with a lease as short as TTL_MS. */
 function writeWorker(folder: string, door: string): string {
   const text = fs.readFileSync(new URL('../../README.md', import.meta.url), 'utf8')
   const blocks = [...text.matchAll(/```python\n([\s\S]*?)```/g)].map(([, block = '']) => block)
@@ -302,8 +302,8 @@ function writeWorker(folder: string, door: string): string {
 
 // ---- The end -----------------------------------------------------------------------------------------------------
 
-// What the killed were committing is then committed or not.
-async function quiet(lockstep: Lockstep, names: string[]): Promise<void> {
+// Then each commit of a killed process is either complete or rolled back.
+async function backendsEnded(lockstep: Lockstep, names: string[]): Promise<void> {
   const theirs = sql`select from pg_stat_activity where application_name = any (${names}::text[])`
   for (;;) {
     const left = await theirs.execute(lockstep.kysely).catch(() => undefined)
@@ -319,7 +319,7 @@ async function allApplied(events: Events, since: number, violations: string[]): 
     const stuck = lag?.partitions.some(({ retrying, parked }) => retrying + parked > 0)
     if (lag?.behind === 0 && !stuck && lag.horizon.holdups.length === 0) return
     if (performance.now() - since > RECOVERS_MS) {
-      violations.push(`not all was applied within ${RECOVERS_MS} ms: ${JSON.stringify(lag, shown)}`)
+      violations.push(`not all events were applied within ${RECOVERS_MS} ms: ${JSON.stringify(lag, shown)}`)
       return
     }
     await sleep(200)

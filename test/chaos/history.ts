@@ -1,24 +1,25 @@
 /**
- * A history of events, and what must be true of it: of what the processes said (lib/event/api.ts), and of what is there in the end.
+ * The checks of a history of events: the reports of the processes are compared with the tables at the end. The promises are
+ * in lib/event/api.ts.
  *
- * THE ORDER IN WHICH EVENTS WERE APPLIED is that of `applied.n`, though it comes from a sequence. A consumer's transaction begins
- * with locking its partition's checkpoint, draws its numbers under that lock, and keeps it until it commits. So of two transactions
- * of a partition all numbers of the one are before all of the other; a stream is in one partition; and numbers of what was
- * rolled back are not there. In SQLite there is one writer at a time, and a new row's number is one more than the last.
+ * THE ORDER IN WHICH EVENTS WERE APPLIED is that of `applied.n`, although it comes from a sequence. A consumer's transaction first
+ * locks its partition's checkpoint, draws its numbers under that lock, and keeps the lock until it commits. So, of two
+ * transactions of a partition, all numbers of one come before all numbers of the other; a stream is in one partition; and
+ * rolled-back numbers are not in the table. In SQLite there is one writer at a time, and each new row has the next number.
  */
 import { execFileSync } from 'node:child_process'
 import { type RawBuilder, sql } from 'kysely'
 import type { Lockstep } from '../../lib/index.ts'
 
-/** What the processes said. */
-export interface Told {
+/** The reports of the processes. */
+export interface Reports {
   /** Appends that were acknowledged. */
   done: { kind: string; tag: string; stream: string; first: bigint; last: bigint }[]
-  /** Rolled back; refused, since the stream was elsewhere; and those of which it was never told. */
+  /** Appends that were rolled back; that were refused, because the stream had another position; and those without an answer. */
   back: Set<string>
   conflicts: Set<string>
   unknown: Set<string>
-  /** By who saw them, in the order in which they did. */
+  /** The events that each reader saw, in that order. */
   seen: Record<'follower' | 'pager', Seen[]>
 }
 export interface Seen {
@@ -27,19 +28,19 @@ export interface Seen {
   position: bigint
 }
 
-/** What is there. */
-export interface There {
+/** The content of the tables. */
+export interface Stored {
   /** In the order of their cursors. */
   events: Event[]
-  /** Where the streams say that they are. */
+  /** The positions of the streams, by their rows. */
   positions: Map<string, bigint>
   /** The rows that writers wrote in the transactions of their appends. */
   committed: Row[]
-  /** In the order in which it was. */
+  /** In the order in which they were applied. */
   applied: Applied[]
 }
 interface Event extends Seen {
-  /** Of the append that it is of: the i-th of so many, together with a row or not. */
+  /** Its append: this is event `i` of `of`, and `row` tells whether the transaction wrote a row too. */
   tag: string
   i: number
   of: number
@@ -53,12 +54,12 @@ interface Row {
 interface Applied {
   stream: string
   position: bigint
-  /** Not known of who consumes by HTTP. */
+  /** Not known for a consumer over HTTP. */
   partition?: number
   token?: bigint
 }
 
-export async function eventsThere(lockstep: Lockstep): Promise<Event[]> {
+export async function storedEvents(lockstep: Lockstep): Promise<Event[]> {
   type Data = Pick<Event, 'tag' | 'i' | 'of' | 'row'>
   const rows = await all<{ stream: string; position: string; seq: string; data: Data }>(
     lockstep,
@@ -70,8 +71,8 @@ export async function eventsThere(lockstep: Lockstep): Promise<Event[]> {
   }))
 }
 
-/** @param file  the SQLite database in which events were applied; '': they were in ours. */
-export async function restThere(lockstep: Lockstep, file: string): Promise<Omit<There, 'events'>> {
+/** @param file  the SQLite database in which events were applied; '': they were applied in this database. */
+export async function storedRest(lockstep: Lockstep, file: string): Promise<Omit<Stored, 'events'>> {
   const streams = await all<{ name: string; position: string }>(
     lockstep,
     sql`select name, position from lockstep.stream`,
@@ -80,11 +81,11 @@ export async function restThere(lockstep: Lockstep, file: string): Promise<Omit<
   return {
     positions: new Map(streams.map(({ name, position }) => [name, BigInt(position)])),
     committed: committed.map(({ first, ...row }) => ({ ...row, first: BigInt(first) })),
-    applied: file === '' ? await appliedHere(lockstep) : appliedElsewhere(file),
+    applied: file === '' ? await appliedInPostgres(lockstep) : appliedInSqlite(file),
   }
 }
 
-async function appliedHere(lockstep: Lockstep): Promise<Applied[]> {
+async function appliedInPostgres(lockstep: Lockstep): Promise<Applied[]> {
   const rows = await all<{ stream: string; position: string; partition: number; token: string }>(
     lockstep,
     sql`select stream, position, partition, token from applied order by n`,
@@ -92,8 +93,8 @@ async function appliedHere(lockstep: Lockstep): Promise<Applied[]> {
   return rows.map(({ position, token, ...row }) => ({ ...row, position: BigInt(position), token: BigInt(token) }))
 }
 
-// By Python, which is there if its workers were: the SQLite of Node is too young.
-function appliedElsewhere(file: string): Applied[] {
+// Read by Python, because the workers over HTTP need it too: the SQLite of Node is too new.
+function appliedInSqlite(file: string): Applied[] {
   const program = `import json, sqlite3, sys
 rows = sqlite3.connect(sys.argv[1]).execute("select stream, position from applied order by rowid")
 print(json.dumps(rows.fetchall()))`
@@ -104,23 +105,23 @@ print(json.dumps(rows.fetchall()))`
 const all = async <R>(lockstep: Lockstep, statement: RawBuilder<R>): Promise<R[]> =>
   (await statement.execute(lockstep.kysely)).rows
 
-// ---- What must be true -------------------------------------------------------------------------------------------
+// ---- The checks -------------------------------------------------------------------------------------------
 
-/** @param prefix  of the streams that the group and the readers read. */
-export function check(there: There, told: Told, prefix: string): string[] {
-  const read = there.events.filter(({ stream }) => stream.startsWith(prefix))
+/** @param prefix  the prefix of the streams that the group and the readers read. */
+export function check(stored: Stored, reports: Reports, prefix: string): string[] {
+  const read = stored.events.filter(({ stream }) => stream.startsWith(prefix))
   return [
-    ...checkStreams(there),
-    ...checkAppends(there, told),
-    ...checkRows(there),
-    ...checkApplied(read, there.applied),
-    ...checkSeen('the follower', read, told.seen.follower),
-    ...checkSeen('the pager', read, told.seen.pager),
+    ...checkStreams(stored),
+    ...checkAppends(stored, reports),
+    ...checkRows(stored),
+    ...checkApplied(read, stored.applied),
+    ...checkSeen('the follower', read, reports.seen.follower),
+    ...checkSeen('the pager', read, reports.seen.pager),
   ]
 }
 
-// Positions are 1, 2, 3 … in the order of cursors, up to where the stream is.
-function checkStreams({ events, positions }: There): string[] {
+// Positions are 1, 2, 3 … in the order of cursors, up to the position in the stream's row.
+function checkStreams({ events, positions }: Stored): string[] {
   const violations: string[] = []
   const last = new Map<string, bigint>()
   for (const { stream, position } of events) {
@@ -135,8 +136,8 @@ function checkStreams({ events, positions }: There): string[] {
   return violations
 }
 
-// Each append is there as a whole, once, where it was acknowledged; and none that was rolled back or refused.
-function checkAppends({ events }: There, told: Told): string[] {
+// Each append is stored as a whole, once, at its acknowledged position; and none that was rolled back or refused.
+function checkAppends({ events }: Stored, reports: Reports): string[] {
   const violations: string[] = []
   const appends = Map.groupBy(events, ({ tag }) => tag)
   for (const [tag, those] of appends) {
@@ -148,9 +149,9 @@ function checkAppends({ events }: There, told: Told): string[] {
         event.i === k &&
         event.of === those.length,
     )
-    if (!whole) violations.push(`append ${tag} is not there as a whole: ${those.map(({ i, of }) => `${i} of ${of}`)}`)
+    if (!whole) violations.push(`append ${tag} is not stored as a whole: ${those.map(({ i, of }) => `${i} of ${of}`)}`)
   }
-  for (const { kind, tag, stream, first, last } of told.done) {
+  for (const { kind, tag, stream, first, last } of reports.done) {
     const those = appends.get(tag)
     const [is, to] = [those?.[0], those?.at(-1)]
     if (!is || !to) violations.push(`append ${tag} (${kind}) was acknowledged and is lost`)
@@ -159,51 +160,51 @@ function checkAppends({ events }: There, told: Told): string[] {
       violations.push(`append ${tag} (${kind}) was acknowledged at ${stream} ${first}–${last} and is at ${where}`)
     }
   }
-  const known = new Set([...told.done.map(({ tag }) => tag), ...told.unknown])
+  const known = new Set([...reports.done.map(({ tag }) => tag), ...reports.unknown])
   for (const tag of appends.keys()) {
-    if (told.back.has(tag)) violations.push(`append ${tag} was rolled back and is there`)
-    else if (told.conflicts.has(tag)) violations.push(`append ${tag} was refused and is there`)
-    else if (!known.has(tag)) violations.push(`append ${tag} is there and was never made`)
+    if (reports.back.has(tag)) violations.push(`append ${tag} was rolled back and is stored`)
+    else if (reports.conflicts.has(tag)) violations.push(`append ${tag} was refused and is stored`)
+    else if (!known.has(tag)) violations.push(`append ${tag} is stored and was never made`)
   }
   return violations
 }
 
-// What a transaction appended, and the row that it wrote: both or neither.
-function checkRows({ events, committed }: There): string[] {
+// Of a transaction, both the append and the row are stored, or neither.
+function checkRows({ events, committed }: Stored): string[] {
   const violations: string[] = []
   const firsts = new Map(events.filter(({ i }) => i === 0).map((event) => [event.tag, event]))
   for (const { tag, stream, first } of committed) {
     const is = firsts.get(tag)
-    if (is?.stream !== stream || is.position !== first) violations.push(`append ${tag} is not there, its row is`)
+    if (is?.stream !== stream || is.position !== first) violations.push(`append ${tag} is not stored, its row is`)
   }
   const rows = new Set(committed.map(({ tag }) => tag))
   for (const [tag, { row }] of firsts) {
-    if (row && !rows.has(tag)) violations.push(`append ${tag} is there, its row is not`)
+    if (row && !rows.has(tag)) violations.push(`append ${tag} is stored, its row is not`)
   }
   return violations
 }
 
-// Each event was applied once, those of a stream in order, and nothing else; and no partition by who had lost it.
+// Each event was applied once, those of a stream in order, and nothing else; and no consumer wrote after it had lost the partition.
 function checkApplied(events: Event[], applied: Applied[]): string[] {
   const violations: string[] = []
-  const there = new Set(events.map(placeOf))
+  const stored = new Set(events.map(placeOf))
   const times = new Map<string, number>()
   const last = new Map<string, bigint>()
   const tokens = new Map<number, bigint>()
   for (const { stream, position, partition, token } of applied) {
     const place = placeOf({ stream, position })
     times.set(place, (times.get(place) ?? 0) + 1)
-    if (!there.has(place)) violations.push(`${place} was applied and is no event`)
+    if (!stored.has(place)) violations.push(`${place} was applied and is no event`)
     const before = last.get(stream) ?? 0n
     if (position <= before) violations.push(`${place} was applied after ${before}`)
-    else if (position > before + 1n) violations.push(`${place} was applied after ${before}, without what is between`)
+    else if (position > before + 1n) violations.push(`${place} was applied after ${before}, without those between`)
     last.set(stream, position)
     if (partition === undefined || token === undefined) continue
     const largest = tokens.get(partition) ?? 0n
     if (token < largest) violations.push(`${place} was applied under token ${token}, after ${largest}`)
     else tokens.set(partition, token)
   }
-  for (const place of there) {
+  for (const place of stored) {
     const n = times.get(place) ?? 0
     if (n !== 1) violations.push(`${place} was applied ${n} times`)
   }
@@ -211,21 +212,21 @@ function checkApplied(events: Event[], applied: Applied[]): string[] {
 }
 const placeOf = ({ stream, position }: { stream: string; position: bigint }) => `${stream} ${position}`
 
-// Each event was seen once, in the order of cursors, which keeps that of each stream.
-function checkSeen(who: string, events: Event[], seen: Seen[]): string[] {
+// Each event was seen once, in the order of cursors, which includes the order of each stream.
+function checkSeen(reader: string, events: Event[], seen: Seen[]): string[] {
   const violations: string[] = []
   const keyOf = ({ cursor, ...place }: Seen) => `${placeOf(place)} (${cursor})`
-  const there = new Set(events.map(keyOf))
-  const were = new Set<string>()
+  const stored = new Set(events.map(keyOf))
+  const before = new Set<string>()
   let last = 0n
   for (const one of seen) {
     const key = keyOf(one)
-    if (!there.has(key)) violations.push(`${who} saw ${key}, which is no event`)
-    if (were.has(key)) violations.push(`${who} saw ${key} twice`)
-    else if (one.cursor <= last) violations.push(`${who} saw ${key} after ${last}`)
-    were.add(key)
+    if (!stored.has(key)) violations.push(`${reader} saw ${key}, which is no event`)
+    if (before.has(key)) violations.push(`${reader} saw ${key} twice`)
+    else if (one.cursor <= last) violations.push(`${reader} saw ${key} after ${last}`)
+    before.add(key)
     last = one.cursor
   }
-  for (const key of there) if (!were.has(key)) violations.push(`${who} never saw ${key}`)
+  for (const key of stored) if (!before.has(key)) violations.push(`${reader} never saw ${key}`)
   return violations
 }

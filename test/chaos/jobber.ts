@@ -1,6 +1,6 @@
 /**
- * One process that works the queue of the chaos until it is killed, and ticks: jobs whose effects are rows, one for each,
- * written in the transaction that completes the job, with a pause before it in which a fault may fall.
+ * A process that works the queues of the chaos test, and ticks, until it is killed. The effect of a job is one row, written in the
+ * transaction that completes the job, with a pause before the commit in which a fault may strike.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
@@ -14,10 +14,10 @@ const lockstep = createLockstep({ connectionString: url, max: 12, applicationNam
 const tasks = createTasks(lockstep, {
   onError(error) {
     const known = fromDatabase(error)
-    if (!(known instanceof UnavailableError)) tell('fault', String((error as Error)?.stack ?? error))
+    if (!(known instanceof UnavailableError)) report('fault', String((error as Error)?.stack ?? error))
   },
 })
-const tell = (what: string, detail: string) => console.log(`${what} ${detail}`.replaceAll('\n', ' '))
+const report = (what: string, detail: string) => console.log(`${what} ${detail}`.replaceAll('\n', ' '))
 
 const { transactional, plain, slots } = QUEUES
 tasks.define(
@@ -25,7 +25,7 @@ tasks.define(
   async (n: number, { trx, job }) => {
     await sql`insert into effect (n, kind, token, worker) values (${n}, 'job', ${job.token}, ${worker})`.execute(trx)
     await sleep(Math.random() * (Math.random() < 0.05 ? 1_000 : 10))
-    if (Math.random() < 0.01) throw new Error('now and then')
+    if (Math.random() < 0.01) throw new Error('a random failure')
   },
   { ...transactional.options, transactional: true, concurrency: 8 },
 )

@@ -1,10 +1,10 @@
 /**
- * Jobs under faults: a few processes, each with a network of its own, work and tick, while jobs are sent in transactions that
- * write down what they sent.
+ * Jobs under faults: a few processes, each with its own network, work and tick, while jobs are sent in transactions that also
+ * record the jobs.
  *
- * Then what was done is checked. Each job of a transactional handler has its effect exactly once; each of a plain one at
- * least once. None was lost, none was made up: there are as many as were written down. Each second of a schedule has one
- * job, from the first to the last, though every tick was in danger.
+ * Then the run is checked. Each job of a transactional handler has its effect exactly once; each job of a plain handler at
+ * least once. No job was lost or invented: there are as many as were recorded. Each second of a schedule has one job, from
+ * the first to the last, although any tick may have been struck by a fault.
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -20,16 +20,16 @@ import type { ChaosServer } from './server.ts'
 
 export interface JobsPlan {
   server: ChaosServer
-  /** Transactional ones; a tenth as many plain ones besides. */
+  /** The number of transactional jobs; there are a tenth as many plain jobs in addition. */
   jobs: number
   /** Processes alive at a time. */
   workers: number
-  /** Of faults, in which all jobs are sent. After them all is waited for. */
+  /** How long there are faults; all jobs are sent in that time. After that, the run waits until all jobs are done. */
   seconds: number
   seed: number
 }
 
-// The shortest heartbeat there is, so that the jobs of the dead come back soon; retries enough for every fault.
+// The shortest possible heartbeat, so that the jobs of killed workers are retried soon; and enough retries for every fault.
 const options = { retryLimit: 1_000, heartbeatMs: 10_000 }
 export const QUEUES = {
   transactional: { name: 'chaos/transactional', options },
@@ -59,7 +59,7 @@ export async function runJobs(plan: JobsPlan) {
   await using nemesis = await Nemesis.of({
     ...{ server: plan.server, seed: plan.seed, seconds: plan.seconds, networks: plan.workers },
     restMs: (chance) => 100 + chance * 900,
-    // Every other time for longer than the heartbeat, so that what it has in hand is given to others meanwhile.
+    // Half of the pauses are longer than the heartbeat, so that the worker's jobs go to others in the meantime.
     awayMs: (chance) => (chance < 0.5 ? 500 + chance * 9_000 : 7_000 + chance * 8_000),
     victims: () => workers,
     killed: (victim) => void start(workers.indexOf(victim as (typeof workers)[0])),
@@ -83,8 +83,8 @@ export async function runJobs(plan: JobsPlan) {
   }
 
   /**
-   * In batches, each in a transaction that writes down what it sends: it commits as a whole, or not. Over all the time that
-   * there are faults, so that every one of them finds jobs in hand.
+   * Sends in batches, each in a transaction that also records the jobs: all of it commits, or nothing. The batches are spread
+   * over the whole time of the faults, so that every fault strikes while jobs run.
    */
   async function send(): Promise<void> {
     const since = performance.now()
@@ -107,7 +107,7 @@ export async function runJobs(plan: JobsPlan) {
         })
         n += batch.length
       } catch {
-        await sleep(50) // the database is away: the same again
+        await sleep(50) // the database is unreachable: try again
       }
     }
   }
@@ -119,7 +119,7 @@ export async function runJobs(plan: JobsPlan) {
     await nemesis.rage(() => violations.length > 0)
     await sending
 
-    // Nothing is broken any more: everything comes to be done.
+    // There are no more faults: all jobs must be done.
     const since = performance.now()
     for (; violations.length === 0; await sleep(200)) {
       const left = await sql<{ n: string }>`select count(*) as n from lockstep_boss.job
@@ -133,13 +133,13 @@ export async function runJobs(plan: JobsPlan) {
       }
     }
     doneMs = Math.round(performance.now() - since)
-    await tasks.tick() // the slots until now
+    await tasks.tick() // sends the slots until now
     const [{ missed_slots: missed } = {}] = (
       await sql<{ missed_slots: string }>`select missed_slots from lockstep.schedule where name = ${SCHEDULE}`.execute(
         kysely,
       )
     ).rows
-    if (String(missed) !== '0') violations.push(`the schedule says that it missed ${missed} slots`)
+    if (String(missed) !== '0') violations.push(`the schedule reports ${missed} missed slots`)
     await tasks.unschedule(SCHEDULE)
   } finally {
     for (const { child } of workers) child.kill('SIGKILL')
@@ -156,10 +156,10 @@ export async function runJobs(plan: JobsPlan) {
   if (jobs.length !== plan.jobs) violations.push(`${jobs.length} jobs were sent of ${plan.jobs}`)
   for (const { n, times } of jobs) if (times !== '1') violations.push(`job ${n} has its effect ${times} times`)
   for (const { n, times } of plain) if (times === '0') violations.push(`plain job ${n} has no effect`)
-  const strange = await rows(sql`select n from effect where kind = 'job' and n not in (select n from sent)`)
-  if (strange.length > 0) violations.push(`${strange.length} effects are of jobs that were never sent`)
+  const unknown = await rows(sql`select n from effect where kind = 'job' and n not in (select n from sent)`)
+  if (unknown.length > 0) violations.push(`${unknown.length} effects belong to jobs that were never sent`)
 
-  // Each second has the job of its id: a job's own time is another when it was tried again.
+  // Each second must have the job with its id. A job's own time does not help: a retry changes it.
   const ids = new Set(
     (await rows(sql<{ id: string }>`select id from lockstep_boss.job where name = ${QUEUES.slots.name}`)).map(
       ({ id }) => id,
@@ -175,19 +175,19 @@ export async function runJobs(plan: JobsPlan) {
     }
     slots.push(slot)
   }
-  if (ids.size > 0) violations.push(`${ids.size} jobs of the schedule are of no slot: ${[...ids]}`)
+  if (ids.size > 0) violations.push(`${ids.size} jobs of the schedule belong to no slot: ${[...ids]}`)
   const again = await rows(sql<{ n: string }>`
     select coalesce(sum(retry_count), 0) as n from lockstep_boss.job where name = ${QUEUES.transactional.name}`)
   return {
     ...{ jobs: jobs.length, plain: plain.length, slots: slots.length },
-    /** Attempts of transactional jobs that were not the first. */
+    /** The number of retries of transactional jobs. */
     again: Number(again[0]?.n),
     ...nemesis.summary(),
-    /** From the last fault until all was done. */
+    /** Milliseconds from the last fault until all jobs were done. */
     doneMs,
-    /** What must not be; empty is good. */
+    /** The violations; must be empty. */
     violations,
-    /** For who has to find out why. */
+    /** The data for finding the cause of a violation. */
     evidence: { struck: nemesis.struck },
   }
 }

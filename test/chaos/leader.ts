@@ -1,9 +1,9 @@
 /**
- * One process that wants to lead, again and again, until it is killed.
+ * A process that campaigns, again and again, until it is killed.
  *
- * While it leads it does two things side by side, so that neither keeps the other from going wrong: unfenced acts, for
- * as long as it trusts its term, written to a file that all processes share; and fenced rows. Terms, acknowledged rows
- * and losses are told to the parent on stdout.
+ * While it leads it does two things concurrently, so that neither hides a fault of the other: unfenced acts, while it
+ * trusts its term, written to a file that all processes share; and fenced rows. It reports terms, acknowledged rows and
+ * signals to its parent on stdout.
  */
 import * as fs from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -16,8 +16,8 @@ const file = fs.openSync(log, 'a')
 const lockstep = createLockstep({ connectionString: url, max: 3, applicationName: `leader ${worker}` })
 let n = 0
 
-// The clock is read before the term is: a pause between the two makes an act older than it is, and never younger. It is
-// the machine's monotonic clock, the same in all processes: nobody sets it, and it tells nanoseconds apart.
+// The clock is read before the trust: a pause between the two makes the act look older than it is, never younger. It is the
+// machine's monotonic clock, the same in all processes: it is never set, and has nanoseconds.
 async function act(term: Term, over: () => boolean) {
   for (let doubts = 0; !over(); await sleep(doubts > 0 ? 10 : 1 + Math.random() * 4)) {
     const at = process.hrtime.bigint()
@@ -25,8 +25,8 @@ async function act(term: Term, over: () => boolean) {
       note(term, 'act', at)
       doubts = 0
     } else if (++doubts > 500) {
-      // Counted in turns of this process and not in seconds, so that a pause is no reproach.
-      return tell('fault', `term ${term.token} is not trusted any more, and its signal does not say so`)
+      // Counted in turns of this process and not in seconds, because a pause is no fault.
+      return report('fault', `term ${term.token} is not trusted any more, and its signal has not aborted`)
     } else note(term, 'doubt', at)
   }
 }
@@ -40,7 +40,7 @@ async function write(term: Term, over: () => boolean) {
       await row(term, false)
     } catch (error) {
       failed(error)
-      await sleep(20) // while the term stands it is worth trying again
+      await sleep(20) // while the term lasts, try again
     }
   }
 }
@@ -51,17 +51,17 @@ async function row(term: Term, last: boolean) {
     await sql`insert into led (n, token, worker) values (${number}, ${term.token}, ${worker})`.execute(trx)
     if (last) await term.resign({ trx })
   })
-  tell('done', `${number} ${term.token}`)
+  report('done', `${number} ${term.token}`)
 }
 
-// Lost, or the database out of reach: what a leader is told. Anything else is a fault, and ends the run.
+// A leader may get two errors: its lease is lost, or the database is unreachable. Any other error is a fault, and ends the run.
 function failed(error: unknown) {
   const known = fromDatabase(error)
   if (known instanceof LeaseLostError || known instanceof UnavailableError) return
-  tell('fault', error instanceof Error ? (error.stack ?? error.message) : String(error))
+  report('fault', error instanceof Error ? (error.stack ?? error.message) : String(error))
 }
 
-const tell = (what: string, detail: string) => console.log(`${what} ${detail}`.replaceAll('\n', ' '))
+const report = (what: string, detail: string) => console.log(`${what} ${detail}`.replaceAll('\n', ' '))
 
 console.log('ready')
 await lockstep.leaders.lead(
@@ -73,10 +73,10 @@ await lockstep.leaders.lead(
     onError: failed,
   },
   async (term, signal) => {
-    tell('leads', String(term.token))
+    report('leads', String(term.token))
     term.signal.addEventListener('abort', () => {
       note(term, 'signal')
-      tell('told', String(term.token))
+      report('signalled', String(term.token))
     })
     const end = performance.now() + Math.random() * (Math.random() < 0.3 ? 500 : 5_000)
     const over = () => signal.aborted || performance.now() > end

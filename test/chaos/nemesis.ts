@@ -1,17 +1,17 @@
 /**
- * What befalls the processes of a run, one fault after another, chosen by a seed: the same seed, the same faults in the same
- * order. When exactly each one strikes is the machine's.
+ * The nemesis (Jepsen's word for the source of faults): it strikes the processes of a run with one fault after another, chosen by
+ * a seed. The same seed gives the same faults in the same order; the exact times depend on the machine.
  *
- * - kill, pause: SIGKILL; SIGSTOP, and SIGCONT when what it held has run out.
- * - cut, hold, swallow: of a network, which some processes share; its connections are reset, or every byte is held back and
- *   delivered late, or lost without a word until all connections are reset.
+ * - kill, pause: SIGKILL; SIGSTOP, and SIGCONT after its holds have expired.
+ * - cut, hold, swallow: faults of a network, which some processes share. Its connections are reset; or every byte is held back and
+ *   delivered late; or every byte is lost silently until all connections are reset.
  * - terminate: the server ends backends of one process, as an operator does.
- * - clock: the wall clock of those processes that live under a false one is set, by an hour or by a blink, or runs faster. Their
- *   monotonic clock, by which holds are trusted, is the machine's. (Only where libfaketime is installed.)
- * - stop, crash, full: of the server, in turn: it is stopped, or crashed, and started again; its disk is full for a while.
- *   (The last where one may mount.)
+ * - clock: the wall clock of those processes that run under libfaketime is set, by an hour or by a fraction of a second, or runs
+ *   faster. Their monotonic clock, which measures the trust in holds, is the machine's. (Only where libfaketime is installed.)
+ * - stop, crash, full: faults of the server, in turn. It is stopped, or crashed, and started again; or its disk is full for a
+ *   while. (The last only where mounting is allowed.)
  *
- * A run tells of its progress: from that it is known how long after each fault somebody got on.
+ * A run reports its progress. From that, the nemesis knows how long after each fault the first process made progress.
  */
 import type { ChildProcess } from 'node:child_process'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -28,26 +28,26 @@ export interface Victim {
   child: ChildProcess
   /** The application_name of its backends. */
   name: string
-  /** What it knows would be lost with it: it is never killed or paused. @default false */
+  /** Its reports would be lost with it, so it is never killed or paused. @default false */
   witness?: boolean
 }
 
 export interface Scene {
   server: ChaosServer
   seed: number
-  /** For how long there are faults. */
+  /** How long there are faults. */
   seconds: number
-  /** How many there are between the processes and the server. */
+  /** The number of networks between the processes and the server. */
   networks: number
-  /** Milliseconds until the next fault; and for which a pause, a broken network or a full disk lasts. Of a number from 0 up to 1. */
+  /** Milliseconds until the next fault, and how long a pause, a broken network or a full disk lasts; from a random number ≥ 0 and < 1. */
   restMs(chance: number): number
   awayMs(chance: number): number
   victims(): Victim[]
-  /** Preferred as a victim: who has just held. */
+  /** The preferred victim: the process that was the last holder. */
   favourite?(): Victim | undefined
   /** A victim was killed. */
   killed(victim: Victim): void
-  /** Faults of this run only. */
+  /** Additional faults of this run. */
   also?: Record<string, () => void>
 }
 
@@ -56,12 +56,12 @@ export interface Struck {
   at: number
   fault: string
   whom: string
-  /** Milliseconds until somebody got on; undefined: nobody did any more. */
+  /** Milliseconds until a process made progress; undefined: none did any more. */
   recoveredMs?: number
 }
 
 const SERVER_EVERY_MS = 15_000
-const MOST_FULL_MS = 3_000 // nothing else strikes meanwhile
+const MOST_FULL_MS = 3_000 // there is no other fault in the meantime
 
 export class Nemesis implements AsyncDisposable {
   readonly struck: Struck[] = []
@@ -88,26 +88,26 @@ export class Nemesis implements AsyncDisposable {
     this.#clock = faketimeAvailable() ? wrongClock('+0') : undefined
   }
 
-  /** Where the n-th process finds the server. */
+  /** The connection string of the server for the n-th process. */
   network(n: number): string {
     return (this.#networks[n % this.#networks.length] as TcpProxy).url
   }
 
-  /** The environment of the n-th process: one in three lives under the false clock. */
+  /** The environment of the n-th process: one in three runs under the false clock. */
   clock(n: number): Record<string, string> {
     return n % 3 === 0 ? (this.#clock?.env ?? {}) : {}
   }
 
-  /** Strikes until the time is over, or `stop` says so; then waits until everything that was struck is as it was. */
+  /** Strikes until the time is over, or `stop` returns true; then waits until all faults have ended. */
   async rage(stop: () => boolean): Promise<void> {
     const { seconds, restMs } = this.#scene
     const end = performance.now() + seconds * 1_000
     const every = Math.min(SERVER_EVERY_MS, (seconds * 1_000) / 4)
-    let nth = Math.floor(this.#random() * 2) // a full disk is not the first: there may be time for one only
+    let nth = Math.floor(this.#random() * 2) // a full disk is not the first: there may be time for only one
     for (let next = performance.now() + every; ; ) {
       await sleep(restMs(this.#random()))
       if (performance.now() >= end || stop()) break
-      // Always as many draws, whatever is left to strike: the next faults stay the same.
+      // Always the same number of draws, whatever victims are left, so that the next faults stay the same.
       const [which = 0, whom = 0, place = 0, how = 0, away = 0] = Array.from({ length: 5 }, this.#random)
       const awayMs = this.#scene.awayMs(away)
       if (performance.now() < next) {
@@ -120,13 +120,13 @@ export class Nemesis implements AsyncDisposable {
     await Promise.all(this.#under)
   }
 
-  /** Somebody got on. */
+  /** A process made progress. */
   progress(): void {
     const now = performance.now() - this.#since
     for (const each of this.#open.splice(0)) each.recoveredMs = Math.round(now - each.at)
   }
 
-  /** How often each struck, and after how many milliseconds somebody got on, each time. */
+  /** How often there was each fault, and how many milliseconds after each fault a process made progress. */
   summary(): { faults: Record<string, number>; recoveredMs: number[] } {
     const faults: Record<string, number> = {}
     for (const { fault } of this.struck) faults[fault] = (faults[fault] ?? 0) + 1
@@ -139,7 +139,7 @@ export class Nemesis implements AsyncDisposable {
     this.#clock?.[Symbol.dispose]()
   }
 
-  // Who stands still must come to itself: that is when it is dangerous.
+  // A paused process must resume, because that is the dangerous time.
   #choose(whom: number, place: number): Victim | undefined {
     const awake = this.#scene.victims().filter((each) => !this.#paused.has(each))
     const favourite = this.#scene.favourite?.()
@@ -199,12 +199,12 @@ export class Nemesis implements AsyncDisposable {
     })
   }
 
-  // One of its backends, or half of them, or all.
+  // Ends one of its backends, half of them, or all.
   async #terminate({ name }: Victim, how: number): Promise<void> {
     this.#note('terminate', name)
     const which = how < 0.4 ? 'order by random() limit 1' : how < 0.7 ? 'and random() < 0.5' : ''
     const theirs = `select pid from pg_stat_activity where application_name = $1 ${which}`
-    // A server whose table of locks is full takes no connection: then it strikes nobody.
+    // A server whose lock table is full accepts no connection: then the fault has no effect.
     await ask(this.#scene.server.url, `select pg_terminate_backend(pid) from (${theirs}) those`, [name]).catch(() => {})
   }
 

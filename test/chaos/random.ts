@@ -1,6 +1,6 @@
-/** Chance that can be repeated: the same seed, the same numbers. */
+/** Repeatable random numbers: the same seed gives the same numbers. */
 
-/** mulberry32: numbers from 0 up to 1. */
+/** mulberry32: numbers ≥ 0 and < 1. */
 export function seeded(seed: number): () => number {
   let state = seed
   return () => {

@@ -1,13 +1,13 @@
 /**
  * `npm run chaos -- [--minutes N | --seconds 60] [--seed N] [--workers N] [--jobs N] [--kind KIND] [--door http]`, KIND: connection,
  * lease, transaction, mixed, crowd, election, election-connection, jobs, events or events-http, which is events with
- * `--door http`. `--locks N`: of crowd, the entries of the server's lock table, at least 1,000.
+ * `--door http`. `--locks N`: for the kind crowd, the entries of the server's lock table, at least 1,000.
  *
- * The long proof: 64 processes on one counter, under each kind of hold and under all mixed; then 3 that hold much by their
- * connections, on a server with a small lock table; then 3 that lead by turns, by
- * their leases and by their connections; then 3 that work off jobs; then 8 that append events and 6 that consume them, in
- * the library and over HTTP (that needs python3); a minute each, or `--minutes` in all. One line of JSON for each, and one
- * that sums them up; exit code 1 when anything was violated.
+ * The long chaos test: 64 processes on one counter, under each kind of hold and under all mixed; then 3 processes with many
+ * connection holds, on a server with a small lock table; then 3 that lead in turn, by their leases and by their connections;
+ * then 3 that work jobs; then 8 that append events and 6 that consume them, in the library and over HTTP (which needs
+ * python3). Each kind takes a minute, or all together `--minutes`. Prints one line of JSON for each kind, and one with the
+ * sums; the exit code is 1 if there was a violation.
  */
 import * as fs from 'node:fs'
 import * as path from 'node:path'
@@ -22,7 +22,7 @@ import { chaosServer } from './server.ts'
 const COUNTERS = ['connection', 'lease', 'transaction', 'mixed'] as const
 const KINDS = [...COUNTERS, 'crowd', 'election', 'election-connection', 'jobs', 'events', 'events-http'] as const
 type Kind = (typeof KINDS)[number]
-const WRITERS = 8 // of events, besides the workers, who consume them
+const WRITERS = 8 // of events; the workers consume them
 const JOBS_A_SECOND = 160
 
 const { values } = parseArgs({
@@ -42,7 +42,7 @@ const kinds = KINDS.filter((kind) => wanted === undefined || kind === wanted)
 if (kinds.length === 0) throw new Error(`--kind is one of ${KINDS.join(', ')}`)
 const seconds = values.minutes ? (Number(values.minutes) * 60) / kinds.length : Number(values.seconds)
 
-/** Increments are holds; rows of leaders are fenced writes. */
+/** The counts that are summed. Each increment is a hold; each row of a leader is a fenced write. */
 const COUNTED = ['increments', 'holds', 'terms', 'rows', 'jobs', 'slots', 'events']
 
 const sum = { seconds: 0, violations: 0, counts: {} as Record<string, number>, faults: {} as Record<string, number> }
@@ -60,11 +60,11 @@ for (const kind of kinds) {
   for (const violation of violations.slice(0, 20)) console.error(`  ${violation}`)
   if (violations.length > 0) {
     process.exitCode = 1
-    console.error(`  all of it: ${writeDown(plan, violations, { ...counts, ...evidence })}`)
+    console.error(`  the whole report: ${writeReport(plan, violations, { ...counts, ...evidence })}`)
   }
 }
 console.log(JSON.stringify({ all: kinds.length, seed: Number(values.seed), ...sum, recoveredMs: parts(recovered) }))
-// A socket that was reset under a fault can keep Node from ever ending by itself: it turns in its own clean-up.
+// A socket that was reset by a fault can keep Node from exiting: its clean-up never ends.
 process.exit()
 
 async function run(plan: { kind: Kind; workers: number; seconds: number; seed: number }) {
@@ -103,11 +103,11 @@ function parts(all: number[]): Record<string, number> {
   return { of: sorted.length, p50: at(0.5), p99: at(0.99), most: at(1) }
 }
 
-/** A file that says what was violated, how to do it again, and what happened in what order. */
-function writeDown(plan: object, violations: string[], evidence: object): string {
+/** Writes a file with the violations, the command that repeats the run, and the events in their order. */
+function writeReport(plan: object, violations: string[], evidence: object): string {
   const again = Object.entries(plan).map(([name, value]) => `--${name} ${value}`)
   const look =
-    'First the first violation: later ones may follow from it. `history` is in the order of the commits, `struck` in that of time.'
+    'Begin with the first violation: later ones may follow from it. `history` is in the order of the commits, `struck` in the order of time.'
   const folder = path.resolve(import.meta.dirname, '../../dist/chaos')
   fs.mkdirSync(folder, { recursive: true })
   const file = path.join(folder, `${new Date().toISOString().replaceAll(':', '-')}.json`)

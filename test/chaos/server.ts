@@ -1,8 +1,8 @@
 /**
- * The server of a run, which is stopped, crashed, and whose disk is filled. It keeps what it acknowledged when it crashes; a
- * crash of the machine is not tried.
+ * The server of a run: it is stopped and crashed, and its disk is filled. After a crash it still has what it acknowledged; a crash
+ * of the machine is not tested.
  *
- * Its disk is a memory file system of its own, where one may mount; a full one stops it from writing, as any would.
+ * Where mounting is allowed, its disk is a separate memory file system. When that is full the server cannot write, as with any disk.
  */
 import { execFileSync, spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
@@ -16,22 +16,22 @@ import { BINARIES } from '../support/postgres-majors.ts'
 import { ask } from '../support/query-once.ts'
 
 export interface ChaosServer extends AsyncDisposable {
-  /** Of a migrated database; always the same. */
+  /** The connection string of a migrated database; it does not change. */
   url: string
   /** Stops it, or crashes it, and starts it again at the same place. */
   restart(how: 'stop' | 'crash'): Promise<void>
-  /** Leaves nothing of its disk, and gives it back after so long. Not where one may not mount. */
+  /** Fills its disk, and frees it after `ms` milliseconds. Absent where mounting is not allowed. */
   fill?(ms: number): Promise<void>
 }
 
 const PREFIX = 'lockstep-chaos-server-'
-const DISK = '2g' // of memory, and only what is used
+const DISK = '2g' // of memory, which is allocated only as it is used
 const PIECES = 32 * 2 ** 20
 const COMES_BACK_MS = 10_000
 
 /**
- * @param connections  at most.
- * @param locks        for each of them, in the table that all share.
+ * @param connections  the maximum number of connections.
+ * @param locks        entries in the shared lock table for each connection.
  */
 export async function chaosServer(connections: number, locks = 64): Promise<ChaosServer> {
   unmountLeft()
@@ -60,7 +60,7 @@ export async function chaosServer(connections: number, locks = 64): Promise<Chao
     writeAll(ballast)
     await sleep(ms)
     fs.rmSync(ballast)
-    // Whoever could not write its log has given up, and may not have been able to recover either.
+    // A server that could not write its log has stopped, and may have failed to recover too.
     if (!(await answers(url))) await restart('crash')
   }
   const end = async () => {
@@ -91,7 +91,7 @@ function mount(dir: string): boolean {
   return true
 }
 
-/** What a run that was killed has left mounted. */
+/** Removes the mounts of runs that were killed. */
 function unmountLeft(): void {
   const folder = temporaryFolder(serverUser())
   for (const name of fs.readdirSync(folder).filter((each) => each.startsWith(PREFIX))) {
@@ -101,7 +101,7 @@ function unmountLeft(): void {
   }
 }
 
-// The server takes some of it meanwhile: what is left at last goes in small pieces.
+// The server uses some space at the same time, so the last part is filled in small pieces.
 function writeAll(file: string): void {
   const { bavail, bsize } = fs.statfsSync(path.dirname(file))
   execFileSync('fallocate', ['--length', String(Math.max(bavail * bsize - PIECES, bsize)), file])

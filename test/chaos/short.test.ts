@@ -1,4 +1,4 @@
-/** The short runs of `npm run chaos`: a few processes, a few seconds, each on a server of its own; two at a time, as they mostly wait. */
+/** The short runs of `npm run chaos`: a few processes, a few seconds, each on its own server; two at a time, because they mostly wait. */
 import { execFileSync } from 'node:child_process'
 import { test as base, describe, expect } from 'vitest'
 import { faketimeAvailable } from '../support/faketime.ts'
@@ -9,7 +9,7 @@ import { runJobs } from './jobs.ts'
 import { type ChaosServer, chaosServer } from './server.ts'
 
 const test = base.extend<{ server: ChaosServer }>({
-  // biome-ignore lint/correctness/noEmptyPattern: vitest reads from it that this needs no other
+  // biome-ignore lint/correctness/noEmptyPattern: vitest requires a pattern, even an empty one
   server: async ({}, use) => {
     await using server = await chaosServer(400)
     await use(server)
@@ -17,12 +17,12 @@ const test = base.extend<{ server: ChaosServer }>({
 })
 
 const LIMIT = { timeout: 300_000 }
-/** Which of them comes first is the seed's, and there may be time for one only. */
+/** The seed decides which of the two comes first, and there may be time for only one. */
 const restarts = ({ crash = 0, stop = 0 }: Record<string, number>) => crash + stop
 
 describe('holds and jobs', () => {
   test.concurrent(
-    'no increment is lost, whatever befalls holders, networks, backends, clocks and the server',
+    'no increment is lost, through faults of holders, networks, backends, clocks and the server',
     LIMIT,
     async ({ server }) => {
       const { violations, increments, faults } = await runCounter({
@@ -66,7 +66,7 @@ describe('leaders', () => {
     { failover: 'lease', seed: 1 },
     { failover: 'connection', seed: 2 },
   ] as const)(
-    'leaders take turns, one after the other, each told before the next, through every fault: $failover',
+    'leaders follow each other, and each is signalled before the next, through every fault: $failover',
     LIMIT,
     async (how, { server }) => {
       const { violations, by, faults } = await runElection({ server, ...how, workers: 3, seconds: 9 })

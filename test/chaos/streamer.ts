@@ -1,8 +1,8 @@
 /**
- * One process of the chaos of events, by its role, until it is killed or told to stop: a writer, a consumer, one that follows
- * all streams, one that pages through them, or the door, over which the others do the same by HTTP.
+ * A process of the chaos test of events, in one of five roles, until it is killed or asked to stop: a writer, a consumer, a
+ * follower of all streams, a pager through them, or the door, which is the HTTP server for the others.
  *
- * What they know is told to the parent on stdout, a line each. It is the parent who checks.
+ * Each reports to the parent on stdout, one line for each fact. The parent does the checks.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
@@ -17,15 +17,15 @@ const random = seeded(Number(seed))
 const lockstep = createLockstep({ connectionString: url, applicationName: `${role} ${id}` })
 const events = createEvents(lockstep, { onError: failed })
 const stopping = new AbortController()
-const tell = (...words: unknown[]) => console.log(words.join(' ').replaceAll('\n', ' '))
+const report = (...words: unknown[]) => console.log(words.join(' ').replaceAll('\n', ' '))
 const upTo = (n: number) => Math.floor(random() * n)
 
-// The database is away, or slow, or an event was parked: what is told, and goes on. Anything else is a fault.
+// Expected errors: the database is unreachable, or slow, or an event was parked. Any other error is a fault.
 function failed(error: unknown) {
-  if (error instanceof Error && / has parked /.test(error.message)) return tell('parked')
+  if (error instanceof Error && / has parked /.test(error.message)) return report('parked')
   if (error instanceof Error && / waits in the database /.test(error.message)) return
   if (fromDatabase(error) instanceof UnavailableError) return
-  tell('fault', error instanceof Error ? (error.stack ?? error.message) : String(error))
+  report('fault', error instanceof Error ? (error.stack ?? error.message) : String(error))
 }
 
 // ---- A writer ----------------------------------------------------------------------------------------------------
@@ -33,13 +33,13 @@ function failed(error: unknown) {
 /** Thrown to roll back. */
 class Rollback extends Error {}
 
-// Of an append that was begun exactly one line tells how it ended.
+// For each append, exactly one line reports its result.
 type Append = (stream: string, events: NewEvent[], options?: AppendOptions) => Promise<Appended>
 const append: Append = door === '' ? (...args) => events.append(...args) : overHttp
-const known = new Map<string, bigint>() // where streams were when this writer last heard of them
+const known = new Map<string, bigint>() // the last known position of each stream
 let appends = 0
 
-// A few streams have much of it, so that writers meet; some are of no concern to the group.
+// A few streams get many of the events, so that writers conflict; some streams are not read by the group.
 const someStream = () =>
   random() < 0.03
     ? `${NOISE}${upTo(4)}`
@@ -47,12 +47,12 @@ const someStream = () =>
         .toString()
         .padStart(3, '0')}`
 
-// Each says what it is, so that every append can be found again, whole and in order.
+// Each event carries its append and its place in it, so that the checks can find every append, whole and in order.
 function some(count: number, { ids = false, row = false } = {}): { tag: string; those: NewEvent[] } {
   const tag = `${id}.${appends++}`
   const those = Array.from({ length: count }, (_, i) => ({
     type: 'chaos',
-    data: { tag, i, of: count, row, sour: random() < 0.003 },
+    data: { tag, i, of: count, row, failsOften: random() < 0.003 },
     ...(ids && { id: `${tag}.${i}` }),
   }))
   return { tag, those }
@@ -63,18 +63,18 @@ async function write(kind: string, stream: string, count: number, options: Appen
   try {
     const { first, last } = await append(stream, those, options)
     known.set(stream, last)
-    tell('done', kind, tag, stream, first, last)
+    report('done', kind, tag, stream, first, last)
   } catch (error) {
     if (error instanceof PositionConflictError) {
       known.set(stream, error.actual)
-      return tell('conflict', tag)
+      return report('conflict', tag)
     }
-    tell('unknown', tag)
-    await away(error)
+    report('unknown', tag)
+    await pauseAfter(error)
   }
 }
 
-// Appended, the answer thrown away, and appended again, until it is known where.
+// Appends, ignores the answer, and appends again until it knows the position.
 async function writeAgain(stream: string) {
   const { tag, those } = some(1 + upTo(3), { ids: true })
   const lost = append(stream, those).catch(() => {})
@@ -83,14 +83,14 @@ async function writeAgain(stream: string) {
     try {
       const { first, last } = await append(stream, those)
       await lost
-      return tell('done', 'again', tag, stream, first, last)
+      return report('done', 'again', tag, stream, first, last)
     } catch (error) {
-      await away(error)
+      await pauseAfter(error)
     }
   }
 }
 
-// With rows of the writer's own, in one transaction: to one stream or a few, in any order.
+// Appends and writes rows in one transaction: to one stream or a few, in any order.
 async function writeWithin(kind: 'within' | 'late' | 'back' | 'savepoint') {
   const made: { tag: string; stream: string; first: bigint; last: bigint }[] = []
   const begun: string[] = []
@@ -103,7 +103,7 @@ async function writeWithin(kind: 'within' | 'late' | 'back' | 'savepoint') {
         begun.push(tag)
         if (kind === 'savepoint') {
           const undone = some(2)
-          tell('back', undone.tag)
+          report('back', undone.tag)
           await sql`savepoint undone`.execute(trx)
           await events.append(random() < 0.5 ? stream : someStream(), undone.those, { trx })
           await sql`rollback to undone`.execute(trx)
@@ -116,16 +116,16 @@ async function writeWithin(kind: 'within' | 'late' | 'back' | 'savepoint') {
       if (kind === 'back') throw new Rollback()
       committing = true
     })
-    for (const { tag, stream, first, last } of made) tell('done', kind, tag, stream, first, last)
+    for (const { tag, stream, first, last } of made) report('done', kind, tag, stream, first, last)
   } catch (error) {
-    for (const tag of begun) tell(committing ? 'unknown' : 'back', tag)
+    for (const tag of begun) report(committing ? 'unknown' : 'back', tag)
     const { code } = error as { code?: string }
-    if (!(error instanceof Rollback) && code !== '40P01') await away(error) // they may wait for each other
+    if (!(error instanceof Rollback) && code !== '40P01') await pauseAfter(error) // a deadlock of two writers is expected
   }
 }
 
-// Other errors than that the database, or the door, is away are faults.
-async function away(error: unknown) {
+// An unreachable database or HTTP server is expected. Any other error is a fault.
+async function pauseAfter(error: unknown) {
   if (!(fromDatabase(error) instanceof UnavailableError)) failed(error)
   await sleep(100 + random() * 200)
 }
@@ -140,12 +140,12 @@ async function overHttp(
     headers: { 'Content-Type': 'application/json' },
     body: JSON.stringify({ events: those, expected: String(expected) }),
   })
-  const { first, last, actual } = await told<Record<string, string>>(answer)
+  const { first, last, actual } = await jsonOf<Record<string, string>>(answer)
   if (answer.status === 412) throw new PositionConflictError(stream, expected, BigInt(actual ?? 0))
   return { first: BigInt(first ?? 0), last: BigInt(last ?? 0), repeated: answer.status === 200 }
 }
 
-async function hand() {
+async function writeLoop() {
   while (!stopping.signal.aborted) {
     await sleep(random() * 80)
     const stream = someStream()
@@ -165,7 +165,7 @@ async function hand() {
 
 // ---- HTTP --------------------------------------------------------------------------------------------------------
 
-/** @throws {UnavailableError} the door is shut, or the database behind it is away. */
+/** @throws {UnavailableError} the HTTP server, or the database behind it, is unreachable. */
 async function asked(path: string, init: RequestInit = {}): Promise<Response> {
   const answer = await fetch(`${door}${path}`, init).catch((error) => {
     throw new UnavailableError('no answer', { cause: error })
@@ -175,9 +175,9 @@ async function asked(path: string, init: RequestInit = {}): Promise<Response> {
   throw answer.status === 503 ? new UnavailableError(text) : new Error(`${path}: ${answer.status} ${text}`)
 }
 
-async function told<T>(answer: Response): Promise<T> {
+async function jsonOf<T>(answer: Response): Promise<T> {
   return (await answer.json().catch((error) => {
-    throw new UnavailableError('half an answer', { cause: error })
+    throw new UnavailableError('an incomplete answer', { cause: error })
   })) as T
 }
 
@@ -207,7 +207,7 @@ async function* followed(): AsyncGenerator<Seen> {
         }
       }
     } catch (error) {
-      // a stream that breaks is a TypeError of fetch
+      // fetch throws a TypeError when a stream breaks
       if (!(error instanceof UnavailableError || error instanceof TypeError)) failed(error)
     }
     await sleep(100)
@@ -216,18 +216,18 @@ async function* followed(): AsyncGenerator<Seen> {
 
 async function page(from: bigint): Promise<{ events: Seen[]; next: bigint }> {
   const query = new URLSearchParams({ prefix: PREFIX, from: String(from), limit: '50', waitMs: '500' })
-  const { events, next } = await told<{ events: Seen[]; next: string }>(await asked(`/v1/events?${query}`))
+  const { events, next } = await jsonOf<{ events: Seen[]; next: string }>(await asked(`/v1/events?${query}`))
   return { events, next: BigInt(next) }
 }
 
 // ---- The roles ---------------------------------------------------------------------------------------------------
 
-const saw = ({ stream, position, cursor }: Seen) => tell('saw', cursor, stream, position)
+const saw = ({ stream, position, cursor }: Seen) => report('saw', cursor, stream, position)
 
 const roles: Record<Role, () => unknown> = {
   async writer() {
-    tell('ready')
-    await Promise.all([hand(), hand()])
+    report('ready')
+    await Promise.all([writeLoop(), writeLoop()])
     await end()
   },
 
@@ -237,23 +237,23 @@ const roles: Record<Role, () => unknown> = {
       await sql`insert into applied (stream, position, partition, token, attempt, worker)
                 values (${stream}, ${position}, ${partition}, ${token}, ${attempt}, ${id})`.execute(trx)
       await sleep(random() * (random() < 0.01 ? 1_000 : 4))
-      // Now and then; and of some events so often that they are parked now and then.
-      if (random() < ((event.data as { sour: boolean }).sour ? 0.7 : 0.02)) {
-        tell('threw')
-        throw new Error('now and then')
+      // Some calls fail; for some events so many that the event is sometimes parked.
+      if (random() < ((event.data as { failsOften: boolean }).failsOften ? 0.7 : 0.02)) {
+        report('threw')
+        throw new Error('a random failure')
       }
     })
     stopping.signal.addEventListener('abort', () => void consumer.stop().then(end))
-    tell('ready')
+    report('ready')
   },
 
   async follower() {
-    tell('ready')
+    report('ready')
     for await (const event of door === '' ? events.subscribe({ prefix: PREFIX }) : followed()) saw(event)
   },
 
   async pager() {
-    tell('ready')
+    report('ready')
     for (let from = 1n; ; ) {
       try {
         const found =
@@ -261,26 +261,26 @@ const roles: Record<Role, () => unknown> = {
         for (const event of found.events) saw(event)
         from = found.next as bigint
       } catch (error) {
-        await away(error)
+        await pauseAfter(error)
       }
     }
   },
 
   async door() {
-    // The errors of a database that is away are the callers' to tell.
+    // An unreachable database is no fault here: the callers report it.
     const onError = (error: unknown) => failed(error)
-    const { serve } = await import('../../functions/adapters/node.ts') // the others start sooner without
+    const { serve } = await import('../../functions/adapters/node.ts') // imported here, so that the other roles start faster
     const server = await serve({ lockstep, events, port: Number(new URL(door).port), onError })
     stopping.signal.addEventListener('abort', () => void server.close().then(end))
-    tell('ready')
+    report('ready')
   },
 }
 
 async function end() {
   await lockstep.close()
-  process.exit() // a socket that was reset may keep Node
+  process.exit() // a socket that was reset may keep Node from exiting
 }
 
 process.once('SIGTERM', () => stopping.abort())
-process.stdin.resume().once('close', () => process.exit()) // the parent is gone
+process.stdin.resume().once('close', () => process.exit()) // the parent has ended
 await roles[role as Role]()

@@ -1,8 +1,8 @@
 /**
- * One process that increments the counter under a hold, again and again, until it is killed.
+ * A process that increments the counter under a hold, again and again, until it is killed.
  *
- * The increment is read, then written, with a pause between: two holders at once would lose one. It is fenced, and
- * writes down its token in the same transaction. Every acknowledged increment is told to the parent on stdout.
+ * It reads the counter and then writes it, with a pause between: two holders at once would lose an increment. The write is
+ * fenced, and records its token in the same transaction. The process reports every acknowledged increment on stdout.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { inspect } from 'node:util'
@@ -28,7 +28,7 @@ async function increment(trx: Transaction<any>, token: bigint, how: string) {
 const ways = {
   connection: async () => {
     await using held = await lockstep.locks.acquire(NAME)
-    await sleep(Math.random() * 5) // a pause may fall between the grant and the write: then the fence must tell
+    await sleep(Math.random() * 5) // a pause may come between the grant and the write: then the fence must refuse
     return await held.transaction((trx) => increment(trx, held.token, held.kind))
   },
   lease: async () => {
@@ -46,16 +46,16 @@ for (;;) {
   try {
     console.log(`done ${await ways[way]()}`)
   } catch (error) {
-    const told = isTold(error)
-    console.log(`${told ? 'told' : 'fault'} ${inspect(error)}`.replaceAll('\n', ' '))
-    if (told) await sleep(20)
+    const expected = isExpected(error)
+    console.log(`${expected ? 'error' : 'fault'} ${inspect(error)}`.replaceAll('\n', ' '))
+    if (expected) await sleep(20)
   }
 }
 
-// Lost, or the database out of reach: what a holder is told. Anything else is a fault, and ends the run.
-function isTold(error: unknown): boolean {
-  // The work failed, and then the release.
-  if (error instanceof SuppressedError) return isTold(error.error) && isTold(error.suppressed)
+// A holder may get two errors: its lease is lost, or the database is unreachable. Any other error is a fault, and ends the run.
+function isExpected(error: unknown): boolean {
+  // The work failed, and then the release failed.
+  if (error instanceof SuppressedError) return isExpected(error.error) && isExpected(error.suppressed)
   const known = fromDatabase(error)
   return known instanceof LeaseLostError || known instanceof UnavailableError
 }

@@ -1,4 +1,4 @@
-/** A process that takes part in a group and says what it does; for tests that kill it or make it stand still. */
+/** A process with a consumer, which prints what it does; for tests that kill or pause it. */
 import { sql } from 'kysely'
 import { createEvents } from '../../lib/event/index.ts'
 import { createLockstep } from '../../lib/index.ts'

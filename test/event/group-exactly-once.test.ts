@@ -1,4 +1,4 @@
-/** Effects exactly once, and no event passed by, whatever a handler, a caller or a COMMIT does. Races are forced by locks. */
+/** Effects happen exactly once and no event is skipped, whatever a handler, a caller or a COMMIT does. Races are forced by locks. */
 import { sql } from 'kysely'
 import pg from 'pg'
 import { afterAll, beforeAll, expect, test } from 'vitest'
@@ -37,7 +37,7 @@ const poll = async (group: string, options = {}): Promise<Batch> =>
 const positions = (batch: Batch | undefined) =>
   batch?.events.map(({ stream, position }) => `${stream.split('/')[1]}:${position}`)
 
-test('a COMMIT that waits longer than timeoutMs holds its partition up no longer, and effects happen exactly once', async () => {
+test('a COMMIT that waits longer than timeoutMs holds up its partition no longer than that, and effects happen exactly once', async () => {
   const { group, folder } = fresh()
   await events.append(`${folder}a`, { type: 'x' })
   const gate = new pg.Client(db.url)
@@ -67,7 +67,7 @@ test('a COMMIT that waits longer than timeoutMs holds its partition up no longer
   errors.splice(0)
 })
 
-test('committed again a batch changes nothing: no event of a stream that stands still is skipped', async () => {
+test('a repeated commit changes nothing: no event of a parked stream is skipped', async () => {
   const { group, folder } = fresh()
   await events.declareGroup(group, { prefix: folder, partitions: 1, retryLimit: 0 })
   await events.append(`${folder}a`, { type: '1' })
@@ -84,7 +84,7 @@ test('committed again a batch changes nothing: no event of a stream that stands 
   expect(positions(await poll(group))?.[0]).toBe('a:1')
 })
 
-test('effects that commit with `commit({ trx })` happen once, though the answer to COMMIT was lost and all is tried again', async () => {
+test('effects that commit with `commit({ trx })` happen once, also if the answer to COMMIT is lost and the transaction is run again', async () => {
   const { group, folder } = fresh()
   await events.declareGroup(group, { prefix: folder, partitions: 1 })
   await events.append(`${folder}a`, { type: '1' })
@@ -100,7 +100,7 @@ test('effects that commit with `commit({ trx })` happen once, though the answer 
   expect(await effects(folder)).toEqual(['a:1'])
 })
 
-test('the failure of an event that was not given skips nothing: one behind the batch', async () => {
+test('the failure of an event that was not delivered skips nothing: an event after the batch', async () => {
   const { group, folder } = fresh()
   await events.declareGroup(group, { prefix: folder, partitions: 1, retryDelayMs: 0 })
   await events.append(`${folder}a`, [{ type: '1' }, { type: '2' }, { type: '3' }])
@@ -111,7 +111,7 @@ test('the failure of an event that was not given skips nothing: one behind the b
   expect(positions(await poll(group))?.[0]).toBe('a:1')
 })
 
-test('the failure of an event that was not given skips nothing: one of a stream that stands still', async () => {
+test('the failure of an event that was not delivered skips nothing: an event of a parked stream', async () => {
   const { group, folder } = fresh()
   await events.declareGroup(group, { prefix: folder, partitions: 1, retryLimit: 0 })
   await events.append(`${folder}a`, { type: '1' })
@@ -126,7 +126,7 @@ test('the failure of an event that was not given skips nothing: one of a stream 
   expect(await events.parked(group)).toMatchObject([{ stream: `${folder}a`, position: 1n }])
 })
 
-test('a handler that ends its transaction: its event fails, and is not applied again and again in silence', async () => {
+test('an event whose handler ends the transaction fails, and is not retried for ever in silence', async () => {
   const { group, folder } = fresh()
   await events.append(`${folder}a`, { type: 'x' })
   let runs = 0
@@ -142,7 +142,7 @@ test('a handler that ends its transaction: its event fails, and is not applied a
   expect(runs).toBeLessThan(5)
 })
 
-test('what a handler leaves behind cannot write in a transaction that is another’s', async () => {
+test('a statement that a handler sends after its return cannot write in another transaction', async () => {
   const { group, folder } = fresh()
   await using own = createLockstep({ connectionString: db.url, max: 1 })
   await events.append(`${folder}a`, { type: 'x' })

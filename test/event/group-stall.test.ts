@@ -1,4 +1,4 @@
-/** Nothing stalls in silence, nothing hangs, nothing is left behind. Races are forced by locks. */
+/** Nothing stalls silently, nothing hangs, nothing is left over. Races are forced by locks. */
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { sql } from 'kysely'
@@ -36,8 +36,8 @@ afterAll(async () => {
 })
 let n = 0
 const fresh = () => ({ group: `g-${n}`, folder: `f-${n++}/` })
-function consumes(room: Events, group: string, options: ConsumeOptions, handler: EventHandler): Consumer {
-  const consumer = room.consume(group, options, handler)
+function consumes(from: Events, group: string, options: ConsumeOptions, handler: EventHandler): Consumer {
+  const consumer = from.consume(group, options, handler)
   consumers.push(consumer)
   return consumer
 }
@@ -54,7 +54,7 @@ const within = async <T>(ms: number, work: Promise<T>): Promise<T | 'too late'> 
   })
   return Promise.race([work, late]).finally(() => clearTimeout(timer))
 }
-/** A stream of that partition, of a group with so many. */
+/** The name of a stream in a partition, in a group of `of` partitions. */
 async function streamOf(folder: string, partition: number, of: number): Promise<string> {
   for (let i = 0; ; i++) {
     const { rows } = await db.pool.query('select lockstep.bucket($1) % $2 as p', [`${folder}${i}`, of])
@@ -88,16 +88,16 @@ test('a handler that waits in the database is cut off after timeoutMs, and stop(
   expect([was, stopped]).toEqual(['parked', undefined])
 })
 
-test('no rejection is left unhandled when a batch waits for a connection longer than timeoutMs; and its event has not failed', async () => {
+test('a batch that waits for a connection longer than timeoutMs leaves no rejection unhandled, and no event of it fails', async () => {
   const { group, folder } = fresh()
   const own = createLockstep({ connectionString: db.url, max: 1 })
-  const room = createEvents(own, { onError: (error) => errors.push(error) })
+  const ownEvents = createEvents(own, { onError: (error) => errors.push(error) })
   await events.append(`${folder}a`, { type: 'x' })
   const unhandled: unknown[] = []
-  const hear = (reason: unknown) => unhandled.push(reason)
+  const listener = (reason: unknown) => unhandled.push(reason)
   const others = process.listeners('unhandledRejection')
   process.removeAllListeners('unhandledRejection')
-  process.on('unhandledRejection', hear)
+  process.on('unhandledRejection', listener)
   const free = Promise.withResolvers<void>()
   const held = Promise.withResolvers<void>()
   const holding = own.kysely.transaction().execute(async () => {
@@ -106,7 +106,7 @@ test('no rejection is left unhandled when a batch waits for a connection longer 
   })
   await held.promise
   let runs = 0
-  const consumer = room.consume(group, { prefix: folder, partitions: 1, timeoutMs: 1_000, retryLimit: 0 }, () => {
+  const consumer = ownEvents.consume(group, { prefix: folder, partitions: 1, timeoutMs: 1_000, retryLimit: 0 }, () => {
     runs++
   })
   await within(1_500, new Promise(() => {})) // longer than a batch may take
@@ -119,7 +119,7 @@ test('no rejection is left unhandled when a batch waits for a connection longer 
   const parked = await events.parked(group)
   await consumer.stop()
   await own.close()
-  process.removeListener('unhandledRejection', hear)
+  process.removeListener('unhandledRejection', listener)
   for (const each of others) process.on('unhandledRejection', each as never)
   expect({ unhandled: unhandled.length, parked, runs }).toEqual({ unhandled: 0, parked: [], runs: 1 })
 })
@@ -146,7 +146,7 @@ const thrown: [string, () => unknown][] = [
         },
       }),
   ],
-  ['what cannot be made a string', () => Object.assign(Object.create(null), { n: 1n })],
+  ['a value that cannot be made a string', () => Object.assign(Object.create(null), { n: 1n })],
   ['a message that is no string', () => Object.assign(new Error('x'), { message: { big: 'x'.repeat(5_000) } })],
   ['undefined', () => undefined],
   ['null', () => null],
@@ -172,7 +172,7 @@ test.each(thrown)('a handler that throws %s fails its event; other streams do no
   expect(await within(6_000, done)).toBe('done')
 })
 
-test('a partition that was lost takes no other along', async () => {
+test('the loss of a partition does not affect the others', async () => {
   const { group, folder } = fresh()
   const options = { prefix: folder, partitions: 2, ttlMs: 60_000 }
   const seen: string[] = []
@@ -195,7 +195,7 @@ test('a partition that was lost takes no other along', async () => {
   expect(await within(10_000, done)).toBe('done')
 })
 
-test('a checkpoint that somebody has locked holds up no other partition', async () => {
+test('a checkpoint that another transaction has locked holds up no other partition', async () => {
   const { group, folder } = fresh()
   const seen: string[] = []
   const consumer = consumes(events, group, { prefix: folder, partitions: 2 }, ({ stream }) => void seen.push(stream))
@@ -220,7 +220,7 @@ test('a checkpoint that somebody has locked holds up no other partition', async 
   expect(was).toBe('done')
 })
 
-test('a group that was made again with more partitions is consumed whole by a consumer that was there', async () => {
+test('all partitions of a group that was made again with more of them are consumed by an older consumer', async () => {
   const { group, folder } = fresh()
   const seen = new Set<string>()
   consumes(events, group, { prefix: folder, ttlMs: 1_000 }, ({ stream }) => void seen.add(stream))
@@ -243,7 +243,7 @@ test('a group that was made again with more partitions is consumed whole by a co
   expect(was).toBe('done')
 })
 
-test('a group that was made again with more partitions is polled whole', async () => {
+test('all partitions of a group that was made again with more of them are polled', async () => {
   const { group, folder } = fresh()
   const other = createLockstep({ connectionString: db.url })
   const theirs = createEvents(other)
@@ -264,7 +264,7 @@ test('a group that was made again with more partitions is polled whole', async (
   expect((await events.lag(group)).behind).toBe(0)
 })
 
-test('a stream that is locked holds up appends to no other, also when it is one of many', async () => {
+test('a locked stream holds up appends to no other stream, also when many are locked', async () => {
   const { folder } = fresh()
   const names = ['a', 'b', 'c', 'd', 'e'].map((name) => folder + name)
   for (const name of names) await events.append(name, { type: 'x' })
@@ -284,30 +284,30 @@ test('a stream that is locked holds up appends to no other, also when it is one 
     () => 'appended',
     (error) => error.message,
   )
-  await events.append(`${folder}free`, { type: 'x' }) // so the fifth has been asked for, and was busy
-  await holders[4]?.query('commit') // now nobody has it
+  await events.append(`${folder}free`, { type: 'x' }) // so the fifth was tried, and its stream was locked
+  await holders[4]?.query('commit') // now it is free
   const was = await within(3_000, fifth)
   for (const holder of holders) await holder.end()
   await Promise.all([...stuck, fifth])
   expect(was).toBe('appended')
 })
 
-test('an onError that throws ends no process and no consumer', async () => {
+test('an onError that throws ends neither the process nor the consumer', async () => {
   const { group, folder } = fresh()
   const own = createLockstep({ connectionString: db.url })
-  const room = createEvents(own, {
+  const ownEvents = createEvents(own, {
     onError: () => {
       throw new Error('from onError')
     },
   })
   const unhandled: unknown[] = []
-  const hear = (reason: unknown) => unhandled.push(reason)
+  const listener = (reason: unknown) => unhandled.push(reason)
   const others = process.listeners('unhandledRejection')
   process.removeAllListeners('unhandledRejection')
-  process.on('unhandledRejection', hear)
+  process.on('unhandledRejection', listener)
   await events.append(`${folder}a`, { type: 'x' })
   await events.append(`${folder}b`, { type: 'x' })
-  const consumer = room.consume(group, { prefix: folder, partitions: 1, retryLimit: 0 }, ({ stream }) => {
+  const consumer = ownEvents.consume(group, { prefix: folder, partitions: 1, retryLimit: 0 }, ({ stream }) => {
     if (stream === `${folder}a`) throw new Error('x')
   })
   const done = until('the other is applied', async () => {
@@ -317,12 +317,12 @@ test('an onError that throws ends no process and no consumer', async () => {
   const was = await within(6_000, done)
   const stop = await consumer.stop().catch((error) => error)
   await own.close().catch(() => {})
-  process.removeListener('unhandledRejection', hear)
+  process.removeListener('unhandledRejection', listener)
   for (const each of others) process.on('unhandledRejection', each as never)
   expect({ was, stop, unhandled: unhandled.length }).toEqual({ was: 'done', stop: undefined, unhandled: 0 })
 })
 
-test('a listener that a handler leaves on its signal is not kept', async () => {
+test('a listener that a handler leaves on its signal is not kept in memory', async () => {
   setFlagsFromString('--expose-gc')
   const gc = runInNewContext('gc') as () => void
   const { group, folder } = fresh()

@@ -1,5 +1,5 @@
 /**
- * What is promised of groups, as a suite that runs on a direct connection (group.test.ts) and through a transaction pooler
+ * The promises about groups, as a suite that runs on a direct connection (group.test.ts) and through a transaction pooler
  * (database/pooler.test.ts). Two Locksteps stand for two processes: `ours` and `theirs`.
  */
 import { sql } from 'kysely'
@@ -46,7 +46,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
   })
 
   let n = 0
-  /** A group of its own, and the folder of streams that it reads. */
+  /** The name of a new group, and the prefix of the streams that it reads. */
   const fresh = () => ({ group: `group-${n}`, folder: `folder-${n++}/` })
   function consumes(events: Events, group: string, options: ConsumeOptions, handler: EventHandler): Consumer {
     const consumer = events.consume(group, options, handler)
@@ -66,7 +66,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       ),
     )
   }
-  /** What was done, in the order in which it was done, by stream. */
+  /** The effects of handlers, in their order, by stream. */
   async function effects(folder: string): Promise<Record<string, number[]>> {
     const { rows } = await db.pool.query<{ stream: string; position: string }>(
       'select stream, position from effect where starts_with(stream, $1) order by n',
@@ -80,7 +80,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
     return found
   }
   const upTo = (count: number) => Array.from({ length: count }, (_, i) => i + 1)
-  /** A consumer makes its group when it begins. */
+  /** A consumer makes its group when it starts. */
   const made = (group: string) => until(`${group} is made`, async () => (await ours.group(group)) !== null)
   const isParked = async (group: string) => {
     await made(group)
@@ -100,7 +100,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
   }
   const positions = (batch: Batch | undefined) =>
     batch?.events.map(({ stream, position }) => `${stream.split('/')[1]}:${position}`)
-  /** Ends whatever leases a holder has in a group, as if it had not been heard of for too long. */
+  /** Lets all leases of a holder in a group expire, as if it had not renewed them. */
   const expire = (group: string, holder: string) =>
     db.pool.query(
       `update lockstep.lease set expires_at = clock_timestamp() - interval '1 ms' where starts_with(name, $1) and holder = $2`,
@@ -108,7 +108,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
     )
 
   describe('consume', () => {
-    test('each event is applied once, those of a stream in their order, by however many consumers', async () => {
+    test('each event is applied once, and the events of a stream in order, by any number of consumers', async () => {
       const { group, folder } = fresh()
       await fill(folder, 20, 10)
       const options = { prefix: folder, partitions: 8, batch: 7 }
@@ -120,7 +120,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       for (let s = 0; s < 25; s++) expect(found[s]).toEqual(upTo(s < 20 ? 20 : 10))
     })
 
-    test('only what is under its prefix, and what is appended later', async () => {
+    test('reads only streams under its prefix, and also events that are appended later', async () => {
       const { group, folder } = fresh()
       const seen: string[] = []
       consumes(theirs, group, { prefix: folder, partitions: 2 }, ({ stream }) => void seen.push(stream))
@@ -151,7 +151,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       }
     })
 
-    test('shares are even, and even again when one comes or goes', async () => {
+    test('partitions are shared evenly, and evenly again when a consumer comes or goes', async () => {
       const { group, folder } = fresh()
       const options = { prefix: folder, partitions: 8, ttlMs: 2_000 }
       const shares = async (...expected: number[]) => {
@@ -188,7 +188,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       await until('the other has it', () => other.partitions.length === 1)
     })
 
-    test('at most `concurrency` partitions are worked at a time', async () => {
+    test('at most `concurrency` partitions are handled at the same time', async () => {
       const { group, folder } = fresh()
       await fill(folder, 16, 3)
       let [now, most] = [0, 0]
@@ -201,7 +201,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       expect(most).toBe(2)
     })
 
-    test('what a handler has written before it failed is undone, and what came before it is applied once', async () => {
+    test('the writes of a handler that fails are rolled back, and the events before its event are applied once', async () => {
       const { group, folder } = fresh()
       await fill(folder, 3, 4)
       const attempts: number[] = []
@@ -247,7 +247,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       })
       expect(errors.splice(0)).toMatchObject([{ message: expect.stringContaining('has parked') }])
 
-      // what is appended meanwhile waits with it
+      // an event that is appended meanwhile waits too
       await ours.append(`${folder}1`, { type: '6' })
       await ours.append(`${folder}0`, { type: '6' })
       await until('the other goes on', async () => (await effects(folder))[0]?.length === 6)
@@ -261,7 +261,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       expect(await ours.redeliver(group)).toBe(0)
     })
 
-    test('a parked event can be passed over', async () => {
+    test('a parked event can be skipped', async () => {
       const { group, folder } = fresh()
       await fill(folder, 1, 4)
       consumes(theirs, group, { prefix: folder, partitions: 1, retryLimit: 0 }, async (event, context) => {
@@ -281,7 +281,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       expect(await effects(folder)).toEqual({ 0: [1, 3, 5] })
     })
 
-    test('what only the commit refuses fails the event that it was, and no other', async () => {
+    test('an event whose writes only the COMMIT refuses fails, and no other event does', async () => {
       const { group, folder } = fresh()
       await fill(folder, 5, 2)
       const options = { prefix: folder, partitions: 1, retryLimit: 0 }
@@ -302,7 +302,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       errors.splice(0)
     })
 
-    test('a handler that never returns is cut off, and its event has failed', async () => {
+    test('a handler that never returns is cut off, and its event fails', async () => {
       const { group, folder } = fresh()
       await fill(folder, 2, 2)
       let signal: AbortSignal | undefined
@@ -321,7 +321,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       errors.splice(0)
     })
 
-    test('a consumer whose partition was taken from it commits nothing', async () => {
+    test('a consumer that has lost its partition commits nothing', async () => {
       const { group, folder } = fresh()
       await fill(folder, 1, 3)
       const options = { prefix: folder, partitions: 1, ttlMs: 1_000 }
@@ -329,7 +329,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       const expired = Promise.withResolvers<void>()
       let zombie: Consumer | undefined
       let begun = 0
-      // It is at its first event, in its transaction; until that ends nobody can have the partition. So it is taken before.
+      // It handles its first event, in its transaction. Nobody can take the partition until that ends, so the test takes it now.
       const first = consumes(ours, group, options, async (event, context) => {
         if (++begun === 1) {
           holding.resolve()
@@ -339,9 +339,9 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       })
       await holding.promise
       zombie = first
-      // whatever it does from here on is done by a holder that the database does not know any more
+      // from here on the database knows another holder
       const taken = db.pool.query(
-        `update lockstep.lease set token = token + 1, holder = 'somebody else' where name = $1 returning token`,
+        `update lockstep.lease set token = token + 1, holder = 'another holder' where name = $1 returning token`,
         [`group\t${group}\t0`],
       )
       expired.resolve()
@@ -349,14 +349,14 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       await until('it has noticed', () => zombie?.partitions.length === 0)
       const { rows } = await db.pool.query('select seq from lockstep.checkpoint where group_name = $1', [group])
       const applied = (await effects(folder))[0] ?? []
-      // either its transaction was the last of the old holder, or nothing of it is there
+      // either its transaction committed before the change of holders, or it was rolled back
       expect(applied).toEqual(rows[0].seq === '0' ? [] : upTo(3))
-      await expire(group, 'somebody else')
+      await expire(group, 'another holder')
       await done(group)
       expect(await effects(folder)).toEqual({ 0: upTo(3) })
     })
 
-    test('stopping lets a batch end within the grace, and undoes it after that', async () => {
+    test('stop lets a batch end within the grace period, and rolls it back after that', async () => {
       const { group, folder } = fresh()
       await fill(folder, 1, 2)
       for (const graceMs of [0, 20_000]) {
@@ -376,7 +376,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       }
     })
 
-    test('its signal stops it, also before it has begun', async () => {
+    test('its signal stops a consumer, also one that aborted before the start', async () => {
       const { group, folder } = fresh()
       await fill(folder, 1, 1)
       const stop = new AbortController()
@@ -392,7 +392,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       expect((await ours.lag(group)).behind).toBe(1)
     })
 
-    test('a group is what it was when it was made', async () => {
+    test('the prefix and the partitions of a group are fixed', async () => {
       const { group, folder } = fresh()
       expect(await ours.declareGroup(group, { prefix: folder, partitions: 4, retryLimit: 1 })).toBe(true)
       expect(await ours.declareGroup(group, { retryLimit: 7, retryDelayMs: 20 })).toBe(false)
@@ -412,7 +412,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       expect((await ours.groups({ prefix: group })).map(({ name }) => name)).toContain(group)
     })
 
-    test('a group that is deleted ends its consumers, and its name can be used again', async () => {
+    test('a deleted group ends its consumers, and its name can be used again', async () => {
       const { group, folder } = fresh()
       await fill(folder, 1, 2)
       const consumer = consumes(ours, group, { prefix: folder, partitions: 1 }, writes)
@@ -445,7 +445,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
         expect.objectContaining({ code: 'INVALID_ARGUMENT', field }),
       )
     })
-    test('refuses what is no handler, and no name', () => {
+    test('refuses a handler that is no function, and an invalid name', () => {
       expect(() => ours.consume('g', {}, 'x' as never)).toThrow(expect.objectContaining({ field: 'handler' }))
       expect(() => ours.consume('', {}, writes)).toThrow(expect.objectContaining({ field: 'group' }))
     })
@@ -465,7 +465,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
   })
 
   describe('poll, commit, fail', () => {
-    test('what was given is given again until it is committed, and the commit can be made again', async () => {
+    test('a batch is delivered again until it is committed, and the commit can be repeated', async () => {
       const { group, folder } = fresh()
       await fill(folder, 1, 5)
       await ours.declareGroup(group, { prefix: folder, partitions: 1 })
@@ -482,7 +482,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       expect(positions(await poll(ours, group, 'h'))).toEqual(['0:5'])
     })
 
-    test('a commit in a transaction counts when that commits', async () => {
+    test('a commit in a transaction counts if the transaction commits', async () => {
       const { group, folder } = fresh()
       await fill(folder, 1, 1)
       await ours.declareGroup(group, { prefix: folder, partitions: 1 })
@@ -501,7 +501,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       expect(await ours.poll(group, { holder: 'h' })).toEqual([])
     })
 
-    test('two holders share, and one that is not heard of any more loses its share', async () => {
+    test('two holders share the partitions, and a holder that polls no more loses its share', async () => {
       const { group, folder } = fresh()
       await fill(folder, 30, 1)
       await ours.declareGroup(group, { prefix: folder, partitions: 4 })
@@ -524,7 +524,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       expect((await ours.lag(group)).behind).toBe(0)
     })
 
-    test('who leaves gives its share to the others at once', async () => {
+    test('a holder that leaves frees its partitions at once', async () => {
       const { group, folder } = fresh()
       await fill(folder, 10, 1)
       await ours.declareGroup(group, { prefix: folder, partitions: 2 })
@@ -539,7 +539,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
     const nobodyHas = async (group: string) =>
       expect((await ours.lag(group)).partitions.map(({ holder }) => holder)).toEqual([null])
 
-    /** A poll that has the database's word for its partition, which `answers` then lets go. */
+    /** A poll that is stopped while it takes its partition, by a trigger. Call the returned function to let it go on. */
     async function pollsInto(group: string, lock: number, options = {}) {
       await db.pool.query(`
         create function gate_${lock}() returns trigger language plpgsql as $$
@@ -566,7 +566,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       }
     }
 
-    test('who leaves while a poll of it takes a partition has none in the end', async () => {
+    test('a holder that leaves while its poll takes a partition holds none afterwards', async () => {
       const { group, folder } = fresh()
       await fill(folder, 1, 1)
       await ours.declareGroup(group, { prefix: folder, partitions: 1 })
@@ -576,7 +576,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       await nobodyHas(group)
     })
 
-    test('who leaves while a poll of it waits is not brought back by it', async () => {
+    test('a holder that leaves while its poll waits does not become a member again', async () => {
       const { group, folder } = fresh()
       await ours.declareGroup(group, { prefix: folder, partitions: 1 })
       const waiting = ours.poll(group, { holder: 'one', waitMs: 20_000 })
@@ -587,7 +587,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       await nobodyHas(group)
     })
 
-    test('who has gone when a poll of it gets a partition does not keep it', async () => {
+    test('a partition that is granted to a poll whose caller has gone is released', async () => {
       const { group, folder } = fresh()
       await fill(folder, 1, 1)
       await ours.declareGroup(group, { prefix: folder, partitions: 1 })
@@ -613,7 +613,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       await expect(stopped).rejects.toThrow('enough')
     })
 
-    test('a failed event is given again when it is due, with its stream; others go on', async () => {
+    test('a failed event is delivered again when it is due, with its stream; others go on', async () => {
       const { group, folder } = fresh()
       await ours.append(`${folder}a`, [{ type: '1' }, { type: '2' }])
       await ours.append(`${folder}b`, [{ type: '1' }])
@@ -624,7 +624,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       const [, event] = batch.events
       const failed = { ...batch, event: event?.cursor as bigint, reason: { message: 'no' } }
       expect(await ours.fail(group, failed)).toEqual({ attempts: 1, parked: false, retryAt: expect.any(Date) })
-      // what was given before cannot be committed any more: a:3 must not be counted as applied
+      // the first batch cannot be committed any more: a:3 must not count as applied
       await expect(ours.commit(group, batch)).rejects.toMatchObject({ code: 'LEASE_LOST' })
       await expect(ours.fail(group, failed)).rejects.toMatchObject({ code: 'LEASE_LOST' })
       const retried = await poll(ours, group, 'h')
@@ -650,7 +650,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       expect(positions(await poll(ours, group, 'h'))).toEqual(['a:4'])
     })
 
-    test('a stream that catches up while a batch is out that passed it by is not lost', async () => {
+    test('no event is lost of a stream that catches up while a batch without it is outstanding', async () => {
       const { group, folder } = fresh()
       await ours.append(`${folder}a`, [{ type: '1' }])
       await ours.declareGroup(group, { prefix: folder, partitions: 1, retryDelayMs: 0, retryLimit: 0 })
@@ -672,7 +672,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       expect(await ours.poll(group, { holder: 'h' })).toEqual([])
     })
 
-    test('long stretches without an event of the group are passed, and not looked through again', async () => {
+    test('long stretches without an event of the group are skipped, and not read again', async () => {
       const { group, folder } = fresh()
       await ours.append(`${folder}a`, { type: '1' })
       await ours.declareGroup(group, { prefix: folder, partitions: 1 })
@@ -688,7 +688,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       expect(Number(rows[0].seq)).toBeGreaterThan(40_000)
     })
 
-    test('the commit of an old group cannot move a new one of its name', async () => {
+    test('a commit of a deleted group does not move the checkpoint of a new group with its name', async () => {
       const { group, folder } = fresh()
       await fill(folder, 1, 2)
       await ours.declareGroup(group, { prefix: folder, partitions: 1 })
@@ -713,7 +713,7 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       ).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
     })
 
-    test('refuses what is not of a group, and what is no batch', async () => {
+    test('refuses unknown groups, and invalid batches', async () => {
       const { group, folder } = fresh()
       await fill(folder, 1, 1)
       await expect(ours.poll(group, { holder: 'h' })).rejects.toMatchObject({ code: 'NOT_FOUND' })

@@ -1,4 +1,4 @@
-/** What is promised of events when something breaks: consumers, networks, answers, the database. */
+/** The promises about events under faults: of consumers, of the network, of lost answers, of the database. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createInterface } from 'node:readline'
@@ -32,7 +32,7 @@ const writes: EventHandler = async ({ stream, position }, { trx }) => {
   await sql`insert into effect (stream, position) values (${stream}, ${position})`.execute(trx)
 }
 const upTo = (count: number) => Array.from({ length: count }, (_, i) => i + 1)
-/** What was done to a stream, in the order in which it was done. */
+/** The positions of a stream that were applied, in order. */
 async function effects(pool: pg.Pool, stream: string): Promise<number[]> {
   const { rows } = await pool.query('select position from effect where stream = $1 order by n', [stream])
   return rows.map(({ position }) => Number(position))
@@ -43,7 +43,7 @@ const done = async (of: Events, group: string) =>
     return lag?.behind === 0 && lag.partitions.every(({ retrying, parked }) => retrying === 0 && parked === 0)
   })
 
-/** A process that takes part in a group; `says` waits for a line. */
+/** A process with a consumer; `says` waits for a line of its output. */
 function streamer(group: string, folder: string) {
   const program = fileURLToPath(new URL('consumer-process.ts', import.meta.url))
   const child = spawn(process.execPath, [program, db.url, group, folder], { stdio: ['ignore', 'pipe', 'inherit'] })
@@ -73,7 +73,7 @@ describe('a consumer', () => {
     expect(consumer.partitions).toEqual([0])
   })
 
-  test('that stands still in its transaction is passed by, and what it does afterwards is not kept', async () => {
+  test('that is paused in its transaction is replaced, and its later writes are rolled back', async () => {
     const { group, folder } = fresh()
     await events.append(`${folder}a`, [{ type: 'x' }, { type: 'x' }, { type: 'x' }])
     const process = streamer(group, folder)
@@ -90,7 +90,7 @@ describe('a consumer', () => {
     await process.end('SIGKILL')
   })
 
-  test('that is told to end gives its partition to others at once', async () => {
+  test('that is asked to stop frees its partition at once', async () => {
     const { group, folder } = fresh()
     await events.append(`${folder}a`, [{ type: 'x' }, { type: 'x' }])
     const process = streamer(group, folder)
@@ -102,7 +102,7 @@ describe('a consumer', () => {
     expect(await effects(db.pool, `${folder}a`)).toEqual([])
   })
 
-  test('whose connections are cut, or lead nowhere for a while, goes on without a gap or a double', async () => {
+  test('whose connections are cut, or silent for a while, goes on without a gap or a duplicate', async () => {
     const { group, folder } = fresh()
     await using proxy = await tcpProxy(db.url)
     await using c = createLockstep({ connectionString: proxy.url })
@@ -137,13 +137,13 @@ describe('a consumer', () => {
 })
 
 describe('an append', () => {
-  test('whose answer is lost can be made again: with ids it is there once', async () => {
+  test('whose answer is lost can be repeated: with ids its events are stored once', async () => {
     const { folder } = fresh()
     await using proxy = await tcpProxy(db.url)
     await using c = createLockstep({ connectionString: proxy.url })
     const cut = createEvents(c)
     await cut.append(`${folder}a`, { type: 'first', id: '1' })
-    // it is done, all but answered, when the connection ends
+    // the connection is cut after the append has been done, before its answer
     const gate = await db.pool.connect()
     await gate.query(`
       create function gate() returns trigger language plpgsql as 'begin perform pg_advisory_xact_lock(42); return null; end';
@@ -168,7 +168,7 @@ describe('an append', () => {
     expect((await events.read(`${folder}a`)).events.map(({ type }) => type)).toEqual(['first', 'second'])
   })
 
-  test('that stands in the line between two transactions which wait for each other is made all the same', async () => {
+  test('that is queued between two transactions in a deadlock succeeds', async () => {
     const { folder } = fresh()
     const [a, b] = [`${folder}a`, `${folder}b`]
     const [one, two] = [new pg.Client(db.url), new pg.Client(db.url)]
@@ -188,8 +188,11 @@ describe('an append', () => {
       })
     const between = events.append(a, { type: 'between' })
     await waiting(1)
-    const crosswise = [events.append(a, { type: 'two' }, { trx: two }), events.append(b, { type: 'one' }, { trx: one })]
-    const ends = crosswise.map((append, i) =>
+    const deadlocked = [
+      events.append(a, { type: 'two' }, { trx: two }),
+      events.append(b, { type: 'one' }, { trx: one }),
+    ]
+    const ends = deadlocked.map((append, i) =>
       append
         .then(
           () => 'made',
@@ -205,7 +208,7 @@ describe('an append', () => {
     await Promise.all([one.end(), two.end()])
   })
 
-  test('to a stream that a forgotten transaction holds is refused after a while, and was not made', async () => {
+  test('to a stream that a forgotten transaction has locked fails after a while, and appends nothing', async () => {
     const { folder } = fresh()
     await events.append(`${folder}a`, { type: 'x' })
     const client = new pg.Client(db.url)
@@ -240,7 +243,7 @@ describe('the database', () => {
     const following = (async () => {
       for await (const { stream, position } of subscription) followed.push(`${stream}:${position}`)
     })()
-    following.catch(() => {}) // it ends before anybody waits for it
+    following.catch(() => {}) // it rejects before the test awaits it
     let over = false
     const acknowledged = new Map<string, number>()
     const writers = Array.from({ length: 6 }, async (_, w) => {
@@ -287,7 +290,7 @@ describe('the database', () => {
     await pool.end()
   }, 90_000)
 
-  test('is not there: who subscribes is told at once, and so is who reads and appends', async () => {
+  test('is not there: subscribe, read and append fail at once', async () => {
     await using c = createLockstep({ connectionString: 'postgres://127.0.0.1:1/nowhere' })
     const nowhere = createEvents(c)
     for (const call of [

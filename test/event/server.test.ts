@@ -1,4 +1,4 @@
-/** What is promised of events when their server crashes, is restored, or comes to the end of a range; and what large ones cost. */
+/** The promises about events when the server crashes or is restored, and at the end of a range; and the cost of large events. */
 import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { createEvents } from '../../lib/event/index.ts'
@@ -31,9 +31,11 @@ describe('restored without its sequences', () => {
     await migrate(db.url)
     const appended = await events.append('new', { type: 'first' }).catch((error) => error)
     await events.append('old-0', { type: 'next' })
-    const given = (await events.poll('g', { holder: 'h2' })).flatMap((batch) => batch.events.map(({ type }) => type))
+    const delivered = (await events.poll('g', { holder: 'h2' })).flatMap((batch) =>
+      batch.events.map(({ type }) => type),
+    )
     await a.close()
-    expect([appended, given]).toMatchObject([{ first: 1n }, ['first', 'next']])
+    expect([appended, delivered]).toMatchObject([{ first: 1n }, ['first', 'next']])
   })
 
   test('the first event of a database whose sequence was never used is read', async () => {
@@ -49,7 +51,7 @@ describe('restored without its sequences', () => {
   })
 })
 
-test('a sweep removes all that is too old, however much it is', async () => {
+test('a sweep removes all events that are too old, however many there are', async () => {
   await using db = await freshDatabase()
   await using a = createLockstep({ connectionString: db.url })
   const events = createEvents(a)
@@ -99,7 +101,7 @@ test('an append that waited for a stream locks nothing when its network breaks',
   expect(left.rows).toEqual([])
 }, 60_000)
 
-test('a page of large events reads what it gives, not all that might have been in it', async () => {
+test('a page of large events reads the events that it returns, not all within the limit', async () => {
   await using db = await freshDatabase()
   await using lockstep = createLockstep({ connectionString: db.url })
   const events = createEvents(lockstep)
@@ -117,7 +119,7 @@ test('a page of large events reads what it gives, not all that might have been i
   const client = new pg.Client(db.url)
   await client.connect()
   const { rows } = await client.query(`select token from lockstep.lease where name = E'group\\tg\\t0'`)
-  // The least of three: what others do to the catalogs makes a backend read them again.
+  // The least of three: a change of the catalogs by another session makes a backend read them again.
   const blocks = async (call: string) => {
     let least = Number.POSITIVE_INFINITY
     for (let i = 0; i < 3; i++) {
@@ -133,21 +135,21 @@ test('a page of large events reads what it gives, not all that might have been i
     (most: number) => `read_all('', 0, ${most})`,
     (most: number) => `read_partition('g', 0, ${rows[0].token}, ${most})`,
   ]) {
-    await blocks(call(8)) // plans are made, catalogs read
+    await blocks(call(8)) // makes the plans, reads the catalogs
     const [few, many] = [await blocks(call(8)), await blocks(call(1_000))]
-    // 8 events are given by both; all 100 would be twelve times as much. Twice is not enough: with statistics, which autovacuum
-    // makes when it comes by, read_partition reads fewer blocks for few, and for many as before.
+    // Both return 8 events; all 100 would cost twelve times as much. A bound of twice is too strict: once autovacuum has made
+    // statistics, read_partition reads fewer blocks for few events, and as many as before for many.
     expect(many, call(1_000)).toBeLessThan(4 * few)
   }
   await client.end()
 })
 
-test('a reader that goes on where it was skips nothing after a crash of the server', async () => {
+test('a reader that goes on at its cursor skips nothing after a crash of the server', async () => {
   await using server = await dedicatedServer({ settings: { wal_writer_delay: '10s', synchronous_commit: 'on' } })
   const before = createLockstep({ connectionString: server.url })
   const events = createEvents(before)
   await events.append('s', many(10))
-  // numbers that are drawn and come to nothing are on disk only as far as a commit takes them along
+  // sequence numbers of a rolled-back transaction are on disk only if a later commit writes them
   const undone = before.kysely.transaction().execute(async (trx) => {
     await events.append('s', many(40), { trx })
     throw new Error('undone')
@@ -165,7 +167,7 @@ test('a reader that goes on where it was skips nothing after a crash of the serv
   await before.close()
 })
 
-test('near the end of what the key of a lock can say, an open append holds readers up where it should', async () => {
+test('near the end of the range of a lock’s key, an open append holds readers up at the right cursor', async () => {
   await using db = await freshDatabase()
   await using lockstep = createLockstep({ connectionString: db.url })
   const events = createEvents(lockstep)

@@ -1,5 +1,5 @@
 /**
- * What is promised of streams, as a suite that runs on a direct connection (stream.test.ts) and through a transaction pooler
+ * The promises about streams, as a suite that runs on a direct connection (stream.test.ts) and through a transaction pooler
  * (database/pooler.test.ts). Two Locksteps stand for two processes: `ours` and `theirs`.
  */
 import { sql } from 'kysely'
@@ -37,7 +37,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
   let n = 0
   const fresh = (folder = 'stream') => `${folder}-${n++}`
   const types = async (stream: string) => (await ours.read(stream, { limit: 1_000 })).events.map(({ type }) => type)
-  /** A client of its own that is between BEGIN and COMMIT. */
+  /** A new client, between BEGIN and COMMIT. */
   async function transaction(level = 'read committed') {
     const client = new pg.Client(db.url)
     client.on('error', () => {})
@@ -80,7 +80,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       expect(await ours.stream(stream)).toEqual({ name: stream, first: 1n, position: 3n })
     })
 
-    test('what is appended comes back as it was', async () => {
+    test('an event is read as it was appended', async () => {
       const stream = fresh('wörter/😀 "\\\'{},')
       const data = [
         { deep: [{ er: 'ü "quoted" \\ back\nslash' }], n: 1.5, yes: true, nothing: null },
@@ -100,7 +100,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       expect(events[4]?.meta).toEqual(meta)
     })
 
-    test('`expected` decides where a stream has to be, and the error says where it is', async () => {
+    test('an append with `expected` is made only at that position, and the error says the actual one', async () => {
       const [empty, three] = [fresh(), fresh()]
       await ours.append(three, [{ type: '1' }, { type: '2' }, { type: '3' }])
       const event = { type: 'x' }
@@ -124,7 +124,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       expect(await ours.append(fresh(), event, { expected: 0n })).toMatchObject({ first: 1n })
     })
 
-    test('of many that expect the same position one is appended', async () => {
+    test('of many appends that expect the same position one is made', async () => {
       const stream = fresh()
       await ours.append(stream, { type: 'first' })
       const tries = Array.from({ length: 20 }, (_, i) =>
@@ -138,7 +138,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       expect(await types(stream)).toHaveLength(2)
     })
 
-    test('many at a time: positions have no gaps, and appends of a process share statements', async () => {
+    test('of many appends at the same time positions have no gaps, and those of a process share statements', async () => {
       const streams = Array.from({ length: 5 }, () => fresh())
       const appended = await Promise.all(
         Array.from({ length: 300 }, async (_, i) => {
@@ -166,8 +166,8 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       expect(statements.size).toBeLessThan(150)
     })
 
-    test.each(['a stream that is there', 'one that is yet to be made'])(
-      'of appends that share a statement one to %s that fails takes no other along, and none is appended twice',
+    test.each(['an existing stream', 'a new stream'])(
+      'of appends that share a statement one to %s fails alone, and no event is appended twice',
       async (which) => {
         const [old, made, other] = [fresh(), fresh(), fresh()]
         await ours.append(old, { type: '1' })
@@ -177,7 +177,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
           create trigger refuse before insert on lockstep.event for each row execute function refuse()`)
         const results = await Promise.allSettled([
           ...['2', '3'].map((type) => ours.append(old, { type })),
-          ours.append(which === 'a stream that is there' ? old : made, { type: 'refused' }),
+          ours.append(which === 'an existing stream' ? old : made, { type: 'refused' }),
           ours.append(other, { type: '1' }),
           ours.append(old, { type: '4' }),
         ])
@@ -204,7 +204,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
     })
 
     describe('with ids', () => {
-      test('appended again they are not appended twice, wherever the stream is by now', async () => {
+      test('a repeated append stores its events once, wherever the stream is by then', async () => {
         const stream = fresh()
         const events = [
           { type: 'a', id: 'order-7/1' },
@@ -225,13 +225,13 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
         expect((await ours.read(stream)).events.map(({ id }) => id)).toEqual(['order-7/1', 'order-7/2', null])
       })
 
-      test('the same of another stream are others', async () => {
+      test('the same ids in two streams are different ids', async () => {
         const [one, other] = [fresh(), fresh()]
         await ours.append(one, { type: 'a', id: 'x' })
         expect(await ours.append(other, { type: 'a', id: 'x' })).toMatchObject({ repeated: false })
       })
 
-      test('appended by many at once they are there once', async () => {
+      test('appended by many at the same time they are stored once', async () => {
         const stream = fresh()
         const tries = Array.from({ length: 30 }, (_, i) =>
           (i % 2 ? ours : theirs).append(stream, [
@@ -335,7 +335,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
         expect(await types(stream)).toEqual(['opened'])
         expect(await tasks.counts(queue)).toMatchObject({ ready: 1 })
 
-        // and when only the expectation fails, all the others fail with it
+        // and if only `expected` fails, all the others fail with it
         const conflict = await attempt(false)
         await expect(conflict.done).rejects.toMatchObject({ code: 'POSITION_CONFLICT', actual: 1n })
         expect((await db.pool.query('select balance from account where id = $1', [stream])).rows).toEqual([
@@ -346,7 +346,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
         await tasks.close()
       })
 
-      test('a savepoint that is rolled back takes its events along, and no place stays empty', async () => {
+      test('a rollback to a savepoint removes its events, and leaves no gap in the positions', async () => {
         const stream = fresh()
         await using trx = await transaction()
         await ours.append(stream, { type: 'kept' }, { trx })
@@ -362,7 +362,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
         ])
       })
 
-      test('a stream that it has locked, or made, holds up appends to no other', async () => {
+      test('a stream that it has locked or made holds up no append to another stream', async () => {
         const [held, made, free] = [fresh(), fresh(), fresh()]
         await ours.append(held, { type: '1' })
         await using trx = await transaction()
@@ -387,7 +387,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
         expect(await types(held)).toEqual(['1', '2', '3', '4'])
       })
 
-      test('what waited for a stream that came to nothing makes it', async () => {
+      test('an append that waited for a new stream that was rolled back makes the stream', async () => {
         const stream = fresh()
         await using trx = await transaction()
         await ours.append(stream, { type: 'undone' }, { trx })
@@ -462,13 +462,13 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
         expect((error as Error).message).toMatch(/to be (.*\d|given|another|a |an |JSON)/)
       })
 
-      test('nothing of an append of which one event is wrong is kept', async () => {
+      test('an append with one invalid event stores nothing', async () => {
         const stream = fresh()
         await expect(ours.append(stream, [event, { type: '' }])).rejects.toMatchObject({ field: 'events.1.type' })
         expect(await ours.stream(stream)).toBeNull()
       })
 
-      test('data of 1 MiB and meta of 4 KiB are kept', async () => {
+      test('data of 1 MiB and meta of 4 KiB are stored', async () => {
         const stream = fresh()
         const [data, meta] = ['x'.repeat(1_048_574), 'x'.repeat(4_094)]
         await ours.append(stream, [
@@ -484,7 +484,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
   })
 
   describe('read', () => {
-    test('pages forwards and backwards meet every event once', async () => {
+    test('pages forwards and backwards have every event once', async () => {
       const stream = fresh()
       await ours.append(
         stream,
@@ -510,7 +510,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       expect(back).toEqual([...forwards].reverse())
     })
 
-    test('a stream that is not there, and a place behind the end, have nothing', async () => {
+    test('a stream that does not exist, and a position after the end, have no events', async () => {
       const stream = fresh()
       expect(await ours.read(stream)).toEqual({ events: [], next: 1n })
       expect(await ours.read(stream, { backwards: true })).toEqual({ events: [], next: null })
@@ -520,9 +520,9 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       expect(await ours.readAll({ from: 2n ** 63n - 1n })).toMatchObject({ events: [] })
     })
 
-    test('a page has at most 4 MiB, and one event always', async () => {
+    test('a page has at most 4 MiB, but always one event', async () => {
       const stream = fresh()
-      const data = Array.from({ length: 260_000 }, (_, i) => (i * 7919) % 1_000).join('') // does not compress to nothing
+      const data = Array.from({ length: 260_000 }, (_, i) => (i * 7919) % 1_000).join('') // hardly compresses
       await ours.append(
         stream,
         Array.from({ length: 12 }, () => ({ type: 'x', data })),
@@ -539,7 +539,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       expect(pages).toBeGreaterThan(1)
     })
 
-    test('waits for an event, of a stream or of a prefix, and no longer than it should', async () => {
+    test('waits for an event of a stream or of a prefix, and no longer than `waitMs`', async () => {
       const folder = fresh('waits/')
       const stream = `${folder}/1`
       expect(await ours.read(stream, { waitMs: 20 })).toEqual({ events: [], next: 1n })
@@ -552,7 +552,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       await expect(stopped).rejects.toThrow('enough')
     })
 
-    test('lists streams by their prefix, those that have events', async () => {
+    test('lists the streams under a prefix that have events', async () => {
       const folder = fresh('list/')
       await Promise.all(['b', 'a', 'c'].map((name) => ours.append(`${folder}/${name}`, { type: 'x' })))
       await ours.append(`${folder}/none`, { type: 'x' }, { expected: 5n }).catch(() => {})
@@ -580,7 +580,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
   })
 
   describe('the order of all streams', () => {
-    test('what commits late is not skipped: readers stop before it', async () => {
+    test('an event that commits late is not skipped: readers stop before it', async () => {
       const folder = fresh('late/')
       await ours.append(`${folder}/a`, { type: '0' })
       await using late = await transaction()
@@ -592,7 +592,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       expect((await all(folder)).map(({ type }) => type)).toEqual(['0', '1', '2', '3'])
     })
 
-    test('nor does what is rolled back hold anybody up any more', async () => {
+    test('an append that is rolled back holds up no reader any more', async () => {
       const folder = fresh('undone/')
       await using late = await transaction()
       await ours.append(`${folder}/b`, { type: '1' }, { trx: late })
@@ -603,7 +603,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       expect((await all(folder)).map(({ type }) => type)).toEqual(['2'])
     })
 
-    test('a savepoint that is rolled back does not hold up, though its transaction is still open', async () => {
+    test('an append in a savepoint that is rolled back holds up no reader, though its transaction is open', async () => {
       const folder = fresh('savepoint/')
       await using late = await transaction()
       await late.query('savepoint s')
@@ -633,7 +633,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       ])
     })
 
-    test('a long transaction that appends nothing holds up nobody, in this database or in another', async () => {
+    test('a long transaction that appends nothing holds up no reader, in this database or in another', async () => {
       const folder = fresh('other/')
       await using elsewhere = await freshDatabase()
       const client = new pg.Client(elsewhere.url)
@@ -737,7 +737,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       expect(seen).toEqual(['2', '3', '4', '5', '6'])
     })
 
-    test('from the end: what is appended from then on, and what had not committed yet', async () => {
+    test('from the end: events that are appended from then on, and events that had not committed yet', async () => {
       const folder = fresh('end/')
       await ours.append(`${folder}/a`, { type: 'old' })
       await using late = await transaction()
@@ -745,7 +745,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       await using fromEnd = createLockstep({ connectionString: url, applicationName: `from the end ${folder}` })
       const subscription = createEvents(fromEnd).subscribe({ prefix: folder, from: 'end' })
       const first = subscription.next()
-      await until('it looks', async () => {
+      await until('it reads', async () => {
         const { rows } = await db.pool.query(
           `select from pg_stat_activity where query like '%read_all(%' and application_name = $1`,
           [`from the end ${folder}`],
@@ -759,7 +759,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       await subscription.return(undefined as never)
     })
 
-    test('what is rolled back is not waited for, and what was appended behind it comes', async () => {
+    test('an append that is rolled back is not waited for, and later events arrive', async () => {
       const folder = fresh('behind/')
       await using late = await transaction()
       await ours.append(`${folder}/b`, { type: 'undone' }, { trx: late })
@@ -771,7 +771,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       await subscription.return(undefined as never)
     })
 
-    test('a consumer that is slow holds up nobody, and misses nothing', async () => {
+    test('a slow consumer holds up no writer, and misses nothing', async () => {
       const stream = fresh()
       const subscription = theirs.subscribe({ stream })
       await ours.append(stream, { type: '1' })
@@ -796,12 +796,12 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
     test('ends when its Lockstep is closed', async () => {
       const lockstep = createLockstep({ connectionString: url })
       const next = createEvents(lockstep).subscribe({ stream: fresh() }).next()
-      next.catch(() => {}) // it ends before anybody waits for it
+      next.catch(() => {}) // it rejects before the test awaits it
       await lockstep.close()
       await expect(next).rejects.toMatchObject({ code: 'UNAVAILABLE' })
     })
 
-    test('refuses a stream and a prefix together, and a wrong place', async () => {
+    test('refuses a stream and a prefix together, and an invalid `from`', async () => {
       for (const [field, options] of [
         ['prefix', { stream: 's', prefix: 'p' }],
         ['from', { from: 0n }],
@@ -813,8 +813,8 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
     })
   })
 
-  describe('keeping', () => {
-    test('truncate removes what is before a position, and positions go on', async () => {
+  describe('retention', () => {
+    test('truncate removes the events before a position, and positions are not used again', async () => {
       const stream = fresh()
       await ours.append(
         stream,
@@ -830,7 +830,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       expect(await ours.truncate(fresh(), 10n)).toEqual({ removed: 0, first: 1n, waitingFor: [] })
     })
 
-    test('more than are removed in a statement', async () => {
+    test('truncate removes more events than one statement does', async () => {
       const stream = fresh()
       for (let i = 0; i < 3; i++)
         await ours.append(
@@ -840,7 +840,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       expect(await ours.truncate(stream, 25_001n)).toEqual({ removed: 25_000, first: 25_001n, waitingFor: [] })
     })
 
-    test('what a group has yet to read is kept, unless forced', async () => {
+    test('events that a group has not read yet are kept, unless `force` is set', async () => {
       const folder = fresh('unread/')
       const group = fresh('group')
       const stream = `${folder}/a`
@@ -859,7 +859,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       await ours.deleteGroup(group)
     })
 
-    test('sweep keeps to the rules: by count and by age, of the longest prefix', async () => {
+    test('sweep applies the rules: by count and by age, of the longest prefix', async () => {
       const folder = fresh('swept/')
       const fill = (name: string) =>
         ours.append(
@@ -941,7 +941,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
     })
   })
 
-  describe('what holds readers up', () => {
+  describe('a transaction that holds readers up', () => {
     test('is named: pid, database, application and age', async () => {
       const group = fresh('lag-group')
       const stream = fresh('lag/')

@@ -1,4 +1,4 @@
-/** The suite of streams on a direct connection. */
+/** The suite of streams, on a direct connection. */
 import { eventSuite } from './stream.suite.ts'
 
 eventSuite({ pooled: false })

@@ -1,9 +1,9 @@
 /**
- * What an answer has to be, whatever was asked: one that the document tells of for the operation that was meant, of the shape
- * that it says, and with nothing of the database's in it.
+ * The checks of an answer, for any request: the OpenAPI document must list its status for the operation, its shape must match
+ * the schema, and it must contain nothing internal, such as SQL.
  *
- * Which operation was meant is found out here from the path, by the templates of the document, not asked of the router: a
- * request that the router takes for another operation than a reader of the document would is just what shall be found.
+ * The operation is found from the path and the templates of the document, not from the router. So a request that the router
+ * gives to another operation than the document says is found as a fault.
  */
 import { type Document, referred } from './request.ts'
 
@@ -13,33 +13,33 @@ export interface Answered {
   text: string
 }
 
-/** Ours, PostgreSQL's, and what a stack or a connection string looks like. */
+/** Internal text: our SQL and PostgreSQL's, stack traces, connection strings. */
 const INSIDE =
   /\blockstep(?:_boss)?\.[a-z_]+|\bselect\s|\binsert into|\bpg_[a-z]+|postgres(?:ql)?:\/\/|\bat \S+ \(|\.[jt]s:\d+/i
 
 /**
- * The two 503 of a database that is well: whoever made a group, and whoever ended it at the same time, are both right; and a tenth of
- * a second may be too little for a tick, as busy as we keep it.
+ * The two answers 503 that are allowed while the database is healthy: one caller used a group while another deleted it; and a
+ * tenth of a second may be too short for a tick on a busy server.
  */
-const RIGHT = /The group was ended in this moment|The database was too slow for a budget of \d+ ms/
+const EXPECTED_503 = /The group was ended in this moment|The database was too slow for a budget of \d+ ms/
 
-/** What is wrong with an answer; undefined: nothing. */
+/** The fault of an answer; undefined: there is none. */
 export function wrong(document: Document, method: string, path: string, answer: Answered): string | undefined {
   const { status, type, text } = answer
   const meant = operationsAt(document, path)
   const verb = method === 'HEAD' ? 'get' : method.toLowerCase()
   const operations = meant.map((item) => item[verb]).filter((each) => each !== undefined)
   const documented = operations.map(({ responses }) => responses[status]).filter((each) => each !== undefined)
-  if (status >= 500 && status !== 504 && !RIGHT.test(text)) return `it answered ${status}: ${text}`
+  if (status >= 500 && status !== 504 && !EXPECTED_503.test(text)) return `it answered ${status}: ${text}`
   if (documented.length === 0) {
-    // Before there is an operation: no key, a large body, the router's own.
+    // Answers that come before the operation is known: no key, a large body, no such path or method.
     const routers = operations.length > 0 ? [] : meant.length > 0 ? [401, 405, 413] : [401, 404, 413]
-    if (!routers.includes(status)) return `no operation of ${method} ${path.slice(0, 100)} tells of ${status}: ${text}`
+    if (!routers.includes(status)) return `no operation of ${method} ${path.slice(0, 100)} lists ${status}: ${text}`
   }
   if (method === 'HEAD' || type.startsWith('text/event-stream')) return undefined
   if (status === 204) return text === '' ? undefined : 'a 204 has a body'
   const leaked = new URL(`http://x${path}`).pathname !== '/openapi.json' && INSIDE.exec(text)
-  if (leaked) return `the answer has ${JSON.stringify(leaked[0])} in it: ${text}`
+  if (leaked) return `the answer contains ${JSON.stringify(leaked[0])}: ${text}`
   if (status >= 400) return wrongProblem(document, answer)
   const value = JSON.parse(text)
   const schemas = documented.map((each) => each.content['application/json'].schema)
@@ -49,7 +49,7 @@ export function wrong(document: Document, method: string, path: string, answer: 
     : `the answer is not as documented: ${faults[0]} in ${text.slice(0, 500)}`
 }
 
-/** The items of the document that this path means. */
+/** The items of the document whose path template matches. */
 function operationsAt(document: Document, path: string): Document[] {
   const segments = new URL(`http://x${path}`).pathname.split('/')
   return Object.entries<Document>(document.paths)
@@ -64,14 +64,14 @@ function operationsAt(document: Document, path: string): Document[] {
 function wrongProblem(document: Document, { status, type, text }: Answered): string | undefined {
   if (type !== 'application/problem+json') return `${status} is ${type}`
   const problem = JSON.parse(text)
-  if (problem.status !== status) return `it says it is ${problem.status}, and is ${status}`
+  if (problem.status !== status) return `its status field is ${problem.status}, its status ${status}`
   if (!/^[A-Z_]+$/.test(problem.code)) return `its code is ${problem.code}`
   if (status === 400 && !problem.errors?.length) return 'a 400 names no field'
   if (text.length > 10_000) return `a problem of ${text.length} characters`
   return misfit(document, document.components.schemas.Problem, problem, '')
 }
 
-/** Where a value is not as a schema says; undefined: it is. */
+/** Where a value does not match a schema; undefined: it matches. */
 function misfit(document: Document, schema: Document, value: unknown, at: string): string | undefined {
   if (schema.$ref) return misfit(document, referred(document, schema.$ref), value, at)
   const all = schema.anyOf ?? schema.oneOf
@@ -87,7 +87,7 @@ function misfit(document: Document, schema: Document, value: unknown, at: string
   if (types.length > 0 && !types.some((type) => isOf(type, value))) return `${at} is not ${types.join(' or ')}`
   if (schema.enum && !schema.enum.includes(value)) return `${at} is none of ${schema.enum}`
   if (schema.pattern && typeof value === 'string' && !new RegExp(schema.pattern, 'u').test(value))
-    return `${at} is not like ${schema.pattern}`
+    return `${at} does not match ${schema.pattern}`
   if (Array.isArray(value) && schema.items) {
     return first(value.map((each, i) => misfit(document, schema.items, each, `${at}[${i}]`)))
   }

@@ -1,8 +1,8 @@
 /**
- * Calls of the library, with arguments of which now and then one is nothing that TypeScript would let pass: as of JavaScript,
- * of a form that was not checked, of JSON that somebody sent.
+ * Calls of the library, with arguments of which some would not compile in TypeScript: as they come from JavaScript, from an
+ * unchecked form, or from JSON that a client sent.
  *
- * What waits is given a wait that is short (outcome.ts gives back what was got), so that no call is held up by the one before it.
+ * Calls that wait get a short wait (and outcome.ts releases their results), so that no call is blocked by the one before it.
  */
 import { inspect } from 'node:util'
 import * as fc from 'fast-check'
@@ -14,7 +14,7 @@ import { ntp } from '../../lib/time/ntp/index.ts'
 import { NAMES, oddValue } from './odd.ts'
 import { type Call, ENOUGH, type Rooms } from './outcome.ts'
 
-// biome-ignore lint/suspicious/noExplicitAny: whatever is called, with whatever
+// biome-ignore lint/suspicious/noExplicitAny: any function, with any arguments
 type Any = any
 type Arg = fc.Arbitrary<unknown>
 
@@ -37,7 +37,7 @@ const signal = fc.nat({ max: 60 }).map((ms) => {
 const page = options({ prefix: fc.constantFrom('', 'a'), limit: fc.integer({ min: 1, max: 1_000 }), after: name })
 const trx = fc.constantFrom<unknown>(undefined, {}, { query: 7 }, null)
 
-/** Options, some of them; or nothing of the kind. */
+/** An object with some of the options; or sometimes another value. */
 function options(fields: Record<string, Arg>, always: Record<string, unknown> = {}): Arg {
   const each = Object.fromEntries(Object.entries(fields).map(([field, right]) => [field, often(right)]))
   const made = fc.record(each, { requiredKeys: [] }).map((some) => ({ ...always, ...some }))
@@ -84,7 +84,7 @@ const work = fc.constant(undefined).map(() => async () => {})
 
 const ENDLESS = new Map<Arg, 'waitMs' | 'signal'>()
 
-/** Options of what waits without an end if they do not say otherwise: so they shall ({@link briefly}). */
+/** Options of a call that by default waits without limit: {@link briefly} sets a limit. */
 function waiting(fields: Record<string, Arg>, by: 'waitMs' | 'signal' = 'waitMs'): Arg {
   const made = options({ ...fields, waitMs, signal })
   ENDLESS.set(made, by)

@@ -1,4 +1,4 @@
-/** The Node door in a process of its own, which says how much memory it has when it is asked. Ends with its parent. */
+/** The Node server in its own process; it reports its memory on request. Ends with its parent. */
 import { serve } from '../../functions/adapters/node.ts'
 import { createEvents } from '../../lib/event/index.ts'
 import { createLockstep } from '../../lib/index.ts'

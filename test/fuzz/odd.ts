@@ -1,15 +1,15 @@
 /**
- * What nobody sane would send, and somebody will: values for the library, texts of JSON, names in a path, headers.
+ * Strange inputs that a client may send all the same: values for the library, JSON texts, names in a path, headers.
  *
- * Each list is short, and each entry is there for a reason: it has broken something somewhere, here or in other programs.
- * None has a word in it that an answer may not have (answer.ts), for an answer may say back what it was asked.
+ * Each list is short, and each entry has a reason: it has broken something, here or in another program. No entry contains a
+ * word that an answer may not contain (answer.ts), because an answer may quote the request.
  */
 import * as fc from 'fast-check'
 
-/** Names that requests share, so that they meet each other's locks, jobs and events. */
+/** Names that requests share, so that they use each other's locks, jobs and events. */
 export const NAMES = ['a', 'b', 'a/b', 'a b', 'ä🔒', 'c.d-e_f']
 
-/** Texts that are a string somewhere, and should not be. */
+/** Strings that some programs mistake for something else. */
 const STRINGS = [
   ...[
     '',
@@ -48,7 +48,7 @@ export const oddString = fc.oneof(fc.constantFrom(...STRINGS), fc.string({ unit:
 const nested = (open: string, close: string, depth: number, inner = '') =>
   open.repeat(depth) + inner + close.repeat(depth)
 
-/** Texts of JSON, or nearly. */
+/** JSON texts, some of them not quite valid. */
 export const oddJson = fc.oneof(
   fc.constantFrom(
     ...['null', 'true', 'false', '[]', '{}', '[[]]', '""', '0', '-0', '-1', '0.1', '1e400', '-1e400', '1e-400', '1E2'],
@@ -78,7 +78,7 @@ export const oddJson = fc.oneof(
   fc.json({ maxDepth: 3 }),
 )
 
-/** Whole bodies that are no JSON, or not the one that was asked for. */
+/** Whole bodies that are not JSON, or not the expected one. */
 export const oddBody = fc.oneof(
   fc.constantFrom(
     ...[
@@ -109,7 +109,7 @@ export const oddBody = fc.oneof(
   fc.string({ unit: 'binary' }),
 )
 
-/** What may stand between two `/`. */
+/** The segments of a path. */
 export const oddSegment = fc.oneof(
   fc.constantFrom(
     ...['', '.', '..', '%2e', '%2E%2e', '%2e.', '%00', 'a%00b', '%0d%0aX-Injected:%201', '%0a', '%7f', '%c2%85', '%1b'],
@@ -148,7 +148,7 @@ export const oddSegment = fc.oneof(
   oddString.map((text) => encodeURIComponent(text.toWellFormed())),
 )
 
-/** Values of a header, as far as fetch lets them through. */
+/** The values of a header, as far as fetch accepts them. */
 export const oddHeader = fc.oneof(
   fc.constantFrom(
     ...['', ' ', ',', ';', '*/*', 'text/event-stream', 'text/event-stream;q=0', 'é', 'x'.repeat(4_000), '1', '-1'],
@@ -173,7 +173,7 @@ export const oddHeader = fc.oneof(
 const circle: Record<string, unknown> = {}
 circle.self = circle
 
-/** Values for the library: what TypeScript would refuse, and JavaScript lets through. */
+/** Values for the library that TypeScript refuses, and JavaScript accepts. */
 export const oddValue: fc.Arbitrary<unknown> = fc.oneof(
   fc.constantFrom<unknown>(undefined, null, true, false, 0, -0, -1, 1.5, 999, 1_000, 3_600_001, 2 ** 31, 2 ** 53, 1e21),
   fc.constantFrom<unknown>(

@@ -1,6 +1,6 @@
 /**
- * Requests as bytes, for the Node door: HTTP that a client of ours would never write. Lengths that lie, bodies twice or in
- * chunks that do not end, headers with line breaks in them, two requests where there seems to be one.
+ * Requests as bytes, for the Node server: HTTP that a normal client never writes. Wrong lengths, bodies that are sent twice or in
+ * chunks that do not end, headers with line breaks, two requests that look like one.
  */
 import * as fc from 'fast-check'
 import { oddHeader, oddSegment, oddString } from './odd.ts'
@@ -129,7 +129,7 @@ const body = fc.constantFrom(
   ],
 )
 
-/** Bytes that are a request, nearly. */
+/** Bytes that are almost a request. */
 export function rawRequest(): fc.Arbitrary<Buffer> {
   const whole = fc
     .record({

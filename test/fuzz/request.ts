@@ -1,22 +1,22 @@
 /**
- * Requests made from the OpenAPI document: for each operation paths, queries, headers and bodies that it takes, and the same
- * with something wrong in them.
+ * Requests that are generated from the OpenAPI document: for each operation, the paths, queries, headers and bodies that it
+ * accepts, and the same with a fault in them.
  *
- * A body is made as text, not as a value: much of what a parser can be fooled with (a key twice, 1e400, a BOM) is no value.
- * Most fields are right most of the time; a request that is wrong in everything is refused at the first, and tests nothing
- * behind it. Tokens, ids and cursors are written as `@token:3` and become, when it is sent, one that an earlier answer told
- * ({@link Memory}): so what is generated stays the same for a seed, and still meets live locks and jobs.
+ * A body is generated as text, not as a value: many texts that confuse a parser (a key twice, 1e400, a BOM) have no value.
+ * Most fields are correct most of the time: a request with many faults is refused for the first one, and does not test the code
+ * behind that. Tokens, ids and cursors are generated as `@token:3`. When the request is sent, they are replaced by a value from
+ * an earlier answer ({@link Memory}). So a seed always generates the same requests, and they still reach live locks and jobs.
  */
 import { createHash } from 'node:crypto'
 import * as fc from 'fast-check'
 import { NAMES, oddBody, oddHeader, oddJson, oddSegment, oddString } from './odd.ts'
 
-// biome-ignore lint/suspicious/noExplicitAny: a JSON document, looked into at many depths
+// biome-ignore lint/suspicious/noExplicitAny: a JSON document, read at many depths
 export type Document = any
 
 export interface Ask {
   method: string
-  /** With its query, as it is sent. */
+  /** The path with its query, as it is sent. */
   path: string
   headers: [string, string][]
   body: Buffer | undefined
@@ -29,12 +29,12 @@ const SCOPES = {
   bound: 'locks:write+leaders:write+tasks:write+streams:write+admin:a',
   narrow: 'time:read',
 }
-/** The keys that requests have: LOCKSTEP_API_KEYS. */
+/** The keys of the requests: LOCKSTEP_API_KEYS. */
 export const KEYS = Object.entries(SCOPES)
   .map(([id, scopes]) => `${id}:${createHash('sha256').update(SECRET).digest('hex')}:${scopes}`)
   .join(',')
 
-/** A request, of any operation of the document. */
+/** Generates a request of any operation of the document. */
 export function requests(document: Document): fc.Arbitrary<Ask> {
   const operations = Object.entries<Document>(document.paths).flatMap(([path, item]) =>
     Object.entries<Document>(item).map(([method, operation]) => requestOf(document, path, method, operation)),
@@ -42,45 +42,45 @@ export function requests(document: Document): fc.Arbitrary<Ask> {
   return fc.oneof({ weight: 20, arbitrary: fc.oneof(...operations) }, { weight: 1, arbitrary: astray })
 }
 
-/** The same in one line, to be tried again by hand. */
+/** The request as a command line, to repeat it by hand. */
 export function curl({ method, path, headers, body }: Ask): string {
   const quoted = (text: string) => `'${text.replaceAll("'", "'\\''")}'`
   const shown = body && JSON.stringify(body.subarray(0, 2_000).toString('latin1'))
-  const said = headers.map(([name, value]) => ` -H ${quoted(`${name}: ${value}`)}`).join('')
-  return `curl -X ${method} ${quoted(`http://localhost:3000${path}`)}${said}${shown ? ` --data-binary ${shown}` : ''}`
+  const options = headers.map(([name, value]) => ` -H ${quoted(`${name}: ${value}`)}`).join('')
+  return `curl -X ${method} ${quoted(`http://localhost:3000${path}`)}${options}${shown ? ` --data-binary ${shown}` : ''}`
 }
 
-/** What answers told, for the requests that follow. */
+/** Values from earlier answers, for later requests. */
 export class Memory {
-  readonly #told: Record<string, string[]> = {
+  readonly #values: Record<string, string[]> = {
     token: ['1'],
     id: ['00000000-0000-4000-8000-000000000000'],
     next: ['1.1'],
   }
 
-  /** Puts what was told in the place of `@token:3`. */
+  /** Replaces `@token:3` by a value. */
   recall(text: string): string {
     return text.replaceAll(/@(token|id|next)(?::|%3A)(\d+)/g, (_, kind: string, n: string) => {
-      const told = this.#told[kind] ?? []
-      return told.at(-1 - (Number(n) % told.length)) ?? ''
+      const values = this.#values[kind] ?? []
+      return values.at(-1 - (Number(n) % values.length)) ?? ''
     })
   }
 
-  /** Remembers tokens, ids and cursors of an answer: the latest of them. */
+  /** Stores the tokens, ids and cursors of an answer; keeps the latest twenty. */
   learn(value: unknown): void {
     if (typeof value !== 'object' || value === null) return
     for (const [key, inner] of Object.entries(value)) {
       const kind = key === 'cursor' ? 'next' : key
-      if (typeof inner === 'string' && Object.hasOwn(this.#told, kind)) {
-        const told = this.#told[kind] as string[]
-        told.push(inner)
-        if (told.length > 20) told.shift()
+      if (typeof inner === 'string' && Object.hasOwn(this.#values, kind)) {
+        const values = this.#values[kind] as string[]
+        values.push(inner)
+        if (values.length > 20) values.shift()
       } else this.learn(inner)
     }
   }
 }
 
-/** Paths and methods of no operation. */
+/** Paths and methods that belong to no operation. */
 const astray = fc
   .record({
     method: fc.constantFrom('GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'HEAD', 'OPTIONS', 'PROPFIND'),
@@ -109,7 +109,7 @@ function requestOf(document: Document, path: string, method: string, operation: 
     }))
 }
 
-/** The first, but once in `times` the second. */
+/** Generates the first, and once in `times` the second. */
 const often = <A, B>(right: fc.Arbitrary<A>, wrong: fc.Arbitrary<B>, times: number): fc.Arbitrary<A | B> =>
   fc.oneof({ weight: times - 1, arbitrary: right }, { weight: 1, arbitrary: wrong })
 
@@ -136,8 +136,8 @@ function query(parameters: Document[]): fc.Arbitrary<string> {
     25,
   )
   return fc.tuple(...known, extra).map((pairs) => {
-    const said = pairs.filter((pair) => pair !== '')
-    return said.length > 0 ? `?${said.join('&')}` : ''
+    const present = pairs.filter((pair) => pair !== '')
+    return present.length > 0 ? `?${present.join('&')}` : ''
   })
 }
 const encoded = (text: string) => encodeURIComponent(text.toWellFormed()).replaceAll('%40', '@').replaceAll('%3A', ':')
@@ -162,7 +162,7 @@ function headers(withBody: boolean): fc.Arbitrary<[string, string][]> {
     .map((all) => all.flat())
 }
 
-// By name, where the schema does not tell what makes sense; and waits, so that they are short.
+// Values by field name, where the schema allows senseless ones; and waits, so that they are short.
 const BY_NAME: Record<string, fc.Arbitrary<unknown>> = {
   waitMs: fc.integer({ min: 0, max: 20 }),
   budgetMs: fc.integer({ min: 100, max: 120 }),
@@ -185,11 +185,11 @@ const BY_NAME: Record<string, fc.Arbitrary<unknown>> = {
   type: fc.constantFrom('t', 'placed'),
 }
 
-/** Text of JSON that the schema takes, with something wrong in it now and then. */
+/** JSON text that the schema accepts, sometimes with a fault. */
 const jsonText = (document: Document, schema: Document, name: string): fc.Arbitrary<string> =>
   often(rightly(document, schema, name), oddJson, name === '' ? 40 : 12)
 
-/** What a `$ref` of the document leads to. */
+/** The target of a `$ref` of the document. */
 export const referred = (document: Document, ref: string): Document =>
   ref
     .slice(2)

@@ -1,10 +1,10 @@
 /**
  * The long fuzz: `npm run fuzz -- [--minutes 10] [--rate 170] [--seed N]`.
  *
- * Requests as in http/fuzz.test.ts, 10,000 a minute, through the Node door in a process of its own. Every answer is held against the
- * document; besides, every ten seconds the memory of that process is measured after a garbage collection, and its backends and
- * sockets are counted. Whoever leaks a little with each refusal is found by how the last third of the run compares with the
- * one before it; the first warms up. A line for each sample, and exit code 1 when anything was wrong or has grown.
+ * Sends the requests of http/fuzz.test.ts, 10,000 a minute, to the Node server, which runs in its own process. Every answer is
+ * compared with the OpenAPI document. Every ten seconds the memory of that process is measured after a garbage collection, and
+ * its backends and sockets are counted. A small leak with each refusal shows when the last third of the run is compared with
+ * the second third; the first third warms up. Prints a line for each sample; the exit code is 1 if anything was wrong or has grown.
  */
 import { fork } from 'node:child_process'
 import { once } from 'node:events'
@@ -31,11 +31,11 @@ const { values } = parseArgs({
   },
 })
 const [minutes, rate, seed] = [Number(values.minutes), Number(values.rate), Number(values.seed)]
-/** In flight at most: who is slower than that is asked less, and it is said. */
+/** The maximum number of requests in flight: a slower server gets fewer requests, and `perMinute` shows it. */
 const MOST = 64
 const SAMPLE_MS = 10_000
 const HANG_MS = 30_000
-/** Pools of the door: its own, leases, holds and news, tasks, events and appends that wait, waits. */
+/** The pools of the server: its own, leases, holds and notifications, tasks, waiting events and appends, waits. */
 const MOST_BACKENDS = 10 + 2 + 2 + 4 + 8 + 8
 
 const dir = path.join(temporaryFolder(serverUser()), `lockstep-fuzz-${process.pid}`)
@@ -51,7 +51,7 @@ const faults: string[] = []
 const samples: (Sample & { backends: number })[] = []
 const statuses: Record<number, number> = {}
 const [{ text }] = [
-  await said({
+  await send({
     method: 'GET',
     path: '/openapi.json',
     headers: [['Authorization', 'Bearer all.secret']],
@@ -71,7 +71,7 @@ for (let asks = batch(0); performance.now() - since < minutes * 60_000; ) {
     if (asks.length === 0) asks = batch(sent)
     sent++
     flying++
-    void tried(ask).finally(() => flying--)
+    void tryRequest(ask).finally(() => flying--)
   }
   await sleep(5)
 }
@@ -94,14 +94,14 @@ function batch(nth: number): Ask[] {
   return fc.sample(requests(document), { seed: seed + nth, numRuns: 500 })
 }
 
-async function tried(made: Ask): Promise<void> {
-  // As a client sends it: what a URL may not have is encoded, and folders are resolved.
+async function tryRequest(made: Ask): Promise<void> {
+  // As a client sends it: characters that a URL may not contain are encoded, and `..` is resolved.
   const { pathname, search } = new URL(`http://x${memory.recall(made.path)}`)
   const text = made.body?.toString('latin1') ?? ''
   const body = text.includes('@') ? Buffer.from(memory.recall(text), 'latin1') : made.body
   const ask = { ...made, path: pathname + search, body: ['GET', 'HEAD'].includes(made.method) ? undefined : body }
   try {
-    const answer = await said(ask)
+    const answer = await send(ask)
     statuses[answer.status] = (statuses[answer.status] ?? 0) + 1
     const fault = answer.status === 431 ? undefined : wrong(document, ask.method, ask.path, answer)
     if (fault) faults.push(`${fault}\n  ${curl(ask)}`)
@@ -111,7 +111,7 @@ async function tried(made: Ask): Promise<void> {
   }
 }
 
-function said({ method, path, headers, body }: Ask): Promise<Answered> {
+function send({ method, path, headers, body }: Ask): Promise<Answered> {
   return new Promise((resolve, reject) => {
     const init = { method, agent, headers: Object.fromEntries(headers), timeout: HANG_MS }
     const request = http.request(`${url}${path}`, init, (response) => {
@@ -123,7 +123,7 @@ function said({ method, path, headers, body }: Ask): Promise<Answered> {
       response.on('error', reject)
       if (!type.startsWith('text/event-stream')) return
       response.removeAllListeners('error').on('error', () => {})
-      request.destroy() // it would not end by itself
+      request.destroy() // an event stream does not end
       resolve({ status, type, text: '' })
     })
     request.on('timeout', () => request.destroy(new Error(`no answer in ${HANG_MS} ms`)))
@@ -134,15 +134,15 @@ function said({ method, path, headers, body }: Ask): Promise<Answered> {
 
 async function sample(): Promise<void> {
   child.send('sample')
-  const [told] = (await once(child, 'message')) as [Sample]
+  const [answer] = (await once(child, 'message')) as [Sample]
   const { rows } = await pool.query(`select count(*)::int n from pg_stat_activity where application_name = 'fuzzed'`)
-  const taken = { ...told, backends: rows[0].n as number }
+  const taken = { ...answer, backends: rows[0].n as number }
   samples.push(taken)
   const rounded = Object.fromEntries(Object.entries(taken).map(([name, value]) => [name, Math.round(value * 10) / 10]))
   console.log(JSON.stringify({ s: Math.round((performance.now() - since) / 1_000), sent, ...rounded }))
 }
 
-/** What is in a transaction ten seconds later is left there; the clockwork begins and ends some all the time. */
+/** Transactions that are still open after ten seconds; the background work begins and ends short ones all the time. */
 async function stillOpen(): Promise<unknown[]> {
   for (let tries = 100; ; tries--) {
     const { rows } = await pool.query(
@@ -154,10 +154,10 @@ async function stillOpen(): Promise<unknown[]> {
   }
 }
 
-/** What has grown from the second third of the run to the last, by their medians. */
+/** The figures that have grown from the second third of the run to the last, by their medians. */
 function grown(): string[] {
   const third = Math.floor(samples.length / 3)
-  if (third < 2) return ['too short to tell what grows: a minute at least']
+  if (third < 2) return ['too short to find a growth: run it for at least a minute']
   const of = (part: number, name: keyof (typeof samples)[0]) => {
     const sorted = samples.slice(part * third, (part + 1) * third).map((each) => each[name])
     return sorted.sort((a, b) => a - b)[Math.floor(third / 2)] as number

@@ -277,7 +277,7 @@ test('a budget is given in order, taken from those that rest, and all given back
   const large = budget.reserve(90, signal).then((it) => [order.push('large'), it] as const)
   const tiny = budget.reserve(10, signal).then((it) => [order.push('tiny'), it] as const) // not before it
   let evicted = false
-  a.rest(() => {
+  a.idle(() => {
     evicted = true
   })
   const [[, one], [, two]] = await Promise.all([large, tiny])

@@ -229,7 +229,7 @@ describe('a term', () => {
   })
 })
 
-describe('who waits', () => {
+describe('a caller that waits', () => {
   test('is shown in the order of the turns, and elected in it', async () => {
     const name = fresh()
     const { token } = await campaign(name, { holder: 'first' })

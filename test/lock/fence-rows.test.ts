@@ -529,7 +529,7 @@ describe('the expression', () => {
     const path = 'set local search_path = tenant, pg_catalog, lockstep, public'
     const insert = `insert into public.orders values (${theirs.id}, 'x')`
     expect(await write(path, fence(ours.line), insert)).toMatchObject(wanting(theirs.name))
-    // also when it is told under such a path
+    // also when the rule is set under such a path
     await db.pool.query(
       `begin; ${path}; select lockstep.fence_table('public.orders', by => $$ 'order/' || id $$); commit`,
     )

@@ -185,7 +185,7 @@ describe('children by inheritance', () => {
 })
 
 describe('tables that have nothing to do with it', () => {
-  test('are made and altered by whoever could before, with no right on anything of ours', async () => {
+  test('are made and altered by every role that could before, with no right on anything of ours', async () => {
     await run(`create table orders (id int); ${FENCE}`)
     const role = `${db.name}_maker`
     await run(`create role ${role}; revoke all on schema lockstep from public; create schema authorization ${role}`)
@@ -366,7 +366,7 @@ describe('an owner that is no superuser', () => {
     await run(`drop owned by ${role}; drop role ${role}`)
   })
 
-  test('fences with no right but USAGE, is told what comes later is not, and brings it in by a second call', async () => {
+  test('fences with no right but USAGE, is warned that what comes later is not fenced, and brings it in by a second call', async () => {
     const before = await standing()
     await owner.query(`create table orders (id int, place text) partition by list (place); ${FENCE}`)
     expect(notices).toEqual([
@@ -382,7 +382,7 @@ describe('an owner that is no superuser', () => {
     await owner.query('insert into alone values (1)')
     await owner.query(`select lockstep.fence_table('others', name => 'order/1')`)
     await takes('insert into alone values (1)')
-    // under an event trigger that a superuser made it is told nothing, and cannot take that away
+    // under an event trigger that a superuser made it gets no warning, and cannot take that away
     await run(`create table loose (id int); select lockstep.fence_table('loose')`)
     notices = []
     await owner.query(`select lockstep.fence_table('others', name => 'order/2')`)
@@ -419,7 +419,7 @@ describe('an owner that is no superuser', () => {
     await owner.query('insert into orders values (1)')
   })
 
-  test('without CREATE on the schema of its table is told that it needs it', async () => {
+  test('without CREATE on the schema of its table gets an error that says so', async () => {
     await run(`create schema apart; create table apart.t (id int); alter table apart.t owner to ${role};
                grant usage on schema apart to ${role}`)
     await expect(owner.query(`select lockstep.fence_table('apart.t', by => 'id')`)).rejects.toThrow(

@@ -82,7 +82,7 @@ test('where the domain ends is never in doubt', async () => {
   expect(new Set(all).size).toBe(4)
 })
 
-test('the partition of a stream, and the lock of those who listen, are what they were', async () => {
+test('the partition of a stream, and the lock of its listeners, are what they were', async () => {
   for (const name of NAMES) {
     const bucket = await one(`(hashtextextended($1 collate "C", 5497548331942713703) & 32767)`, name)
     expect(await one('lockstep.bucket($1)', name)).toBe(bucket)

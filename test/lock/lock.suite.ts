@@ -1,6 +1,6 @@
 /**
  * What is promised of locks, as a suite that runs on a direct connection (lock.test.ts) and through a transaction
- * pooler (database/pooler.test.ts). What needs a connection of one's own is `direct`: the database's own queue, and with it the
+ * pooler (database/pooler.test.ts). What needs a direct connection is `direct`: the database's own queue, and with it the
  * order between processes, and holds that live as long as a connection.
  */
 import { once } from 'node:events'
@@ -112,7 +112,7 @@ export function lockSuite({ pooled }: { pooled: boolean }) {
       await Promise.all(held.map((h) => h.release()))
     })
 
-    test('of many simultaneous tries one is granted, whoever asks and how', async () => {
+    test('of many simultaneous attempts of all kinds one is granted', async () => {
       for (let round = 0; round < 20; round++) {
         const name = fresh()
         const tries = Array.from({ length: 24 }, (_, i) => (i % 2 ? a : b).locks.tryAcquire(name, i % 3 ? {} : LEASE))
@@ -131,7 +131,7 @@ export function lockSuite({ pooled }: { pooled: boolean }) {
       }
     })
 
-    direct('a try does not overtake those who wait', async () => {
+    direct('an attempt does not overtake the callers that wait', async () => {
       const name = fresh()
       const one = await a.locks.acquire(name, LEASE)
       const two = b.locks.acquire(name)
@@ -298,7 +298,7 @@ export function lockSuite({ pooled }: { pooled: boolean }) {
       },
     )
 
-    test('one who leaves does not take the others along', async () => {
+    test('a caller that leaves does not take the others along', async () => {
       const name = fresh()
       const one = await a.locks.acquire(name)
       const stop = new AbortController()
@@ -311,7 +311,7 @@ export function lockSuite({ pooled }: { pooled: boolean }) {
       await (await stays).release()
     })
 
-    direct('a thousand who wait for one name need two connections', async () => {
+    direct('a thousand callers that wait for one name need two connections', async () => {
       const name = fresh()
       const one = await a.locks.acquire(name)
       const process = createLockstep({ connectionString: url, applicationName: 'a thousand' })
@@ -324,7 +324,7 @@ export function lockSuite({ pooled }: { pooled: boolean }) {
       await process.close()
     })
 
-    test('who finds no connection left to wait on is served all the same', async () => {
+    test('a caller that finds no connection to wait on is served all the same', async () => {
       const names = Array.from({ length: 6 }, fresh)
       const held = await Promise.all(names.map((name) => a.locks.acquire(name)))
       const process = createLockstep({ connectionString: url, maxWaiting: 2 })
@@ -406,7 +406,7 @@ export function lockSuite({ pooled }: { pooled: boolean }) {
       await expect(work).rejects.toThrow(LeaseLostError)
     })
 
-    test('close() releases what the process holds and rejects who waits', async () => {
+    test('close() releases what the process holds and rejects the callers that wait', async () => {
       const [mine, other] = [fresh(), fresh()]
       const process = createLockstep({ connectionString: url })
       await process.locks.acquire(mine, LEASE)
@@ -433,7 +433,7 @@ export function lockSuite({ pooled }: { pooled: boolean }) {
       await expect(a.locks.grant(name, { holder: 'you' })).rejects.toThrow(LeaseHeldError)
     })
 
-    test('even when others wait in line', async () => {
+    test('even when others wait in the queue', async () => {
       const name = fresh()
       const one = await a.locks.grant(name, { holder: 'me' })
       const others = [a, b].map((by) => by.locks.acquire(name))
@@ -446,7 +446,7 @@ export function lockSuite({ pooled }: { pooled: boolean }) {
   })
 
   describe('query', () => {
-    direct('says who holds, how, and how many wait', async () => {
+    direct('says the holder, the kind of hold, and how many wait', async () => {
       const name = fresh()
       expect(await a.locks.query(name)).toEqual({
         name,
@@ -492,7 +492,7 @@ export function lockSuite({ pooled }: { pooled: boolean }) {
       expect(rest.map((s) => s.name)).toEqual(['list/c', 'list/ä'])
     })
 
-    test('forceRevoke takes it from whoever has it, and says whether somebody had it', async () => {
+    test('forceRevoke takes it from its holder, and says whether there was one', async () => {
       const name = fresh()
       expect(await a.locks.forceRevoke(name)).toBe(false)
       const leased = await a.locks.acquire(name, LEASE)

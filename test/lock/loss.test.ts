@@ -215,7 +215,7 @@ describe('a lease', () => {
   })
 })
 
-describe('who waits', () => {
+describe('a caller that waits', () => {
   test.each([
     ['connection', {}],
     ['lease', { ttlMs: 5_000 }],
@@ -255,7 +255,7 @@ describe('who waits', () => {
       return rows.length === 1
     })
     const next = a.locks.acquire(name)
-    await until('the next stands in line', async () => (await a.locks.query(name)).waiting === 2)
+    await until('the next caller waits', async () => (await a.locks.query(name)).waiting === 2)
     await gate.query('select pg_advisory_unlock(42)')
     expect((await failing).message).toBe('poisoned')
     const held = await next
@@ -309,7 +309,7 @@ describe.concurrent('a process that stands still', () => {
       'wait',
     ])
     try {
-      // It has been told to wait: released between its gaining K and its look at the row, the lock would be its own.
+      // Its answer was to wait: released between its gaining K and its look at the row, the lock would be its own.
       await until('it waits', async () => {
         const { rows } = await db.pool.query(
           `select from pg_stat_activity where datname = current_database() and query like '%lockstep.enter(%'

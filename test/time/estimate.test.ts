@@ -1,6 +1,6 @@
 /**
- * What a process knows of time, in a world of simulated clocks (simulated-clocks.ts): thousands of samples, under delay, drift, steps,
- * sleep and fail-over, and the truth is never outside. And the teeth: where an assumption is broken on purpose, it must be.
+ * What a process knows of time, in a simulation of clocks (simulated-clocks.ts): thousands of samples, under delay, drift, steps,
+ * sleep and fail-over. True time is never outside the interval. The last tests break an assumption on purpose, and then it must be.
  */
 import { describe, expect, test } from 'vitest'
 import { ClockReader } from '../../lib/database/clock.ts'
@@ -8,16 +8,20 @@ import { type Kind, S, Simulated, World } from './simulated-clocks.ts'
 
 const SEEDS = Array.from({ length: 40 }, (_, i) => 1_000 + i * 7_919)
 
-/** Runs it in a world of each seed; the first exception fails, and tells the seed. */
+/** Runs a test in a world of each seed; the first exception fails the test and names the seed. */
 const inEach = (run: (world: World) => void, seeds = SEEDS) => {
   for (const seed of seeds) run(new World(seed))
 }
 
-/** A process that has measured, one that reads, and one that is frozen between requests; all know true time. */
+/** One process that measures, one that only reads, and one that is frozen between requests; all know true time. */
 function three(world: World, kinds: Kind[] = []) {
   const measuring = new Simulated(world, 'measuring', { rate: world.next() * 80 - 40, ...kinds[0] })
   const reads = new Simulated(world, 'reads', { rate: world.next() * 80 - 40, ...kinds[1] })
-  const frozen = new Simulated(world, 'frozen', { rate: world.next() * 80 - 40, freezes: true, ...kinds[2] })
+  const frozen = new Simulated(world, 'frozen', {
+    rate: world.next() * 80 - 40,
+    frozenBetweenRequests: true,
+    ...kinds[2],
+  })
   measuring.sample()
   measuring.measure()
   const all = [measuring, reads, frozen]
@@ -28,12 +32,12 @@ function three(world: World, kinds: Kind[] = []) {
   return { measuring, reads, frozen, all }
 }
 
-/** A minute or so: everybody samples now and then, is read often, and one measures. */
+/** About a minute: every process samples now and then and is read often, and one measures. */
 function minute(world: World, { measuring, all }: { measuring: Simulated; all: Simulated[] }, what = ''): void {
   for (let i = 0; i < 12; i++) {
     for (const each of all) {
       if (world.next() < 0.5) each.sample()
-      else if (world.next() < 0.3) each.estimate.hear(each.hear())
+      else if (world.next() < 0.3) each.estimate.takeReading(each.readDatabase())
       each.check(what)
     }
     world.pass(world.next() * 10 * S)
@@ -52,26 +56,26 @@ describe('under the assumptions', () => {
     })
   })
 
-  test('who is kept from the processor between reading one clock and the other is not thought to have slept', () => {
+  test('waiting for the processor between the readings of two clocks does not count as a sleep', () => {
     inEach((world) => {
       for (const each of three(world).all) {
-        each.kept = 30_000
-        expect(each.check('kept').status).toBe('synchronized')
-        each.kept = 30_000
-        expect(each.estimate.apart).toBe(false)
-        expect(each.estimate.wonders).toBe(false)
+        each.stalledUs = 30_000
+        expect(each.check('stalled').status).toBe('synchronized')
+        each.stalledUs = 30_000
+        expect(each.estimate.diverged).toBe(false)
+        expect(each.estimate.needsSample).toBe(false)
       }
     })
-    let [now, kept] = [0, 0]
+    let [now, stalledUs] = [0, 0]
     const wall = () => {
-      now += kept
-      kept = 0
+      now += stalledUs
+      stalledUs = 0
       return now
     }
-    const ear = new ClockReader({ mono: () => now, wall, granularity: 0, lag: 0 })
-    kept = 30_000
-    const close = ear.open()
-    kept = 30_000
+    const reader = new ClockReader({ mono: () => now, wall, granularity: 0, lag: 0 })
+    stalledUs = 30_000
+    const close = reader.open()
+    stalledUs = 30_000
     expect(close({ clock_us: '0', clock_server: '0' })).toMatchObject({ gapBefore: 0, gap: 0 })
   })
 
@@ -80,10 +84,10 @@ describe('under the assumptions', () => {
       const { measuring } = three(world)
       for (let i = 0; i < 30; i++) {
         let computing = 0
-        const worker = new Simulated(world, 'worker', { granularity: 1_000, lag: 50_000, freezes: true })
+        const worker = new Simulated(world, 'worker', { granularity: 1_000, lag: 50_000, frozenBetweenRequests: true })
         worker.sample()
         worker.check()
-        // It computes, and its clock stands still meanwhile.
+        // It computes, and its clock stands still in the meantime.
         const { earliestMs, latestMs } = worker.estimate.now()
         computing = world.next() * 50_000
         world.pass(computing)
@@ -95,7 +99,7 @@ describe('under the assumptions', () => {
     })
   })
 
-  test('source database: what that clock shows is contained, steps and all', () => {
+  test('source database: the interval contains the time of that clock, also after steps', () => {
     inEach((world) => {
       const process = new Simulated(world, 'database', { source: 'database', rate: 40 })
       for (let i = 0; i < 200; i++) {
@@ -109,7 +113,7 @@ describe('under the assumptions', () => {
     })
   })
 
-  test('without a database the bound grows by what our clock may drift, and no more', () => {
+  test('without a database the bound grows by the drift of our clock, and no more', () => {
     inEach((world) => {
       const { reads } = three(world)
       const { boundMs } = reads.check()
@@ -122,7 +126,7 @@ describe('under the assumptions', () => {
     })
   })
 
-  test('nothing is promised where nothing was measured', () => {
+  test('without a measurement there are no bounds', () => {
     const world = new World(1)
     const process = new Simulated(world, 'alone')
     expect(process.check()).toMatchObject({ status: 'unsynchronized', source: 'local', boundMs: null, spreadMs: null })
@@ -133,7 +137,7 @@ describe('under the assumptions', () => {
 
 describe('when a clock is set', () => {
   test.each([2, -5, 0.03, 3_600])(
-    'the database’s, by %d s: contained all the while, and known as before after two measurements',
+    'the database’s, by %d s: true time is always contained, and as exact as before after two measurements',
     (by) => {
       inEach((world) => {
         const some = three(world)
@@ -141,7 +145,7 @@ describe('when a clock is set', () => {
         world.step(by)
         for (const each of some.all) {
           each.check('before it is seen')
-          expect(each.sample()).toBe('contradicts')
+          expect(each.sample()).toBe('inconsistent')
           expect(each.check('when it is seen').status).toBe('disrupted')
         }
         some.measuring.measure()
@@ -149,7 +153,7 @@ describe('when a clock is set', () => {
         world.pass(2 * S)
         for (const each of some.all) {
           each.sample()
-          each.check('while two stories stand')
+          each.check('while there are two explanations')
         }
         expect(some.measuring.measure()).not.toBe('disputed')
         for (const each of some.all) {
@@ -163,14 +167,14 @@ describe('when a clock is set', () => {
     },
   )
 
-  test('the database’s, again and again, a piggybacked reading being the first that sees it', () => {
+  test('the database’s, again and again, first seen by a piggybacked reading', () => {
     inEach((world) => {
       const some = three(world)
       for (let i = 0; i < 8; i++) {
         world.step(world.next() * 4 - 2)
         for (const each of some.all) {
-          each.estimate.hear(each.hear())
-          each.check('heard')
+          each.estimate.takeReading(each.readDatabase())
+          each.check('read')
         }
         for (let k = 0; k < 3; k++) {
           world.pass(2 * S)
@@ -186,14 +190,14 @@ describe('when a clock is set', () => {
   })
 
   test.each([3_600, -3_600, 0.05])(
-    'our own wall clock, by %d s: contained, and nothing is in doubt after a sample',
+    'our own wall clock, by %d s: true time is contained, and nothing is in doubt after a sample',
     (by) => {
       inEach((world) => {
         const some = three(world)
         for (const each of some.all) {
           each.wallOffset += by * S
           each.check('before a sample')
-          expect(each.sample()).toBe('fits')
+          expect(each.sample()).toBe('consistent')
           expect(each.check('after it').status).toBe('synchronized')
         }
         minute(world, some)
@@ -201,7 +205,7 @@ describe('when a clock is set', () => {
     },
   )
 
-  test('both at once, where both run on one machine: two stories, until a measurement', () => {
+  test('both at once, on one machine: two explanations, until a measurement', () => {
     inEach((world) => {
       const some = three(world)
       world.step(30)
@@ -218,7 +222,7 @@ describe('when a clock is set', () => {
     })
   })
 
-  test('a fail-over to another clock, and back: φ outlives it, and the row is begun anew', () => {
+  test('a fail-over to another clock, and back: φ survives, and the row is replaced', () => {
     inEach((world) => {
       const some = three(world)
       for (const [server, offset] of [
@@ -228,9 +232,9 @@ describe('when a clock is set', () => {
       ] as const) {
         world.failOver(server, offset)
         for (const each of some.all) {
-          each.estimate.hear(each.hear())
-          each.check('heard')
-          expect(each.estimate.wonders).toBe(true)
+          each.estimate.takeReading(each.readDatabase())
+          each.check('read')
+          expect(each.estimate.needsSample).toBe(true)
           each.sample()
           expect(each.check('no row yet').status).toBe('synchronized')
         }
@@ -246,14 +250,14 @@ describe('when a clock is set', () => {
 })
 
 describe('when this machine slept', () => {
-  test('one that is frozen between requests knows it from the next sample, and doubts nothing', () => {
+  test('a process that is frozen between requests knows it from the next sample, without a doubt', () => {
     inEach((world) => {
       const some = three(world)
       for (const seconds of [0.5, 90, 3_600]) {
         some.frozen.sleep(seconds)
-        expect(some.frozen.check('awake').status).toBe('disrupted') // the wall clock says so
+        expect(some.frozen.check('awake').status).toBe('disrupted') // the wall clock shows the sleep
         expect(some.frozen.sample()).toBe('slept')
-        const status = seconds > 512 ? 'free-running' : 'synchronized' // for nobody has measured meanwhile
+        const status = seconds > 512 ? 'free-running' : 'synchronized' // no process has measured in the meantime
         expect(some.frozen.check('sampled').status).toBe(status)
         some.measuring.sample()
         some.measuring.measure()
@@ -262,12 +266,12 @@ describe('when this machine slept', () => {
     })
   })
 
-  test('one that lives on cannot tell it from a clock that was set: two stories, until a measurement', () => {
+  test('a process that runs all the time cannot tell it from a clock that was set: two explanations, until a measurement', () => {
     inEach((world) => {
       const some = three(world)
       some.reads.sleep(90)
       some.reads.check('awake')
-      expect(some.reads.sample()).toBe('contradicts')
+      expect(some.reads.sample()).toBe('inconsistent')
       expect(some.reads.check('sampled').status).toBe('disrupted')
       some.measuring.sample()
       some.measuring.measure()
@@ -277,47 +281,47 @@ describe('when this machine slept', () => {
     })
   })
 
-  test('so shortly that it hides in the next round trip, which was a slow one', () => {
+  test('for a time so short that a slow round trip hides it', () => {
     inEach((world) => {
       for (const each of three(world).all) {
         each.sleep(0.03)
         each.check('awake')
-        const heard = each.hear({ back: () => world.pass(40_000) })
-        expect(each.estimate.hear(heard)).toBe('fits')
-        each.check('heard')
+        const reading = each.readDatabase({ back: () => world.pass(40_000) })
+        expect(each.estimate.takeReading(reading)).toBe('consistent')
+        each.check('read')
         each.sample()
         each.check('sampled')
       }
     })
   })
 
-  test('during a statement, what that statement says is not taken', () => {
+  test('during a statement, the reading of that statement is discarded', () => {
     inEach((world) => {
       const { reads, frozen } = three(world)
       for (const each of [reads, frozen]) {
-        const heard = each.hear({ during: () => {} })
-        const slept = { ...heard, gap: heard.gap + 90 * S }
-        expect(each.estimate.hear(slept)).toBe('void')
-        each.check('void')
+        const reading = each.readDatabase({ during: () => {} })
+        const slept = { ...reading, gap: reading.gap + 90 * S }
+        expect(each.estimate.takeReading(slept)).toBe('discarded')
+        each.check('discarded')
         each.sample()
         expect(each.check('sampled').status).toBe('synchronized')
       }
     })
   })
 
-  test('the limit: a sleep that neither of its clocks shows is not seen until the next sample', () => {
+  test('the limit: a sleep that neither local clock shows is not seen until the next sample', () => {
     const world = new World(5)
     const { frozen } = three(world)
     frozen.sleep(90)
-    frozen.wallOffset -= 90 * S // it comes back with the wall clock of then
+    frozen.wallOffset -= 90 * S // its wall clock did not count the sleep either
     expect(() => frozen.check('awake')).toThrow('Missed')
     frozen.sample()
     frozen.check('sampled')
   })
 })
 
-describe('whatever happens, in whatever order', () => {
-  test('the truth is contained: 40 worlds, 2,000 events each', () => {
+describe('any events, in any order', () => {
+  test('true time is contained: 40 worlds, 2,000 events each', () => {
     inEach((world) => {
       const some = three(world)
       const second = new Simulated(world, 'measures too', { rate: 35 })
@@ -325,7 +329,7 @@ describe('whatever happens, in whatever order', () => {
       const measuring = [some.measuring, second]
       const all = [...some.all, second]
       const any = <T>(of: T[]) => of[Math.floor(world.next() * of.length)] as T
-      // Of one machine not both at once, unseen: that is the limit that is told above.
+      // Not both on one machine, unseen: that is the limit of the test above.
       const sampled = (one: Simulated) => {
         one.sample()
         return one
@@ -333,17 +337,17 @@ describe('whatever happens, in whatever order', () => {
       const setWall = (one: Simulated) => {
         one.wallOffset += (world.next() * 2 - 1) * 3_600 * S
       }
-      // By enough to be seen: what hides in a round trip is allowed for up to a millisecond. And seen by everybody: who comes
-      // fresh to a clock that was set since it was measured is deceived (see the teeth).
+      // By enough to be seen: up to a millisecond may hide in a round trip. And every process sees it: one that starts after the
+      // clock was set, and before it was measured again, is deceived (see the last tests).
       const setDatabase = () => {
         for (const each of all) each.sample()
         world.step((world.next() < 0.5 ? -1 : 1) * (0.1 + world.next() * 5))
       }
-      const heard = (one: Simulated) => one.estimate.hear(one.hear())
+      const piggyback = (one: Simulated) => one.estimate.takeReading(one.readDatabase())
       const events: [number, string, () => unknown][] = [
         [30, 'time passes', () => world.pass(world.next() * 20 * S)],
         [20, 'a sample', () => any(all).sample()],
-        [15, 'heard', () => heard(any(all))],
+        [15, 'a piggybacked reading', () => piggyback(any(all))],
         [12, 'a measurement', () => any(measuring).measure({ bound: world.next() * 20_000 })],
         [2, 'the database’s clock is set', setDatabase],
         [1, 'another server', () => world.failOver(`server ${world.t}`, world.next() * 20 - 10)],
@@ -359,10 +363,10 @@ describe('whatever happens, in whatever order', () => {
     })
   })
 
-  // What the first leaves out: NTP that knows less than a step or a stall moves (± 0.5–40 ms), clocks at the edges of their
-  // rates, statements without any delay and with long ones, offers that are lost, samples between a measurement and its
-  // offer, clocks that stand still unseen by the wall clock, fresh processes. Every event is one that somebody sees.
-  test('with all that is smaller than what NTP leaves open: 60 worlds, 1,500 events each', () => {
+  // What the test above leaves out: NTP whose uncertainty (± 0.5–40 ms) is larger than a step or a stall, clocks at the limits of
+  // their rates, statements without any delay and with long ones, offers that are lost, samples between a measurement and its
+  // offer, clocks that stand still together with the wall clock, new processes. Some process sees every event.
+  test('with steps smaller than the uncertainty of NTP: 60 worlds, 1,500 events each', () => {
     const seeds = Array.from({ length: 60 }, (_, i) => 17 + i * 104_729)
     inEach((world) => {
       world.database.rate = world.next() * 98 - 49
@@ -370,7 +374,7 @@ describe('whatever happens, in whatever order', () => {
       const { pass } = world
       const exponential = () => (world.next() < 0.1 ? 0 : -Math.log(1 - world.next()) * delay)
       world.pass = (us = exponential()) => pass.call(world, us)
-      const made = (name: string, kind: Kind = {}) => {
+      const started = (name: string, kind: Kind = {}) => {
         const edge = 99 - Math.abs(world.database.rate)
         const rate = (world.next() < 0.3 ? Math.sign(world.next() - 0.5) : world.next() * 2 - 1) * edge
         const one = new Simulated(world, name, { rate, ...kind })
@@ -378,21 +382,29 @@ describe('whatever happens, in whatever order', () => {
         return one
       }
       const all = [
-        ...[made('measures'), made('measures too'), made('frozen, measures', { freezes: true }), made('reads')],
-        ...[made('frozen', { freezes: true }), made('coarse', { freezes: true, granularity: 1_000, lag: 50_000 })],
+        ...[
+          started('measures'),
+          started('measures too'),
+          started('frozen, measures', { frozenBetweenRequests: true }),
+          started('reads'),
+        ],
+        ...[
+          started('frozen', { frozenBetweenRequests: true }),
+          started('coarse', { frozenBetweenRequests: true, granularity: 1_000, lag: 50_000 }),
+        ],
       ]
       const any = (from = 0, to = all.length) => all[from + Math.floor(world.next() * (to - from))] as Simulated
       const thrice = (each: Simulated) => {
         for (let i = 0; i < 3; i++) each.sample()
       }
-      // More than hides in any round trip, or in what is known of the database's clock.
+      // More than any round trip hides, and more than the uncertainty of the database's clock.
       const least = (...of: Simulated[]) =>
         5_000 + 8 * delay + 4_000 * Math.max(...of.map(({ estimate }) => Number(estimate.now().spreadMs)))
       const untilSeen = (each: Simulated) => {
-        while (each.estimate.hear(each.hear()) === 'fits');
+        while (each.estimate.takeReading(each.readDatabase()) === 'consistent');
       }
       const size = () => (world.next() < 0.5 ? world.next() * 0.1 * S : world.next() * 5 * S)
-      let stepped = 0 // the revision that may have been measured before
+      let stepped = 0 // the revision that may have been measured before the last step
       const measure = (one: Simulated) => {
         one.sample()
         const bound = 500 + world.next() * world.next() * 40_000
@@ -421,24 +433,24 @@ describe('whatever happens, in whatever order', () => {
         one.sample()
         one.sleep(world.next() < 0.5 ? world.next() * 300 : 0.08 + world.next() * 0.2)
       }
-      const comesFresh = () => {
+      const restart = () => {
         const { row } = world
-        if (!row || row.server !== world.database.server || row.rival || row.revision <= stepped) return
-        all[1] = made('measures too')
-        all[3] = made('reads')
+        if (!row || row.server !== world.database.server || row.conflict || row.revision <= stepped) return
+        all[1] = started('measures too')
+        all[3] = started('reads')
       }
-      const heard = (one: Simulated) => one.estimate.hear(one.hear())
+      const piggyback = (one: Simulated) => one.estimate.takeReading(one.readDatabase())
       const events: [number, string, () => unknown][] = [
         [60, 'time passes', () => world.pass(world.next() * 20 * S)],
         [50, 'a sample', () => any().sample()],
-        [30, 'heard', () => heard(any())],
+        [30, 'a piggybacked reading', () => piggyback(any())],
         [24, 'a measurement', () => measure(any(0, 3))],
         [3, 'the database’s clock is set', step],
         [2, 'another server', () => world.failOver(`server ${world.t}`, world.next() * 20 - 10)],
         [3, 'a wall clock is set', () => setWall(any())],
         [4, 'a machine sleeps', () => sleep(any(0, 5))],
         [1, 'a machine stands still, and its wall clock too', () => stall(any())],
-        [2, 'others come fresh', comesFresh],
+        [2, 'two processes restart', restart],
       ]
       const bag = events.flatMap((event) => Array.from({ length: event[0] }, () => event))
       for (let i = 0; i < 1_500; i++) {
@@ -446,10 +458,10 @@ describe('whatever happens, in whatever order', () => {
         happens()
         for (const each of all) each.check(`event ${i}: ${what}`)
       }
-      // And it is over when it is measured again.
+      // All doubts end when the clock is measured again.
       for (let i = 0; i < 3; i++) {
         world.pass(2 * S)
-        for (const each of all) thrice(each) // what happened is seen
+        for (const each of all) thrice(each) // the events are seen
         for (const each of all.slice(0, 3)) each.measure()
       }
       for (const each of all) {
@@ -461,7 +473,7 @@ describe('whatever happens, in whatever order', () => {
 })
 
 describe('when measurements contradict each other', () => {
-  test('a liar among processes: readers get the hull, until another measures', () => {
+  test('a process that measures wrongly: readers get the hull, until another process measures', () => {
     inEach((world) => {
       const some = three(world)
       const deceived = new Simulated(world, 'deceived', { rate: 10 })
@@ -483,7 +495,7 @@ describe('when measurements contradict each other', () => {
     })
   })
 
-  test('without a database (source ntp) the second of two says which is right', () => {
+  test('without a database (source ntp) the second measurement decides which one is right', () => {
     inEach((world) => {
       const process = new Simulated(world, 'ntp', { source: 'ntp', rate: -40 })
       for (let i = 0; i < 50; i++) {
@@ -502,7 +514,7 @@ describe('when measurements contradict each other', () => {
   })
 })
 
-/** A process whose offset from the database's clock is known to a fraction of a millisecond, and true time to ± 20 ms or so. */
+/** A process that knows the database's clock to a fraction of a millisecond, and measures true time to about ± 20 ms. */
 const WIDE = { bound: 20_000 }
 function known(world: World, name: string, kind: Kind = {}): Simulated {
   const one = new Simulated(world, name, kind)
@@ -510,33 +522,33 @@ function known(world: World, name: string, kind: Kind = {}): Simulated {
   return one
 }
 
-// NTP over the internet knows true time to ± 20 ms, the row trips know the two clocks to a fraction of one. So a step of 30 ms
-// is seen, and what was known before it still meets what is true after it: to intersect the two leaves an interval that is
-// narrow, and wrong. What is in doubt must be replaced.
-describe('a step that is seen, but smaller than what NTP leaves open', () => {
+// NTP over the internet knows true time to ± 20 ms; statements know the database's clock to a fraction of a millisecond. So a step
+// of 30 ms is seen, but the interval from before it still overlaps the one from after it. Their intersection is narrow, and
+// wrong. So a doubtful interval must be replaced.
+describe('a step that is seen, but smaller than the uncertainty of NTP', () => {
   const STEPS = [0.03, -0.03]
 
-  test.each(STEPS)('of %d s: the row from before it does not narrow what was measured after it', (by) => {
+  test.each(STEPS)('of %d s: the row from before it does not narrow the measurement after it', (by) => {
     inEach((world) => {
       const measuring = known(world, 'measuring')
       measuring.measure(WIDE)
       world.step(by)
-      expect(measuring.sample()).toBe('contradicts')
-      measuring.measure({ ...WIDE, offers: false }) // it is under way, or was lost
+      expect(measuring.sample()).toBe('inconsistent')
+      measuring.measure({ ...WIDE, offers: false }) // the offer is on its way, or was lost
       measuring.check('measured')
       measuring.sample()
       measuring.check('the row is still the old one')
     })
   })
 
-  test.each(STEPS)('of %d s: a writer that comes fresh does not narrow the row from before it', (by) => {
+  test.each(STEPS)('of %d s: a new writer does not narrow the row from before it', (by) => {
     inEach((world) => {
       const measuring = known(world, 'measuring')
       const reads = known(world, 'reads')
       measuring.measure(WIDE)
       reads.sample()
       world.step(by)
-      expect(reads.sample()).toBe('contradicts')
+      expect(reads.sample()).toBe('inconsistent')
       reads.check('seen')
       world.pass(65 * S)
       known(world, 'fresh').measure(WIDE)
@@ -545,12 +557,12 @@ describe('a step that is seen, but smaller than what NTP leaves open', () => {
     })
   })
 
-  test.each(STEPS)('of %d s: who came fresh and was deceived is so no more when it is measured again', (by) => {
+  test.each(STEPS)('of %d s: a new process that was deceived is right again after the next measurement', (by) => {
     inEach((world) => {
       const measuring = known(world, 'measuring')
       measuring.measure(WIDE)
       world.step(by)
-      expect(measuring.sample()).toBe('contradicts')
+      expect(measuring.sample()).toBe('inconsistent')
       const fresh = known(world, 'fresh')
       measuring.measure(WIDE)
       world.pass(2 * S)
@@ -560,21 +572,24 @@ describe('a step that is seen, but smaller than what NTP leaves open', () => {
     })
   })
 
-  test.each(STEPS)('of %d s, while another server was asked: back again, its row does not narrow', (by) => {
-    inEach((world) => {
-      const measuring = known(world, 'measuring')
-      measuring.measure(WIDE)
-      const reads = known(world, 'reads')
-      const first = world.database.offset / S
-      world.failOver('second', 1)
-      reads.sample()
-      world.failOver('first', first + by)
-      reads.sample()
-      reads.check('back')
-    })
-  })
+  test.each(STEPS)(
+    'of %d s, during a fail-over to another server: after the return, the old row does not narrow',
+    (by) => {
+      inEach((world) => {
+        const measuring = known(world, 'measuring')
+        measuring.measure(WIDE)
+        const reads = known(world, 'reads')
+        const first = world.database.offset / S
+        world.failOver('second', 1)
+        reads.sample()
+        world.failOver('first', first + by)
+        reads.sample()
+        reads.check('back')
+      })
+    },
+  )
 
-  test('of 10 ms, while NTP servers are asked: who writes has not seen it, who reads has', () => {
+  test('of 10 ms, while NTP servers are asked: the reader has seen it, the writer has not', () => {
     inEach((world) => {
       const measuring = known(world, 'measuring')
       measuring.measure(WIDE)
@@ -587,8 +602,8 @@ describe('a step that is seen, but smaller than what NTP leaves open', () => {
       world.pass = (us) => {
         pass.call(world, us)
         if (++passes === 2) {
-          world.step(0.01) // the answer comes
-          while (reads.sample() === 'fits');
+          world.step(0.01) // on the way back
+          while (reads.sample() === 'consistent');
         }
       }
       measuring.measure(WIDE)
@@ -599,15 +614,15 @@ describe('a step that is seen, but smaller than what NTP leaves open', () => {
   })
 })
 
-// An interval of clocks that both stood still, as a hypervisor makes it: the database's clock shows it, and nothing else does.
-describe('when neither of its clocks shows that it stood still, but the database’s does', () => {
+// A hypervisor can stop both clocks of a machine for a time: only the database's clock shows it.
+describe('when only the database’s clock shows that this machine stood still', () => {
   const stall = (one: Simulated, seconds: number) => {
     one.sleep(seconds)
     one.wallOffset -= seconds * S
-    while (one.sample() === 'fits');
+    while (one.sample() === 'consistent');
   }
 
-  test('for 30 ms, less than NTP leaves open: a later revision replaces what was known', () => {
+  test('for 30 ms, less than the uncertainty of NTP: a later revision replaces the interval', () => {
     inEach((world) => {
       const measuring = known(world, 'measuring')
       const reads = known(world, 'reads')
@@ -625,7 +640,7 @@ describe('when neither of its clocks shows that it stood still, but the database
     })
   })
 
-  test('for 30 ms: a measurement of our own replaces what was known', () => {
+  test('for 30 ms: a measurement by this process replaces the interval', () => {
     inEach((world) => {
       const measuring = known(world, 'measuring')
       measuring.measure(WIDE)
@@ -635,7 +650,7 @@ describe('when neither of its clocks shows that it stood still, but the database
     })
   })
 
-  test('and there is no row to tell the other story: both are kept', () => {
+  test('and there is no row: both explanations are kept', () => {
     inEach((world) => {
       const process = known(world, 'measuring')
       process.measure({ offers: false })
@@ -644,33 +659,33 @@ describe('when neither of its clocks shows that it stood still, but the database
     })
   })
 
-  test('and another server takes over before it is settled: both stories are kept', () => {
+  test('and another server takes over before it is settled: both explanations are kept', () => {
     inEach((world) => {
       known(world, 'measuring').measure()
       const reads = known(world, 'reads')
       stall(reads, 90)
       reads.check('seen')
       world.failOver('second', 1)
-      reads.estimate.hear(reads.hear())
-      expect(reads.check('heard of the other').status).toBe('disrupted')
+      reads.estimate.takeReading(reads.readDatabase())
+      expect(reads.check('the other was read').status).toBe('disrupted')
     })
   })
 })
 
-describe('what was noticed is not forgotten', () => {
-  test('a step between two readings of which none was a sample: the row from before it is not believed', () => {
+describe('a doubt persists until it is settled', () => {
+  test('a step between two piggybacked readings: the row from before it is not used', () => {
     inEach((world) => {
       known(world, 'measuring').measure()
-      const heard = new Simulated(world, 'heard')
-      heard.estimate.hear(heard.hear())
+      const process = new Simulated(world, 'piggybacks')
+      process.estimate.takeReading(process.readDatabase())
       world.step(2)
-      expect(heard.estimate.hear(heard.hear())).toBe('contradicts')
-      heard.sample()
-      heard.check('sampled')
+      expect(process.estimate.takeReading(process.readDatabase())).toBe('inconsistent')
+      process.sample()
+      process.check('sampled')
     })
   })
 
-  test('a disputed row: both stories outlive a fail-over', () => {
+  test('a disputed row: both explanations survive a fail-over', () => {
     inEach((world) => {
       const measuring = known(world, 'measuring')
       measuring.measure()
@@ -681,39 +696,39 @@ describe('what was noticed is not forgotten', () => {
       fresh.sample()
       expect(fresh.check('in dispute').status).toBe('disrupted')
       world.failOver('second', 1)
-      fresh.estimate.hear(fresh.hear())
-      expect(fresh.check('heard of the other').status).toBe('disrupted')
+      fresh.estimate.takeReading(fresh.readDatabase())
+      expect(fresh.check('the other was read').status).toBe('disrupted')
     })
   })
 
-  test('without a database, a sleep: until the NTP servers have answered, if ever they do', () => {
+  test('a sleep without a database: until the NTP servers have answered', () => {
     inEach((world) => {
       const process = new Simulated(world, 'ntp', { source: 'ntp' })
       process.measure({ offers: false })
       process.sleep(90)
       expect(process.check('awake').status).toBe('disrupted')
-      process.estimate.regard()
+      process.estimate.checkClocks()
       expect(process.check('they are asked').status).toBe('disrupted')
       process.measure({ offers: false })
       expect(process.check('they answered').status).toBe('synchronized')
     })
   })
 
-  test('a measurement of our own that contradicts what was known drifts like any other', () => {
+  test('the interval of a measurement that contradicts φ grows by the drift too', () => {
     inEach((world) => {
       known(world, 'measuring').measure()
       world.step(2)
-      const fresh = known(world, 'fresh', { rate: 90 }) // deceived, and finds out
+      const fresh = known(world, 'fresh', { rate: 90 }) // deceived, until it measures
       fresh.measure({ offers: false })
       expect(fresh.check('measured').status).toBe('disrupted')
       world.pass(300 * S)
       fresh.check('later')
-      fresh.estimate.hear(fresh.hear())
-      fresh.check('heard')
+      fresh.estimate.takeReading(fresh.readDatabase())
+      fresh.check('read')
     })
   })
 
-  test('our own measurement was wrong, and it was the last that we could take: others’ settle it', () => {
+  test('a wrong measurement by this process, its last one: those of others settle it', () => {
     inEach((world) => {
       const some = three(world)
       some.reads.measure({ wrong: 0.9 * S, offers: false })
@@ -728,7 +743,7 @@ describe('what was noticed is not forgotten', () => {
     })
   })
 
-  test('an hour of sleep by a wall clock that was 50 ppm slow meanwhile', () => {
+  test('an hour of sleep, with a wall clock that was 50 ppm slow', () => {
     inEach((world) => {
       const { frozen } = three(world)
       frozen.sleep(3_600)
@@ -738,7 +753,7 @@ describe('what was noticed is not forgotten', () => {
   })
 })
 
-describe('teeth: with an assumption broken, it misses', () => {
+describe('with an assumption broken, true time is missed', () => {
   const missed = (run: (world: World) => void) =>
     SEEDS.filter((seed) => {
       try {
@@ -765,7 +780,7 @@ describe('teeth: with an assumption broken, it misses', () => {
     expect(misses).toBeGreaterThan(30)
   })
 
-  test('NTP servers that are more wrong than they say', () => {
+  test('NTP servers whose error is larger than they claim', () => {
     const misses = missed((world) => {
       const process = new Simulated(world, 'deceived')
       process.sample()
@@ -775,7 +790,7 @@ describe('teeth: with an assumption broken, it misses', () => {
     expect(misses).toBe(SEEDS.length)
   })
 
-  test('a database whose clock is set, for who comes fresh before anybody has measured', () => {
+  test('a database whose clock was set, in a process that starts before the next measurement', () => {
     const misses = missed((world) => {
       three(world)
       world.step(2)
@@ -786,10 +801,10 @@ describe('teeth: with an assumption broken, it misses', () => {
     expect(misses).toBe(SEEDS.length)
   })
 
-  test('a Worker that computes for longer than is allowed for: `latest` misses, `earliest` does not', () => {
+  test('a Worker that computes longer than the allowance: `latest` misses, `earliest` does not', () => {
     inEach((world) => {
       three(world)
-      const worker = new Simulated(world, 'worker', { granularity: 1_000, lag: 50_000, freezes: true })
+      const worker = new Simulated(world, 'worker', { granularity: 1_000, lag: 50_000, frozenBetweenRequests: true })
       worker.sample()
       const { earliestMs, latestMs } = worker.estimate.now()
       world.pass(200_000)
@@ -798,7 +813,7 @@ describe('teeth: with an assumption broken, it misses', () => {
     })
   })
 
-  test('a millisecond of disturbance of the database’s clock is allowed for: pushed to and fro, it is contained', () => {
+  test('the database’s clock may be disturbed by a millisecond: moved back and forth, true time is contained', () => {
     inEach((world) => {
       const some = three(world)
       for (let i = 0; i < 200; i++) {
@@ -811,34 +826,32 @@ describe('teeth: with an assumption broken, it misses', () => {
       }
     })
   })
-  // Who writes knows all exactly, and who reads has round trips as asymmetric as can be, so that an edge touches the truth.
-  // Pushed by more than hides in a round trip, it is seen, and misses nothing either.
+
+  // The writer is exact, and the reader has round trips that are all one way, so that an end of its interval touches true time.
+  // A disturbance larger than a round trip can hide is seen, and then nothing is missed either.
   test.each([
     [1, 0],
     [3, SEEDS.length],
-  ])(
-    'a disturbance of %i ms, hidden in round trips of 4 ms, of which all is one way: %i worlds miss',
-    (ms, expected) => {
-      const misses = missed((world) => {
-        const writes = new Simulated(world, 'writes')
-        const reads = new Simulated(world, 'reads')
-        const { pass } = world
-        let delays: number[] = []
-        world.pass = (us = delays.shift() ?? 0) => pass.call(world, us)
-        const during = (ways: number[], run: () => unknown) => {
-          delays = ways.map((way) => way * 1_000)
-          return run()
-        }
-        writes.sample()
-        writes.measure({ bound: 0 })
-        during([4, 0], () => reads.sample())
-        reads.check()
-        world.step(ms / 1_000)
-        expect(during([4, 0], () => reads.sample())).toBe('fits')
-        world.step(-ms / 1_000)
-        reads.check()
-      })
-      expect(misses).toBe(expected)
-    },
-  )
+  ])('a disturbance of %i ms, hidden in round trips of 4 ms that are all one way: %i worlds miss', (ms, expected) => {
+    const misses = missed((world) => {
+      const writes = new Simulated(world, 'writes')
+      const reads = new Simulated(world, 'reads')
+      const { pass } = world
+      let delays: number[] = []
+      world.pass = (us = delays.shift() ?? 0) => pass.call(world, us)
+      const during = (ways: number[], run: () => unknown) => {
+        delays = ways.map((way) => way * 1_000)
+        return run()
+      }
+      writes.sample()
+      writes.measure({ bound: 0 })
+      during([4, 0], () => reads.sample())
+      reads.check()
+      world.step(ms / 1_000)
+      expect(during([4, 0], () => reads.sample())).toBe('consistent')
+      world.step(-ms / 1_000)
+      reads.check()
+    })
+    expect(misses).toBe(expected)
+  })
 })

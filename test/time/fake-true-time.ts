@@ -1,6 +1,6 @@
 /**
- * A true time that a test decides: the monotonic clock of this process, and an offset. So it is known to the microsecond, and
- * may be years from what any clock of this machine shows.
+ * A true time that a test sets: the monotonic clock of this process, and an offset. So it is known to the microsecond, and
+ * may be years away from the clocks of this machine.
  */
 import { expect } from 'vitest'
 import type { Reading } from '../../lib/index.ts'
@@ -10,7 +10,7 @@ interface Servers {
   boundMs?: number
   wrongMs?: number
   falsetickers?: string[]
-  /** Before they answer; throws, and they do not. */
+  /** Called before they answer; if it throws, they do not answer. */
   asked?: () => unknown
 }
 
@@ -18,7 +18,7 @@ export class Truth {
   /** Microseconds: true time minus the monotonic clock. */
   offset: number
 
-  /** @param aheadMs  of this machine's wall clock. */
+  /** @param aheadMs  by how much it is ahead of this machine's wall clock. */
   constructor(aheadMs = 0) {
     this.offset = (Date.now() - performance.now() + aheadMs) * 1_000
   }
@@ -28,7 +28,7 @@ export class Truth {
     return mono + this.offset / 1_000
   }
 
-  /** NTP servers that know it to within ± `boundMs`, and are wrong by `wrongMs`. Counts how often they were asked. */
+  /** NTP servers that know it to within ± `boundMs`, and are wrong by `wrongMs`. `measured` counts the measurements. */
   ntp({ boundMs = 1, wrongMs = 0, falsetickers = [], asked = () => {} }: Servers = {}) {
     const offset = () => this.offset
     const ntp = {
@@ -48,7 +48,7 @@ export class Truth {
     return ntp satisfies Ntp
   }
 
-  /** Fails unless what is read now contains the truth, and says how far off it may be. */
+  /** Fails unless the current reading contains true time, and its error is at most `boundMs`. */
   expectWithin(read: () => Reading): Reading {
     const before = this.ms()
     const reading = read()

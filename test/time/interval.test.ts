@@ -1,11 +1,11 @@
-/** The arithmetic of time: what the vote and the tracking of an offset promise, over many thousands of seeded cases. */
+/** The interval arithmetic: the promises of the vote and of an offset, in many thousands of seeded cases. */
 import { describe, expect, test } from 'vitest'
 import { agree, bracket, type Interval, middle, Offset, ppm, width } from '../../lib/time/interval.ts'
 import { seeded } from '../chaos/random.ts'
 
 const has = ({ lo, hi }: Interval, x: number) => lo <= x && x <= hi
 
-/** The popular form of Marzullo's algorithm: where most intervals overlap. Here to be shown wrong. */
+/** The popular form of Marzullo's algorithm: the region where most intervals overlap. A test shows that it is wrong. */
 function bestOverlap(intervals: Interval[]): Interval {
   const edges = intervals.flatMap(({ lo, hi }) => [
     { at: lo, step: 1 },
@@ -22,13 +22,13 @@ function bestOverlap(intervals: Interval[]): Interval {
 
 describe('the vote', () => {
   /** n servers, at most f of them wrong; the truth is 0. */
-  function cases(seed: number, count: number, each: (intervals: Interval[], f: number, liars: number[]) => void): void {
+  function cases(seed: number, count: number, each: (intervals: Interval[], f: number, wrong: number[]) => void): void {
     const next = seeded(seed)
     for (let i = 0; i < count; i++) {
       const n = 3 + Math.floor(next() * 7)
       const f = Math.floor((n - 1) / 2)
       const wrong = Math.floor(next() * (f + 1))
-      const together = next() * 20 - 10 // liars may lie alike
+      const together = next() * 20 - 10 // wrong servers may agree
       const intervals = Array.from({ length: n }, (_, k) => {
         const w = next() * 10
         if (k >= wrong) return { lo: -next() * w, hi: next() * w }
@@ -39,14 +39,14 @@ describe('the vote', () => {
     }
   }
 
-  test('contains the truth in each of 200,000 cases with at most f liars', () => {
+  test('contains the truth in each of 200,000 cases with at most f wrong servers', () => {
     cases(11, 200_000, (intervals, f) => {
       const result = agree(intervals, intervals.length - f)
       if (!result || !has(result, 0)) throw new Error(`Missed: ${JSON.stringify({ intervals, f, result })}`)
     })
   })
 
-  test('teeth: where most overlap, the truth is missed in some of the same cases', () => {
+  test('the region where most overlap misses the truth in some of the same cases', () => {
     let missed = 0
     cases(11, 20_000, (intervals) => {
       if (!has(bestOverlap(intervals), 0)) missed += 1
@@ -54,12 +54,12 @@ describe('the vote', () => {
     expect(missed).toBeGreaterThan(500)
   })
 
-  test('names who stands outside of the result, and nobody who holds the truth', () => {
-    cases(12, 20_000, (intervals, f, liars) => {
+  test('names the intervals outside the result, and none that contains the truth', () => {
+    cases(12, 20_000, (intervals, f, wrong) => {
       const result = agree(intervals, intervals.length - f)
       for (const [i, each] of intervals.entries()) {
         const outside = !result?.with[i]
-        if (outside && !liars.includes(i)) throw new Error(`Slandered: ${JSON.stringify({ intervals, i })}`)
+        if (outside && !wrong.includes(i)) throw new Error(`Named, but right: ${JSON.stringify({ intervals, i })}`)
         expect(outside).toBe(!result || each.hi < result.lo || each.lo > result.hi)
       }
     })
@@ -104,7 +104,7 @@ describe('the vote', () => {
 })
 
 describe('an offset', () => {
-  /** Another clock, `rate` ppm faster, seen through delays there and back. Calls back after each sample. */
+  /** Reads another clock, `rate` ppm faster, through delays in both directions. Calls `each` after each sample. */
   function watch(
     seed: number,
     rate: number,
@@ -120,7 +120,7 @@ describe('an offset', () => {
       const [there, back] = [-Math.log(1 - next()) * 3_000, -Math.log(1 - next()) * 3_000]
       const read = Math.floor(other(m + there))
       const after = m + there + back
-      const jump = offset.learn(bracket(m, after, read, read + 1, ppm(100)), after)
+      const jump = offset.add(bracket(m, after, read, read + 1, ppm(100)), after)
       if (jump !== null) throw new Error(`False alarm at sample ${i} of seed ${seed}: ${jump}`)
       each(offset, after, other(after) - after)
       const later = after + next() * 60e6
@@ -128,16 +128,19 @@ describe('an offset', () => {
     }
   }
 
-  test.each([-99, -40, 0, 17, 99])('of a clock that is %i ppm off contains it always, and raises no alarm', (rate) => {
-    for (let seed = 1; seed <= 20; seed++) {
-      watch(seed, rate, 500, (offset, at, truth) => {
-        if (!has(offset.at(at), truth)) throw new Error(`Missed: seed ${seed}`)
-        if (!has(offset.at(at), offset.guess(at))) throw new Error(`A guess outside: seed ${seed}`)
-      })
-    }
-  })
+  test.each([-99, -40, 0, 17, 99])(
+    'to a clock that is %i ppm off always contains the truth, without a false alarm',
+    (rate) => {
+      for (let seed = 1; seed <= 20; seed++) {
+        watch(seed, rate, 500, (offset, at, truth) => {
+          if (!has(offset.at(at), truth)) throw new Error(`Missed: seed ${seed}`)
+          if (!has(offset.at(at), offset.best(at))) throw new Error(`An estimate outside: seed ${seed}`)
+        })
+      }
+    },
+  )
 
-  test('teeth: of a clock that is 3,000 ppm off, with 100 assumed, misses or finds out', () => {
+  test('to a clock that is 3,000 ppm off, with 100 assumed, misses the truth or reports a jump', () => {
     let missed = 0
     let found = 0
     for (let seed = 1; seed <= 20; seed++) {
@@ -153,23 +156,23 @@ describe('an offset', () => {
     expect(found).toBe(20)
   })
 
-  test('narrows to its quickest sample, and guesses by that', () => {
+  test('narrows to its fastest sample, and takes its best estimate from that', () => {
     const offset = new Offset(0)
-    offset.learn({ lo: -500, hi: 100 }, 0)
-    offset.learn({ lo: -10, hi: 10 }, 1)
-    offset.learn({ lo: -5, hi: 900 }, 2)
+    offset.add({ lo: -500, hi: 100 }, 0)
+    offset.add({ lo: -10, hi: 10 }, 1)
+    offset.add({ lo: -5, hi: 900 }, 2)
     expect(offset.at(3)).toEqual({ lo: -5, hi: 10 })
-    expect(offset.guess(3)).toBe(0)
+    expect(offset.best(3)).toBe(0)
     expect(width(offset.at(3))).toBe(15)
   })
 
-  test('that jumps says by how much, and forgets what it was', () => {
+  test('that jumps reports by how much, and drops the earlier samples', () => {
     const offset = new Offset(ppm(100))
     expect(offset.known).toBe(false)
-    expect(offset.learn({ lo: 0, hi: 10 }, 0)).toBeNull()
-    expect(offset.learn({ lo: 2_000_000, hi: 2_000_010 }, 1_000)).toBeCloseTo(2_000_000, 0)
+    expect(offset.add({ lo: 0, hi: 10 }, 0)).toBeNull()
+    expect(offset.add({ lo: 2_000_000, hi: 2_000_010 }, 1_000)).toBeCloseTo(2_000_000, 0)
     expect(middle(offset.at(1_000))).toBe(2_000_005)
-    expect(offset.guess(1_000)).toBe(2_000_005)
+    expect(offset.best(1_000)).toBe(2_000_005)
     offset.forget()
     expect(offset.known).toBe(false)
     expect(offset.at(5)).toEqual({ lo: -Infinity, hi: Infinity })

@@ -1,6 +1,6 @@
 /**
- * NTP servers on loopback: one that keeps whatever time a test says and can be wrong in every way that is known of them, and
- * Debian's chronyd, which is a real one.
+ * NTP servers on loopback: a fake one whose time a test sets, and which can be wrong in every way that is known of NTP servers;
+ * and Debian's chronyd, which is a real one.
  *
  * The true time of a test is its monotonic clock and an offset, as in fake-true-time.ts; so the server's timestamps are true to a
  * fraction of a microsecond, and an interval that misses is wrong.
@@ -13,8 +13,8 @@ import type { AddressInfo } from 'node:net'
 import * as path from 'node:path'
 import { freePort, guarded, serverUser, temporaryFolder } from '../../lib/setup/guarded-process.ts'
 
-/** What an answer says, in the units of the packet; microseconds since 1970 where it is an instant. */
-export interface Said {
+/** The fields of an answer, in the units of the packet; instants in microseconds since 1970. */
+export interface Fields {
   leap: number
   version: number
   mode: number
@@ -33,31 +33,31 @@ export interface Behaviour {
   offsetUs?: () => number
   /** How wrong this server is, in milliseconds. */
   wrongMs?: number | (() => number)
-  /** Changes what it says. */
-  says?: (said: Said) => Partial<Said>
-  /** Changes the packet; null: it is silent. */
-  sends?: (packet: Buffer, question: Buffer) => Buffer | null
-  /** What it sends before the answer, given one as it should be: a forgery that comes first. */
-  first?: (packet: Buffer, question: Buffer) => Buffer
-  /** Waits before the answer is sent, after it was stamped: the way back. */
+  /** Changes the fields of the answer. */
+  says?: (fields: Fields) => Partial<Fields>
+  /** Changes the packet; null: it sends none. */
+  sends?: (packet: Buffer, request: Buffer) => Buffer | null
+  /** Makes a forgery from the correct answer; it is sent before the answer. */
+  first?: (packet: Buffer, request: Buffer) => Buffer
+  /** Delays the answer after its timestamps were written: the way back. */
   back?: () => Promise<unknown> | undefined
-  /** Sends `first` from another socket than was asked. */
+  /** Sends `first` from a socket other than the one that was asked. */
   fromElsewhere?: boolean
   host?: string
 }
 
 export interface FakeServer extends AsyncDisposable {
-  /** As it is configured: `127.0.0.1:port`. */
+  /** The name to configure: `127.0.0.1:port`. */
   name: string
   port: number
-  /** How often it was asked. */
+  /** The number of requests so far. */
   asked: number
   behaviour: Behaviour
 }
 
 const UNIX = 2_208_988_800
 
-/** Starts one on a port of its own. */
+/** Starts a fake server on a free port. */
 export async function fakeServer(behaviour: Behaviour = {}): Promise<FakeServer> {
   const { host = '127.0.0.1' } = behaviour
   const family = host.includes(':') ? 'udp6' : 'udp4'
@@ -80,20 +80,20 @@ export async function fakeServer(behaviour: Behaviour = {}): Promise<FakeServer>
       elsewhere.close()
     },
   }
-  socket.on('message', async (question, from) => {
+  socket.on('message', async (request, from) => {
     const { offsetUs = wallOffset, wrongMs = 0, says, first, sends, back, fromElsewhere } = server.behaviour
     server.asked += 1
     const wrong = (typeof wrongMs === 'function' ? wrongMs() : wrongMs) * 1_000
     const clock = () => performance.now() * 1_000 + offsetUs() + wrong
-    const said: Said = {
+    const fields: Fields = {
       ...{ leap: 0, version: 4, mode: 4, stratum: 2, rootDelay: 0.001, rootDispersion: 0.001, reference: 'GPS\0' },
-      ...{ cookie: question.subarray(40, 48), receivedUs: clock(), sentUs: 0 },
+      ...{ cookie: request.subarray(40, 48), receivedUs: clock(), sentUs: 0 },
     }
-    said.sentUs = clock()
-    const packet = written({ ...said, ...says?.(said) })
-    const sent = sends ? sends(packet, question) : packet
+    fields.sentUs = clock()
+    const packet = written({ ...fields, ...says?.(fields) })
+    const sent = sends ? sends(packet, request) : packet
     if (first) {
-      const forged = first(Buffer.from(packet), question)
+      const forged = first(Buffer.from(packet), request)
       await new Promise((done) => (fromElsewhere ? elsewhere : socket).send(forged, from.port, from.address, done))
     }
     await back?.()
@@ -111,28 +111,28 @@ export function wallOffset(): number {
     const before = Date.now()
     let tick = before
     while (tick === before) tick = Date.now() // the instant at which a millisecond begins
-    wall = Math.max(wall, (tick - performance.now()) * 1_000) // the least late look at it
+    wall = Math.max(wall, (tick - performance.now()) * 1_000) // the reading that was least late
   }
   return wall
 }
 
-function written(said: Said): Buffer {
+function written(fields: Fields): Buffer {
   const packet = Buffer.alloc(48)
-  packet[0] = (said.leap << 6) | (said.version << 3) | said.mode
-  packet[1] = said.stratum
+  packet[0] = (fields.leap << 6) | (fields.version << 3) | fields.mode
+  packet[1] = fields.stratum
   packet[2] = 6
   packet.writeInt8(-20, 3)
-  packet.writeUInt32BE(Math.round(said.rootDelay * 65_536), 4)
-  packet.writeUInt32BE(Math.round(said.rootDispersion * 65_536), 8)
-  packet.write(said.reference.padEnd(4, '\0').slice(0, 4), 12, 'latin1')
-  packet.set(said.cookie, 24)
-  stamp(packet, 16, said.receivedUs)
-  stamp(packet, 32, said.receivedUs)
-  stamp(packet, 40, said.sentUs)
+  packet.writeUInt32BE(Math.round(fields.rootDelay * 65_536), 4)
+  packet.writeUInt32BE(Math.round(fields.rootDispersion * 65_536), 8)
+  packet.write(fields.reference.padEnd(4, '\0').slice(0, 4), 12, 'latin1')
+  packet.set(fields.cookie, 24)
+  stamp(packet, 16, fields.receivedUs)
+  stamp(packet, 32, fields.receivedUs)
+  stamp(packet, 40, fields.sentUs)
   return packet
 }
 
-/** Microseconds since 1970 as 32 bits of seconds, of whatever era, and 32 of a fraction. Negative: a blank one. */
+/** Microseconds since 1970 as 32 bits of seconds, in any era, and 32 bits of a fraction. Negative: zeros. */
 export function stamp(packet: Buffer, at: number, us: number): void {
   if (us < 0) {
     packet.fill(0, at, at + 8)
@@ -143,7 +143,7 @@ export function stamp(packet: Buffer, at: number, us: number): void {
   packet.writeUInt32BE(Math.floor(((us - seconds * 1e6) / 1e6) * 2 ** 32), at + 4)
 }
 
-// ── A real one ────────────────────────────────────────────────────────────────────────────────────────────────────
+// ── A real server ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 function chronydPath(): string | undefined {
   const folders = (process.env.PATH ?? '').split(path.delimiter).filter(Boolean)
@@ -151,13 +151,13 @@ function chronydPath(): string | undefined {
   return candidates.find((file) => file !== '' && fs.existsSync(file))
 }
 
-/** Whether there is one to start; else skip the test and say why. */
+/** Whether chronyd is installed; if not, skip the test and print why. */
 export const chronydAvailable = (): boolean => chronydPath() !== undefined
 
 /**
  * Starts chronyd, which serves this machine's clock and never sets it (`-x`).
  *
- * @param options.local  it says that its own clock is a stratum-1 source; else it is a real server that is not synchronized.
+ * @param options.local  it claims that its own clock is a stratum-1 source; otherwise it is a server that is not synchronized.
  */
 export async function chronyd({
   host = '127.0.0.1',

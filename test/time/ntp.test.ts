@@ -1,9 +1,8 @@
 /**
- * NTP, against servers on loopback that are wrong in every way that is known of them, and against a real one (chronyd).
+ * NTP, against servers on loopback that are wrong in every way that is known of NTP servers, and against a real one (chronyd).
  *
- * The table of what ntp-client alone takes for the time is in the tests: each row is an answer that it believes, or dies of,
- * and what becomes of it here. True time is the monotonic clock and an offset that the test chose, so that an interval is
- * right or wrong by the microsecond.
+ * The tables list the answers that ntp-client alone accepts, or fails on, with the result that they have here. True time is
+ * the monotonic clock and an offset that the test sets, so that an interval is right or wrong to the microsecond.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import dgram from 'node:dgram'
@@ -26,7 +25,7 @@ import {
   wallOffset,
 } from './ntp-server.ts'
 
-// Names that a test answers for, when it likes to.
+// Names whose lookup a test answers, at a time that it chooses.
 const lookups = new Map<string, PromiseWithResolvers<LookupAddress>>()
 vi.mock('node:dns/promises', async (original) => {
   const real = await original<typeof import('node:dns/promises')>()
@@ -44,7 +43,7 @@ afterEach(async () => {
   vi.restoreAllMocks()
   lookups.clear()
   await Promise.all(opened.splice(0).map((each) => each[Symbol.asyncDispose]()))
-  while (sockets() > openBefore) await soon() // one that is left open ends in the time limit
+  while (sockets() > openBefore) await soon() // a socket that is left open makes this reach the time limit
 })
 const open = async (behaviour?: Behaviour) => {
   const server = await fakeServer(behaviour)
@@ -70,7 +69,7 @@ function expectTruth({ at, lo, hi, guess }: Measurement, offset = wallOffset(), 
 }
 
 describe('an answer', () => {
-  test('is a bracket of true time, to the microsecond', async () => {
+  test('gives an interval that contains true time, to the microsecond', async () => {
     const server = await open()
     let whole = 0
     for (let i = 0; i < 200; i++) {
@@ -80,27 +79,27 @@ describe('an answer', () => {
       if (sent % 1_000 === 0) whole += 1
       expect(distance).toBeCloseTo(1_500, -2)
     }
-    expect(whole).toBeLessThan(100) // in ntp-client's Dates all are whole milliseconds
+    expect(whole).toBeLessThan(100) // ntp-client's Dates are all whole milliseconds
   })
 
-  // What ntp-client hands on as a good Date (or as 1900, 2036, an invalid one), and what it is here.
+  // ntp-client gives a good Date for these (or 1900, 2036, an invalid Date). Here each is an error.
   test.each<[string, Behaviour, string]>([
     ['a Kiss-o’-death, without a time', { says: () => ({ stratum: 0, reference: 'RATE', sentUs: -1 }) }, 'KoD RATE'],
     ['a Kiss-o’-death, with a plausible time', { says: () => ({ stratum: 0, reference: 'DENY' }) }, 'KoD DENY'],
-    ['of a server that has just begun', { says: () => ({ stratum: 0, reference: 'INIT' }) }, 'not synchronized'],
+    ['of a server that has just started', { says: () => ({ stratum: 0, reference: 'INIT' }) }, 'not synchronized'],
     ['of stratum 0', { says: () => ({ stratum: 0, reference: '\u0001\u0002' }) }, 'not synchronized'],
     ['of a server that is not synchronized (leap 3)', { says: () => ({ leap: 3 }), wrongMs: HOUR }, 'not synchronized'],
     ['of a server that is not synchronized (stratum 16)', { says: () => ({ stratum: 16 }) }, 'not synchronized'],
-    ['30 s from true time', { says: () => ({ rootDelay: 60 }) }, '30001 ms from true time, by its own account'],
+    ['30 s from true time', { says: () => ({ rootDelay: 60 }) }, '30001 ms from true time, by its own claim'],
     [
-      'that was sent before the question came',
+      'that was sent before the request arrived',
       { says: (it) => ({ sentUs: it.receivedUs - 10 }) },
       'sent before it was received',
     ],
     [
-      'that was longer there than we waited',
+      'that was longer at the server than we waited',
       { says: (it) => ({ sentUs: it.sentUs + 60e6 }) },
-      'longer there than we waited',
+      'longer at the server than we waited',
     ],
     ['without a receive timestamp', { says: () => ({ receivedUs: -1 }) }, 'a timestamp of zero'],
     ['without a transmit timestamp', { says: () => ({ sentUs: -1 }) }, 'a timestamp of zero'],
@@ -108,7 +107,7 @@ describe('an answer', () => {
     await expect(ask(await open(behaviour))).rejects.toThrow(new Error(why))
   })
 
-  // ntp-client takes the first datagram for the answer. Each here comes before the true one, and is 42 s late.
+  // ntp-client accepts the first datagram. Each of these arrives before the true answer, and is 42 s wrong.
   const later = (packet: Buffer) => {
     for (const at of [32, 40]) packet.writeUInt32BE(packet.readUInt32BE(at) + 42, at)
     return packet
@@ -122,22 +121,22 @@ describe('an answer', () => {
     ['of 20 bytes', { first: (packet) => packet.subarray(0, 20) }],
     ['of 44 bytes', { first: (packet) => packet.subarray(0, 44) }],
     ['of 47 bytes', { first: (packet) => later(packet).subarray(0, 47) }],
-    ['to another question', { first: with42((packet) => packet.fill(7, 24, 32)) }],
-    ['to a question that differs in the last bit', { first: with42((it) => it.writeUInt8(it.readUInt8(31) ^ 1, 31)) }],
+    ['to another request', { first: with42((packet) => packet.fill(7, 24, 32)) }],
+    ['to a request that differs in the last bit', { first: with42((it) => it.writeUInt8(it.readUInt8(31) ^ 1, 31)) }],
     ['without a cookie', { first: with42((packet) => packet.fill(0, 24, 32)) }],
-    ['from another socket than was asked', { first: later, fromElsewhere: true }],
+    ['from a socket other than the one that was asked', { first: later, fromElsewhere: true }],
     ['of a broadcaster (mode 5)', { first: with42((packet) => packet.writeUInt8((4 << 3) | 5, 0)) }],
     ['of version 7', { first: with42((packet) => packet.writeUInt8((7 << 3) | 4, 0)) }],
-    ['that is our own question', { first: (_, question) => question }],
+    ['that is our own request', { first: (_, request) => request }],
     ['of 0xff', { first: (packet) => packet.fill(255) }],
     ['of noise', { first: () => Buffer.alloc(48, 'noise!') }],
-  ])('%s is passed over, and the true one is waited for', async (_, behaviour) => {
+  ])('%s is ignored, and the call waits for the true one', async (_, behaviour) => {
     const { sent, received, after, before } = await ask(await open(behaviour))
     expect(sent - after).toBeLessThanOrEqual(wallOffset() + 1)
     expect(received - before).toBeGreaterThanOrEqual(wallOffset() - 1)
   })
 
-  test('that does not come is waited for until the end', async () => {
+  test('that does not arrive is waited for until the time limit', async () => {
     const server = await open({ sends: () => null })
     const stop = new AbortController()
     const asked = ask(server, undefined, stop.signal)
@@ -147,11 +146,11 @@ describe('an answer', () => {
     await expect(asked).rejects.toThrow('timeout')
   })
 
-  test('to one question is no answer to the next: none can be guessed', async () => {
+  test('to one request does not match the next: each has another cookie', async () => {
     const cookies: string[] = []
     const server = await open({
-      sends: (packet, question) => {
-        cookies.push(question.toString('hex', 40, 48))
+      sends: (packet, request) => {
+        cookies.push(request.toString('hex', 40, 48))
         return packet
       },
     })
@@ -167,7 +166,7 @@ describe('an answer', () => {
     expect(received - before).toBeGreaterThanOrEqual(offset - 1)
   })
 
-  test('that came back slowly is a wider bracket, not a wrong one', async () => {
+  test('that comes back slowly gives a wider interval, not a wrong one', async () => {
     const server = await open({ back: () => delay(60) })
     const { before, after, received, sent } = await ask(server)
     expect(sent - after).toBeLessThanOrEqual(wallOffset() + 1)
@@ -175,14 +174,14 @@ describe('an answer', () => {
     expect(after - before).toBeGreaterThan(50_000)
   })
 
-  test('is refused at once where nobody listens', async () => {
+  test('from a port without a server is refused at once', async () => {
     const server = await open()
     await server[Symbol.asyncDispose]()
     await expect(ask(server, undefined, forever)).rejects.toThrow('ECONNREFUSED')
   })
 
-  test('is not waited for where the network cannot be reached', async () => {
-    // A broadcast address, which the system refuses to connect to: as it does everything when there is no network.
+  test('is not waited for when the network is unreachable', async () => {
+    // The system refuses to connect to a broadcast address, as it refuses every address when there is no network.
     const to = { address: '255.255.255.255', family: 4, port: 123 } as const
     await expect(exchange(to, Date.now() * 1_000, forever)).rejects.toThrow(/^E[A-Z]+$/)
   })
@@ -197,38 +196,38 @@ describe('an answer', () => {
     expect(sent - after).toBeLessThanOrEqual(wallOffset() + 1)
   })
 
-  /** A stranger on this machine, who has found out the port of one of our sockets. */
+  /** An attacker on this machine, who has found the port of one of our sockets. */
   const forge = (packet: Buffer, to: dgram.Socket) => {
-    const stranger = dgram.createSocket('udp4')
+    const attacker = dgram.createSocket('udp4')
     return new Promise<void>((done) => {
-      stranger.send(packet, (to.address() as AddressInfo).port, '127.0.0.1', () => stranger.close(done))
+      attacker.send(packet, (to.address() as AddressInfo).port, '127.0.0.1', () => attacker.close(done))
     })
   }
-  const ELSE = 'ntp-client was answered by somebody else'
+  const ANOTHER_SENDER = 'ntp-client was answered by another sender'
 
-  test('that a stranger gives to ntp-client is found out', async () => {
+  test('that an attacker sends to ntp-client is detected', async () => {
     const server = await open({ back: never })
     const made = vi.spyOn(dgram, 'createSocket')
     const asked = ask(server)
     asked.catch(() => {})
     while (server.asked === 0) await soon()
-    const { value } = made.mock.results[2] ?? {} // ours to the server, the guard, ntp-client's
+    const { value } = made.mock.results[2] ?? {} // ours to the server, the proxy, ntp-client's
     const packet = Buffer.alloc(48)
     packet[0] = (4 << 3) | 4
     stamp(packet, 40, Date.now() * 1_000)
     await forge(packet, value as dgram.Socket)
-    await expect(asked).rejects.toThrow(ELSE)
+    await expect(asked).rejects.toThrow(ANOTHER_SENDER)
   })
 
-  test('that a stranger gives to ntp-client while the true one is on its way is found out', async () => {
+  test('that an attacker sends to ntp-client while the true one is on its way is detected', async () => {
     const { getNetworkTime } = ntpClient
     vi.spyOn(ntpClient, 'getNetworkTime').mockImplementation((host, port, callback) => {
       getNetworkTime(host, port, (error, date) => callback(error, date && new Date(date.getTime() + 5)))
     })
-    await expect(ask(await open())).rejects.toThrow(ELSE)
+    await expect(ask(await open())).rejects.toThrow(ANOTHER_SENDER)
   })
 
-  test('that a stranger asks of the guard is not given to him, and ntp-client is not left waiting', async () => {
+  test('that an attacker requests from the proxy is not sent to them, and ntp-client is not left waiting', async () => {
     const server = await open({ back: never })
     const made = vi.spyOn(dgram, 'createSocket')
     const { getNetworkTime } = ntpClient
@@ -237,10 +236,10 @@ describe('an answer', () => {
         getNetworkTime(...call),
       )
     })
-    await expect(ask(server)).rejects.toThrow(ELSE)
+    await expect(ask(server)).rejects.toThrow(ANOTHER_SENDER)
   })
 
-  test('that ntp-client cannot ask for leaves nothing open', async () => {
+  test('that ntp-client cannot request leaves nothing open', async () => {
     vi.spyOn(ntpClient, 'getNetworkTime').mockImplementation((_host, _port, callback) => {
       setImmediate(() => callback(Object.assign(new Error('too many open files'), { code: 'EMFILE' }), null))
     })
@@ -248,7 +247,7 @@ describe('an answer', () => {
   })
 
   test.each([0, 1, 2, 5, 20])(
-    'is not waited for after an abort, %i turns of the loop after the question',
+    'is not waited for after an abort, %i turns of the event loop after the request',
     async (turns) => {
       const server = await open({ back: never })
       const stop = new AbortController()
@@ -262,12 +261,12 @@ describe('an answer', () => {
   )
 })
 
-/** No width is too large for a slow machine; but each server says how much of it is due to its own answer. */
-const accountedFor = ({ servers }: Measurement) =>
+/** On a slow machine any width is possible, but each server reports its part of it. */
+const reportedWidth = ({ servers }: Measurement) =>
   servers.reduce((sum, { rttUs = 0, distanceUs = 0 }) => sum + rttUs + 2 * distanceUs + 500, 0)
 
 describe('a measurement', () => {
-  test('contains true time, and says who said what', async () => {
+  test('contains true time, and reports on each server', async () => {
     const servers = await several({}, {}, {}, {})
     const measured = await ntp({ servers: names(servers) }).measure()
     expectTruth(measured)
@@ -275,22 +274,22 @@ describe('a measurement', () => {
     expect(measured.servers.map(({ server }) => server)).toEqual(names(servers))
     expect(measured.servers[0]).toMatchObject({ problem: null, stratum: 2, rttUs: expect.any(Number) })
     expect(measured.servers[0]?.distanceUs).toBeCloseTo(1_500, -2)
-    expect(measured.hi - measured.lo).toBeLessThan(accountedFor(measured))
+    expect(measured.hi - measured.lo).toBeLessThan(reportedWidth(measured))
   })
 
-  test('one of four lies by ten seconds: it is named, and true time is contained', async () => {
+  test('one of four is wrong by ten seconds: it is named, and true time is contained', async () => {
     const servers = await several({}, {}, { wrongMs: -10_000 }, {})
     const measured = await ntp({ servers: names(servers) }).measure()
     expectTruth(measured)
     expect(measured.falsetickers).toEqual([servers[2]?.name])
-    expect(measured.hi - measured.lo).toBeLessThan(accountedFor(measured))
+    expect(measured.hi - measured.lo).toBeLessThan(reportedWidth(measured))
   })
 
-  test('in NTP’s next era is right for who says roughly when it is', async () => {
+  test('in NTP’s next era is right if the caller gives the approximate time', async () => {
     const year2040 = Date.UTC(2040, 0, 1) * 1_000
     const offset = year2040 - performance.now() * 1_000
     const servers = names(await several(...Array.from({ length: 3 }, () => ({ offsetUs: () => offset }))))
-    // The packet says the same in 1904, 2040 and 2176.
+    // The packet is the same in 1904, 2040 and 2176.
     expectTruth(await ntp({ servers }).measure({ near: Date.UTC(1980, 0, 1) * 1_000 }), offset)
     expectTruth(await ntp({ servers }).measure({ near: Date.UTC(2100, 0, 1) * 1_000 }), offset)
     expect((await ntp({ servers }).measure({ near: Date.UTC(1970, 0, 1) * 1_000 })).hi).toBeLessThan(offset)
@@ -312,14 +311,14 @@ describe('a measurement', () => {
     )
   })
 
-  test('one silent and one that lies, of four: no three agree', async () => {
+  test('one silent and one wrong, of four: no three agree', async () => {
     const servers = await several({}, { sends: () => null }, {}, { wrongMs: 10_000 })
     await expect(ntp({ servers: names(servers), timeoutMs: 500 }).measure()).rejects.toThrow(
       'Of 4 NTP servers no 3 agree',
     )
   })
 
-  test('the limit: two of three that lie alike are believed', async () => {
+  test('the limit: two of three that are wrong in the same way win the vote', async () => {
     const servers = await several({}, { wrongMs: 200 }, { wrongMs: 200 })
     const measured = await ntp({ servers: names(servers) }).measure()
     expect(measured.lo).toBeGreaterThan(wallOffset())
@@ -335,15 +334,15 @@ describe('a measurement', () => {
     expect(problems).toEqual([expect.stringMatching(/^the same server as (localhost|127\.0\.0\.1):\d+$/)])
   })
 
-  test('a server that asks not to be asked is not, and the others are', async () => {
+  test('a server that answers with a Kiss-o’-death is not asked again, and the others are', async () => {
     const servers = await several({}, {}, { says: () => ({ stratum: 0, reference: 'RATE' }) })
     const asks = ntp({ servers: names(servers) })
     for (let i = 0; i < 3; i++) expectTruth(await asks.measure())
     expect(servers.map(({ asked }) => asked)).toEqual([3, 3, 1])
-    expect((await asks.measure()).servers[2]?.problem).toMatch(/^not asked for another (59|60) min, as it wished$/)
+    expect((await asks.measure()).servers[2]?.problem).toMatch(/^not asked for another (59|60) min, after its KoD$/)
   })
 
-  test('an unknown name is a silent server, and says so', async () => {
+  test('an unknown name counts as a silent server, and is reported', async () => {
     const servers = await several({}, {})
     const lookup = Promise.withResolvers<LookupAddress>()
     lookups.set('nowhere.example', lookup)
@@ -354,7 +353,7 @@ describe('a measurement', () => {
     expect(measured.servers[2]?.problem).toBe('no address: ENOTFOUND')
   })
 
-  test('a name that is found too late is a silent server, is not asked then, and does no harm', async () => {
+  test('a name that is found too late counts as a silent server, and is not asked any more', async () => {
     const servers = await several({}, {}, {})
     const [found, failed] = [Promise.withResolvers<LookupAddress>(), Promise.withResolvers<LookupAddress>()]
     lookups.set('found.example', found)
@@ -381,11 +380,11 @@ describe('a measurement', () => {
     })
     while (silent.asked === 0) await soon()
     stop.abort(new Error('enough'))
-    for (let i = 0; i < 20; i++) await soon() // of our own promises; nothing else is to be waited for
+    for (let i = 0; i < 20; i++) await soon() // for our own promises to settle
     expect(settled).toBe('enough')
   })
 
-  test.each(['enough', null, 7])('an abort for the reason %j, which is no error, rejects with it', async (reason) => {
+  test.each(['enough', null, 7])('an abort with the reason %j, which is no Error, rejects with it', async (reason) => {
     const servers = await several({ back: never }, { back: never }, { back: never })
     const stop = new AbortController()
     const asked = ntp({ servers: names(servers) }).measure({ signal: stop.signal })
@@ -395,16 +394,16 @@ describe('a measurement', () => {
     await expect(asked).rejects.toBe(reason)
   })
 
-  test('narrows with what each server said best, until it is told to forget', async () => {
+  test('narrows by the best answer of each server, until forget()', async () => {
     let slow = false
     const behaviour = { back: () => (slow ? delay(40) : undefined) }
     const asks = ntp({ servers: names(await several(behaviour, behaviour, behaviour)) })
     const quick = await asks.measure()
     slow = true
-    const remembered = await asks.measure()
-    expectTruth(remembered)
-    // No wider than it was, but for the drift.
-    expect(remembered.hi - remembered.lo).toBeLessThan(quick.hi - quick.lo + 2e-4 * (remembered.at - quick.at) + 5)
+    const kept = await asks.measure()
+    expectTruth(kept)
+    // No wider than it was, apart from the drift.
+    expect(kept.hi - kept.lo).toBeLessThan(quick.hi - quick.lo + 2e-4 * (kept.at - quick.at) + 5)
     asks.forget()
     const anew = await asks.measure()
     expectTruth(anew)
@@ -429,13 +428,13 @@ describe('a measurement', () => {
     await expect(ntp({ servers: names(servers) }).measure({ signal: stop.signal })).rejects.toThrow('enough')
   })
 
-  test('2,000 times, through delays, with liars and within what servers say of themselves: true time every time', async () => {
+  test('2,000 times, through delays, with wrong servers and with errors within their claims: true time every time', async () => {
     let state = 20261125
     const random = () => {
       state = (state * 48_271) % 2_147_483_647
       return state / 2_147_483_647
     }
-    // Wrong by less than they say, or a liar; each anew at every question.
+    // Each answer has another error, within the claim of the server.
     const behaviour = (): Behaviour => {
       let dispersion = 0
       return {
@@ -450,9 +449,9 @@ describe('a measurement', () => {
     for (let round = 0; round < 100; round++) {
       const seed = state
       const n = 3 + Math.floor(random() * 3)
-      const liars = Math.floor(random() * (Math.floor((n - 1) / 2) + 1))
+      const wrong = Math.floor(random() * (Math.floor((n - 1) / 2) + 1))
       const servers = await several(
-        ...Array.from({ length: n }, (_, i) => (i < liars ? { wrongMs: random() * 20_000 - 10_000 } : behaviour())),
+        ...Array.from({ length: n }, (_, i) => (i < wrong ? { wrongMs: random() * 20_000 - 10_000 } : behaviour())),
       )
       const asks = ntp({ servers: names(servers) })
       for (let i = 0; i < 20; i++) {
@@ -463,7 +462,7 @@ describe('a measurement', () => {
     }
   })
 
-  test('teeth: servers that are more wrong than they say are believed, and true time is missed', async () => {
+  test('the limit: servers whose error is larger than they claim win the vote, and true time is missed', async () => {
     const says = () => ({ rootDelay: 0, rootDispersion: 2 ** -16 })
     const servers = await several({ wrongMs: 40, says }, { wrongMs: 40, says }, { wrongMs: 40, says })
     const { lo } = await ntp({ servers: names(servers) }).measure()
@@ -518,14 +517,14 @@ describe('configuration', () => {
     expect(ntp({ servers }).servers).toEqual(servers)
   })
 
-  test('without any, it is five public servers', () => {
+  test('by default there are five public servers', () => {
     expect(ntp().servers).toEqual(NTP_SERVERS)
     expect(new Set(NTP_SERVERS.map((name) => name.split('.').slice(-2).join('.'))).size).toBe(5)
   })
 })
 
 describe('afterwards', () => {
-  test('nothing is left open: a process that has measured, and failed to, ends by itself', async () => {
+  test('nothing is left open: a process that has measured, and has failed to measure, exits', async () => {
     const servers = await several({}, {}, { sends: () => null }, { says: () => ({ stratum: 0, reference: 'RATE' }) })
     const port = (i: number) => servers[i]?.port
     const program = `
@@ -565,7 +564,7 @@ describe('afterwards', () => {
 describe.skipIf(!chronydAvailable())('chronyd, a real server', () => {
   const started: { name: string; stop(): Promise<void> }[] = []
   afterEach(() => Promise.all(started.splice(0).map((each) => each.stop())))
-  /** Once it answers, one way or another. */
+  /** Starts one, and waits until it answers. */
   const start = async (...options: Parameters<typeof chronyd>) => {
     const server = await chronyd(...options)
     started.push(server)
@@ -579,19 +578,19 @@ describe.skipIf(!chronydAvailable())('chronyd, a real server', () => {
     return server.name
   }
 
-  test('three of them say what time it is, and one more that lies is named', async () => {
-    const liar = await open({ wrongMs: 10_000 })
+  test('three of them give the time, and a fourth, wrong server is named', async () => {
+    const wrong = await open({ wrongMs: 10_000 })
     const honest = await Promise.all(['127.0.0.11', '127.0.0.12', '127.0.0.13'].map((host) => start({ host })))
-    const asks = [...honest, liar.name]
+    const asks = [...honest, wrong.name]
     const clock = ntp({ servers: asks })
     for (let i = 0; i < 50; i++) {
       const result = await clock.measure()
       expectTruth(result, undefined, 200) // the wall clock is tied to the monotonic one to within some microseconds, and slewed
-      expect(result.falsetickers).toEqual([liar.name])
+      expect(result.falsetickers).toEqual([wrong.name])
     }
   })
 
-  test('that has no source is not believed', async () => {
+  test('that has no source is not used', async () => {
     const hosts = ['127.0.0.14', '127.0.0.15', '127.0.0.16']
     const servers = await Promise.all(hosts.map((host) => start({ host, local: false })))
     await expect(ntp({ servers }).measure()).rejects.toThrow(/not synchronized/)

@@ -1,4 +1,4 @@
-/** Time in a Worker and in a Lambda's shape: NTP-corrected, from one statement. What is real here is told in runtime/runtimes.ts. */
+/** Time in a Worker and in a Lambda: NTP-corrected, from one statement. adapters/runtime/runtimes.ts lists what is real here. */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { createLockstep } from '../../lib/index.ts'
 import {
@@ -21,8 +21,8 @@ beforeAll(async () => {
 })
 afterAll(() => db?.close())
 
-/** One process measures true time, which is 3 s from the database's clock. */
-async function measured(falsetickers = ['liar.example:123']): Promise<Truth> {
+/** One process measures true time, which is 3 s away from the database's clock. */
+async function measured(falsetickers = ['wrong.example:123']): Promise<Truth> {
   await db.pool.query('delete from lockstep.time_anchor')
   await db.pool.query('insert into lockstep.time_anchor (id) values (1)')
   const truth = new Truth(-3_000)
@@ -39,7 +39,7 @@ async function expectTruth(truth: Truth, runtime: Runtime) {
   expect(headers.get('cache-control')).toBe('no-store')
   expect(Date.parse(json.earliest)).toBeLessThanOrEqual(after)
   expect(Date.parse(json.latest)).toBeGreaterThanOrEqual(before)
-  expect(json).toMatchObject({ status: 'synchronized', source: 'database+ntp', falsetickers: ['liar.example:123'] })
+  expect(json).toMatchObject({ status: 'synchronized', source: 'database+ntp', falsetickers: ['wrong.example:123'] })
   return json
 }
 
@@ -62,16 +62,16 @@ describe('a Worker', () => {
     }
     await until('it is known to within 100 ms', async () => (await expectTruth(truth, worker)).boundMs < 100)
     await until('no connection is left', async () => (await connections()) === 0)
-  }, 120_000) // a new backend for each request: half a minute on a machine that is busy with other things
+  }, 120_000) // a new backend for each request: half a minute on a busy machine
 
   test('allows for a clock that stands still while it computes', async () => {
     const json = await expectTruth(await measured(), worker)
     expect(json.boundMs).toBeGreaterThan(50)
     expect(json.spreadMs).toBeGreaterThan(50)
-    expect(json.boundMs).toBeGreaterThan(Date.parse(json.time) - Date.parse(json.earliest)) // `earliest` need not
+    expect(json.boundMs).toBeGreaterThan(Date.parse(json.time) - Date.parse(json.earliest)) // `earliest` needs no allowance
   })
 
-  test('says so where nobody has measured, and locks as well', async () => {
+  test('is unsynchronized while there is no measurement, and locks all the same', async () => {
     await db.pool.query('update lockstep.time_anchor set server = 0')
     const { json } = await ask(worker, '/v1/time')
     expect(json).toMatchObject({ status: 'unsynchronized', source: 'database', earliest: null, latest: null })
@@ -98,7 +98,7 @@ describe('a Lambda', () => {
     await expectTruth(truth, lambda)
   })
 
-  test('that is frozen while it asks is right when it is answered', async () => {
+  test('that is frozen during its statement answers correctly after it', async () => {
     const truth = await measured()
     await using lambda = await startLambda(lambdaEnv(db.url))
     const locking = await db.pool.connect()
@@ -123,7 +123,7 @@ describe('a Lambda', () => {
     expect(json.status).toBe('synchronized')
   })
 
-  test('that can ask NTP servers measures for all, and names the liar', async () => {
+  test('with NTP servers measures for all, and names the falseticker', async () => {
     await db.pool.query('update lockstep.time_anchor set server = 0')
     const servers = await Promise.all([0, 0, 0, 10_000].map((wrongMs) => fakeServer({ wrongMs })))
     const names = servers.map(({ name }) => name)

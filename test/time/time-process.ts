@@ -1,8 +1,8 @@
 /**
- * A process that keeps time, for tests that make its wall clock wrong: says what time it is at each line that it reads, with its
- * monotonic clock before and after (microseconds, the machine's), and `true` time is not its business.
+ * A process for tests that make its wall clock wrong. For each line on its input it prints a reading, with its monotonic clock
+ * (the machine's, in microseconds) before and after it. The test compares it with true time.
  *
- *     node time-process.ts <connection string> [NTP servers, by commas]
+ *     node time-process.ts <connection string> [NTP servers, separated by commas]
  */
 import { createInterface } from 'node:readline'
 import { createLockstep } from '../../lib/index.ts'

@@ -1,9 +1,9 @@
 /**
- * What is promised of time, as a suite that runs on a direct connection (time.test.ts) and through a transaction pooler
- * (database/pooler.test.ts). True time is what the test says (fake-true-time.ts), seconds from the database's clock.
+ * The promises of time, as a suite that runs on a direct connection (time.test.ts) and through a transaction pooler
+ * (database/pooler.test.ts). The test sets true time (fake-true-time.ts), seconds away from the database's clock.
  *
- * Two Locksteps stand for two processes: they share nothing but the database. What real NTP servers say is in ntp.test.ts,
- * clocks that are really wrong in skew.test.ts, a thousand processes in estimate.test.ts.
+ * Two Locksteps stand for two processes: they share nothing but the database. Real NTP servers are in ntp.test.ts, clocks
+ * that are really wrong in skew.test.ts, and simulated clocks in estimate.test.ts.
  */
 import { sql } from 'kysely'
 import pg from 'pg'
@@ -25,7 +25,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
     pool = db.pool
   })
   afterAll(() => db?.close())
-  // Nothing measured, as after the migration.
+  // No measurement, as after the migration.
   beforeEach(() => pool.query('delete from lockstep.time_anchor'))
   beforeEach(() => pool.query('insert into lockstep.time_anchor (id) values (1)'))
   afterEach(() => Promise.all(opened.splice(0).map((each) => each.close())))
@@ -39,7 +39,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
   const set = (assignments: string) => pool.query(`update lockstep.time_anchor set ${assignments}`)
 
   describe('now', () => {
-    test('is the machine’s clock before the first sample, and promises nothing', () => {
+    test('is the machine’s clock before the first sample, without bounds', () => {
       const { time } = open()
       const reading = time.now()
       expect(reading).toMatchObject({ status: 'unsynchronized', source: 'local', boundMs: null, spreadMs: null })
@@ -49,7 +49,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       expect(time.before(Number.MAX_SAFE_INTEGER)).toBe(false)
     })
 
-    test('is the database’s clock where nobody has measured, and promises nothing but the spread', async () => {
+    test('is the database’s clock while there is no measurement, with a spread but without bounds', async () => {
       const { time } = open()
       const reading = await time.ready()
       expect(reading).toMatchObject({ status: 'unsynchronized', source: 'database', boundMs: null, earliest: null })
@@ -57,12 +57,12 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       expect(time.after(0)).toBe(false)
       expect(time.before(Number.MAX_SAFE_INTEGER)).toBe(false)
       await expect(time.waitUntilAfter(0)).rejects.toThrow(UnavailableError)
-      await expect(time.ready({ maxBoundMs: 1_000, waitMs: 0 })).rejects.toThrow(/nobody has measured it by NTP/)
+      await expect(time.ready({ maxBoundMs: 1_000, waitMs: 0 })).rejects.toThrow(/no process has measured it by NTP/)
     })
 
-    test('contains true time once one process has measured it, in every process, and names the liar', async () => {
+    test('contains true time once one process has measured it, in every process, and names the falseticker', async () => {
       const truth = new Truth(3_000)
-      const { time: measuring } = open({ ntp: truth.ntp({ falsetickers: ['liar.example'] }) })
+      const { time: measuring } = open({ ntp: truth.ntp({ falsetickers: ['wrong.example'] }) })
       const { time: reads } = open()
       await measuring.ready()
       await reads.ready()
@@ -71,7 +71,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
         expect(reading).toMatchObject({
           status: 'synchronized',
           source: 'database+ntp',
-          falsetickers: ['liar.example'],
+          falsetickers: ['wrong.example'],
         })
         expect(reading.boundMs).toBeLessThan(100)
         expect(time.after(truth.ms() - 1_000)).toBe(true)
@@ -93,7 +93,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       expect(json.earliest).toMatch(/^\d{4}-.*\.\d{3}Z$/)
     })
 
-    test('asks nobody: it goes on when nobody can be asked', async () => {
+    test('needs no round trip: it continues while the database is unreachable', async () => {
       await using proxy = await tcpProxy(url)
       const truth = new Truth(-5_000)
       const { time } = open({ ntp: truth.ntp() }, proxy.url)
@@ -118,15 +118,15 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       truth.expectWithin(() => time.now())
     })
 
-    test('never goes back: when it was found to be ahead it stands until true time has come', async () => {
-      const truth = new Truth(-1_000) // the database's clock, which it begins with, is ahead, for longer than measuring takes
+    test('never goes back: when it is found to be ahead, it stands still until true time has caught up', async () => {
+      const truth = new Truth(-1_000) // the database's clock, with which it begins, is ahead by more than the duration of a measurement
       const { time } = open({ ntp: truth.ntp(), background: false })
       const before = time.now().timeMs
       await time.ready()
       const held = time.now()
       expect(held.timeMs).toBeGreaterThanOrEqual(before)
       expect(held.timeMs - truth.ms()).toBeLessThanOrEqual(Number(held.boundMs))
-      expect(held.latestMs).toBeLessThan(held.timeMs) // which the interval does not wait for
+      expect(held.latestMs).toBeLessThan(held.timeMs) // the interval does not wait for it
       const caughtUp = await time.waitUntilAfter(held.timeMs)
       expect(truth.ms()).toBeGreaterThan(held.timeMs)
       expect(caughtUp.timeMs).toBeGreaterThan(held.timeMs)
@@ -136,26 +136,26 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       ['renews a lease', (on: Lockstep) => on.locks.acquire('kept', { ttlMs: 1_000 })],
       ['campaigns', (on: Lockstep) => on.leaders.campaign('campaign', { ttlMs: 10_000 })],
       ['ticks', (on: Lockstep) => createTasks(on).tick({ budgetMs: 1_000 })],
-    ])('learns the database’s clock for nothing in a process that %s', async (_, does) => {
+    ])('knows the database’s clock without a statement of its own in a process that %s', async (_, does) => {
       const lockstep = open({ background: false })
       await does(lockstep)
       await until('the clock is known', () => lockstep.time.now().spreadMs !== null)
       expect(lockstep.time.now().source).toBe('database')
     })
 
-    test('samples by itself in a process that lives on, and only there', async () => {
-      const lives = open().time
-      lives.now()
-      await until('it has sampled', () => lives.now().spreadMs !== null)
+    test('samples in the background in a process that runs all the time, and only there', async () => {
+      const running = open().time
+      running.now()
+      await until('it has sampled', () => running.now().spreadMs !== null)
       const frozen = open({ background: false }).time
       frozen.now()
-      await lives.ready()
+      await running.ready()
       expect(frozen.now().spreadMs).toBeNull()
     })
   })
 
   describe('source', () => {
-    test('database: time is what the database’s clock shows', async () => {
+    test('database: time is the database’s clock', async () => {
       const { time } = open({ source: 'database', ntp: new Truth(7_000).ntp() })
       await time.ready()
       for (let i = 0; i < 50; i++) {
@@ -169,7 +169,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       expect(await time.synchronize()).toBe(false) // it asks no NTP server
     })
 
-    test('ntp: time is what this process measures, and the database is not asked', async () => {
+    test('ntp: time is measured by this process, and the database is not used', async () => {
       const truth = new Truth(3_600_000)
       const { time } = open({ source: 'ntp', ntp: truth.ntp() }, 'postgres://127.0.0.1:1/nowhere')
       expect(await time.ready()).toMatchObject({ status: 'synchronized', source: 'ntp', spreadMs: null })
@@ -188,15 +188,15 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       expect(truth.expectWithin(() => time.now()).boundMs).toBeLessThan(100)
     })
 
-    test('local: this machine’s clock, of which nothing is known', async () => {
+    test('local: this machine’s clock, without bounds', async () => {
       const { time } = open({ source: 'local' }, 'postgres://127.0.0.1:1/nowhere')
       expect(await time.ready()).toMatchObject({ status: 'unsynchronized', source: 'local', boundMs: null })
     })
 
     test.each([
       ['time.source', { source: 'gps' }, /'database\+ntp' or 'database' or 'ntp' or 'local', got "gps"/],
-      ['time.ntp', { source: 'ntp' }, /what ntp\(\) of lockstep\/ntp makes, got undefined/],
-      ['time.ntp', { ntp: ['time.example'] }, /what ntp\(\) of lockstep\/ntp makes, got an array/],
+      ['time.ntp', { source: 'ntp' }, /the result of ntp\(\) of lockstep\/ntp, got undefined/],
+      ['time.ntp', { ntp: ['time.example'] }, /the result of ntp\(\) of lockstep\/ntp, got an array/],
     ])('%s is checked: %j', (field, time, message) => {
       const made = () => createLockstep({ connectionString: url, time: time as never })
       expect(made).toThrow(message)
@@ -213,9 +213,9 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
         return { ntp, time: open({ ntp, background: false }).time }
       })
       const asked = all.map(({ time }) => time.synchronize())
-      const turnedAway = new Set<boolean>()
-      for (const each of asked) each.then((measured) => turnedAway.add(measured))
-      await until('the others know that it is not their turn', () => turnedAway.has(false))
+      const results = new Set<boolean>()
+      for (const each of asked) each.then((measured) => results.add(measured))
+      await until('the others have found the claim', () => results.has(false))
       for (const { time } of all) expect((await time.ready({ waitMs: 0 })).status).toBe('unsynchronized')
       gate.resolve()
       expect((await Promise.all(asked)).filter(Boolean)).toHaveLength(1)
@@ -237,7 +237,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       expect(await row()).toMatchObject({ claimed_until: null, epoch: expect.any(Number) })
     })
 
-    test('waits 20 s for who has claimed it and died, and not for a claim that a clock set back left in the future', async () => {
+    test('waits 20 s for a claim whose process died, and not for a claim that lies in the future since a clock was set back', async () => {
       const ntp = new Truth().ntp()
       const { time } = open({ ntp, background: false })
       await set("claimed_until = clock_timestamp() + interval '19 s'")
@@ -248,7 +248,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       expect(await time.synchronize()).toBe(true)
     })
 
-    test('is nobody’s to wait for: a row that is locked is left to who has it', async () => {
+    test('is not waited for: no process waits for a locked row', async () => {
       const { time } = open({ ntp: new Truth().ntp(), background: false })
       const client = await pool.connect()
       try {
@@ -261,18 +261,18 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       }
     })
 
-    test('a measurement that fails names who said nothing, and the next may follow', async () => {
+    test('a measurement that fails names the silent servers, and another may follow', async () => {
       const truth = new Truth()
-      let away = true
+      let silent = true
       const asked = () => {
-        if (away) throw new UnavailableError('Only 1 of 3 NTP servers gave a time: b.example: timeout')
+        if (silent) throw new UnavailableError('Only 1 of 3 NTP servers gave a time: b.example: timeout')
       }
       const { time } = open({ ntp: truth.ntp({ asked }), background: false })
       await expect(time.synchronize()).rejects.toThrow(/b\.example: timeout/)
       expect(time.now().status).toBe('unsynchronized')
-      away = false
+      silent = false
       await until('it has given its claim back', async () => (await row()).claimed_until === null)
-      // It does not try again by itself for 20 s; another may at once, and who asks for it.
+      // In the background it does not measure again for 20 s. Another process may at once, and so may synchronize().
       await time.ready()
       expect((await row()).claimed_until).toBeNull()
       expect(await open({ ntp: truth.ntp(), background: false }).time.synchronize()).toBe(true)
@@ -281,7 +281,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       truth.expectWithin(() => time.now())
     })
 
-    test('measurements that agree are intersected, whoever made them, in any order', async () => {
+    test('measurements that agree are intersected, from any process, in any order', async () => {
       const truth = new Truth()
       const wide = open({ ntp: truth.ntp({ boundMs: 50 }), background: false }).time
       const narrow = open({ ntp: truth.ntp({ boundMs: 2 }), background: false }).time
@@ -294,18 +294,16 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       await set('at_us = at_us - 65000000')
       await wide.synchronize()
       const third = await row()
-      // only what the clocks may have drifted, and the look at them
+      // only by the drift of the clocks, and the time of the statement
       expect(third.hi_us - third.lo_us).toBeLessThan((first.hi_us - first.lo_us) / 2)
       expect(third.epoch).toBe(1)
       truth.expectWithin(() => wide.now())
     })
 
-    test('one that contradicts stands beside it until a second says which is right; meanwhile all get the hull', async () => {
+    test('a measurement that contradicts is stored with it until the next one decides; in the meantime all get the hull', async () => {
       const truth = new Truth()
-      const honest = truth.ntp()
-      const { time } = open({ ntp: honest, background: false })
-      const lying = truth.ntp({ wrongMs: 900 })
-      const { time: deceived } = open({ ntp: lying, background: false })
+      const { time } = open({ ntp: truth.ntp(), background: false })
+      const { time: deceived } = open({ ntp: truth.ntp({ wrongMs: 900 }), background: false })
       const { time: reads } = open({ background: false })
       await time.synchronize()
       const { revision } = await row()
@@ -326,19 +324,19 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       expect(reads.now().boundMs).toBeLessThan(100)
     })
 
-    test('is begun anew when the second measurement agrees with the one that contradicted', async () => {
+    test('is replaced when the next measurement agrees with the one that contradicted', async () => {
       const truth = new Truth()
       const { time } = open({ ntp: truth.ntp(), background: false })
       const { time: reads } = open({ background: false })
       await time.synchronize()
       await reads.ready()
-      await set('lo_us = lo_us + 2000000, hi_us = hi_us + 2000000, guess_us = guess_us + 2000000') // of a clock set since
+      await set('lo_us = lo_us + 2000000, hi_us = hi_us + 2000000, guess_us = guess_us + 2000000') // the clock was set since
       await set('at_us = at_us - 65000000')
       await time.synchronize()
       expect((await row()).rival_at_us).not.toBeNull()
       expect((await reads.ready()).status).toBe('disrupted')
       truth.expectWithin(() => reads.now())
-      await time.synchronize() // too soon: the same process within half a second is one witness
+      await time.synchronize() // too soon: two measurements by one process within half a second count as one
       expect((await row()).rival_at_us).not.toBeNull()
       await set('rival_at_us = rival_at_us - 600000')
       await time.synchronize()
@@ -349,7 +347,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       }
     })
 
-    test('refuses what was under way too long, was sent before the clock was set back, or is of another clock', async () => {
+    test('refuses an offer that took too long, was sent before the clock was set back, or is about another clock', async () => {
       const offer = async (server: string, from: string, to = from) => {
         const text = `select lockstep.offer_time(${server}, ${from}, ${to}, -1000, 1000, 0, false, 'w', '{}', '[]') as verdict`
         return (await pool.query(text)).rows[0].verdict
@@ -363,16 +361,16 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       expect(await offer(mine, now)).toBe('begun')
       const { lo_us, hi_us } = await row()
       expect(Number(hi_us) - Number(lo_us)).toBeLessThan(20_000)
-      // 300 ms under way, or a clock that was set by as much: the offer alone, as wide as that
+      // It took 300 ms, or the clock was set by as much: then only the offer counts, and is widened by that
       expect(await offer(mine, `${now} - 300000`)).toBe('agreed')
       expect(Number((await row()).lo_us)).toBeLessThan(-300_000)
     })
 
-    test('is replaced, not intersected, by who has seen the clock set, and while it is in doubt', async () => {
-      const offer = async (lo: number, hi: number, { doubts = false, who = 'one' } = {}) => {
+    test('is replaced, not intersected, by a process that saw the clock set, and while it is in doubt', async () => {
+      const offer = async (lo: number, hi: number, { inDoubt = false, writer = 'one' } = {}) => {
         const now = 'lockstep.microseconds(clock_timestamp())'
-        const text = `select lockstep.offer_time(lockstep.clock_identity(), ${now}, ${now}, ${lo}, ${hi}, ${lo}, ${doubts},
-                                                 '${who}', '{}', '[]') as verdict`
+        const text = `select lockstep.offer_time(lockstep.clock_identity(), ${now}, ${now}, ${lo}, ${hi}, ${lo}, ${inDoubt},
+                                                 '${writer}', '{}', '[]') as verdict`
         const { verdict } = (await pool.query(text)).rows[0]
         const { lo_us, hi_us, rival_lo_us } = await row()
         return { verdict, lo: Number(lo_us), hi: Number(hi_us), rival: rival_lo_us && Number(rival_lo_us) }
@@ -380,19 +378,19 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       const ms = (x: number) => x * 1_000
       expect(await offer(ms(-100), ms(100))).toMatchObject({ verdict: 'begun', hi: ms(100) + 1 })
       expect((await offer(ms(50), ms(500))).hi).toBeLessThan(ms(101))
-      expect(await offer(ms(90), ms(500), { doubts: true })).toMatchObject({ verdict: 'agreed', hi: ms(500) + 1 })
+      expect(await offer(ms(90), ms(500), { inDoubt: true })).toMatchObject({ verdict: 'agreed', hi: ms(500) + 1 })
       expect(await offer(ms(900), ms(999))).toMatchObject({ verdict: 'disputed', hi: ms(500) + 1 })
       const kept = (await row()).rival_at_us
-      expect((await offer(ms(901), ms(998))).verdict).toBe('disputed') // the same witness, too soon
+      expect((await offer(ms(901), ms(998))).verdict).toBe('disputed') // the same writer, too soon
       expect((await row()).rival_at_us).toBe(kept)
       expect(await offer(ms(400), ms(990))).toMatchObject({ verdict: 'agreed', hi: ms(990) + 1, rival: null })
       expect(await offer(ms(2_000), ms(2_100))).toMatchObject({ verdict: 'disputed' })
-      const begun = await offer(ms(2_050), ms(2_900), { who: 'another' })
+      const begun = await offer(ms(2_050), ms(2_900), { writer: 'another' })
       expect(begun).toMatchObject({ verdict: 'begun', hi: ms(2_900) + 1, rival: null })
       expect(begun.lo).toBeLessThan(ms(2_050))
     })
 
-    test('is of another clock after a restart, and then means nothing', async () => {
+    test('belongs to another clock after a restart, and is not used then', async () => {
       await using frozen = open({ background: false })
       const truth = new Truth()
       await open({ ntp: truth.ntp(), background: false }).time.synchronize()
@@ -406,7 +404,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       })
     })
 
-    test('a machine that sleeps while NTP servers are asked writes no old truth', async () => {
+    test('a machine that sleeps while NTP servers are asked does not write the old measurement', async () => {
       const truth = new Truth()
       const { now } = performance
       let slept = 0
@@ -420,7 +418,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
           const since = now.call(performance)
           while (now.call(performance) - since < 60) slept = now.call(performance) - since
           truth.offset += slept * 1_000
-          return measured // from before
+          return measured // from before the sleep
         }
         const { time } = open({ ntp: { ...servers, measure }, background: false })
         expect(await time.synchronize()).toBe(true)
@@ -435,8 +433,8 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       }
     })
 
-    test('an answer out of a cache is refused', async () => {
-      // What a caching proxy does: the answer of before, again.
+    test('an answer from a cache is refused', async () => {
+      // A caching proxy answers with the earlier answer again.
       const lockstep = open({ background: false })
       const sampled: unknown[] = []
       const client = pg.Client.prototype as unknown as { query(...args: unknown[]): Promise<unknown> }
@@ -457,7 +455,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
   })
 
   describe('waitUntilAfter', () => {
-    test('waits until the instant is over for certain: no clock that is right shows less then', async () => {
+    test('waits until the instant has certainly passed: then true time is later', async () => {
       const truth = new Truth(1_000)
       const { time } = open({ ntp: truth.ntp({ boundMs: 5 }) })
       await time.ready()
@@ -493,18 +491,18 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       const [a, b] = [open({ ntp: truth.ntp() }), open()]
       await a.time.ready()
       const seen = new Set<bigint>()
-      let begun = 0n // the greatest that was answered before this one was asked for
-      const lane = async (time: Lockstep['time']) => {
+      let greatest = 0n // of the ticks that were answered
+      const sequence = async (time: Lockstep['time']) => {
         for (let i = 0; i < 200; i++) {
-          const floor = begun
+          const floor = greatest
           const tick = await time.tick()
           expect(tick).toBeGreaterThan(floor)
           expect(seen.has(tick)).toBe(false)
           seen.add(tick)
-          if (tick > begun) begun = tick
+          if (tick > greatest) greatest = tick
         }
       }
-      await Promise.all(Array.from({ length: 16 }, (_, i) => lane((i % 2 ? a : b).time)))
+      await Promise.all(Array.from({ length: 16 }, (_, i) => sequence((i % 2 ? a : b).time)))
       expect(seen.size).toBe(3_200)
       const asked = truth.ms()
       const { rows } = await pool.query('select lockstep.microseconds(lockstep.now()) as now, lockstep.tick() as tick')
@@ -512,7 +510,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       expect(Number(rows[0].tick) / 1_000).toBeGreaterThan(asked - 1_000)
     })
 
-    test('in a transaction of yours holds nobody up, and is not given again when that is rolled back', async () => {
+    test('in your transaction blocks no other caller, and is not reused after a rollback', async () => {
       const { time } = open()
       const client = await pool.connect()
       try {
@@ -531,7 +529,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       }
     })
 
-    test('goes on where it was when the clock was set back', async () => {
+    test('continues from the last tick when the clock was set back', async () => {
       const { time } = open()
       const before = await time.tick()
       await pool.query("select setval('lockstep.tick_sequence', $1)", [String(before + 3_600_000_000n)])
@@ -579,7 +577,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       expect(truth.expectWithin(() => time.now()).boundMs).toBeGreaterThan(25)
     })
 
-    test('leases keep to the database’s own clock, whatever was measured', async () => {
+    test('leases use the database’s own clock, independent of any measurement', async () => {
       const truth = new Truth(3_600_000)
       const lockstep = open({ ntp: truth.ntp() })
       const held = await lockstep.locks.acquire('kept', { ttlMs: 5_000 })
@@ -609,7 +607,7 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
     await expect(refused).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', field })
   })
 
-  test('ready waits for a part of a millisecond too', async () => {
+  test('ready accepts a fraction of a millisecond', async () => {
     await open().time.ready({ waitMs: 1.5 })
   })
 
@@ -621,14 +619,14 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
     await expect(time.waitUntilAfter(instant as never)).rejects.toEqual(error)
   })
 
-  test('ready says why time is not known as well as is asked', async () => {
+  test('ready names the bound that it has, when that is above maxBoundMs', async () => {
     const { time } = open({ ntp: new Truth().ntp({ boundMs: 40 }) })
     const refused = time.ready({ maxBoundMs: 10, waitMs: 1 })
-    await expect(refused).rejects.toThrow(/known to within 4\d\.\d+ ms \(synchronized\), and 10 ms are asked for/)
+    await expect(refused).rejects.toThrow(/known to within 4\d\.\d+ ms \(synchronized\), but maxBoundMs is 10/)
     await expect(time.ready({ maxBoundMs: 60 })).resolves.toMatchObject({ status: 'synchronized' })
   })
 
-  test('a tick measures true time too', async () => {
+  test('a tick of the tasks measures true time too', async () => {
     const truth = new Truth()
     const ntp = truth.ntp()
     const lockstep = open({ ntp, background: false })
@@ -637,18 +635,18 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
     expect((await row()).revision).toBe('1')
   })
 
-  test('a tick does not wait for NTP servers longer than for its budget', async () => {
+  test('a tick of the tasks does not wait for NTP servers longer than its budget', async () => {
     const never = Promise.withResolvers<void>()
     const lockstep = open({ ntp: new Truth().ntp({ asked: () => never.promise }), background: false })
     await expect(createTasks(lockstep).tick({ budgetMs: 1_000 })).resolves.toMatchObject({ jobs: 0 })
     never.resolve()
   })
 
-  test('nothing is asked after close', async () => {
+  test('after close there are no statements, and now() continues', async () => {
     const lockstep = open({ ntp: new Truth().ntp() })
     await lockstep.time.ready()
     await lockstep.close()
-    expect(lockstep.time.now().status).toBe('synchronized') // what was known still holds
+    expect(lockstep.time.now().status).toBe('synchronized') // the interval still holds
     await expect(lockstep.time.ready()).rejects.toThrow('Lockstep was closed')
     await expect(lockstep.time.tick()).rejects.toThrow(UnavailableError)
   })

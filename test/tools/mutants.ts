@@ -109,7 +109,7 @@ const MUTANTS: Mutant[] = [
     tests: 'a schedule that cannot be sent',
   },
   {
-    bug: 'leaving gives up the partitions first and the place last',
+    bug: 'leaving gives up the partitions first and the membership last',
     file: 'lib/event/group/polls.ts',
     from: 'if (!stays) {',
     to: 'if (false) {',

@@ -1,17 +1,20 @@
 /**
- * A consumer: this process's part in a group. It keeps its lease as a member, takes its share of the partitions and gives up what is
- * more than that, and works off those that it holds (partition.ts), a few at a time.
+ * A consumer: this process as a member of a group. It renews its lease as a member, takes its quota of the partitions,
+ * gives up partitions beyond that, and applies the events of those it holds (partition.ts), a few partitions at a time.
  *
- * TO STOP is: let the batches under way end within the grace; then abort their signals, and roll them back; give up the partitions,
- * and the place as a member. Whoever takes a partition next begins where the last commit left it.
+ * TO STOP: the batches in progress may end within the grace period; then their signals abort and they are rolled back;
+ * then the partitions and the membership are released. The next holder of a partition begins at the last checkpoint
+ * that was committed.
  */
 import {
+  BackoffDelays,
   checkInteger,
   checkMs,
   Deadline,
   fromDatabase,
   LIMITS,
   NotFoundError,
+  onAbort,
   Stopwatch,
   UnavailableError,
   WAIT,
@@ -21,33 +24,44 @@ import {
 import type { Database, Pool } from '../../database/index.ts'
 import { LeaseHold, type Renewer } from '../../lease/index.ts'
 import type { StreamNotifier } from '../stream/index.ts'
-import { nextOf } from './delivery.ts'
+import { partitionReader } from './delivery.ts'
 import { checkGroup, type Group, type GroupOptions, type Groups, memberName, pick } from './groups.ts'
 import { type EventHandler, Partition, type PartitionParts } from './partition.ts'
 
+/** Options of `consume`: those of the group, which is made if it does not exist, and those of this consumer. */
 export interface ConsumeOptions extends GroupOptions {
-  /** Partitions that are worked at a time in this process, each on a connection of Lockstep's pool, 1–256. @default 4 */
+  /**
+   * How many partitions this process works on at the same time, each on a connection of Lockstep's pool, 1–256.
+   * @default 4
+   */
   concurrency?: number
-  /** Events in a transaction at most, 1–1,000. @default 100 */
+  /** The most events of one transaction, 1–1,000. @default 100 */
   batch?: number
-  /** Milliseconds after which another takes over from a consumer that died, 1,000–3,600,000. @default 15_000 */
+  /** Milliseconds after which other consumers take over from one that died, 1,000–3,600,000. @default 15_000 */
   ttlMs?: number
-  /** Milliseconds for a batch, 1,000–3,600,000; then it is rolled back, and the event at which it was has failed. @default 30_000 */
+  /**
+   * Milliseconds for a batch, 1,000–3,600,000. After that it is rolled back, and the event that was being handled has
+   * failed.
+   * @default 30_000
+   */
   timeoutMs?: number
-  /** Stops the consumer. */
+  /** Stops the consumer, as `stop()` does. */
   signal?: AbortSignal
 }
 
-/** What `consume` answers. */
+/** A running consumer, as `consume` returns it. */
 export interface Consumer extends AsyncDisposable {
-  /** Its name as a holder of partitions. */
+  /** The consumer's name as a holder of partitions: a random UUID. */
   readonly id: string
+  /** The group's name. */
   readonly group: string
-  /** The partitions that it holds now. */
+  /** The numbers of the partitions that it holds now, in rising order. */
   readonly partitions: number[]
   /**
-   * Resolves when nothing of it runs any more and others can have its partitions.
-   * @param options.graceMs  milliseconds for batches under way, ≥ 0. @default 1_000
+   * Stops the consumer. Resolves when none of its handlers runs and other consumers can take its partitions. A second call
+   * returns the promise of the first.
+   * @param options.graceMs  milliseconds in which batches in progress may end, ≥ 0; then they are rolled back. @default 1_000
+   * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
    */
   stop(options?: { graceMs?: number }): Promise<void>
 }
@@ -57,15 +71,16 @@ export interface ConsumerParts {
   pool: Pool
   groups: Groups
   renewer: Renewer
-  tidings: StreamNotifier
+  notifier: StreamNotifier
   onError: (error: unknown) => void
 }
 
 const CONCURRENCY = { min: 1, max: 256 }
 const BATCH = { min: 1, max: 1_000 }
 const TIMEOUT = { min: 1_000, max: 3_600_000 }
-// How often shares are looked at.
+// How often the assignment of partitions is checked: a tenth of the ttl, within these bounds.
 const BALANCE_MS = { least: 200, most: 1_000 }
+const DELAYS = { firstMs: 100, mostMs: 5_000 }
 
 export class GroupConsumer implements Consumer {
   readonly id = crypto.randomUUID()
@@ -73,7 +88,7 @@ export class GroupConsumer implements Consumer {
   readonly #parts: ConsumerParts
   readonly #options: ConsumeOptions
   readonly #handler: EventHandler
-  readonly #over: () => void
+  readonly #onStopped: () => void
   readonly #ttlMs: number
   readonly #partitions = new Map<number, Partition>()
   readonly #waker = new Waker()
@@ -83,20 +98,23 @@ export class GroupConsumer implements Consumer {
   #stopped: Promise<void> | undefined
   #stopping = false
 
-  /** @param over  called when it has stopped. */
-  constructor(parts: ConsumerParts, group: string, options: ConsumeOptions, handler: EventHandler, over: () => void) {
+  /** @param onStopped  called when the consumer has stopped. */
+  constructor(
+    parts: ConsumerParts,
+    group: string,
+    options: ConsumeOptions,
+    handler: EventHandler,
+    onStopped: () => void,
+  ) {
     checkConsumer(group, options, handler)
     this.group = group
     this.#parts = parts
     this.#options = options
     this.#handler = handler
-    this.#over = over
+    this.#onStopped = onStopped
     this.#ttlMs = options.ttlMs ?? LIMITS.ttlMs.default
-    const { signal } = options
-    const stop = () => void this.stop()
-    if (signal?.aborted) queueMicrotask(stop)
-    signal?.addEventListener('abort', stop)
-    this.#running = this.#run().finally(() => signal?.removeEventListener('abort', stop))
+    this.#running = this.#run().finally(() => off())
+    const off = onAbort(options.signal, () => void this.stop())
   }
 
   get partitions(): number[] {
@@ -113,7 +131,7 @@ export class GroupConsumer implements Consumer {
     return this.stop()
   }
 
-  /** Stops. Resolves when no handler runs any more, or the grace is over; undefined: none runs. */
+  /** Stops the consumer. Resolves when no handler runs any more or the grace period is over; undefined: none runs. */
   rest(graceMs: number): Promise<void> | undefined {
     void this.stop({ graceMs }).catch(() => {})
     if (this.#applying.size === 0) return undefined
@@ -124,20 +142,20 @@ export class GroupConsumer implements Consumer {
   async #run(): Promise<void> {
     const everyMs = Math.min(Math.max(this.#ttlMs / 10, BALANCE_MS.least), BALANCE_MS.most)
     let parts: PartitionParts | undefined
-    for (let pauseMs = 100; !this.#stopping; ) {
+    const delays = new BackoffDelays(DELAYS)
+    while (!this.#stopping) {
       try {
         if (!parts) await this.#parts.groups.declare(this.group, this.#options)
         parts ??= this.#partitionParts()
         await this.#balance(parts)
-        pauseMs = 100
+        delays.reset()
         await this.#waker.wait(everyMs * (0.9 + Math.random() / 5))
       } catch (error) {
         const away = fromDatabase(error) instanceof UnavailableError
         if (!away) this.#parts.onError(error)
-        // made with other options, or deleted: nothing that would pass
+        // the group has other options, or was deleted: a retry would not help
         if (!away && (!parts || error instanceof NotFoundError)) return void this.stop()
-        await this.#waker.wait(pauseMs)
-        pauseMs = Math.min(pauseMs * 2, 5_000)
+        await this.#waker.wait(delays.next())
       }
     }
   }
@@ -148,11 +166,11 @@ export class GroupConsumer implements Consumer {
       const attempted = new Stopwatch()
       const name = memberName(this.group, this.id)
       const grant = await groups.leases.grant({ name, holder: this.id, ttlMs: this.#ttlMs, meta: null })
-      if (!('token' in grant)) return // the row is busy: soon again
+      if (!('token' in grant)) return // the row is locked: the next round tries again
       this.#member?.lose('it was not renewed in time')
       this.#member = new LeaseHold(database, groups.leases, renewer, grant, this.#ttlMs, attempted)
     }
-    const { group, free, quota } = await groups.seats(this.group, this.id)
+    const { group, free, quota } = await groups.assignment(this.group, this.id)
     if (this.#stopping) return
     const mine = [...this.#partitions.values()].filter(({ stopping }) => !stopping).map(({ index }) => index)
     for (const index of pick(mine, mine.length - quota)) this.#partitions.get(index)?.stop()
@@ -172,25 +190,25 @@ export class GroupConsumer implements Consumer {
     this.#partitions.set(index, partition)
     void partition.ended.then(async () => {
       if (this.#partitions.get(index) === partition) this.#partitions.delete(index)
-      if (!hold.signal.aborted) await hold.release().catch(() => {}) // it runs out
+      if (!hold.signal.aborted) await hold.release().catch(() => {}) // or it expires
       this.#waker.wake()
     })
   }
 
   #partitionParts(): PartitionParts {
-    const { database, pool, tidings, onError } = this.#parts
+    const { database, pool, notifier, onError } = this.#parts
     const { batch = 100, concurrency = 4, timeoutMs = 30_000 } = this.#options
     return {
-      ...{ database, tidings, onError, timeoutMs, handler: this.#handler },
-      next: nextOf(pool, this.group, batch),
-      turnstile: turnstile(concurrency, this.#applying),
+      ...{ database, notifier, onError, timeoutMs, handler: this.#handler },
+      read: partitionReader(pool, this.group, batch),
+      limit: concurrencyLimit(concurrency, this.#applying),
     }
   }
 
   async #stop(graceMs: number): Promise<void> {
     this.#stopping = true
     this.#waker.wake()
-    const all = [...this.#partitions.values()] // and no others any more
+    const all = [...this.#partitions.values()] // #stopping: no partition is added any more
     for (const partition of all) partition.stop()
     const timer = setTimeout(() => {
       for (const partition of all) partition.cut()
@@ -198,35 +216,38 @@ export class GroupConsumer implements Consumer {
     await this.#running
     await Promise.all(all.map((partition) => partition.ended))
     clearTimeout(timer)
-    await Promise.all(all.map(({ hold }) => hold.release().catch(() => {}))) // lost, or they run out
+    await Promise.all(all.map(({ hold }) => hold.release().catch(() => {}))) // lost, or they expire
     await this.#member?.release().catch(() => {})
-    this.#over()
+    this.#onStopped()
   }
 }
 
-/** Lets so many work at a time; the others wait, first come first served. @param inside  what is done now. */
-function turnstile(most: number, inside: Set<Promise<unknown>>): PartitionParts['turnstile'] {
+/**
+ * Runs at most `most` pieces of work at a time; the others wait, first come, first served.
+ * @param running  holds the work in progress.
+ */
+function concurrencyLimit(most: number, running: Set<Promise<unknown>>): PartitionParts['limit'] {
   const waiting: (() => void)[] = []
   let free = most
-  const enter = async <T>(work: () => Promise<T>): Promise<T> => {
+  const run = async <T>(work: () => Promise<T>): Promise<T> => {
     if (free === 0) await new Promise<void>((enter) => waiting.push(enter))
     else free--
     const working = work()
-    inside.add(working)
+    running.add(working)
     try {
       return await working
     } finally {
-      inside.delete(working)
+      running.delete(working)
       const next = waiting.shift()
       if (next) next()
       else free++
     }
   }
-  return { enter, full: () => free === 0 }
+  return { run, full: () => free === 0 }
 }
 
 function checkConsumer(group: string, options: ConsumeOptions, handler: unknown): void {
-  checkGroup(group, options) // now: nobody hears what `#run` throws
+  checkGroup(group, options) // here, since an error of `#run` does not reach the caller
   const { concurrency, batch, ttlMs, timeoutMs } = options
   if (concurrency !== undefined) checkInteger('concurrency', concurrency, CONCURRENCY)
   if (batch !== undefined) checkInteger('batch', batch, BATCH)

@@ -1,32 +1,36 @@
 /**
- * What is next of a partition, and what becomes of it: the calls that a consumer makes, wherever it lives.
+ * The delivery of a partition's events, and its outcome: the statements that a consumer needs, in this process or
+ * elsewhere.
  */
 import { type RawBuilder, sql } from 'kysely'
 import { batched, jsonText, LIMITS } from '../../base/index.ts'
 import { column, type Pool } from '../../database/index.ts'
 import { attemptsOf, type StoredEvent } from '../stream/index.ts'
 
-/** An event as it is given to be applied. */
-export type GivenEvent = StoredEvent & {
-  /** 1 for the first. */
+/** An event as it is delivered to a consumer. */
+export type DeliveredEvent = StoredEvent & {
+  /** The number of this attempt to apply it: 1 for the first. */
   attempt: number
 }
 
-/** What is next of a partition. */
-export interface Next {
-  /** Whether the asker holds the partition; if not, nothing is given. */
+/** What is delivered of a partition. */
+export interface Delivery {
+  /** Whether the caller holds the partition; if not, nothing is delivered. */
   held: boolean
-  events: GivenEvent[]
+  events: DeliveredEvent[]
+  /** The checkpoint after this delivery, and the delivery's number: `commit` and `fail` need both. */
   next: bigint
   turn: bigint
+  /** There may be more to read at once. */
   more: boolean
-  waits: boolean
-  /** Milliseconds until an event that failed is due. */
+  /** An append is in an open transaction, and may still commit. */
+  undecided: boolean
+  /** Milliseconds until an event that failed is due again. */
   dueMs: number | undefined
 }
 
-/** What was given, to be ended. */
-export interface Given {
+/** A delivery to be committed or failed. */
+export interface DeliveryEnd {
   group: string
   partition: number
   token: bigint
@@ -34,7 +38,13 @@ export interface Given {
   turn: bigint
 }
 
-type NextRow = {
+/** A partition, and the token under which the caller holds it. */
+export interface HeldPartition {
+  partition: number
+  token: bigint
+}
+
+type DeliveryRow = {
   held: boolean
   events: string | null
   next: string | null
@@ -43,27 +53,34 @@ type NextRow = {
   waits: boolean
   wait_ms: number | null
 }
-type Ask = { partition: number; token: bigint }
 
-// Of events on disk, in an answer.
+// Events of so many bytes on disk in one answer.
 const PAGE_BYTES = 4_194_304
 
-/** What is next of partitions of a group; all that ask at a time share a statement. */
-export function nextOf(pool: Pool, group: string, most: number): (ask: Ask) => Promise<Next> {
+/** Reads the next events of a partition; calls that are made at the same time share a statement. */
+export function partitionReader(pool: Pool, group: string, most: number): (held: HeldPartition) => Promise<Delivery> {
   return batched(
-    (asks) => readAll(pool, group, asks, most),
+    (held) => readPartitions(pool, group, held, most),
     ({ partition }) => String(partition),
     64,
   )
 }
 
-/** In the order of the asks. All together they get {@link PAGE_BYTES}, and one event always: so it is another's turn each time. */
-export async function readAll(pool: Pool, group: string, all: Ask[], most: number): Promise<Next[]> {
+/**
+ * The next events of several partitions, in their order. All partitions together get {@link PAGE_BYTES}, but always one
+ * event: so the read begins at a random partition, for each to have its turn.
+ */
+export async function readPartitions(
+  pool: Pool,
+  group: string,
+  all: HeldPartition[],
+  most: number,
+): Promise<Delivery[]> {
   const first = Math.floor(Math.random() * all.length)
-  const asks = [...all.slice(first), ...all.slice(0, first)]
-  const partitions = column(asks, 'integer', ({ partition }) => partition)
-  const tokens = column(asks, 'bigint', ({ token }) => token)
-  const rows = await pool.run<NextRow>(
+  const rotated = [...all.slice(first), ...all.slice(0, first)]
+  const partitions = column(rotated, 'integer', ({ partition }) => partition)
+  const tokens = column(rotated, 'bigint', ({ token }) => token)
+  const rows = await pool.run<DeliveryRow>(
     sql`select r.held, r.events::text, r.next, r.turn, r.more, r.waits, r.wait_ms
           from lockstep.read_partitions(${group}, ${partitions}, ${tokens}, ${most}, ${PAGE_BYTES}) r`,
   )
@@ -74,22 +91,24 @@ export async function readAll(pool: Pool, group: string, all: Ask[], most: numbe
     next: BigInt(next ?? 0),
     turn: BigInt(turn ?? 0),
     more,
-    waits,
+    undecided: waits,
     dueMs: wait_ms ?? undefined,
   }))
 }
 
-/** @param again  it may have been committed before, which is as good. */
-export const commitEvents = ({ group, partition, token, next, turn }: Given, again: boolean): RawBuilder<unknown> =>
-  sql`lockstep.commit_events(${group}, ${partition}, ${token}, ${next}, ${turn}, ${again})`
+/** @param again  a delivery that was committed before is a success too. */
+export const commitEvents = (
+  { group, partition, token, next, turn }: DeliveryEnd,
+  again: boolean,
+): RawBuilder<unknown> => sql`lockstep.commit_events(${group}, ${partition}, ${token}, ${next}, ${turn}, ${again})`
 
-/** An event failed; those before it were applied. `due_ms`: since 1970; null: it is parked. */
-export const failEvent = ({ group, partition, token, next, turn }: Given, event: bigint, reason: unknown) =>
+/** An event failed; those before it were applied. `due_ms`: milliseconds since 1970; null: the event is parked. */
+export const failEvent = ({ group, partition, token, next, turn }: DeliveryEnd, event: bigint, reason: unknown) =>
   sql<{ attempts: number; due_ms: number | null }>`
     select f.attempts, case when f.due_at < 'infinity' then extract(epoch from f.due_at)::double precision * 1000 end as due_ms
       from lockstep.fail_event(${group}, ${partition}, ${token}, ${next}, ${turn}, ${event}, ${reasonText(reason)}::jsonb) f`
 
-/** Why an event failed, as it is kept: whatever was thrown. */
+/** Why an event failed, as JSON to store; a handler may throw any value. */
 function reasonText(reason: unknown): string {
   try {
     const shown = reason instanceof Error ? { name: reason.name, message: reason.message, stack: reason.stack } : reason

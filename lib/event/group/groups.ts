@@ -1,11 +1,12 @@
 /**
- * Groups: which partitions there are, and who has which.
+ * Groups: their partitions, and how these are assigned to consumers.
  *
- * A stream belongs to one partition of a group, by a hash of its name; a partition is held by one consumer at a time, by a lease
- * like any other (lease/leases.ts), so that a consumer which was taken for dead can commit nothing any more. Every consumer has a lease
- * as a member besides. The members alone decide the shares: sorted, the first of them have one partition more if they do not
- * divide evenly. Who has less than its share takes what is free, who has more gives up; so the shares are even again soon after
- * one came or went, without anybody in charge.
+ * A stream belongs to one partition of a group, by a hash of its name. A partition is held by one consumer at a time,
+ * by a lease like any other (lease/leases.ts), so a consumer whose lease has expired can commit nothing any more. Each
+ * consumer also holds a lease as a member of the group. The list of members alone decides the quotas: if the partitions
+ * do not divide evenly, the first members in the order of their names have one partition more. A consumer with fewer
+ * than its quota takes free partitions; a consumer with more gives some up. So the quotas are even again soon after a
+ * consumer came or went, and no coordinator is needed.
  */
 import { sql } from 'kysely'
 import {
@@ -21,33 +22,45 @@ import {
 } from '../../base/index.ts'
 import type { Database, Pool } from '../../database/index.ts'
 import { GROUPS, type Grant, Leases } from '../../lease/index.ts'
-import { checkPlace } from '../stream/index.ts'
+import { checkPosition } from '../stream/index.ts'
+import type { HeldPartition } from './delivery.ts'
 
+/** Options of `declareGroup`. `prefix`, `partitions` and `from` are fixed when the group is made. */
 export interface GroupOptions {
-  /** Of the streams that it reads. @default '', all */
+  /** The streams that the group reads, by what their names begin with. Fixed. @default '', all streams */
   prefix?: string
-  /** How many consumers can share the work, 1–256. @default 8 */
+  /** The number of partitions, 1–256: at most so many consumers share the work. Fixed. @default 8 */
   partitions?: number
-  /** Where a new group begins: a cursor, the start, or what is appended from now on. @default 'start' */
+  /**
+   * Where a new group begins: at a cursor, ≥ 1n; at the `start`; or at the `end`, with events that are appended from
+   * now on. Ignored if the group exists.
+   * @default 'start'
+   */
   from?: bigint | 'start' | 'end'
-  /** How often an event is tried again before it is parked, 0–1,000. @default 5 */
+  /** How often a failed event is retried before it is parked, 0–1,000. @default 5 */
   retryLimit?: number
-  /** Milliseconds before it is tried again, 0–3,600,000; doubled each time, up to a minute. @default 1_000 */
+  /** Milliseconds before the first retry, 0–3,600,000; doubled for each further one, up to a minute. @default 1_000 */
   retryDelayMs?: number
 }
 
+/** A group of consumers. */
 export interface Group {
+  /** The group's name. */
   name: string
+  /** The streams that it reads, by what their names begin with; '': all. */
   prefix: string
+  /** The number of its partitions. */
   partitions: number
+  /** How often a failed event is retried before it is parked. */
   retryLimit: number
+  /** Milliseconds before the first retry of a failed event. */
   retryDelayMs: number
 }
 
-/** A group now, who has which partitions of it, and how many each may have. */
-export interface Seats {
+/** A group, the partitions that a member holds, those that nobody holds, and how many the member may hold. */
+export interface Assignment {
   group: Group
-  mine: { partition: number; token: bigint }[]
+  mine: HeldPartition[]
   free: number[]
   quota: number
 }
@@ -58,7 +71,7 @@ const DELAY = { min: 0, max: 3_600_000 }
 const MEMBER = 'member\t'
 const MOST_KNOWN = 1_000
 
-/** The names of leases; no group has a control character in its name. */
+// The names of leases. They are unambiguous: no group has a control character in its name.
 export const partitionName = (group: string, partition: number): string => `${group}\t${partition}`
 export const memberName = (group: string, holder: string): string => `${group}\t${MEMBER}${holder}`
 
@@ -71,7 +84,7 @@ export function checkGroup(group: string, options: GroupOptions): void {
   if (partitions !== undefined) checkInteger('partitions', partitions, PARTITIONS)
   if (retryLimit !== undefined) checkInteger('retryLimit', retryLimit, RETRIES)
   if (retryDelayMs !== undefined) checkInteger('retryDelayMs', retryDelayMs, DELAY)
-  if (from !== 'start' && from !== 'end') checkPlace('from', from)
+  if (from !== 'start' && from !== 'end') checkPosition('from', from)
 }
 
 export class Groups {
@@ -111,7 +124,7 @@ export class Groups {
     return row ?? null
   }
 
-  /** What never changes of it may be old. @throws {NotFoundError} */
+  /** A group, perhaps as it was earlier: for its prefix and partitions, which are fixed. @throws {NotFoundError} */
   async known(group: string): Promise<Group> {
     const known = this.#known.get(group) ?? (await this.get(group))
     if (known === null) throw noGroup(group)
@@ -133,55 +146,59 @@ export class Groups {
     return row?.deleted ?? false
   }
 
-  /** The seats as a member sees them, who has a lease as one. @throws {NotFoundError} */
-  async seats(name: string, holder: string): Promise<Seats> {
-    const [group, seats] = await Promise.all([this.get(name), this.#seats(name)])
+  /** The assignment of a member; its quota is 0 while it has no lease as a member. @throws {NotFoundError} */
+  async assignment(name: string, holder: string): Promise<Assignment> {
+    const [group, leases] = await Promise.all([this.get(name), this.#leases(name)])
     if (group === null) {
       this.#known.delete(name)
       throw noGroup(name)
     }
     this.#known.set(name, group)
     const { partitions } = group
-    const members = seats.filter((seat) => seat.name.startsWith(MEMBER)).map((seat) => seat.holder)
+    const members = leases.filter((lease) => lease.name.startsWith(MEMBER)).map((lease) => lease.holder)
     const rank = members.indexOf(holder)
-    const taken = new Map(seats.map((seat) => [seat.name, seat]))
+    const taken = new Map(leases.map((lease) => [lease.name, lease]))
     const all = Array.from({ length: partitions }, (_, partition) => partition)
     return {
       group,
       mine: all.flatMap((partition) => {
-        const seat = taken.get(String(partition))
-        return seat?.holder === holder ? [{ partition, token: BigInt(seat.token) }] : []
+        const lease = taken.get(String(partition))
+        return lease?.holder === holder ? [{ partition, token: BigInt(lease.token) }] : []
       }),
       free: all.filter((partition) => !taken.has(String(partition))),
       quota: rank < 0 ? 0 : Math.floor(partitions / members.length) + (rank < partitions % members.length ? 1 : 0),
     }
   }
 
-  /** Who has which partition. */
+  /** The holder of each partition that is held. */
   async holders(group: string): Promise<Map<number, string>> {
-    const seats = await this.#seats(group)
+    const leases = await this.#leases(group)
     return new Map(
-      seats.filter((seat) => !seat.name.startsWith(MEMBER)).map((seat) => [Number(seat.name), seat.holder]),
+      leases.filter((lease) => !lease.name.startsWith(MEMBER)).map((lease) => [Number(lease.name), lease.holder]),
     )
   }
 
-  /** Gives up all that a holder has of a group: its place first, then its partitions (polls.ts). @throws {UnavailableError} */
+  /**
+   * Revokes all leases of a holder in a group: its membership first, then its partitions (polls.ts).
+   * @throws {UnavailableError}
+   */
   async leave(group: string, holder: string): Promise<void> {
-    await this.#giveUp(group, holder, (name) => name.startsWith(MEMBER))
-    await this.#giveUp(group, holder, () => true)
+    await this.#revoke(group, holder, (name) => name.startsWith(MEMBER))
+    await this.#revoke(group, holder, () => true)
   }
 
-  async #giveUp(group: string, holder: string, which: (name: string) => boolean): Promise<void> {
-    const seats = (await this.#seats(group)).filter((seat) => seat.holder === holder && which(seat.name))
-    const left = await Promise.allSettled(
-      seats.map(({ name, token }) => this.leases.revoke(`${group}\t${name}`, BigInt(token))),
+  async #revoke(group: string, holder: string, which: (name: string) => boolean): Promise<void> {
+    const leases = (await this.#leases(group)).filter((lease) => lease.holder === holder && which(lease.name))
+    const revoked = await Promise.allSettled(
+      leases.map(({ name, token }) => this.leases.revoke(`${group}\t${name}`, BigInt(token))),
     )
-    for (const each of left) {
+    for (const each of revoked) {
       if (each.status === 'rejected' && !(each.reason instanceof LeaseLostError)) throw each.reason
     }
   }
 
-  #seats(group: string): Promise<{ name: string; holder: string; token: string }[]> {
+  /** The unexpired leases of a group, by name. */
+  #leases(group: string): Promise<{ name: string; holder: string; token: string }[]> {
     const prefix = `${GROUPS.prefix}${group}\t`
     return this.#database.control(
       sql<{ name: string; holder: string; token: string }>`
@@ -192,7 +209,7 @@ export class Groups {
     )
   }
 
-  /** Partitions that are granted of some that look free. */
+  /** Takes or renews partitions. @returns those that were granted: another consumer may have been first. */
   async take(
     group: string,
     partitions: number[],
@@ -211,7 +228,7 @@ export class Groups {
   }
 }
 
-/** Some of them, any: so that two who come at once seldom want the same. */
+/** A random choice: so that two consumers that start at once seldom choose the same. */
 export function pick(from: number[], most: number): number[] {
   const rest = [...from]
   for (let i = rest.length - 1; i > 0; i--) {

@@ -1,4 +1,4 @@
-/** What others use of this room. */
+/** What others use of this folder. */
 
 export { type ConsumeOptions, type Consumer, GroupConsumer } from './consumer.ts'
 export { type Group, type GroupOptions, Groups } from './groups.ts'

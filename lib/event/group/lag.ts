@@ -1,72 +1,93 @@
 /**
- * How far behind, and what holds it up: so that nothing stalls silently.
+ * Lag: how far behind a group is, and what holds it up, so that nothing stalls silently.
  *
- * A reader of all streams waits for transactions that have appended and are still open. Which these are is known exactly, by
- * the locks they publish with (0007_event.sql); a long transaction that has not appended, or of another database, holds up
- * nobody. Of somebody else's session the server shows when it began only to who may see it (pg_read_all_stats).
+ * A reader of all streams waits for transactions that have appended and are still open. These are known exactly, by the
+ * advisory locks in which they publish their start (0007_event.sql). A long transaction that has not appended, or of
+ * another database, holds up no reader. PostgreSQL shows when the session of another role began its transaction only to
+ * roles that may see it (pg_read_all_stats).
  */
 import { sql } from 'kysely'
 import { checkText, NotFoundError } from '../../base/index.ts'
 import type { Pool } from '../../database/index.ts'
 import type { Groups } from './groups.ts'
 
-/** An open transaction that has appended. */
+/** An open transaction that has appended events. Readers of all streams wait for it. */
 export interface Holdup {
-  /** null: a prepared transaction, of two-phase commit. */
+  /** The process id of its backend; null: a prepared transaction, of two-phase commit. */
   pid: number | null
+  /** The name of its database. */
   database: string
+  /** Its `application_name`; null: a prepared transaction. */
   application: string | null
+  /** The name of its role; null: a prepared transaction. */
   user: string | null
-  /** As in pg_stat_activity; null: it may not be seen. */
+  /**
+   * As in pg_stat_activity, for example `idle in transaction`; null: not visible to this role, or a prepared
+   * transaction.
+   */
   state: string | null
-  /** Milliseconds since the transaction began; null: it may not be seen. */
+  /** Milliseconds since the transaction began, by the database's clock; null as for `state`. */
   ageMs: number | null
 }
 
+/** How far all streams can be read. */
 export interface Horizon {
-  /** Up to here everything is decided, and can be read. */
+  /** All events up to this cursor are committed or rolled back, and can be read. */
   cursor: bigint
-  /** The last cursor that was given out. */
+  /** The last cursor that was assigned, also to events that have not committed. */
   last: bigint
-  /** What has appended and is still open, the first that did so first. */
+  /** The open transactions that have appended, the earliest append first. */
   holdups: Holdup[]
 }
 
+/** The progress of a partition of a group. */
 export interface PartitionLag {
+  /** The partition's number, from 0. */
   partition: number
-  /** null: nobody reads it. */
+  /** The consumer that holds it; null: none. */
   holder: string | null
-  /** Up to here everything was applied, but for streams that are retried or parked. */
+  /** The checkpoint: events up to this cursor are applied, except those of streams that are retried or parked. */
   cursor: bigint
-  /** Events to be applied, of those that are counted. */
+  /** The number of events to apply, of those that {@link GroupLag.behind} counts. */
   behind: number
-  /** Streams of which an event failed, and is tried again. */
+  /** The number of streams with an event that failed and will be retried. */
   retrying: number
-  /** Streams that wait for `redeliver`. */
+  /** The number of streams that are parked, until `redeliver`. */
   parked: number
 }
 
+/** How far behind a group is. */
 export interface GroupLag {
+  /** The group's name. */
   group: string
-  /** Events to be applied, without those of parked and retried streams; of 100,000 at most. */
+  /** The number of events to apply, without those of parked and retried streams; 100,000 at most are counted. */
   behind: number
-  /** When the first of them was appended; null: there is none. */
+  /** When the first of these events was appended; null: there is none. */
   oldestAt: Date | null
+  /** The partitions, in the order of their numbers. */
   partitions: PartitionLag[]
+  /** How far all streams can be read, and what holds readers up. */
   horizon: Horizon
 }
 
+/** How far behind the groups are that read a stream. */
 export interface StreamLag {
+  /** The stream's name. */
   stream: string
-  /** Of the last event. */
+  /** The position of the stream's last event. */
   position: bigint
+  /** The groups that read the stream, in the order of their names. */
   groups: {
+    /** The group's name. */
     group: string
-    /** Of the last event that it has applied. */
+    /** The position of the last event of the stream that the group has applied. */
     position: bigint
+    /** The number of events of the stream to apply. */
     behind: bigint
+    /** `retrying`: an event failed and will be retried; `parked`: an event failed too often; else `reading`. */
     state: 'reading' | 'retrying' | 'parked'
   }[]
+  /** How far all streams can be read, and what holds readers up. */
   horizon: Horizon
 }
 

@@ -1,9 +1,11 @@
 /**
- * Groups for consumers that live elsewhere, over HTTP and in any language: the verbs without memory.
+ * Groups for consumers elsewhere, over HTTP and in any language: each verb is one call, and nothing is kept in this
+ * process.
  *
- * A poll keeps the holder's place as a member, its share of the partitions, and their leases, and gives what is next of each. What
- * was given is given again until it is committed: an answer may get lost, and the commit made again. Whoever has not polled for
- * `leaseMs` is taken for dead; then its partitions go to others, and its commits are refused by their tokens.
+ * A poll renews the holder's membership and the leases of its partitions, takes its quota of them, and returns the next
+ * batch of each. A batch is delivered again until it is committed: an answer may be lost, and a commit may be repeated.
+ * A holder that has not polled for `leaseMs` counts as dead. Then its partitions go to other consumers, and its commits
+ * are refused by their tokens.
  */
 import { sql } from 'kysely'
 import {
@@ -14,6 +16,7 @@ import {
   checkText,
   LeaseLostError,
   NotFoundError,
+  onAbort,
   SQLSTATE,
   Stopwatch,
   WAIT,
@@ -21,54 +24,73 @@ import {
 } from '../../base/index.ts'
 import { type AnyTransaction, checkTransaction, type Pool, sqlState, within } from '../../database/index.ts'
 import type { StreamNotifier } from '../stream/index.ts'
-import { checkLimit, checkPlace, LIMIT, MOST_PLACE } from '../stream/index.ts'
-import { commitEvents, failEvent, type Given, type GivenEvent, type Next, readAll } from './delivery.ts'
+import { checkLimit, checkPosition, LIMIT, MAX_POSITION } from '../stream/index.ts'
+import {
+  commitEvents,
+  type DeliveredEvent,
+  type Delivery,
+  type DeliveryEnd,
+  failEvent,
+  type HeldPartition,
+  readPartitions,
+} from './delivery.ts'
 import { type Group, type Groups, memberName, partitionName, pick } from './groups.ts'
 
+/** Options of `poll`. */
 export interface PollOptions {
-  /** Who polls, 1–255 characters: one consumer, that does one thing at a time. */
+  /** The consumer's name, 1–255 characters. One consumer makes one call at a time. */
   holder: string
-  /** Events of each partition at most, 1–1,000. @default 100 */
+  /** The most events of each partition, 1–1,000. @default 100 */
   limit?: number
-  /** Milliseconds for which its partitions are its own from each poll on, 1,000–3,600,000. @default 30_000 */
+  /** Milliseconds for which the consumer holds its partitions from each poll on, 1,000–3,600,000. @default 30_000 */
   leaseMs?: number
-  /** Milliseconds to wait for an event, ≥ 0. @default 0 */
+  /** Milliseconds to wait for an event when there is none, ≥ 0. @default 0 */
   waitMs?: number
-  /** Ends the wait. */
+  /** Ends the wait: the call rejects with `signal.reason`. */
   signal?: AbortSignal
 }
 
-/** What is next of a partition. */
+/** The next events of a partition, as `poll` returns them. */
 export interface Batch {
+  /** The partition's number, 0–255. */
+  partition: number
+  /** The fencing token under which the consumer holds the partition, ≥ 1n. Pass it to `commit` and `fail`. */
+  token: bigint
+  /** The events, in the order of cursors, each with the number of its `attempt`. */
+  events: DeliveredEvent[]
+  /** The end of the batch, an opaque string. Pass it to `commit` and `fail`. */
+  next: string
+}
+
+/** Which batch `commit` ends: three fields of a {@link Batch}. */
+export interface BatchEnd {
+  /** The partition's number. */
   partition: number
   /** The fencing token of the partition. */
   token: bigint
-  events: GivenEvent[]
-  /** To be given back to `commit`. */
+  /** The `next` of the batch. */
   next: string
 }
 
-export interface BatchEnd {
-  partition: number
-  token: bigint
-  next: string
-}
-
+/** Which event of which batch failed. */
 export interface FailOptions extends BatchEnd {
-  /** Its cursor. */
+  /** The cursor of the event that failed. */
   event: bigint
-  /** Why, for whoever looks: JSON, of which 4 KiB are kept. */
+  /** Why it failed, shown by `parked`: an error or any JSON value; 4 KiB are kept. @default null */
   reason?: unknown
 }
 
-/** A stream that stands still, since an event of it failed too often. */
+/** A stream that is stopped in a group, since one of its events failed too often. */
 export interface Parked {
+  /** The stream's name. */
   stream: string
-  /** Of the event that failed. */
+  /** The position of the event that failed. */
   position: bigint
+  /** How often it was tried. */
   attempts: number
+  /** Why it failed last, as JSON; of an error `name`, `message` and `stack`. */
   reason: unknown
-  /** When it failed last. */
+  /** When it failed last, by the database's clock. */
   at: Date
 }
 
@@ -80,10 +102,10 @@ export class Polls {
   readonly #groups: Groups
   readonly #notifier: StreamNotifier
 
-  constructor(pool: Pool, groups: Groups, tidings: StreamNotifier) {
+  constructor(pool: Pool, groups: Groups, notifier: StreamNotifier) {
     this.#pool = pool
     this.#groups = groups
-    this.#notifier = tidings
+    this.#notifier = notifier
   }
 
   async poll(name: string, options: PollOptions): Promise<Batch[]> {
@@ -97,27 +119,27 @@ export class Polls {
     signal?.throwIfAborted()
     const since = new Stopwatch()
     const group = await this.#groups.known(name)
-    const lookout = this.#notifier.watch((stream) => stream?.startsWith(group.prefix) ?? true)
-    const wake = () => lookout.end()
-    signal?.addEventListener('abort', wake)
+    const watch = this.#notifier.watch((stream) => stream?.startsWith(group.prefix) ?? true)
+    const off = onAbort(signal, () => watch.end())
     try {
-      const place = await this.#place(name, holder, leaseMs)
+      const membership = await this.#join(name, holder, leaseMs)
       for (;;) {
-        const found = await this.#look(name, { holder, place, limit, leaseMs })
-        // Whoever has gone in the meantime has not heard of what it got, and may have left before it got it. If that cannot be
-        // given up now, it ends by itself; what is told is why the poll ended.
+        const found = await this.#fetch(name, { holder, membership, limit, leaseMs })
+        // A caller that has gone does not know which partitions it was granted, and may have called `leave` before it
+        // was. If they cannot be released now, their leases expire; the poll rejects with the signal's reason either
+        // way.
         if (signal?.aborted) await this.#groups.leave(name, holder).catch(() => {})
         signal?.throwIfAborted()
         if (!found) return []
-        const { batches, more, waits, dueMs } = found
+        const { batches, more, undecided, dueMs } = found
         const leftMs = waitMs - since.elapsed()
         if (batches.length > 0 || (leftMs <= 0 && !more)) return batches
-        if (!more) await lookout.wait(waits, Math.min(leftMs, dueMs, leaseMs / 3))
+        if (!more) await watch.wait(undecided, Math.min(leftMs, dueMs, leaseMs / 3))
         signal?.throwIfAborted()
       }
     } finally {
-      signal?.removeEventListener('abort', wake)
-      lookout.leave()
+      off()
+      watch.close()
     }
   }
 
@@ -125,19 +147,16 @@ export class Polls {
     checkOptions(options)
     const { trx } = options
     if (trx !== undefined) checkTransaction(trx)
-    // In a transaction of yours it must not have been committed before: its effects would happen once more.
-    const statement = sql`select ${commitEvents(givenOf(group, batch), trx === undefined)}`
+    // In the caller's transaction a batch that was committed before is refused: its effects would happen a second time.
+    const statement = sql`select ${commitEvents(deliveryEnd(group, batch), trx === undefined)}`
     await this.#explained(group, batch, trx !== undefined ? within(trx, statement) : this.#pool.run(statement))
   }
 
   async fail(group: string, batch: FailOptions): Promise<{ attempts: number; parked: boolean; retryAt: Date | null }> {
-    const given = givenOf(group, batch)
-    checkPlace('event', batch.event)
-    const [row] = await this.#explained(
-      group,
-      batch,
-      this.#pool.run(failEvent(given, batch.event, batch.reason ?? null)),
-    )
+    const end = deliveryEnd(group, batch)
+    checkPosition('event', batch.event)
+    const failure = failEvent(end, batch.event, batch.reason ?? null)
+    const [row] = await this.#explained(group, batch, this.#pool.run(failure))
     const { attempts = 0, due_ms = null } = row ?? {}
     return { attempts, parked: due_ms === null, retryAt: due_ms === null ? null : new Date(due_ms) }
   }
@@ -177,47 +196,47 @@ export class Polls {
     return this.#groups.known(name)
   }
 
-  /** The place of a member: the token of its lease. */
-  async #place(name: string, holder: string, leaseMs: number): Promise<bigint> {
+  /** Takes or renews the holder's lease as a member. @returns its token. */
+  async #join(name: string, holder: string, leaseMs: number): Promise<bigint> {
     const { leases } = this.#groups
-    const ask = { name: memberName(name, holder), holder, ttlMs: leaseMs, meta: null }
+    const request = { name: memberName(name, holder), holder, ttlMs: leaseMs, meta: null }
     const { token } = await leases.untilFree(async () => {
-      const grant = await leases.grant(ask)
+      const grant = await leases.grant(request)
       return 'token' in grant ? { outcome: 'granted', token: grant.token } : { outcome: 'busy', token: 0n }
     })
     return token
   }
 
-  /** The share of a place, and what is next of it; undefined: the place was given up. */
-  async #look(
+  /** Takes the holder's quota of partitions, and reads the next events of each; undefined: the membership was given up. */
+  async #fetch(
     name: string,
-    { holder, place, limit, leaseMs }: { holder: string; place: bigint; limit: number; leaseMs: number },
+    { holder, membership, limit, leaseMs }: { holder: string; membership: bigint; limit: number; leaseMs: number },
   ) {
-    const { mine, free, quota } = await this.#groups.seats(name, holder)
-    await this.#giveUp(name, mine.slice(quota))
-    const share = [...mine.slice(0, quota).map(({ partition }) => partition), ...pick(free, quota - mine.length)]
-    const held = await this.#groups.take(name, share, holder, leaseMs)
-    const asks = held.map(({ partition, grant }) => ({ partition, token: grant.token }))
+    const { mine, free, quota } = await this.#groups.assignment(name, holder)
+    await this.#release(name, mine.slice(quota))
+    const wanted = [...mine.slice(0, quota).map(({ partition }) => partition), ...pick(free, quota - mine.length)]
+    const granted = await this.#groups.take(name, wanted, holder, leaseMs)
+    const held = granted.map(({ partition, grant }) => ({ partition, token: grant.token }))
     const [all, stays] = await Promise.all([
-      asks.length === 0 ? [] : readAll(this.#pool, name, asks, limit),
-      this.#stays(name, holder, place, leaseMs),
+      held.length === 0 ? [] : readPartitions(this.#pool, name, held, limit),
+      this.#renewMembership(name, holder, membership, leaseMs),
     ])
     if (!stays) {
-      await this.#giveUp(name, asks)
+      await this.#release(name, held)
       return undefined
     }
     return {
-      batches: all.flatMap((next, i) => (next.events.length === 0 ? [] : [batchOf(asks[i] as (typeof asks)[0], next)])),
+      batches: all.flatMap((each, i) => (each.events.length === 0 ? [] : [batchOf(held[i] as HeldPartition, each)])),
       more: all.some(({ more }) => more),
-      waits: all.some(({ waits }) => waits),
+      undecided: all.some(({ undecided }) => undecided),
       dueMs: Math.min(...all.map(({ dueMs = Infinity }) => dueMs), Infinity),
     }
   }
 
-  /** Whether it still has its place, for `leaseMs` from now. */
-  async #stays(name: string, holder: string, place: bigint, leaseMs: number): Promise<boolean> {
+  /** @returns whether the holder is still a member, for `leaseMs` from now. */
+  async #renewMembership(name: string, holder: string, membership: bigint, leaseMs: number): Promise<boolean> {
     try {
-      await this.#groups.leases.renew(memberName(name, holder), place, leaseMs)
+      await this.#groups.leases.renew(memberName(name, holder), membership, leaseMs)
       return true
     } catch (error) {
       if (error instanceof LeaseLostError) return false
@@ -225,7 +244,7 @@ export class Polls {
     }
   }
 
-  async #giveUp(name: string, held: { partition: number; token: bigint }[]): Promise<void> {
+  async #release(name: string, held: HeldPartition[]): Promise<void> {
     const { leases } = this.#groups
     await Promise.all(
       held.map(({ partition, token }) => leases.revoke(partitionName(name, partition), token).catch(() => {})),
@@ -246,19 +265,19 @@ export class Polls {
   }
 }
 
-const batchOf = ({ partition, token }: { partition: number; token: bigint }, { events, next, turn }: Next): Batch => ({
+const batchOf = ({ partition, token }: HeldPartition, { events, next, turn }: Delivery): Batch => ({
   partition,
   token,
   events,
   next: `${next}.${turn}`,
 })
 
-function givenOf(group: string, batch: BatchEnd): Given {
+function deliveryEnd(group: string, batch: BatchEnd): DeliveryEnd {
   checkText('group', group)
   checkOptions(batch, 'batch')
   const { partition, token, next } = batch
   checkInteger('partition', partition, { min: 0, max: 255 })
-  if (typeof token !== 'bigint' || token < 1n || token > MOST_PLACE) throw wrongType('token', TOKEN, token)
+  if (typeof token !== 'bigint' || token < 1n || token > MAX_POSITION) throw wrongType('token', TOKEN, token)
   const [, seq, turn] = /^(\d{1,18})\.(\d{1,18})$/.exec(String(next)) ?? []
   if (seq === undefined || turn === undefined) throw wrongType('next', 'the next of the batch', next)
   return { group, partition, token, next: BigInt(seq), turn: BigInt(turn) }

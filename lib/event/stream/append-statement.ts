@@ -1,30 +1,32 @@
-/** What is asked of an append: checked, and as the statements take it. */
+/** The requests of an append: checked, and written as the arguments of the SQL functions. */
 import { sql } from 'kysely'
 import { checkText, type Expected, jsonText, LIMITS, outOfRange, wrongType } from '../../base/index.ts'
 import { column, list } from '../../database/index.ts'
 
+/** An event to append. */
 export interface NewEvent {
-  /** What happened: 1–255 characters, no control characters. */
+  /** What happened, as a name: 1–255 characters, no control characters. */
   type: string
-  /** JSON, at most 1 MiB. @default null */
+  /** The event's content: any JSON value, at most 1 MiB. @default null */
   data?: unknown
-  /** JSON, at most 4 KiB: what is about the event and not of it. @default null */
+  /** Data about the event, for example a trace id: any JSON value, at most 4 KiB. @default null */
   meta?: unknown
   /**
-   * Of the caller's making, 1–255 characters: appended again with the same ids, events are not appended twice. Another for each
-   * event of the stream, and for all events of an append, or none.
+   * The caller's idempotency key, 1–255 characters: events that are appended again with the same ids are not stored
+   * twice. Each event of a stream needs a different id. In one append either every event has an id, or none has.
+   * @default none
    */
   id?: string
 }
 
-export interface Ask {
+export interface AppendRequest {
   stream: string
-  /** null: any; −1: exists. */
+  /** `expected` as SQL takes it: a position; null: any; −1: exists. */
   at: bigint | null
   expected: Expected
   count: number
   types: string[]
-  /** JSON of their data, separated by commas; and of what is about them, if there is any. */
+  /** The JSON of the data of all events, separated by commas; and of their meta, if any event has one. */
   data: string
   meta: string | undefined
   ids: string[] | undefined
@@ -34,14 +36,18 @@ const APPEND_BYTES = 16_777_216
 const EXPECTED = 'a bigint ≥ 0n, none, exists or any'
 
 /** @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`. */
-export function askOf(stream: string, events: NewEvent | readonly NewEvent[], expected: Expected): Ask {
+export function appendRequest(
+  stream: string,
+  events: NewEvent | readonly NewEvent[],
+  expected: Expected,
+): AppendRequest {
   checkText('stream', stream)
   const all = Array.isArray(events) ? (events as readonly NewEvent[]) : [events as NewEvent]
   if (all.length < EVENTS.min || all.length > EVENTS.max) {
     throw outOfRange('events', `${EVENTS.min}–${EVENTS.max} events`, `${all.length} events`)
   }
   const many = Array.isArray(events)
-  const parts = all.map((event, i) => contextOf(event, many ? `events.${i}` : 'event'))
+  const parts = all.map((event, i) => eventParts(event, many ? `events.${i}` : 'event'))
   const ids = parts.flatMap(({ id }) => id ?? [])
   if (ids.length > 0) {
     if (ids.length < all.length) throw wrongType('id', 'given for all events of an append, or for none', undefined)
@@ -54,7 +60,7 @@ export function askOf(stream: string, events: NewEvent | readonly NewEvent[], ex
   const types = parts.map(({ type }) => type)
   return {
     stream,
-    at: placeOf(expected),
+    at: expectedPosition(expected),
     expected,
     count: all.length,
     types,
@@ -64,7 +70,7 @@ export function askOf(stream: string, events: NewEvent | readonly NewEvent[], ex
   }
 }
 
-function placeOf(expected: Expected): bigint | null {
+function expectedPosition(expected: Expected): bigint | null {
   if (expected === 'any') return null
   if (expected === 'none') return 0n
   if (expected === 'exists') return -1n
@@ -73,108 +79,119 @@ function placeOf(expected: Expected): bigint | null {
   return expected
 }
 
-function contextOf(event: NewEvent, at: string) {
-  if (typeof event !== 'object' || event === null) throw wrongType(at, 'an object { type, data, meta, id }', event)
+function eventParts(event: NewEvent, field: string) {
+  if (typeof event !== 'object' || event === null) throw wrongType(field, 'an object { type, data, meta, id }', event)
   const { type, data = null, meta = null, id } = event
-  checkText(`${at}.type`, type)
-  if (id !== undefined) checkText(`${at}.id`, id)
+  checkText(`${field}.type`, type)
+  if (id !== undefined) checkText(`${field}.id`, id)
   return {
     ...{ type, id },
-    data: jsonText(`${at}.data`, data, LIMITS.dataBytes),
-    meta: meta === null ? 'null' : jsonText(`${at}.meta`, meta, LIMITS.metaBytes),
+    data: jsonText(`${field}.data`, data, LIMITS.dataBytes),
+    meta: meta === null ? 'null' : jsonText(`${field}.meta`, meta, LIMITS.metaBytes),
   }
 }
 
 // ── Statements ──
 
-export type Outcome = 'appended' | 'repeated' | 'reused' | 'conflict' | 'busy'
-export interface Answer {
-  outcome: Outcome
+export type AppendOutcome = 'appended' | 'repeated' | 'reused' | 'conflict' | 'busy'
+export interface AppendAnswer {
+  outcome: AppendOutcome
   first: bigint | null
   last: bigint
 }
 
-export const streamOf = ({ stream }: Ask): string => stream
+export const streamOf = ({ stream }: AppendRequest): string => stream
 
+/** The answer of append_any: of each stream the position before the append, or null; `heard`: somebody listens. */
 export interface PlainRow {
   befores: (string | null)[]
   heard: boolean
 }
-export interface Row {
-  outcomes: Outcome[]
+/** The answer of append. */
+export interface AppendRow {
+  outcomes: AppendOutcome[]
   firsts: (string | null)[]
   lasts: string[]
   heard: boolean
 }
 
-// Asks of one stream follow one another, and the streams are in one order for everybody, so that no two wait crosswise.
-export const sorted = (asks: Ask[]): Ask[] =>
-  asks.length === 1
-    ? asks
-    : [...Map.groupBy(asks, streamOf)].sort(([a], [b]) => (a < b ? -1 : 1)).flatMap(([, those]) => those)
+// Requests for one stream follow one another. All statements lock streams in the same order, so that two statements
+// cannot deadlock.
+export const sorted = (requests: AppendRequest[]): AppendRequest[] =>
+  requests.length === 1
+    ? requests
+    : [...Map.groupBy(requests, streamOf)].sort(([a], [b]) => (a < b ? -1 : 1)).flatMap(([, ofOne]) => ofOne)
 
-/** Streams, sorted as the asks are; and which each ask is for, from 1. */
-function placed(asks: Ask[]): { streams: string[]; which: number[] } {
+/** The streams of sorted requests, each once, in the same order; and of each request the index of its stream, from 1. */
+function indexStreams(requests: AppendRequest[]): { streams: string[]; indexes: number[] } {
   const streams: string[] = []
-  const which = asks.map(({ stream }) => (streams.at(-1) === stream ? streams.length : streams.push(stream)))
-  return { streams, which }
+  const indexes = requests.map(({ stream }) => (streams.at(-1) === stream ? streams.length : streams.push(stream)))
+  return { streams, indexes }
 }
 
-export function plainStatementOf(asks: Ask[], tells: boolean) {
-  const { streams, which } = placed(asks)
+/** @param notify  the transaction sends the NOTIFY itself. */
+export function plainStatement(requests: AppendRequest[], notify: boolean) {
+  const { streams, indexes } = indexStreams(requests)
   const totals = streams.map(() => 0)
-  const places: number[] = [] // of the first event of each ask, among those of its stream, from 1
-  const ofEvents: number[] = []
+  const offsets: number[] = [] // of each request's first event among the new events of its stream, from 1
+  const streamIndexes: number[] = [] // of each event
   const nths: number[] = []
-  for (const [k, { count }] of asks.entries()) {
-    const w = which[k] as number
-    let nth = totals[w - 1] as number
-    places.push(nth + 1)
+  for (const [k, { count }] of requests.entries()) {
+    const index = indexes[k] as number
+    let nth = totals[index - 1] as number
+    offsets.push(nth + 1)
     for (let i = 0; i < count; i++) {
-      ofEvents.push(w)
+      streamIndexes.push(index)
       nths.push(++nth)
     }
-    totals[w - 1] = nth
+    totals[index - 1] = nth
   }
-  const { types, datas, metas } = contentOf(asks)
+  const { types, datas, metas } = contentOf(requests)
   const statement = sql<PlainRow>`select * from lockstep.append_any(
-    ${list(streams, 'text')}, ${list(totals, 'integer')}, ${list(ofEvents, 'integer')}, ${list(nths, 'integer')},
-    ${types}, ${datas}::jsonb, ${metas}::jsonb, ${tells})`
-  return { streams, which, places, statement }
+    ${list(streams, 'text')}, ${list(totals, 'integer')}, ${list(streamIndexes, 'integer')}, ${list(nths, 'integer')},
+    ${types}, ${datas}::jsonb, ${metas}::jsonb, ${notify})`
+  return { streams, indexes, offsets, statement }
 }
 
-/** @param waits  milliseconds, for a gate that somebody else has; 0: as the transaction is set; null: not at all. */
-export function statementOf(asks: Ask[], { waits, tells }: { waits: number | null; tells: boolean }) {
-  const { streams, which } = placed(asks)
-  const asked = asks.flatMap(({ count }, i) => Array.from({ length: count }, () => i + 1))
-  const nths = asks.flatMap(({ count }) => Array.from({ length: count }, (_, i) => i + 1))
-  const { types, datas, metas } = contentOf(asks)
-  const keys = asks.some(({ ids }) => ids !== undefined)
-    ? asks.flatMap(({ ids, count }) => ids ?? Array.from({ length: count }, () => null))
+/**
+ * @param waitMs  milliseconds to wait for a stream that another transaction has locked; 0: as the transaction's lock_timeout says;
+ *   null: not at all.
+ * @param notify  the transaction sends the NOTIFY itself.
+ */
+export function appendStatement(
+  requests: AppendRequest[],
+  { waitMs, notify }: { waitMs: number | null; notify: boolean },
+) {
+  const { streams, indexes } = indexStreams(requests)
+  const requestIndexes = requests.flatMap(({ count }, i) => Array.from({ length: count }, () => i + 1))
+  const nths = requests.flatMap(({ count }) => Array.from({ length: count }, (_, i) => i + 1))
+  const { types, datas, metas } = contentOf(requests)
+  const keys = requests.some(({ ids }) => ids !== undefined)
+    ? requests.flatMap(({ ids, count }) => ids ?? Array.from({ length: count }, () => null))
     : null
-  return sql<Row>`select * from lockstep.append(
-    ${list(streams, 'text')}, ${list(which, 'integer')}, ${column(asks, 'bigint', ({ at }) => at)},
-    ${column(asks, 'integer', ({ count }) => count)}, ${list(asked, 'integer')}, ${list(nths, 'integer')},
-    ${types}, ${datas}::jsonb, ${metas}::jsonb, ${keys}::text[], ${waits}::integer, ${tells})`
+  return sql<AppendRow>`select * from lockstep.append(
+    ${list(streams, 'text')}, ${list(indexes, 'integer')}, ${column(requests, 'bigint', ({ at }) => at)},
+    ${column(requests, 'integer', ({ count }) => count)}, ${list(requestIndexes, 'integer')}, ${list(nths, 'integer')},
+    ${types}, ${datas}::jsonb, ${metas}::jsonb, ${keys}::text[], ${waitMs}::integer, ${notify})`
 }
 
-// JSON texts and not arrays of them: nothing is written twice, and Postgres reads it once.
-function contentOf(asks: Ask[]) {
+// One JSON text and not an array of texts: nothing is escaped twice, and Postgres parses it once.
+function contentOf(requests: AppendRequest[]) {
   return {
     types: list(
-      asks.flatMap(({ types }) => types),
+      requests.flatMap(({ types }) => types),
       'text',
     ),
-    datas: `[${asks.map(({ data }) => data).join(',')}]`,
-    metas: asks.some(({ meta }) => meta !== undefined)
-      ? `[${asks.map(({ meta, count }) => meta ?? nulls(count)).join(',')}]`
+    datas: `[${requests.map(({ data }) => data).join(',')}]`,
+    metas: requests.some(({ meta }) => meta !== undefined)
+      ? `[${requests.map(({ meta, count }) => meta ?? nulls(count)).join(',')}]`
       : null,
   }
 }
 
 const nulls = (count: number): string => Array.from({ length: count }, () => 'null').join(',')
 
-export const answersOf = (row: Row | undefined): Answer[] =>
+export const answersOf = (row: AppendRow | undefined): AppendAnswer[] =>
   (row?.outcomes ?? []).map((outcome, i) => {
     const first = row?.firsts[i]
     return { outcome, first: first ? BigInt(first) : null, last: BigInt(row?.lasts[i] ?? 0) }

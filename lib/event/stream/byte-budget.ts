@@ -1,12 +1,16 @@
 /**
- * An amount of memory that many share: who needs some reserves it before it is used, and waits its turn when there is none.
+ * A memory budget that many readers share. A reader reserves bytes before it uses them, and waits its turn when none
+ * are free.
  *
- * A reservation that rests, because nobody takes what it is for, is taken away after a second when another waits; its owner reads
- * again when it is asked again. So readers that do not read keep no memory from those that do.
+ * A reservation is idle while nobody takes what was read into it. An idle reservation is evicted after a second if
+ * another reader waits; its owner reads again when it is asked again. So readers whose clients do not read keep no
+ * memory from the others.
  */
 
-// For how long a reservation rests before it may be taken away: who reads at all comes back sooner.
-const REST_MS = 1_000
+import { onAbort } from '../../base/index.ts'
+
+// How long a reservation may be idle before it is evicted: a client that reads at all comes back sooner.
+const IDLE_MS = 1_000
 
 interface Waiter {
   bytes: number
@@ -16,9 +20,9 @@ interface Waiter {
 export class ByteBudget {
   readonly #bytes: number
   #free: number
-  readonly #line: Waiter[] = []
-  /** Those that rest, the longest first. */
-  readonly #resting = new Map<Reservation, { since: number; evict: () => void }>()
+  readonly #waitQueue: Waiter[] = []
+  /** The idle reservations, the longest idle first. */
+  readonly #idle = new Map<Reservation, { since: number; evict: () => void }>()
   #timer: NodeJS.Timeout | undefined
 
   constructor(bytes: number) {
@@ -26,64 +30,63 @@ export class ByteBudget {
     this.#free = bytes
   }
 
-  /** How much is reserved now. */
+  /** Bytes that are reserved now. */
   get used(): number {
     return this.#bytes - this.#free
   }
 
-  /** Reserves so many bytes, of all that there are at most, first come first served. @throws the signal's reason. */
+  /** Reserves bytes, never more than the whole budget; first come, first served. @throws the signal's reason. */
   async reserve(wanted: number, signal: AbortSignal): Promise<Reservation> {
     signal.throwIfAborted()
     const bytes = Math.min(wanted, this.#bytes)
     const { promise, resolve, reject } = Promise.withResolvers<void>()
     const waiter = { bytes, enter: resolve }
-    const leave = () => {
-      const at = this.#line.indexOf(waiter)
-      if (at < 0) return
-      this.#line.splice(at, 1)
+    this.#waitQueue.push(waiter)
+    const off = onAbort(signal, () => {
+      const index = this.#waitQueue.indexOf(waiter)
+      if (index < 0) return
+      this.#waitQueue.splice(index, 1)
       this.#serve()
       reject(signal.reason)
-    }
-    this.#line.push(waiter)
-    signal.addEventListener('abort', leave)
+    })
     this.#serve()
-    await promise.finally(() => signal.removeEventListener('abort', leave))
+    await promise.finally(off)
     return new Reservation(this, bytes)
   }
 
-  /** @internal */
-  give(bytes: number): void {
+  /** @internal  Returns bytes to the budget. */
+  release(bytes: number): void {
     this.#free += bytes
     this.#serve()
   }
 
-  /** @internal  May be taken away from now on; undefined: may not. */
-  rest(reservation: Reservation, evict: (() => void) | undefined): void {
-    this.#resting.delete(reservation)
-    if (evict) this.#resting.set(reservation, { since: performance.now(), evict })
-    if (this.#line.length > 0) this.#serve()
+  /** @internal  Marks a reservation as idle, with the function that evicts it; undefined: it is in use. */
+  setIdle(reservation: Reservation, evict: (() => void) | undefined): void {
+    this.#idle.delete(reservation)
+    if (evict) this.#idle.set(reservation, { since: performance.now(), evict })
+    if (this.#waitQueue.length > 0) this.#serve()
   }
 
   #serve(): void {
-    for (let [first] = this.#line; first; [first] = this.#line) {
+    for (let [first] = this.#waitQueue; first; [first] = this.#waitQueue) {
       if (first.bytes > this.#free) break
-      this.#line.shift()
+      this.#waitQueue.shift()
       this.#free -= first.bytes
       first.enter()
     }
     clearTimeout(this.#timer)
-    if (this.#line.length === 0) return
-    const [longest] = this.#resting
-    if (!longest) return // somebody gives back, or rests
+    if (this.#waitQueue.length === 0) return
+    const [longest] = this.#idle
+    if (!longest) return // the next release, or the next idle reservation, calls this again
     const [reservation, { since, evict }] = longest
-    const leftMs = REST_MS - (performance.now() - since)
+    const leftMs = IDLE_MS - (performance.now() - since)
     if (leftMs > 0) {
       this.#timer = setTimeout(() => this.#serve(), leftMs)
       return
     }
-    this.#resting.delete(reservation)
+    this.#idle.delete(reservation)
     evict()
-    reservation.release() // and on
+    reservation.release() // calls this again
   }
 }
 
@@ -96,22 +99,22 @@ export class Reservation {
     this.#bytes = bytes
   }
 
-  /** Gives back what is not needed for so many bytes. */
+  /** Keeps so many bytes, and returns the rest. */
   shrink(bytes: number): void {
     const less = this.#bytes - Math.min(bytes, this.#bytes)
     if (less === 0) return
     this.#bytes -= less
-    this.#budget.give(less)
+    this.#budget.release(less)
   }
 
-  /** Nobody takes what it is for now: `evict` is called when it is taken away, and drops what was read. */
-  rest(evict: () => void): void {
-    this.#budget.rest(this, evict)
+  /** Nobody takes what was read. `evict` is called when the memory is taken away; it drops what was read. */
+  idle(evict: () => void): void {
+    this.#budget.setIdle(this, evict)
   }
 
-  /** Somebody does again. */
+  /** What was read is taken again. */
   resume(): void {
-    this.#budget.rest(this, undefined)
+    this.#budget.setIdle(this, undefined)
   }
 
   release(): void {

@@ -1,56 +1,58 @@
 /**
- * Following: everything from a place on, then what comes (notifier.ts tells when to look); as events, or as their JSON.
+ * Following: all events from a position on, then new ones as they are appended (notifier.ts says when to read); as
+ * events, or as their JSON.
  *
- * MEMORY. Nothing is read before somebody asks for it. A page is 256 KiB, or one event if that is larger, and its JSON is not
- * parsed before its turn; for all who follow in this process together there are 32 MiB, and who finds none left waits. Who
- * follows and does not ask keeps its page only as long as nobody else needs the memory (byte-budget.ts), and reads it again later:
- * an event does not change. It may have been removed meanwhile; then whoever had a part of it hears that it cannot go on.
+ * MEMORY. Nothing is read before the consumer asks for it. A page is 256 KiB, or one event if that is larger, and the
+ * JSON of an event is not parsed before its turn. All followers of this process share 32 MiB; a follower that finds
+ * none free waits. A follower that has a page and does not ask for more keeps that page only as long as no other
+ * follower needs the memory (byte-budget.ts), and reads it again later: an event does not change. It may have been
+ * removed meanwhile; if the follower had taken a part of it, it gets an error.
  */
 
 import type { Closing } from '../../base/index.ts'
-import { abortable, combineSignals, UnavailableError } from '../../base/index.ts'
+import { abortable, BackoffDelays, combineSignals, onAbort, UnavailableError } from '../../base/index.ts'
 import { ByteBudget, type Reservation } from './byte-budget.ts'
-import type { StreamNotifier, Wants } from './notifier.ts'
-import { type StoredEvent, storedOf, type Texts } from './read.ts'
+import type { StreamFilter, StreamNotifier } from './notifier.ts'
+import { type EventText, type StoredEvent, storedOf, type TextPage } from './read.ts'
 
 /** A piece of the JSON of an event, as `subscribe({ as: 'json' })` gives it. */
 export interface EventPiece {
-  /** Of its event: the position, or the cursor where all streams are followed. */
+  /** Where its event is: the position, or, when all streams are followed, the cursor. */
   place: bigint
-  /** UTF-8, of whole characters. */
+  /** The text in UTF-8; a character is never divided between two pieces. At most 64 Ki characters. */
   bytes: Uint8Array
-  /** Whether the event ends with it. */
+  /** Whether this is the event's last piece. */
   last: boolean
 }
 
-/** What is followed: how it is read, and which news concern it. */
+/** What is followed: how it is read, and which notifications concern it. */
 export interface Source {
-  /** @param room  bytes of JSON at most; one that wants more is not given. */
-  texts(from: bigint, room: number): Promise<Texts>
+  /** @param maxBytes  bytes of JSON at most; an event that is larger is not returned. */
+  texts(from: bigint, maxBytes: number): Promise<TextPage>
   end(): Promise<bigint>
-  wants: Wants
+  filter: StreamFilter
 }
 
 const PAGE_BYTES = 262_144
 const ALL_BYTES = 33_554_432
 const PIECE_CHARACTERS = 65_536
-const OUTAGE_MS = { first: 100, most: 5_000 }
+const OUTAGE_MS = { firstMs: 100, mostMs: 5_000 }
 
-/** What is made of a text, from a character on; `upto`: how far that reaches. */
-type Make<T> = (text: { place: bigint; json: string }, from: number) => { value: T; upto: number }
+/** Makes what is yielded of an event's text, from a character on; `end`: the character it ends before. */
+type Make<T> = (text: { position: bigint; json: string }, from: number) => { value: T; end: number }
 
 export class Follow {
   readonly #notifier: StreamNotifier
   readonly #closing: Closing
   readonly #budget = new ByteBudget(ALL_BYTES)
 
-  constructor(tidings: StreamNotifier, closing: Closing) {
-    this.#notifier = tidings
+  constructor(notifier: StreamNotifier, closing: Closing) {
+    this.#notifier = notifier
     this.#closing = closing
   }
 
   events(source: Source, from: bigint | 'end', signal?: AbortSignal): AsyncGenerator<StoredEvent, never, void> {
-    return this.#follow(source, from, signal, ({ json }) => ({ value: storedOf(json), upto: json.length }))
+    return this.#follow(source, from, signal, ({ json }) => ({ value: storedOf(json), end: json.length }))
   }
 
   pieces(source: Source, from: bigint | 'end', signal?: AbortSignal): AsyncGenerator<EventPiece, never, void> {
@@ -63,61 +65,62 @@ export class Follow {
     signal: AbortSignal | undefined,
     make: Make<T>,
   ): AsyncGenerator<T, never, void> {
-    const { signal: stop, end } = combineSignals(signal, this.#closing.signal)
-    stop.throwIfAborted()
-    const lookout = this.#notifier.watch(source.wants)
-    const wake = () => lookout.end()
-    stop.addEventListener('abort', wake)
-    const reading = new Reading(source, this.#budget, stop)
-    let outageMs: number = OUTAGE_MS.first
+    const stop = combineSignals(signal, this.#closing.signal)
+    stop.signal.throwIfAborted()
+    const watch = this.#notifier.watch(source.filter)
+    const off = onAbort(stop.signal, () => watch.end())
+    const reading = new Reading(source, this.#budget, stop.signal)
+    const delays = new BackoffDelays(OUTAGE_MS)
     try {
-      reading.place = from === 'end' ? await abortable(stop, source.end()) : from
+      reading.position = from === 'end' ? await abortable(stop.signal, source.end()) : from
       for (let first = true; ; ) {
-        stop.throwIfAborted()
+        stop.signal.throwIfAborted()
         try {
           await reading.read()
         } catch (error) {
-          stop.throwIfAborted()
+          stop.signal.throwIfAborted()
           if (first || !(error instanceof UnavailableError)) throw error
-          await lookout.pause(outageMs)
-          outageMs = Math.min(outageMs * 2, OUTAGE_MS.most)
+          await watch.pause(delays.next())
           continue
         }
-        outageMs = OUTAGE_MS.first
+        delays.reset()
         first = false
-        if (reading.there) lookout.found()
-        while (reading.there) {
+        if (reading.hasText) watch.reset()
+        while (reading.hasText) {
           yield reading.take(make)
           reading.resume()
-          stop.throwIfAborted()
+          stop.signal.throwIfAborted()
         }
-        if (!reading.more) await lookout.wait(reading.waits)
+        if (!reading.more) await watch.wait(reading.undecided)
       }
     } finally {
       reading.close()
-      stop.removeEventListener('abort', wake)
-      end()
-      lookout.leave()
+      off()
+      stop.end()
+      watch.close()
     }
   }
 }
 
-/** Where somebody is who follows, and what of it has been read. In an object: a generator that rests keeps what it has named. */
+/**
+ * A follower's position, and the page that was read there. An object of its own: a paused generator keeps its local
+ * variables alive.
+ */
 class Reading {
-  /** Of the next event. */
-  place = 1n
-  /** There may be more at once. */
+  /** Of the next event: a position of the stream, or a cursor. */
+  position = 1n
+  /** There may be more to read at once. */
   more = false
-  /** What has been appended may still commit. */
-  waits = false
+  /** An append to these streams is in an open transaction, and may still commit. */
+  undecided = false
   readonly #source: Source
   readonly #budget: ByteBudget
   readonly #stop: AbortSignal
-  #texts: Texts['events'] = []
+  #texts: EventText[] = []
   #next = 1n
   #reservation: Reservation | undefined
-  #room = PAGE_BYTES
-  /** Characters of the event at `place` that were taken. */
+  #maxBytes = PAGE_BYTES
+  /** Characters of the event at `position` that were taken. */
   #taken = 0
 
   constructor(source: Source, budget: ByteBudget, stop: AbortSignal) {
@@ -127,50 +130,50 @@ class Reading {
   }
 
   /** Whether there is something to take. */
-  get there(): boolean {
+  get hasText(): boolean {
     return this.#texts.length > 0
   }
 
-  /** Reads on. @throws {UnavailableError} */
+  /** Reads the next page. @throws {UnavailableError} */
   async read(): Promise<void> {
-    const reservation = await this.#budget.reserve(this.#room, this.#stop)
+    const reservation = await this.#budget.reserve(this.#maxBytes, this.#stop)
     try {
-      // Where the answer is not waited for any more, its memory is not used by others before it has come.
-      const reading = this.#source.texts(this.place, this.#room)
+      // When the follower stops waiting for the answer, the memory stays reserved until the answer has come.
+      const reading = this.#source.texts(this.position, this.#maxBytes)
       reading.finally(() => this.#stop.aborted && reservation.release()).catch(() => {})
-      const { events, next, more, waits, wants } = await abortable(this.#stop, reading)
+      const { events, next, more, undecided, neededBytes } = await abortable(this.#stop, reading)
       const [first] = events
-      if (this.#taken > 0 && first?.place !== this.place && wants === undefined) {
+      if (this.#taken > 0 && first?.position !== this.position && neededBytes === undefined) {
         throw new Error('The event was removed while it was read')
       }
       const bytes = events.reduce((sum, each) => sum + each.bytes, 0)
-      this.#room = Math.max(PAGE_BYTES, wants ?? (bytes > PAGE_BYTES ? this.#room : 0))
+      this.#maxBytes = Math.max(PAGE_BYTES, neededBytes ?? (bytes > PAGE_BYTES ? this.#maxBytes : 0))
       this.#texts = events
       this.#next = next
       this.more = more
-      this.waits = waits
+      this.undecided = undecided
       this.#reservation = reservation
       reservation.shrink(bytes)
-      if (first) this.place = first.place
-      else if (this.#taken === 0) this.place = next
+      if (first) this.position = first.position
+      else if (this.#taken === 0) this.position = next
     } catch (error) {
       if (!this.#stop.aborted) reservation.release()
       throw error
     }
   }
 
-  /** The next piece; until the next call it may be that the rest is taken away. */
+  /** The next piece. The rest of the page may be dropped until `resume` is called. */
   take<T>(make: Make<T>): T {
-    const [text] = this.#texts as [Texts['events'][number]]
-    const { value, upto } = make(text, this.#taken)
-    this.#taken = upto
-    if (upto === text.json.length) {
+    const [text] = this.#texts as [EventText]
+    const { value, end } = make(text, this.#taken)
+    this.#taken = end
+    if (end === text.json.length) {
       this.#texts.shift()
       this.#taken = 0
-      this.place = this.#texts[0]?.place ?? this.#next
+      this.position = this.#texts[0]?.position ?? this.#next
       this.#reservation?.shrink(this.#texts.reduce((sum, { bytes }) => sum + bytes, 0))
     }
-    if (this.there) this.#reservation?.rest(() => this.#drop())
+    if (this.hasText) this.#reservation?.idle(() => this.#drop())
     return value
   }
 
@@ -191,12 +194,12 @@ class Reading {
 
 const encoder = new TextEncoder()
 
-// Bytes and not characters: a part of a string would keep the whole of it.
-function pieceOf({ place, json }: { place: bigint; json: string }, from: number): { value: EventPiece; upto: number } {
-  let upto = Math.min(from + PIECE_CHARACTERS, json.length)
-  if (upto < json.length && isHighSurrogate(json.charCodeAt(upto - 1))) upto -= 1
-  const bytes = encoder.encode(json.slice(from, upto))
-  return { value: { place, bytes, last: upto === json.length }, upto }
+// Bytes and not a string: a part of a string would keep the whole string in memory.
+function pieceOf({ position, json }: { position: bigint; json: string }, from: number) {
+  let end = Math.min(from + PIECE_CHARACTERS, json.length)
+  if (end < json.length && isHighSurrogate(json.charCodeAt(end - 1))) end -= 1
+  const bytes = encoder.encode(json.slice(from, end))
+  return { value: { place: position, bytes, last: end === json.length }, end }
 }
 
 const isHighSurrogate = (unit: number): boolean => unit >= 0xd800 && unit < 0xdc00

@@ -1,16 +1,16 @@
-/** What others use of this room. */
+/** What others use of this folder. */
 
-export { type Appended, Appender, type AppendOptions, WAITERS } from './append.ts'
+export { type Appended, Appender, type AppendOptions, WAIT_CONNECTIONS } from './append.ts'
 export type { NewEvent } from './append-statement.ts'
 export type { EventPiece } from './follow.ts'
 export { StreamNotifier } from './notifier.ts'
 export {
   attemptsOf,
   checkLimit,
-  checkPlace,
+  checkPosition,
   type EventPage,
   LIMIT,
-  MOST_PLACE,
+  MAX_POSITION,
   Reader,
   type StoredEvent,
   type StreamState,

@@ -1,29 +1,31 @@
 /**
- * What is heard of new events: that there may be some, of which streams. What they are has to be read.
+ * Notifications of new events: they say that a stream may have new events, and not which. The reader reads to find out.
  *
- * What this process appends it knows at once; the rest comes by NOTIFY where there is a direct connection. A NOTIFY is dear, so
- * whoever appends asks first whether anybody listens: whoever does has an advisory lock for as long.
+ * This process knows at once what it appends itself. What other processes append it learns by NOTIFY, where there is a
+ * direct connection. A NOTIFY is expensive, so the process that appends asks first whether anybody listens: each
+ * listener holds an advisory lock in shared mode for as long as it listens.
  *
- * A look in time, for whoever waits, is told here too: soon at first, since who appended in the moment when we began to listen may
- * have found nobody to tell; then less and less often.
+ * A watch also polls. The first polls come soon, since a process that appended just before we began to listen may have
+ * found no listener; then less and less often.
  */
 import { sql } from 'kysely'
 import { Stopwatch, Waker } from '../../base/index.ts'
 import type { SessionPool } from '../../database/index.ts'
 import { Notifier } from '../../database/index.ts'
 
-/** Which events somebody waits for; null: it is not known which there are. */
-export type Wants = (stream: string | null, bucket: number | null) => boolean
+/** Whether a watch is for events of this stream, in this bucket; `stream` null: of any stream; `bucket` null: not known. */
+export type StreamFilter = (stream: string | null, bucket: number | null) => boolean
 
-// Milliseconds between looks: at first, then twice as long each time up to this, where there is news and where there is none.
+// Milliseconds between polls: the first pause, then twice as long each time up to this, with notifications and without.
 const FIRST_MS = 50
-const POLL_MS = { news: 5_000, none: 500 }
-// While something that was appended may still commit, for nobody tells that it was rolled back.
+const POLL_MS = { notified: 5_000, alone: 500 }
+// While an append is undecided, that is, its transaction is open: there is no notification of a rollback.
 const UNDECIDED_MS = { first: 5, most: 250 }
 
 export class StreamNotifier {
   readonly #notifier: Notifier<number>
-  readonly #here = new Set<(stream: string) => void>()
+  /** Listeners to what this process appends. */
+  readonly #local = new Set<(stream: string) => void>()
 
   constructor(sessions: SessionPool) {
     this.#notifier = new Notifier(
@@ -39,46 +41,47 @@ export class StreamNotifier {
 
   /** This process has appended to these streams. */
   announce(streams: string[]): void {
-    for (const ear of this.#here) for (const stream of streams) ear(stream)
+    for (const listener of this.#local) for (const stream of streams) listener(stream)
   }
 
-  /** Nobody hears anything any more. */
+  /** Removes all listeners. */
   close(): void {
-    this.#here.clear()
+    this.#local.clear()
     this.#notifier.close()
   }
 
-  /** To wait for events, until it is left. */
-  watch(wants: Wants): Lookout {
+  /** Watches for new events, until `close` of the watch. */
+  watch(filter: StreamFilter): StreamWatch {
     const waker = new Waker()
-    const here = (stream: string) => {
-      if (wants(stream, null)) waker.wake()
+    const local = (stream: string) => {
+      if (filter(stream, null)) waker.wake()
     }
-    this.#here.add(here)
+    this.#local.add(local)
     const unsubscribe = this.#notifier.onAny((stream, bucket) => {
-      if (wants(stream, bucket)) waker.wake()
+      if (filter(stream, bucket)) waker.wake()
     })
-    const leave = () => {
-      this.#here.delete(here)
+    const close = () => {
+      this.#local.delete(local)
       unsubscribe()
     }
-    return new Lookout(waker, leave, () => (this.#notifier.session ? POLL_MS.news : POLL_MS.none))
+    return new StreamWatch(waker, close, () => (this.#notifier.session ? POLL_MS.notified : POLL_MS.alone))
   }
 }
 
-/** Whoever looks again and again. */
-export class Lookout {
-  readonly leave: () => void
+/** The waits of a loop that reads new events again and again. */
+export class StreamWatch {
+  /** Takes its listeners off. */
+  readonly close: () => void
   readonly #waker: Waker
-  readonly #most: () => number
+  readonly #mostMs: () => number
   #ended = false
   #pauseMs = FIRST_MS
   #undecidedMs = UNDECIDED_MS.first
 
-  constructor(waker: Waker, leave: () => void, most: () => number) {
+  constructor(waker: Waker, close: () => void, mostMs: () => number) {
     this.#waker = waker
-    this.leave = leave
-    this.#most = most
+    this.close = close
+    this.#mostMs = mostMs
   }
 
   /** Ends the wait, and every pause from now on. */
@@ -87,27 +90,27 @@ export class Lookout {
     this.#waker.wake()
   }
 
-  /** Something was found: looks are soon again. */
-  found(): void {
+  /** Events were found: polls begin with short pauses again. */
+  reset(): void {
     this.#pauseMs = FIRST_MS
     this.#undecidedMs = UNDECIDED_MS.first
   }
 
-  /** After a fault: for so long, whatever is heard, or until somebody ends it. */
+  /** The pause after an error: notifications do not shorten it, `end` does. */
   async pause(ms: number): Promise<void> {
     const since = new Stopwatch()
     while (!this.#ended && since.elapsed() < ms) await this.#waker.wait(ms - since.elapsed())
   }
 
   /**
-   * Until it is worth a look.
-   * @param waits   something that was appended may still commit.
-   * @param atMost  milliseconds.
+   * Waits for a notification, or until the next poll.
+   * @param undecided  the transaction of an append is open, and may still commit.
+   * @param atMost     milliseconds.
    */
-  async wait(waits: boolean, atMost = Infinity): Promise<void> {
-    const pauseMs = waits ? this.#undecidedMs : Math.min(this.#pauseMs, this.#most())
+  async wait(undecided: boolean, atMost = Infinity): Promise<void> {
+    const pauseMs = undecided ? this.#undecidedMs : Math.min(this.#pauseMs, this.#mostMs())
     if (await this.#waker.wait(Math.min(pauseMs, atMost))) return
-    if (waits) this.#undecidedMs = Math.min(this.#undecidedMs * 1.5, UNDECIDED_MS.most)
-    else this.#pauseMs = Math.min(this.#pauseMs * 2, this.#most())
+    if (undecided) this.#undecidedMs = Math.min(this.#undecidedMs * 1.5, UNDECIDED_MS.most)
+    else this.#pauseMs = Math.min(this.#pauseMs * 2, this.#mostMs())
   }
 }

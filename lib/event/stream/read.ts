@@ -1,64 +1,87 @@
 /**
  * Reading: pages of a stream by position, and of all streams by cursor.
  *
- * A stream's positions have no gaps and follow its commits, so a page of it is complete as it is. The order of all streams has
- * gaps, of what was rolled back and of what has not committed yet; a page of it ends at the horizon (0007_event.sql), before the
- * first event that may still commit. A page is one JSON text: a third of the time of a row for each event.
+ * A stream's positions have no gaps and follow its commits, so a page of a stream is complete. The order of all streams
+ * has gaps: of events that were rolled back, and of events that have not committed yet. So a page of it ends at the
+ * horizon (0007_event.sql), before the first event that may still commit. A page is one JSON text: that takes a third
+ * of the time of one row for each event.
  */
 import { type RawBuilder, sql } from 'kysely'
 import { checkInteger, checkPage, checkText, outOfRange, wrongType } from '../../base/index.ts'
 import type { Pool } from '../../database/index.ts'
 
-/** An event as it is kept. */
+/** An event as it is stored. It never changes. */
 export interface StoredEvent {
+  /** The name of its stream. */
   stream: string
-  /** In its stream: 1, 2, 3 … */
+  /** Its position in the stream: 1, 2, 3 … without gaps, in the order of commits. */
   position: bigint
-  /** In the order of all streams: rising, with gaps. */
+  /** Its cursor: its place in the order of all streams, rising, with gaps. */
   cursor: bigint
+  /** What happened, as a name: 1–255 characters. */
   type: string
+  /** The event's content, parsed from JSON; null if none was given. */
   data: unknown
-  /** null: none. */
+  /** Data about the event, parsed from JSON; null if none was given. */
   meta: unknown
-  /** What the caller gave; null: nothing. */
+  /** The id that the caller gave (idempotency key); null if none was given. */
   id: string | null
-  /** When it was appended, on the database's clock. Events that were appended at the same time may be in another order. */
+  /**
+   * When it was appended, by the database's clock. Use positions and cursors for order: events that are appended at the
+   * same time may have times in another order, and clocks are set.
+   */
   at: Date
 }
 
+/** A page of events, as `read` and `readAll` return it. */
 export interface EventPage {
-  /** Perhaps fewer than asked for: a page has at most 4 MiB, too, but one event always. */
+  /**
+   * The events, in order. There may be fewer than `limit`: a page has at most 4 MiB, but always one event if there is
+   * one.
+   */
   events: StoredEvent[]
-  /** Where to read on; null: backwards, and there is nothing before. */
+  /**
+   * Where the next page begins: pass it as `from`. null: the page was read backwards, and it ends at the stream's first
+   * event.
+   */
   next: bigint | null
 }
 
-/** Where a stream stands. */
+/** The state of a stream. */
 export interface StreamState {
+  /** The stream's name. */
   name: string
-  /** Of the first event that is still there, or of the next if none is. */
+  /** The position of the first event that is still stored; if none is, of the next event. */
   first: bigint
-  /** Of the last event. */
+  /** The position of the last event that was appended. */
   position: bigint
 }
 
-/** What is read of a stream at once: `more` may be there already. */
+/** A page as it is read internally. */
 export interface Chunk {
   events: StoredEvent[]
   next: bigint
+  /** There may be more to read at once. */
   more: boolean
-  /** What has been appended may still commit: look again soon. */
-  waits: boolean
+  /** An append is in an open transaction, and may still commit: read again soon. */
+  undecided: boolean
 }
 
-/** What is read within so many bytes: the JSON of each event, not parsed; at least one, unless that `wants` more. */
-export interface Texts {
-  events: { place: bigint; json: string; bytes: number }[]
+/** The JSON of an event, not parsed, and its position (or cursor). */
+export interface EventText {
+  position: bigint
+  json: string
+  bytes: number
+}
+
+/** A page of at most so many bytes: at least one event, unless the first is larger than that. */
+export interface TextPage {
+  events: EventText[]
   next: bigint
   more: boolean
-  waits: boolean
-  /** Bytes that the first takes, which was not given for want of room. */
-  wants: number | undefined
+  undecided: boolean
+  /** The bytes of the first event, when it was not returned because it is too large. */
+  neededBytes: number | undefined
 }
 
 export const LIMIT = { min: 1, max: 1_000, default: 100 }
@@ -70,48 +93,50 @@ export class Reader {
     this.#pool = pool
   }
 
-  /** Of one stream, from a position on. */
+  /** Events of one stream, from a position on. */
   async stream(stream: string, from: bigint, limit: number): Promise<Chunk> {
-    const { events, last, first, stands } = await this.#stream(stream, from, limit, false)
-    // nothing: at the end, or what was there was removed
+    const { events, last, first, position } = await this.#stream(stream, from, limit, false)
+    // no events: `from` is behind the end, or the events there were removed
     const next = last !== undefined ? last + 1n : first > from ? first : from
-    return { events, next, more: next <= stands, waits: false }
+    return { events, next, more: next <= position, undecided: false }
   }
 
-  /** Of one stream, from a position back to its beginning. */
+  /** Events of one stream, from a position back to its beginning. */
   async backwards(stream: string, from: bigint, limit: number): Promise<EventPage> {
     const { events, last, first } = await this.#stream(stream, from, limit, true)
     return { events, next: last === undefined || last <= first ? null : last - 1n }
   }
 
-  /** Of all streams under a prefix, from a cursor on. A chunk may be empty though there is more. */
+  /** Events of all streams under a prefix, from a cursor on. A chunk may be empty though there is more. */
   async all(prefix: string, from: bigint, limit: number): Promise<Chunk> {
     const [row] = await this.#pool.run<AllRow>(
       sql`select events::text, next, more, waits from lockstep.read_all(${prefix}, ${from - 1n}, ${limit})`,
     )
     const { events, next, more, waits } = row as AllRow
-    return { events: eventsOf(events), next: BigInt(next) + 1n, more, waits }
+    return { events: eventsOf(events), next: BigInt(next) + 1n, more, undecided: waits }
   }
 
-  /** Of one stream, from a position on, within so many bytes. */
-  async streamTexts(stream: string, from: bigint, room: number): Promise<Texts> {
-    return textsOf(
-      await this.#pool.run<TextRow>(sql`select * from lockstep.try_read_stream(${stream}, ${from}, ${TEXTS}, ${room})`),
+  /** The JSON of events of one stream, from a position on. */
+  async streamTexts(stream: string, from: bigint, maxBytes: number): Promise<TextPage> {
+    return textPage(
+      await this.#pool.run<TextRow>(
+        sql`select * from lockstep.try_read_stream(${stream}, ${from}, ${MOST_TEXTS}, ${maxBytes})`,
+      ),
       0n,
     )
   }
 
-  /** Of all streams under a prefix, from a cursor on, within so many bytes. */
-  async allTexts(prefix: string, from: bigint, room: number): Promise<Texts> {
-    return textsOf(
+  /** The JSON of events of all streams under a prefix, from a cursor on. */
+  async allTexts(prefix: string, from: bigint, maxBytes: number): Promise<TextPage> {
+    return textPage(
       await this.#pool.run<TextRow>(
-        sql`select * from lockstep.try_read_all(${prefix}, ${from - 1n}, ${TEXTS}, ${room})`,
+        sql`select * from lockstep.try_read_all(${prefix}, ${from - 1n}, ${MOST_TEXTS}, ${maxBytes})`,
       ),
       1n,
     )
   }
 
-  /** The cursor of what will be appended from now on. */
+  /** The cursor from which on events are read that are appended from now on. */
   async end(): Promise<bigint> {
     const [row] = await this.#pool.run<{ horizon: string }>(sql`select horizon from lockstep.event_horizon()`)
     return BigInt(row?.horizon ?? 0) + 1n
@@ -143,7 +168,7 @@ export class Reader {
       events: eventsOf(events),
       last: last === null ? undefined : BigInt(last),
       first: BigInt(first),
-      stands: BigInt(stands),
+      position: BigInt(stands),
     }
   }
 }
@@ -158,34 +183,35 @@ type TextRow = {
   more: boolean
   waits: boolean
 }
-const TEXTS = 1_000
+// Events in a page of texts.
+const MOST_TEXTS = 1_000
 
-// The last row is none of an event.
-function textsOf(rows: TextRow[], after: bigint): Texts {
+// The last row describes the page and not an event.
+function textPage(rows: TextRow[], afterNext: bigint): TextPage {
   const { next, more, waits, bytes } = rows.pop() as TextRow
   const events = rows.map(({ place, event, bytes }) => ({
-    place: BigInt(place as string),
+    position: BigInt(place as string),
     json: event,
     bytes: Number(bytes),
   }))
-  const wants = bytes === null ? undefined : Number(bytes)
-  return { events, next: BigInt(next) + after, more, waits, wants }
+  const neededBytes = bytes === null ? undefined : Number(bytes)
+  return { events, next: BigInt(next) + afterNext, more, undecided: waits, neededBytes }
 }
 
-/** An event of its JSON, as over HTTP. */
+/** Parses the JSON of an event, as HTTP shows it. */
 export function storedOf(json: string): StoredEvent {
   const { stream, position, cursor, type, data, meta, id, at } = JSON.parse(json)
   return { stream, position: BigInt(position), cursor: BigInt(cursor), type, data, meta, id, at: new Date(at) }
 }
 
-type Shown = [string, string, string, string, unknown, unknown, string | null, number, number | null]
+type EventRow = [string, string, string, string, unknown, unknown, string | null, number, number | null]
 
-/** The events of a page, as lockstep.shown writes them. */
+/** Parses the events of a page, as lockstep.shown writes them. */
 export function eventsOf(page: string | null): StoredEvent[] {
-  return page === null ? [] : (JSON.parse(page) as Shown[]).map(eventOf)
+  return page === null ? [] : (JSON.parse(page) as EventRow[]).map(eventOf)
 }
 
-export const eventOf = ([stream, position, cursor, type, data, meta, id, at]: Shown): StoredEvent => ({
+export const eventOf = ([stream, position, cursor, type, data, meta, id, at]: EventRow): StoredEvent => ({
   stream,
   position: BigInt(position),
   cursor: BigInt(cursor),
@@ -196,17 +222,17 @@ export const eventOf = ([stream, position, cursor, type, data, meta, id, at]: Sh
   at: new Date(at),
 })
 
-/** As {@link eventsOf}, with how often each is tried. */
+/** As {@link eventsOf}, with the number of the attempt of each event, from 1. */
 export const attemptsOf = (page: string | null): (StoredEvent & { attempt: number })[] =>
-  page === null ? [] : (JSON.parse(page) as Shown[]).map((shown) => ({ ...eventOf(shown), attempt: shown[8] ?? 1 }))
+  page === null ? [] : (JSON.parse(page) as EventRow[]).map((row) => ({ ...eventOf(row), attempt: row[8] ?? 1 }))
 
-const PLACE = 'a bigint, 1n–9223372036854775807n'
-export const MOST_PLACE = 2n ** 63n - 1n
+const POSITION = 'a bigint, 1n–9223372036854775807n'
+export const MAX_POSITION = 2n ** 63n - 1n
 
-/** A position or a cursor. @throws {TypeError | RangeError} */
-export function checkPlace(field: string, value: unknown): asserts value is bigint {
-  if (typeof value !== 'bigint') throw wrongType(field, PLACE, value)
-  if (value < 1n || value > MOST_PLACE) throw outOfRange(field, PLACE, value)
+/** Checks a position or a cursor. @throws {TypeError | RangeError} */
+export function checkPosition(field: string, value: unknown): asserts value is bigint {
+  if (typeof value !== 'bigint') throw wrongType(field, POSITION, value)
+  if (value < 1n || value > MAX_POSITION) throw outOfRange(field, POSITION, value)
 }
 
 /** @throws {TypeError | RangeError} */

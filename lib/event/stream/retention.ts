@@ -1,55 +1,67 @@
 /**
- * Keeping: for how long events are kept, and what is removed.
+ * Retention: how long events are kept, and what is removed.
  *
- * What a group has yet to read is never removed, unless forced: removing looks at the checkpoints of all groups whose prefix
- * covers the stream, and at its events that failed in them. A position is never used again, and the stream keeps counting. Whoever
- * reads from before the first event that is left begins with that.
+ * Events that a group has not read yet are never removed, unless `force` is set: a removal looks at the checkpoints of
+ * all groups whose prefix covers the stream, and at the events of the stream that failed in those groups. A position is
+ * never used again: the stream counts on. A reader that begins before the first event that is left begins with that
+ * event.
  */
 import { sql } from 'kysely'
 import { checkInteger, checkMs, checkOptions, checkText, outOfRange, wrongType } from '../../base/index.ts'
 import type { Pool } from '../../database/index.ts'
-import { checkPlace, MOST_PLACE, type Reader, type StoredEvent } from './read.ts'
+import { checkPosition, MAX_POSITION, type Reader, type StoredEvent } from './read.ts'
 
+/**
+ * Which events of a stream are kept; at least one of the two fields is set. With both, an event is removed as soon as
+ * either allows it.
+ */
 export interface RetentionRule {
-  /** Milliseconds, 1,000–3,155,760,000,000 (a century), by the database's clock. */
+  /**
+   * Events are kept for so many milliseconds by the database's clock, 1,000–3,155,760,000,000 (a century).
+   * @default for ever
+   */
   maxAgeMs?: number
-  /** The last so many of each stream, 0–1,000,000,000,000. */
+  /** So many of the last events of each stream are kept, 0–1,000,000,000,000. @default all */
   maxCount?: number
 }
 
+/** Options of `truncate`. */
 export interface TruncateOptions {
-  /** Also what groups have yet to read. @default false */
+  /** Also removes events that groups have not read yet; those groups never see them. @default false */
   force?: boolean
 }
 
+/** What a `truncate` did. */
 export interface Truncated {
-  /** How many events. */
+  /** The number of events that were removed. */
   removed: number
-  /** The first position that is left, or the next if none is. */
+  /** The position of the first event that is left; if none is, of the next event. */
   first: bigint
-  /** Groups that have yet to read what was to be removed. */
+  /** The groups that have not read all events before the position, in the order of their names; empty with `force`. */
   waitingFor: string[]
 }
 
+/** What a `sweep` did. */
 export interface Swept {
-  /** How many events. */
+  /** The number of events that were removed. */
   removed: number
 }
 
+/** Options of `archive`. */
 export interface ArchiveOptions {
-  /** One stream. */
+  /** The stream to archive. Not together with `prefix`. @default all streams under `prefix` */
   stream?: string
-  /** Or those under a prefix. @default '' */
+  /** The streams to archive, by what their names begin with. Not together with `stream`. @default '', all streams */
   prefix?: string
-  /** The first to write: a position of the stream, or a cursor. @default 1n */
+  /** The first event to write: a position of the stream or, without `stream`, a cursor. @default 1n */
   from?: bigint
-  /** The first not to write. @default what is there now */
+  /** The first event not to write: a position or a cursor, ≥ `from`. @default after the last event that can be read now */
   before?: bigint
 }
 
 const AGE = { min: 1_000, max: 3_155_760_000_000 }
 const COUNT = { min: 0, max: 1_000_000_000_000 }
-// Removed in a statement, so that none lasts.
+// Events removed in one statement, so that none takes long.
 const MOST = 10_000
 const PAGE = 1_000
 
@@ -111,7 +123,7 @@ export class Retention {
     checkOptions(options)
     const { force = false } = options
     checkText('stream', stream)
-    checkPlace('before', before)
+    checkPosition('before', before)
     if (typeof force !== 'boolean') throw wrongType('force', 'a boolean', force)
     for (let removed = 0; ; ) {
       const [row] = await this.#pool.run<{ removed: string; first: string; waiting_for: string[]; more: boolean }>(
@@ -130,24 +142,24 @@ export class Retention {
     if (prefix !== undefined) checkText('prefix', prefix)
     if (stream !== undefined && prefix !== undefined)
       throw wrongType('prefix', 'left out when there is a stream', prefix)
-    checkPlace('from', from)
-    if (options.before !== undefined) checkPlace('before', options.before)
-    const before = options.before ?? (stream === undefined ? await this.#reader.end() : MOST_PLACE)
+    checkPosition('from', from)
+    if (options.before !== undefined) checkPosition('before', options.before)
+    const before = options.before ?? (stream === undefined ? await this.#reader.end() : MAX_POSITION)
     if (before < from) throw outOfRange('before', `a bigint ≥ from, ${from}`, before)
-    const read = (place: bigint) =>
-      stream === undefined ? this.#reader.all(prefix ?? '', place, PAGE) : this.#reader.stream(stream, place, PAGE)
-    for (let place = from; ; ) {
-      const { events, next, more } = await read(place)
+    const read = (start: bigint) =>
+      stream === undefined ? this.#reader.all(prefix ?? '', start, PAGE) : this.#reader.stream(stream, start, PAGE)
+    for (let start = from; ; ) {
+      const { events, next, more } = await read(start)
       for (const event of events) {
         if ((stream === undefined ? event.cursor : event.position) >= before) return
         yield `${lineOf(event)}\n`
       }
       if (!more || next >= before) return
-      place = next
+      start = next
     }
   }
 }
 
-// Positions as strings: JSON's numbers end at 2⁵³.
+// Positions as strings: numbers in JSON are exact only up to 2⁵³.
 const lineOf = ({ position, cursor, at, ...rest }: StoredEvent): string =>
   JSON.stringify({ ...rest, position: String(position), cursor: String(cursor), at: at.toISOString() })

@@ -1,50 +1,72 @@
 /**
- * What is asked of reading and following: checked, and put together. How pages are waited for; how it is followed is told in
+ * Reading and following for callers: checks the options, and waits for a page. How events are followed is explained in
  * follow.ts.
  */
 
 import type { Closing } from '../../base/index.ts'
-import { checkMs, checkOptions, checkText, checkWord, Stopwatch, WAIT, wrongType } from '../../base/index.ts'
+import { checkMs, checkOptions, checkText, checkWord, onAbort, Stopwatch, WAIT, wrongType } from '../../base/index.ts'
 import { type EventPiece, Follow, type Source } from './follow.ts'
-import type { Lookout, StreamNotifier } from './notifier.ts'
-import { type Chunk, checkLimit, checkPlace, type EventPage, LIMIT, type Reader, type StoredEvent } from './read.ts'
+import type { StreamNotifier, StreamWatch } from './notifier.ts'
+import {
+  type Chunk,
+  checkLimit,
+  checkPosition,
+  type EventPage,
+  LIMIT,
+  MAX_POSITION,
+  type Reader,
+  type StoredEvent,
+} from './read.ts'
 
+/** Options of `subscribe`. */
 export interface SubscribeOptions {
-  /** One stream, in the order of its positions. */
+  /**
+   * The stream to follow, in the order of its positions. Not together with `prefix`.
+   * @default all streams under `prefix`
+   */
   stream?: string
-  /** Or all streams under a prefix, in the order of their cursors. @default '' */
+  /**
+   * The streams to follow, by what their names begin with, in the order of cursors. Not together with `stream`.
+   * @default '', all streams
+   */
   prefix?: string
-  /** The first to read: a position of the stream, or a cursor. `end`: what is appended from now on. @default 1n */
+  /**
+   * The first event: a position of the stream or, without `stream`, a cursor, ≥ 1n. `end`: only events that are
+   * appended from now on.
+   * @default 1n
+   */
   from?: bigint | 'end'
+  /** Ends the subscription: it throws `signal.reason`. */
   signal?: AbortSignal
 }
 
 export interface WaitOptions {
-  /** Events, 1–1,000. @default 100 */
+  /** The most events to return, 1–1,000. @default 100 */
   limit?: number
-  /** Milliseconds to wait for one, ≥ 0. @default 0 */
+  /** Milliseconds to wait for an event when there is none, ≥ 0. @default 0 */
   waitMs?: number
   /** Ends the wait: the call rejects with `signal.reason`. */
   signal?: AbortSignal
 }
 
+/** Options of `read`. */
 export interface ReadOptions extends WaitOptions {
-  /** The first position to read. @default 1n; backwards, the last */
+  /** The first position to read, ≥ 1n. @default 1n; with `backwards`, the stream's last */
   from?: bigint
-  /** From there to the beginning. */
+  /** Reads from `from` back to the beginning. Not together with `waitMs`. @default false */
   backwards?: boolean
 }
 
+/** Options of `readAll`. */
 export interface AllOptions extends WaitOptions {
+  /** The streams to read, by what their names begin with. @default '', all streams */
   prefix?: string
-  /** The first cursor to read. @default 1n */
+  /** The first cursor to read, ≥ 1n. @default 1n */
   from?: bigint
 }
 
-const LAST = 2n ** 63n - 1n
-
-/** What is read, by pages too. */
-interface Paged extends Source {
+/** A source that is read by pages too. */
+interface PagedSource extends Source {
   read(from: bigint, limit: number): Promise<Chunk>
 }
 
@@ -53,28 +75,28 @@ export class Followers {
   readonly #notifier: StreamNotifier
   readonly #follow: Follow
 
-  constructor(reader: Reader, tidings: StreamNotifier, closing: Closing) {
+  constructor(reader: Reader, notifier: StreamNotifier, closing: Closing) {
     this.#reader = reader
-    this.#notifier = tidings
-    this.#follow = new Follow(tidings, closing)
+    this.#notifier = notifier
+    this.#follow = new Follow(notifier, closing)
   }
 
   async read(stream: string, options: ReadOptions = {}): Promise<EventPage> {
     checkText('stream', stream)
     checkOptions(options)
     const { from, limit = LIMIT.default, backwards = false } = options
-    if (from !== undefined) checkPlace('from', from)
+    if (from !== undefined) checkPosition('from', from)
     checkLimit(limit)
     if (!backwards) return this.#page(this.#stream(stream), { ...options, from: from ?? 1n })
     if (options.waitMs) throw wrongType('waitMs', 'left out when reading backwards', options.waitMs)
-    return this.#reader.backwards(stream, from ?? LAST, limit)
+    return this.#reader.backwards(stream, from ?? MAX_POSITION, limit)
   }
 
   async readAll(options: AllOptions = {}): Promise<EventPage> {
     checkOptions(options)
     const { prefix = '', from = 1n, limit = LIMIT.default } = options
     checkText('prefix', prefix)
-    checkPlace('from', from)
+    checkPosition('from', from)
     checkLimit(limit)
     return this.#page(this.#all(prefix), { ...options, from })
   }
@@ -90,53 +112,52 @@ export class Followers {
     if (stream !== undefined && prefix !== undefined) {
       throw wrongType('prefix', 'left out when there is a stream', prefix)
     }
-    if (from !== 'end') checkPlace('from', from)
+    if (from !== 'end') checkPosition('from', from)
     const source = stream === undefined ? this.#all(prefix ?? '') : this.#stream(stream)
     return as === 'json' ? this.#follow.pieces(source, from, signal) : this.#follow.events(source, from, signal)
   }
 
-  // A page; if there is nothing, what comes within the wait.
-  async #page(source: Paged, options: WaitOptions & { from: bigint }): Promise<EventPage> {
+  // A page; if there is none yet, the first that comes within the wait.
+  async #page(source: PagedSource, options: WaitOptions & { from: bigint }): Promise<EventPage> {
     const { limit = LIMIT.default, waitMs = 0, signal } = options
     checkMs('waitMs', waitMs, WAIT)
     signal?.throwIfAborted()
     const since = new Stopwatch()
-    let lookout: Lookout | undefined
-    const wake = () => lookout?.end()
-    signal?.addEventListener('abort', wake)
+    let watch: StreamWatch | undefined
+    const off = onAbort(signal, () => watch?.end())
     try {
-      for (let place = options.from; ; ) {
+      for (let from = options.from; ; ) {
         signal?.throwIfAborted()
-        const { events, next, more, waits } = await source.read(place, limit)
+        const { events, next, more, undecided } = await source.read(from, limit)
         if (events.length > 0) return { events, next }
-        place = next
+        from = next
         if (more) continue // past a stretch without an event of these streams
         const leftMs = waitMs - since.elapsed()
         if (leftMs <= 0) return { events, next }
-        if (lookout) await lookout.wait(waits, leftMs)
-        lookout ??= this.#notifier.watch(source.wants) // and look once more: it may have come before
+        if (watch) await watch.wait(undecided, leftMs)
+        watch ??= this.#notifier.watch(source.filter) // and read again: an event may have come before the watch began
       }
     } finally {
-      signal?.removeEventListener('abort', wake)
-      lookout?.leave()
+      off()
+      watch?.close()
     }
   }
 
-  #stream(stream: string): Paged {
+  #stream(stream: string): PagedSource {
     return {
-      texts: (from, room) => this.#reader.streamTexts(stream, from, room),
+      texts: (from, maxBytes) => this.#reader.streamTexts(stream, from, maxBytes),
       read: (from, limit) => this.#reader.stream(stream, from, limit),
       end: async () => ((await this.#reader.state(stream))?.position ?? 0n) + 1n,
-      wants: (told) => told === null || told === stream,
+      filter: (name) => name === null || name === stream,
     }
   }
 
-  #all(prefix: string): Paged {
+  #all(prefix: string): PagedSource {
     return {
-      texts: (from, room) => this.#reader.allTexts(prefix, from, room),
+      texts: (from, maxBytes) => this.#reader.allTexts(prefix, from, maxBytes),
       read: (from, limit) => this.#reader.all(prefix, from, limit),
       end: () => this.#reader.end(),
-      wants: (told) => told?.startsWith(prefix) ?? true,
+      filter: (name) => name?.startsWith(prefix) ?? true,
     }
   }
 }

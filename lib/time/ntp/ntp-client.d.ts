@@ -1,7 +1,7 @@
-/** What is used of `ntp-client` 0.5.3, which has no types of its own. */
+/** The part of `ntp-client` 0.5.3 that is used here; the package has no types. */
 declare module 'ntp-client' {
   const ntpClient: {
-    /** Milliseconds; of the module, read at each call. */
+    /** Milliseconds: a variable of the module, read at each call. */
     ntpReplyTimeout: number
     getNetworkTime(
       server: string,

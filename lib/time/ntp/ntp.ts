@@ -1,29 +1,39 @@
 /**
- * True time from NTP servers: several are asked at once, and vote.
+ * True time from NTP servers: several are asked at once, and they vote.
  *
- * A server's answer is an interval that true time lies in, if the server is as good as it says. Each server's answers are
- * remembered, and intersected with the next, so the interval shrinks to that of its quickest answer. Then they
- * vote: with n servers of which at most f = ⌊(n−1)/2⌋ are wrong, true time lies in the hull of what n − f of them agree on
- * (time/interval.ts). A server that says nothing counts as one that is wrong, since f is of those that are *configured*: else
- * an attacker need only keep the honest ones silent. Who stands outside of the result is a falseticker, and is named.
+ * A server's answer is an interval that contains true time, if the server is as exact as it claims. The answers of each server
+ * are intersected, so that the interval shrinks to that of its fastest answer. Then the servers vote: with n servers of which
+ * at most f = ⌊(n−1)/2⌋ are wrong, true time lies in the hull of the points on which n − f of them agree (time/interval.ts). A
+ * server that does not answer counts as wrong, because n counts the *configured* servers: otherwise an attacker would only
+ * need to silence the honest ones. A server whose interval does not overlap the result is a falseticker, and is named.
  *
  * Three servers are the fewest that can outvote one. The same server under two names has one vote.
  *
- * A server that asks not to be asked (a Kiss-o'-death) is not, for an hour.
+ * A server that answers with a Kiss-o'-death (do not ask me) is not asked for an hour.
  *
  * @see RFC 5905 §11.2.1; RFC 8633 §3.2 (how many servers); RFC 4330 §8 (Kiss-o'-death)
  */
 import { lookup } from 'node:dns/promises'
 import { isIP, SocketAddress } from 'node:net'
-import { abortable, checkInteger, checkOptions, outOfRange, UnavailableError, wrongType } from '../../base/index.ts'
+import {
+  abortable,
+  checkInteger,
+  checkOptions,
+  onAbort,
+  outOfRange,
+  UnavailableError,
+  wrongType,
+} from '../../base/index.ts'
 import { agree, type Interval, Offset, PAD_US, widened, width, within } from '../interval.ts'
 import { LOCAL_DRIFT } from '../tolerances.ts'
 import { type Address, exchange } from './exchange.ts'
 import { offsetOf } from './packet.ts'
 
 /**
- * Public servers of five institutions in five countries: any two may be away, or wrong. For a service of your own take
- * servers near to it (on AWS 169.254.169.123 among them), and do not mix those that smear leap seconds with those that do not.
+ * The default servers: five public ones, of five institutions in five countries. Any two may be unreachable, or wrong.
+ *
+ * For a production service choose servers near to it (on AWS 169.254.169.123 among them). Do not mix servers that smear leap
+ * seconds with servers that do not.
  */
 export const NTP_SERVERS: readonly string[] = [
   'time.cloudflare.com',
@@ -33,53 +43,70 @@ export const NTP_SERVERS: readonly string[] = [
   'ntp.nict.jp',
 ]
 
+/** The options of {@link ntp}. */
 export interface NtpOptions {
-  /** `host` or `host:port`, an IPv6 address with a port as `[::1]:123`; 3–16 different ones. @default NTP_SERVERS */
+  /** The servers: `host` or `host:port`, an IPv6 address with a port as `[::1]:123`; 3–16 different ones. @default NTP_SERVERS */
   servers?: readonly string[]
-  /** For an answer, its name's lookup included: 100–10,000. @default 1_000 */
+  /** How long to wait for an answer, including the lookup of the name: milliseconds, 100–10,000. @default 1_000 */
   timeoutMs?: number
 }
 
-/** What one server said. */
+/** The result of asking one server. */
 export interface ServerReport {
+  /** The server's name, as configured. */
   server: string
-  /** Why it gave no time; null: it did. */
+  /** The reason why the server gave no time; null: it gave one. */
   problem: string | null
-  /** Microseconds. */
+  /** The round trip without the server's own processing: microseconds. Absent if there is a `problem`. */
   rttUs?: number
-  /** How far it may be from true time, by its own account. Microseconds. */
+  /** The largest error of the server's clock, by its own claim: microseconds. Absent if there is a `problem`. */
   distanceUs?: number
+  /** The server's distance from a reference clock, in NTP servers: 1–15. Absent if there is a `problem`. */
   stratum?: number
 }
 
-/** True time minus this process's monotonic clock (`performance.now() * 1000`), in microseconds. */
+/**
+ * The result of a vote: an interval that contains true time minus this process's monotonic clock (`performance.now() * 1000`),
+ * in microseconds. Its ends are `lo` and `hi`.
+ */
 export interface Measurement extends Interval {
-  /** When it holds, on that clock. */
+  /** The time at which the interval holds, by the monotonic clock: microseconds. */
   at: number
-  /** The likeliest, in between. */
+  /** The best estimate, within `lo`–`hi`: microseconds. */
   guess: number
-  /** Who is outside of it, as configured. */
+  /** The servers whose interval does not overlap the result, by their configured names. */
   falsetickers: string[]
-  /** One for each that is configured, in order. */
+  /** One report for each configured server, in the configured order. */
   servers: ServerReport[]
 }
 
+/** A set of NTP servers, made by {@link ntp}. */
 export interface Ntp {
+  /** The servers, as configured. */
   readonly servers: readonly string[]
   /**
-   * Asks all servers at once, and lets them vote.
+   * Asks all servers at once, and combines their answers by a vote.
    *
-   * @param options.near  microseconds since 1970, roughly now: it chooses among NTP's eras. @default the wall clock
-   * @throws {UnavailableError} too few gave a time, or they do not agree: each is named, with the reason.
+   * @param options.near    the approximate time, microseconds since 1970: it selects the NTP era. @default the wall clock
+   * @param options.signal  ends the measurement: the call rejects with its reason.
+   * @returns the interval that contains true time, and a report for each server.
+   * @throws {UnavailableError} too few servers gave a time, or they do not agree: the text names each, with its reason.
    */
   measure(options?: { near?: number; signal?: AbortSignal }): Promise<Measurement>
-  /** Forgets earlier answers: our clock was found to have stood still. */
+  /** Drops the earlier answers: call it when the monotonic clock was found to have stood still. */
   forget(): void
 }
 
-const KISSED_MS = 3_600_000
+const KISS_PAUSE_MS = 3_600_000
 
-/** @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field` servers or timeoutMs. */
+/**
+ * Makes a set of NTP servers for the option `time.ntp` of `createLockstep`. It asks nothing yet.
+ *
+ * @param options.servers    3–16 different servers: `host` or `host:port`. @default NTP_SERVERS
+ * @param options.timeoutMs  how long to wait for an answer: milliseconds, 100–10,000. @default 1_000
+ * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field` servers or timeoutMs.
+ * @see RFC 5905 §11.2.1; RFC 8633 §3.2 (how many servers); RFC 4330 §8 (Kiss-o'-death)
+ */
 export function ntp(options: NtpOptions = {}): Ntp {
   checkOptions(options)
   const { servers = NTP_SERVERS, timeoutMs = 1_000 } = options
@@ -89,33 +116,33 @@ export function ntp(options: NtpOptions = {}): Ntp {
   if (servers.length < 3 || servers.length > 16) {
     throw outOfRange('servers', expected, `${servers.length} of them`)
   }
-  const places = servers.map((server) => placeOf(server, expected))
-  const keys = places.map(({ host, port }) => `${host.toLowerCase().replace(/\.$/, '')} ${port}`)
+  const endpoints = servers.map((server) => endpointOf(server, expected))
+  const keys = endpoints.map(({ host, port }) => `${host.toLowerCase().replace(/\.$/, '')} ${port}`)
   const twice = servers.find((_, i) => keys.indexOf(keys[i] as string) < i)
   if (twice !== undefined) throw outOfRange('servers', expected, `${twice} twice`)
-  return new Servers(servers, places, timeoutMs)
+  return new Servers(servers, endpoints, timeoutMs)
 }
 
-interface Place {
+interface Endpoint {
   host: string
   port: number
 }
 
-interface Seen extends ServerReport {
+interface Answered extends ServerReport {
   known: Interval
   guess: number
 }
 
 class Servers implements Ntp {
   readonly servers: readonly string[]
-  readonly #places: Place[]
+  readonly #endpoints: Endpoint[]
   readonly #timeoutMs: number
   readonly #offsets: Offset[]
   readonly #askAgainAt: number[]
 
-  constructor(servers: readonly string[], places: Place[], timeoutMs: number) {
+  constructor(servers: readonly string[], endpoints: Endpoint[], timeoutMs: number) {
     this.servers = [...servers]
-    this.#places = places
+    this.#endpoints = endpoints
     this.#timeoutMs = timeoutMs
     this.#offsets = servers.map(() => new Offset(LOCAL_DRIFT))
     this.#askAgainAt = servers.map(() => -Infinity)
@@ -125,16 +152,15 @@ class Servers implements Ntp {
     signal?.throwIfAborted()
     const ended = new AbortController()
     const late = setTimeout(() => ended.abort(new Error('timeout')), this.#timeoutMs)
-    const aborted = () => ended.abort(signal?.reason)
-    signal?.addEventListener('abort', aborted)
+    const off = onAbort(signal, () => ended.abort(signal?.reason))
     try {
-      const asked = new Map<string, string>()
+      const asked = new Map<string, string>() // by address
       const answers = await Promise.all(this.servers.map((_, i) => this.#ask(i, near, asked, ended.signal)))
       signal?.throwIfAborted()
       return this.#vote(answers)
     } finally {
       clearTimeout(late)
-      signal?.removeEventListener('abort', aborted)
+      off()
     }
   }
 
@@ -142,12 +168,17 @@ class Servers implements Ntp {
     for (const offset of this.#offsets) offset.forget()
   }
 
-  async #ask(i: number, near: number, asked: Map<string, string>, signal: AbortSignal): Promise<Seen | ServerReport> {
+  async #ask(
+    i: number,
+    near: number,
+    asked: Map<string, string>,
+    signal: AbortSignal,
+  ): Promise<Answered | ServerReport> {
     const server = this.servers[i] as string
     const wait = (this.#askAgainAt[i] as number) - performance.now()
-    if (wait > 0) return { server, problem: `not asked for another ${Math.ceil(wait / 60_000)} min, as it wished` }
+    if (wait > 0) return { server, problem: `not asked for another ${Math.ceil(wait / 60_000)} min, after its KoD` }
     try {
-      const to = await addressOf(this.#places[i] as Place, signal)
+      const to = await addressOf(this.#endpoints[i] as Endpoint, signal)
       const same = asked.get(`${to.address} ${to.port}`)
       if (same !== undefined) return { server, problem: `the same server as ${same}` }
       asked.set(`${to.address} ${to.port}`, server)
@@ -155,7 +186,7 @@ class Servers implements Ntp {
       const { before, after, received, sent, distance, stratum } = answer
       const offset = this.#offsets[i] as Offset
       const guess = (sent - after + (received - before)) / 2
-      offset.learn(widened(offsetOf(answer, before, after), PAD_US + LOCAL_DRIFT * (after - before)), after, guess)
+      offset.add(widened(offsetOf(answer, before, after), PAD_US + LOCAL_DRIFT * (after - before)), after, guess)
       const rttUs = Math.round(after - before - (sent - received))
       const known = offset.at(after)
       return {
@@ -165,53 +196,53 @@ class Servers implements Ntp {
         distanceUs: Math.round(distance),
         stratum,
         known,
-        guess: offset.guess(after),
+        guess: offset.best(after),
       }
     } catch (error) {
-      const problem = error instanceof Error ? error.message : String(error) // an abort's reason is anything
-      if (problem.startsWith('KoD')) this.#askAgainAt[i] = performance.now() + KISSED_MS
+      const problem = error instanceof Error ? error.message : String(error) // an abort's reason can be any value
+      if (problem.startsWith('KoD')) this.#askAgainAt[i] = performance.now() + KISS_PAUSE_MS
       return { server, problem }
     }
   }
 
-  #vote(answers: (Seen | ServerReport)[]): Measurement {
+  #vote(answers: (Answered | ServerReport)[]): Measurement {
     const n = this.servers.length
     const need = n - Math.floor((n - 1) / 2)
     const at = performance.now() * 1_000
-    const seen = answers.flatMap((answer) => {
+    const answered = answers.flatMap((answer) => {
       if (!('known' in answer)) return []
       const offset = this.#offsets[this.servers.indexOf(answer.server)] as Offset
-      return [{ ...answer, known: offset.at(at), guess: offset.guess(at) }]
+      return [{ ...answer, known: offset.at(at), guess: offset.best(at) }]
     })
     const silent = answers.filter(({ problem }) => problem !== null)
-    if (seen.length < need) {
-      const whys = silent.map(({ server, problem }) => `${server}: ${problem}`)
+    if (answered.length < need) {
+      const reasons = silent.map(({ server, problem }) => `${server}: ${problem}`)
       throw new UnavailableError(
-        `Only ${seen.length} of ${n} NTP servers gave a time, and ${need} must: ${whys.join('; ')}`,
+        `Only ${answered.length} of ${n} NTP servers gave a time, and ${need} must: ${reasons.join('; ')}`,
       )
     }
     const result = agree(
-      seen.map(({ known }) => known),
+      answered.map(({ known }) => known),
       need,
     )
     if (!result) {
-      const said = seen.map(({ server, known }) => `${server}: ${new Date((at + known.lo) / 1_000).toISOString()}`)
-      throw new UnavailableError(`Of ${n} NTP servers no ${need} agree: ${said.join('; ')}`)
+      const times = answered.map(({ server, known }) => `${server}: ${new Date((at + known.lo) / 1_000).toISOString()}`)
+      throw new UnavailableError(`Of ${n} NTP servers no ${need} agree: ${times.join('; ')}`)
     }
     const { lo, hi } = result
-    const agreeing = seen.filter((_, i) => result.with[i])
+    const agreeing = answered.filter((_, i) => result.with[i])
     const best = agreeing.reduce((a, b) => (width(b.known) < width(a.known) ? b : a))
     const servers = answers.map(({ server, problem, ...rest }) => {
       const { rttUs, distanceUs, stratum } = rest
       return problem === null ? { server, problem, rttUs, distanceUs, stratum } : { server, problem }
     }) as ServerReport[]
-    const falsetickers = seen.filter((_, i) => !result.with[i]).map(({ server }) => server)
+    const falsetickers = answered.filter((_, i) => !result.with[i]).map(({ server }) => server)
     return { at, lo, hi, guess: within(best.guess, result), falsetickers, servers }
   }
 }
 
-// `host`, `host:port`, an IPv6 address as it is or in brackets.
-function placeOf(server: unknown, expected: string): Place {
+// Reads `host`, `host:port`, or an IPv6 address with or without brackets.
+function endpointOf(server: unknown, expected: string): Endpoint {
   if (typeof server !== 'string') throw wrongType('servers', expected, server)
   const bracketed = /^\[([^\]]+)\](?::(\d{1,5}))?$/.exec(server)
   const plain = /^([^:[\]]+)(?::(\d{1,5}))?$/.exec(server)
@@ -222,17 +253,17 @@ function placeOf(server: unknown, expected: string): Place {
   return { host: canonical(host), port }
 }
 
-// An address has one spelling, or it could vote once for each: `0:0::1` is `::1`, and `::ffff:10.0.0.1` is `10.0.0.1`.
+// One spelling for each address, so that it has one vote: `0:0::1` is `::1`, and `::ffff:10.0.0.1` is `10.0.0.1`.
 function canonical(host: string): string {
-  if (isIP(host) !== 6 || host.includes('%')) return host // SocketAddress forgets a zone
+  if (isIP(host) !== 6 || host.includes('%')) return host // SocketAddress drops a zone
   const { address } = new SocketAddress({ address: host, family: 'ipv6' })
   const mapped = address.replace(/^::ffff:/, '')
   return isIP(mapped) === 4 ? mapped : address
 }
 const NAME = /^[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?$/i
 
-// A lookup cannot be ended; its answer is not waited for.
-async function addressOf({ host, port }: Place, signal: AbortSignal): Promise<Address> {
+// A lookup cannot be cancelled: after an abort its answer is ignored.
+async function addressOf({ host, port }: Endpoint, signal: AbortSignal): Promise<Address> {
   const literal = isIP(host)
   if (literal) return { address: host, family: literal as 4 | 6, port }
   const found = lookup(host).catch((error: NodeJS.ErrnoException) => {

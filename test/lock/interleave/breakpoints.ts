@@ -2,7 +2,7 @@
  * The functions of 0001_lease.sql, changed in a database that is made for it: stopped between their statements, or with one
  * of their rules taken out.
  *
- * A verb is one call, so its statements cannot be told apart from outside. Therefore `assert stop.here()` is put before each
+ * A verb is one call, so its statements cannot be distinguished from outside. Therefore `assert stop.here()` is put before each
  * statement of each plpgsql function (an assert, because it touches neither FOUND nor what GET DIAGNOSTICS reads), and
  * `stop.here() and` inside a statement before it tries for K: its snapshot is taken, K is not yet gained. The n-th of them that
  * a backend passes, n being its setting `stop.at`, waits at a gate: an advisory lock with two keys, which no K(name) is. The

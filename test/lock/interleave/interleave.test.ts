@@ -2,10 +2,10 @@
  * The protocol of locks (0001_lease.sql, the essay in lib/lease/leases.ts) in every order in which two parties can come: each pair of
  * verbs on one name, in each state that a name can be in. Enumerated, not sampled. First at the boundaries of the statements
  * that clients send, then with one of the two stopped at each boundary inside the functions: of these only what the mutants
- * below are about, because all of them are some 150,000 orders. TEST_LONG=1 runs all, and those in which who has got the
+ * below are about, because all of them are some 150,000 orders. TEST_LONG=1 runs all, and those in which the party that has got the
  * name goes on to write.
  *
- * And with teeth: the same with one rule of the protocol taken out. Each of these is found out, and the message tells by which
+ * The same again with one rule of the protocol taken out: each such mutant is found, and the message says by which
  * order of steps.
  */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
@@ -27,7 +27,7 @@ async function openLane(): Promise<Lane> {
   const db = await freshDatabase()
   await db.pool.query('create table fenced (name text, token bigint)')
   await db.pool.query(`select lockstep.fence_table('fenced')`)
-  expect(await addStops(db.pool)).toBeGreaterThan(100) // they stop nobody who is not told so
+  expect(await addStops(db.pool)).toBeGreaterThan(100) // they stop only a backend that is asked to stop
   return { db, stage: await Stage.open(db.url) }
 }
 beforeAll(async () => {
@@ -81,13 +81,13 @@ const TAKEN_OUT: [rule: string, name: string, from: string | RegExp, to: string,
     /B sweep, B commit, A grant, A commit: token 1 was granted after token \d+/,
   ],
   [
-    'a lease is granted to who has gained K',
+    'a lease is granted to the caller that has gained K',
     ...(['grant_leases', /pg_try_advisory_xact_lock\(lockstep.key\(a.name\)\)/, 'true'] as const),
     'never used: try, lease × transaction, at once',
     /A grant, B enter, A commit.*two holders: A by lease \d+, B by transaction \d+/,
   ],
   [
-    'who waited for K looks at the row after the wait, not before',
+    'a caller that waited for K looks at the row after the wait, not before',
     'queue',
     /(perform pg_advisory_lock\(.*\);)([\s\S]*)(select t.token.*;)/,
     '$3\n$1',
@@ -95,13 +95,13 @@ const TAKEN_OUT: [rule: string, name: string, from: string | RegExp, to: string,
     /A queue, A register, B queue.*A lost its connection \d+, and nobody had a right to it/,
   ],
   [
-    'who takes an expired row does not pass a transaction that is fenced by it',
+    'taking an expired row does not pass a transaction that is fenced by it',
     ...(['take', /for update skip locked/, ''] as const),
     "A's lease: fenced write × expiry, connection",
     /A assert, B expire, B try, A commit: a write under \d+ was committed after \d+ had been granted/,
   ],
   [
-    'who takes a name by force does not pass a transaction that is fenced by it',
+    'taking a name by force does not pass a transaction that is fenced by it',
     ...(['force_revoke', /for update skip locked/, ''] as const),
     "A's lease: fenced write × force, lease",
     /A assert, B force, B grant, A commit: a write under \d+ was committed after \d+ had been granted/,
@@ -133,7 +133,7 @@ const TAKEN_OUT: [rule: string, name: string, from: string | RegExp, to: string,
     /B expire, B grant, A commit: a write under \d+ was committed after \d+ had been granted/,
   ],
   [
-    'who is refused gives K back',
+    'a refused caller gives K back',
     ...(['try_key', 'ignored := pg_catalog.pg_advisory_unlock(key);', 'null;'] as const),
     'leased by another: try, connection × try, lease',
     /A try.*A still has K/,
@@ -141,7 +141,7 @@ const TAKEN_OUT: [rule: string, name: string, from: string | RegExp, to: string,
 ]
 const WITHIN: typeof TAKEN_OUT = [
   [
-    'who tries for a connection looks at the row when K is gained, not before',
+    'an attempt for a connection hold looks at the row when K is gained, not before',
     'try_key',
     /holder pg_catalog\.text;([\s\S]*)select l\.holder into holder.*;/,
     'holder text := (select l.holder from lockstep.lease l where l.name = try_key.name);$1',
@@ -149,7 +149,7 @@ const WITHIN: typeof TAKEN_OUT = [
     /A try, B grant, B commit, A goes on.*two holders: A by connection \d+, B by lease \d+/,
   ],
   [
-    'who tries for a lease looks at the row once more when K is gained',
+    'an attempt for a lease looks at the row once more when K is gained',
     ...(['grant_leases', /and l\.ctid = a\.at (and l\.name = .*) and l\.holder is null/, '$1'] as const),
     'free: try, lease × try, lease',
     /A grant, B grant, B commit, A goes on, A commit: B lost its lease \d+, and nobody had a right to it/,

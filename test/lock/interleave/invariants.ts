@@ -78,7 +78,7 @@ function leftBehind(row: Row, parties: Party[], { deaths }: Case): string[] {
   if (row.leased && row.holder !== 'another' && !known.includes(BigInt(row.token))) {
     found.push(`a lease under ${row.token} that nobody knows of`)
   }
-  if (deaths) return found // who was told to end may have K for another moment
+  if (deaths) return found // a backend that was terminated may have K for a while yet
   for (const { holder, session, pool, gated } of parties) {
     if (row.gates.includes(pool.pid) || (row.gates.includes(session.pid) && !gated)) found.push(`${holder} still has K`)
   }

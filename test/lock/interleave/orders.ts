@@ -5,8 +5,8 @@
  * last but for the last one that has an alternative left, and takes that. When none is left, every order was run once; this
  * also is right where scripts end early, or wait.
  *
- * A step has ended when it was answered, or when pg_locks shows that its backend waits. Who waits is left waiting, the other
- * goes on, and after each step it is asked anew. Who stands at a gate (breakpoints.ts) can go on. When nobody can, who has ended
+ * A step has ended when it was answered, or when pg_locks shows that its backend waits. A party that waits is left waiting, the other
+ * goes on, and after each step it is asked anew. A party that stands at a gate (breakpoints.ts) can go on. When none can, the one that has ended
  * its script gives up what it got; and if still somebody waits then, nobody ever served him: a violation.
  */
 import { setTimeout as delay } from 'node:timers/promises'
@@ -42,8 +42,8 @@ export interface Stop {
 }
 
 /**
- * Every pair of verbs, in every state. A does what it can have a reason to: who has the name or had it does what a holder does, a
- * stranger what B does. `longer`: everybody does everything, and who has got the name goes on to a fenced write.
+ * Every pair of verbs, in every state. A does what it can have a reason to: a holder or former holder does what a holder does, a
+ * stranger what B does. `longer`: each does everything, and a party that has got the name goes on to a fenced write.
  */
 export function pairs(wanted: (pair: Pair) => boolean = () => true, longer = false): Pair[] {
   const others = Object.keys(ACQUIRE)
@@ -62,7 +62,7 @@ function script(verb: string, longer: boolean): Script {
   return HOLD[verb] ?? [...(ACQUIRE[verb] as Script), ...(longer ? THEN : [])]
 }
 
-// Death is an event for a session that has K or is asking for it, and for a transaction. It is B who kills.
+// Death is an event for a session that has K or is asking for it, and for a transaction. B kills.
 function dies({ state, a, b, scripts: [ofA] }: Pair): boolean {
   if (a.startsWith('death')) return false
   if (b === 'death of its transaction, lease') return ofA.includes(commit)
@@ -165,7 +165,7 @@ export class Stage {
         else if (!(await this.#served(it))) found.push('somebody waits for ever')
         continue
       }
-      // Who has just been stopped does not go on at once: that would be the same order as without the stop.
+      // A party that has just been stopped does not go on at once: that would be the same order as without the stop.
       if (ready.length > 1 && stoppedLast) ready = ready.filter((each) => each !== stoppedLast)
       const actor = choose(ready)
       const { claims } = it
@@ -228,7 +228,7 @@ export class Stage {
     }
   }
 
-  // Until everybody who was asked has answered, waits for a lock, or stands at a gate.
+  // Until each that was asked has answered, waits for a lock, or stands at a gate.
   async #settle(): Promise<void> {
     const open = this.#actors.filter(({ at }) => at === 'running' || at === 'waiting')
     for (const actor of open) actor.at = 'running'

@@ -153,7 +153,7 @@ export class Party {
     this.inTransaction = false
   }
 
-  /** Gives up what it has, so that who waits for it can go on. What is busy stays. */
+  /** Gives up what it has, so that a waiting party can go on. What is busy stays. */
   async finish(): Promise<void> {
     await this.rollback()
     for (const hold of this.holds.splice(0)) {
@@ -414,7 +414,7 @@ function together(first: Step, second: Step): Step {
   return { ...first, name: `${first.name} and ${second.name}`, run }
 }
 
-// ---- Who does what -----------------------------------------------------------------------------------------------
+// ---- The verbs of each party -----------------------------------------------------------------------------------------------
 
 /** What anybody may do. */
 export const ACQUIRE: Record<string, Script> = {
@@ -438,7 +438,7 @@ export const ACQUIRE: Record<string, Script> = {
 /** What a holder asks for anew: its lease, since the answer was lost; its connection's place, for another of its process. */
 export const AGAIN = ['try, lease', 'turn, connection', 'acquire, connection']
 
-/** What only a holder does, or one who was. */
+/** The verbs of a holder, or of a former holder. */
 export const HOLD: Record<string, Script> = {
   renew: [renew, commit],
   revoke: [revoke, commit, unlock],
@@ -447,11 +447,11 @@ export const HOLD: Record<string, Script> = {
   'release inside': [register, releaseHeld, commit],
 }
 
-/** What whoever has got the name does next. */
+/** The next verb of a party that has got the name. */
 export const THEN: Script = [assert, commit]
 
 interface State {
-  /** What A is to the name: who has it, or had it and may not know; or nobody. */
+  /** A's relation to the name: its holder, a former holder that may not know it, or a stranger. */
   a: 'holder' | 'stranger'
   make(a: Party, control: Backend): Promise<unknown>
 }
