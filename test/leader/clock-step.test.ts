@@ -9,16 +9,16 @@ const watch = (readings: [sent: number, ahead: number, rtt?: number][]) => {
   const now = performance.now()
   const last = readings.at(-1) as [number, number, number?]
   const shift = now - last[0] - (last[2] ?? 1) // the last answer came just now
-  const steady = new ClockStepDetector()
+  const detector = new ClockStepDetector()
   for (const [sent, ahead, rtt = 1] of readings) {
-    steady.sample(sent + shift, Math.floor(sent + shift + rtt / 2 + ahead), sent + shift + rtt)
+    detector.sample(sent + shift, Math.floor(sent + shift + rtt / 2 + ahead), sent + shift + rtt)
   }
-  return steady.left(TTL)
+  return detector.remaining(TTL)
 }
 
 describe("the database's clock", () => {
   test('is believed by nobody who has not watched it', () => {
-    expect(new ClockStepDetector().left(TTL)).toBe(TTL)
+    expect(new ClockStepDetector().remaining(TTL)).toBe(TTL)
     expect(watch([[0, HOUR]])).toBeGreaterThan(TTL - 100)
   })
 
