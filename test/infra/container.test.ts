@@ -20,7 +20,7 @@ import { freshDatabase } from '../support/database.ts'
 
 const ROOT = path.resolve(import.meta.dirname, '../..')
 const read = (file: string) => fs.readFileSync(path.join(ROOT, 'infra/node', file), 'utf8')
-const { version, engines } = JSON.parse(fs.readFileSync(path.join(ROOT, 'package.json'), 'utf8'))
+const { version, engines, bin } = JSON.parse(fs.readFileSync(path.join(ROOT, 'package.json'), 'utf8'))
 
 interface Step {
   word: string
@@ -140,6 +140,13 @@ describe('the compose file', () => {
 
 test('the runbook is of this version', () => {
   expect(read('README.md')).toContain(`lockstep-${version}.tgz`)
+})
+
+test('the systemd unit starts the command of the package', () => {
+  const [, file] = /^ExecStart=\/usr\/bin\/node (\S+) start$/m.exec(read('lockstep.service')) ?? []
+  expect(file).toBe('/opt/lockstep/node_modules/.bin/lockstep') // wherever the package has it
+  const source = /^dist\/(.+)\.js$/.exec(bin.lockstep)?.[1]
+  expect(fs.existsSync(path.join(ROOT, `${source}.ts`)), source).toBe(true)
 })
 
 describe('what the Dockerfile makes', () => {
