@@ -29,6 +29,7 @@ import { type CampaignOptions, candidacyOf, type LeadOptions, type TryCampaignOp
 import type { ElectionState, Leader, Members } from './state.ts'
 import { proclaim, type Term, TermHold, type TermParts } from './term.ts'
 
+/** The elections of a database: `lockstep.leaders`. Each name has one leader at most; a process campaigns, leads, observes. */
 export class Leaders {
   readonly #database: Database
   readonly #leases: Leases

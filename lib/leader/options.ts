@@ -13,6 +13,7 @@ import type { Candidacy } from './campaign.ts'
 import type { Backoff } from './lead-loop.ts'
 import type { Term } from './term.ts'
 
+/** The options of {@link Leaders.tryCampaign}. */
 export interface TryCampaignOptions {
   /**
    * The length of the term's lease in milliseconds, 1,000–3,600,000. It is renewed automatically, until the term is resigned
@@ -39,6 +40,7 @@ export interface TryCampaignOptions {
   failover?: Term['failover']
 }
 
+/** The options of {@link Leaders.campaign}. */
 export interface CampaignOptions extends TryCampaignOptions {
   /** The longest wait to be elected, in milliseconds, ≥ 0. @default Infinity */
   waitMs?: number
@@ -46,6 +48,7 @@ export interface CampaignOptions extends TryCampaignOptions {
   signal?: AbortSignal
 }
 
+/** The options of {@link Leaders.lead}. */
 export interface LeadOptions extends TryCampaignOptions {
   /** Ends the loop: the signal of `work` aborts, and when `work` has ended the loop ends. */
   signal?: AbortSignal
