@@ -14,7 +14,7 @@ import { createTasks } from '../../../lib/task/index.ts'
 import { type Sandbox, startSandbox } from './sandbox.ts'
 import { configured } from './wrangler.ts'
 
-const ROOT = path.resolve(import.meta.dirname, '../..')
+const ROOT = path.resolve(import.meta.dirname, '../../..')
 
 export interface Asked {
   method?: string
