@@ -1,5 +1,5 @@
 /**
- * In place of the 50 languages that zod's messages come in: ours are in English, and the others are a sixth of a Worker.
- * (wrangler.jsonc and aws/bundle.ts put it there. Zod hands out all that it has as one object: no bundler can leave them out.)
+ * Replaces zod's messages in 50 languages: we use English only, and the others are a sixth of a Worker. Zod exports all
+ * languages as one object, so no bundler can leave them out. wrangler.jsonc and aws/bundle.ts substitute this file.
  */
 export { default as en } from 'zod/v4/locales/en.js'

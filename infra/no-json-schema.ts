@@ -1,6 +1,5 @@
 /**
- * In place of zod's reader of JSON Schema, which we never call: 3 kB of gzip of a Worker.
- * (wrangler.jsonc puts it there.)
+ * Replaces zod's reader of JSON Schema, which we never call: 3 kB of gzip of a Worker. wrangler.jsonc substitutes this file.
  */
 export function fromJSONSchema(): never {
   throw new Error('Not in this bundle')

@@ -1,8 +1,8 @@
 /**
- * What cdk-nag finds and we mean: one finding, at one place, with its reason.
+ * Accepts one finding of cdk-nag, at one construct, with a reason.
  *
- * The rules run at every synthesis (app.ts), and one finding without a reason ends it. So this is the whole list of
- * what is left open here: whoever looks for `accept(` has read it.
+ * The rules run at every synthesis (app.ts), and a finding without a reason ends it. So a search for `accept(` shows every
+ * accepted finding.
  */
 import { Validations } from 'aws-cdk-lib'
 import type { IConstruct } from 'constructs'

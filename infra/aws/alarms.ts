@@ -1,12 +1,12 @@
 /**
- * What wakes somebody up.
+ * The alarms.
  *
- * Lost leases are counted in the log, where the door writes a line for each (functions/adapters/lambda.ts), since an answer 409 is no
- * error to Lambda nor to API Gateway. One now and then is the life of a lock; many are holders that stand still, renew
- * too late, or release twice.
+ * Lost leases are counted in the log, where the adapter writes a line for each (functions/adapters/lambda.ts), because a response
+ * 409 is not an error for Lambda or API Gateway. A lost lease now and then is normal. Many of them mean that holders are
+ * stopped for long, renew too late, or release twice.
  *
- * A tick that fails is seen by its error, one that does not come at all only by its absence: so the absence is an
- * alarm too, and missing data counts as one. What Scheduler could not deliver waits in a queue.
+ * A tick that fails is seen by its error. A tick that does not happen is seen only by its absence: so absence is an alarm
+ * too, and missing data counts as absence. Ticks that Scheduler could not deliver are kept in a queue.
  */
 import { Aws, Duration, Stack } from 'aws-cdk-lib'
 import * as cloudwatch from 'aws-cdk-lib/aws-cloudwatch'
@@ -33,11 +33,11 @@ export class Alarms extends Construct {
     const { http, stream, scheduled } = functions
     this.topic = this.#topic()
 
-    this.#alarm('LostLeases', 'Callers lost leases, or came too late to release them', {
+    this.#alarm('LostLeases', 'Callers lost leases, or released them too late', {
       metric: this.#counted('LostLeases', 'LEASE_LOST', [http, stream]),
       threshold: options.lostLeases,
     })
-    this.#alarm('InternalErrors', 'A bug: the log of the function says which, with its stack', {
+    this.#alarm('InternalErrors', 'A bug: see the log of the function for its stack', {
       metric: this.#counted('InternalErrors', 'INTERNAL', [http, stream, scheduled]),
       threshold: 1,
     })
@@ -49,11 +49,11 @@ export class Alarms extends Construct {
       metric: stream.metricErrors(EVERY_FIVE),
       threshold: 1,
     })
-    this.#alarm('FailedTicks', 'A tick failed: what is due may not have been sent', {
+    this.#alarm('FailedTicks', 'A tick failed: due jobs may not have been sent', {
       metric: scheduled.metricErrors(EVERY_FIVE),
       threshold: 1,
     })
-    this.#alarm('NoTicks', 'Nobody ticks: schedules stand still', {
+    this.#alarm('NoTicks', 'No ticks: schedules are stopped', {
       metric: scheduled.metricInvocations({
         statistic: cloudwatch.Stats.SUM,
         period: Duration.minutes(Math.max(5, 3 * options.tickMinutes)),
@@ -62,7 +62,7 @@ export class Alarms extends Construct {
       comparisonOperator: cloudwatch.ComparisonOperator.LESS_THAN_THRESHOLD,
       treatMissingData: cloudwatch.TreatMissingData.BREACHING,
     })
-    this.#alarm('UndeliveredTicks', 'Scheduler could not reach the function: the queue says why', {
+    this.#alarm('UndeliveredTicks', 'Scheduler could not call the function: see the queue for the reason', {
       metric: clockwork.undelivered.metricApproximateNumberOfMessagesVisible({ ...EVERY_FIVE, statistic: 'Maximum' }),
       threshold: 1,
     })
@@ -85,7 +85,7 @@ export class Alarms extends Construct {
     return topic
   }
 
-  /** Lines of these functions' logs whose message has this code. */
+  /** The number of lines in these functions' logs whose message has this code. */
   #counted(metricName: string, code: string, functions: lambda.Function[]): cloudwatch.Metric {
     const metricNamespace = `Lockstep/${Stack.of(this).stackName}`
     for (const each of functions) {

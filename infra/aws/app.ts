@@ -1,11 +1,11 @@
 /**
  * The CDK application: options → bundle → stack, checked by cdk-nag. `cdk deploy -c database=rds` in this folder runs it.
  *
- * The stack says nothing about an account or a region: it goes where the credentials of the deployment point. So
- * nothing has to be looked up, and it can be synthesised without a network.
+ * The stack names no account and no region: it is deployed to those of the credentials. So it needs no lookups, and it can be
+ * synthesised without a network.
  *
- * A finding of cdk-nag that has no reason (accept.ts) ends the synthesis, and with it the deployment. Each reason is written
- * into the template too, beside what it is about.
+ * A finding of cdk-nag that has no reason (accept.ts) ends the synthesis, and so the deployment. Each reason is also written
+ * into the template, at the resource concerned.
  */
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'

@@ -1,10 +1,10 @@
 /**
- * What is deployed to Lambda: a module with everything in it but the client of AWS, which Lambda brings; another that migrates;
- * and the migrations.
+ * The code that is deployed to Lambda: one module with everything except the AWS client, which the runtime of Lambda has; another
+ * module that migrates; and the migrations.
  *
- * ESM, for `await` at the top and static imports that can be left out; `require` is there for those of pg's dependencies that
- * call it. pg is taken as CommonJS (esbuild's order for `platform: node`): with its ES wrapper first, a class extends an
- * object. Of zod, the English messages only, as in the Worker.
+ * The format is ESM, for top-level `await` and for imports that can be left out; `require` is defined for those dependencies of
+ * pg that call it. pg is bundled as CommonJS (esbuild's order for `platform: node`): with its ES wrapper first, a class
+ * extends an object. Of zod it has the English messages only, as in the Worker.
  */
 import { cp, mkdir, rm } from 'node:fs/promises'
 import * as path from 'node:path'
@@ -13,8 +13,8 @@ import { build, type Plugin } from 'esbuild'
 const ROOT = path.resolve(import.meta.dirname, '../..')
 
 /**
- * Writes `index.mjs`, `migrate.mjs`, their source maps, and `migrations/` into a folder, which is emptied before.
- * @param entry  what becomes `index.mjs`. @default main.ts
+ * Writes `index.mjs`, `migrate.mjs`, their source maps, and `migrations/` into a folder, which is emptied first.
+ * @param entry  the source of `index.mjs`. @default main.ts
  */
 export async function bundle(outdir: string, entry: string = path.join(import.meta.dirname, 'main.ts')): Promise<void> {
   await rm(outdir, { recursive: true, force: true })

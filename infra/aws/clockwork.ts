@@ -1,11 +1,11 @@
 /**
- * The clock that ticks: EventBridge Scheduler calls the scheduled function, each minute unless the options say otherwise.
+ * The source of ticks: EventBridge Scheduler calls the scheduled function, by default each minute.
  *
- * Scheduler may be late or call twice; a tick is made for that (lib/task/tick.ts): each slot of a schedule is sent once,
- * and what one tick does not do the next one does. So nothing is tried again for long. What could not be delivered
- * at all waits in a queue, with the reason in its attributes, and raises an alarm.
+ * Scheduler may be late or call twice. A tick tolerates that (lib/task/tick.ts): each slot of a schedule is sent once, and the next
+ * tick does the work that one tick has missed. So a failed call is not retried for long. A call that could not be
+ * delivered at all is kept in a queue, with the reason in its attributes, and raises an alarm.
  *
- * Its role may call this one function and write to this one queue, and only Scheduler of this account may have it.
+ * The role may call this one function and write to this one queue, and only Scheduler of this account may assume it.
  */
 import { Aws, Duration } from 'aws-cdk-lib'
 import * as iam from 'aws-cdk-lib/aws-iam'
@@ -26,7 +26,7 @@ export class Clockwork extends Construct {
       enforceSSL: true,
       retentionPeriod: Duration.days(14),
     })
-    accept(this.undelivered, 'AwsSolutions-SQS3', 'It is itself the dead-letter queue, of the schedule')
+    accept(this.undelivered, 'AwsSolutions-SQS3', 'It is itself the dead-letter queue of the schedule')
     const call = (action: string, resource: string) =>
       new iam.PolicyDocument({ statements: [new iam.PolicyStatement({ actions: [action], resources: [resource] })] })
     const role = new iam.Role(this, 'Role', {
@@ -39,7 +39,7 @@ export class Clockwork extends Construct {
       },
     })
     new CfnSchedule(this, 'Tick', {
-      description: 'Ticks Lockstep: schedules, upkeep of queues, the removal of what is over',
+      description: 'Ticks Lockstep: schedules, maintenance of queues, removal of expired rows',
       scheduleExpression: `rate(${tickMinutes} ${tickMinutes === 1 ? 'minute' : 'minutes'})`,
       flexibleTimeWindow: { mode: 'OFF' },
       target: {

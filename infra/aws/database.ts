@@ -1,16 +1,16 @@
 /**
- * The database, and the network that it is in: one of its own (Aurora Serverless, or an instance of RDS) or one that
- * is there, of which only a secret is known.
+ * The database and its network. The database is new (Aurora Serverless, or an instance of RDS) or an existing one, of which only
+ * a secret is known.
  *
- * There are two secrets, because there are two roles. The owner's is for migrations, at a deploy. All else connects as
- * a role that may only read and write what Lockstep uses; the migrations make it (infra/aws/main.ts) and its secret is
- * made here, also for a database that is there.
+ * There are two secrets, because there are two database roles. The owner's secret is for migrations, at a deployment. All other
+ * functions connect as a role that may only read and write the data of Lockstep. The migrations create that role
+ * (infra/aws/migrate.ts); its secret is created here, also for an existing database.
  *
  * A new network has no way out: no NAT, which would cost more than such a database, and which only NTP would use.
  * Secrets Manager is reached through an endpoint in the network.
  *
- * The proxy comes after the migrations, since it logs in as the role that they make; until it can, CloudFormation
- * does not take it for created.
+ * The proxy is created after the migrations, because it logs in as the role that they create. CloudFormation waits until the
+ * proxy can log in.
  */
 import { Duration, Fn, RemovalPolicy, Stack } from 'aws-cdk-lib'
 import * as ec2 from 'aws-cdk-lib/aws-ec2'
@@ -21,15 +21,15 @@ import { Construct } from 'constructs'
 import { accept } from './accept.ts'
 import type { Options } from './options.ts'
 
-/** Where the functions are. */
+/** The network of the functions. */
 export interface Network {
   vpc: ec2.IVpc
   subnets: ec2.SubnetSelection
   securityGroup: ec2.SecurityGroup
 }
 
-/** Variables that say where a database is; who logs in is in a secret. */
-interface Place {
+/** Variables with the address of a database; user and password are in a secret. */
+interface Address {
   DATABASE_HOST: string
   DATABASE_PORT: string
   DATABASE_NAME: string
@@ -39,12 +39,12 @@ export class Database extends Construct {
   readonly network: Network | undefined
   readonly ownerSecret: secrets.ISecret
   readonly roleSecret: secrets.Secret
-  /** What migrations connect to: the database itself. */
-  readonly direct: Place
-  /** What the functions connect to: the proxy, if there is one. */
-  readonly pooled: Place
+  /** The address that migrations connect to: the database itself. */
+  readonly direct: Address
+  /** The address that the functions connect to: the proxy, if there is one. */
+  readonly pooled: Address
   readonly proxy: rds.DatabaseProxy | undefined
-  /** What must be there before the migrations run. */
+  /** The constructs that the migrations depend on. */
   readonly before: Construct[] = []
 
   constructor(scope: Construct, id: string, options: Options) {
@@ -53,7 +53,7 @@ export class Database extends Construct {
     this.roleSecret = this.#roleSecret()
     if (options.database.startsWith('arn:')) {
       this.ownerSecret = secrets.Secret.fromSecretCompleteArn(this, 'Given', options.database)
-      this.direct = this.pooled = placeOf(this.ownerSecret, options)
+      this.direct = this.pooled = addressOf(this.ownerSecret, options)
       const { databaseSecurityGroup, databasePort = 5432 } = options
       if (databaseSecurityGroup && this.network) this.#open(databaseSecurityGroup, this.network, databasePort)
       return
@@ -81,7 +81,7 @@ export class Database extends Construct {
     const securityGroup = new ec2.SecurityGroup(this, 'Functions', {
       vpc,
       description: 'The functions of Lockstep',
-      allowAllOutbound: !isNew, // in another's network the ways to Secrets Manager and to NTP are not known
+      allowAllOutbound: !isNew, // in an existing network the routes to Secrets Manager and to NTP are not known
     })
     if (isNew) {
       const endpoint = vpc.addInterfaceEndpoint('Secrets', {
@@ -107,14 +107,14 @@ export class Database extends Construct {
     })
     vpc.addFlowLog('Rejected', {
       destination: ec2.FlowLogDestination.toCloudWatchLogs(logGroup),
-      trafficType: ec2.FlowLogTrafficType.REJECT, // what nobody should have tried: nearly nothing
+      trafficType: ec2.FlowLogTrafficType.REJECT, // rejected traffic only: nearly nothing
     })
     return vpc
   }
 
   #roleSecret(): secrets.Secret {
     const secret = new secrets.Secret(this, 'Role', {
-      description: 'Role and password with which the functions of Lockstep log in to the database',
+      description: 'Role and password of the functions of Lockstep in the database',
       generateSecretString: {
         secretStringTemplate: JSON.stringify({ username: ROLE }),
         generateStringKey: 'password',
@@ -220,16 +220,16 @@ const common = (options: Options, { vpc, subnets }: Network) => ({
   storageEncrypted: true,
   deletionProtection: options.deletionProtection,
   removalPolicy: RemovalPolicy.SNAPSHOT,
-  iamAuthentication: true, // for people who look into it; the functions have a password, which is cheaper to check
+  iamAuthentication: true, // for people; the functions use a password, which is cheaper to check
 })
 
-/** Not the default, so that it is not the first that is tried; a proxy always has 5432. */
+/** Not the default port, which scanners try first; a proxy always has 5432. */
 const PORT = 5433
 const NAME = 'lockstep'
 const ROLE = 'lockstep_functions'
 
-/** The host is no secret: CloudFormation takes it out of the owner's secret at a deploy. */
-function placeOf(secret: secrets.ISecret, options: Options): Place {
+/** The address is not secret: CloudFormation reads it from the owner's secret at a deployment. */
+function addressOf(secret: secrets.ISecret, options: Options): Address {
   const from = (field: string) =>
     Fn.join('', ['{{resolve:secretsmanager:', secret.secretArn, `:SecretString:${field}}}`])
   const { databaseHost: host, databasePort: port, databaseName: name } = options

@@ -1,18 +1,18 @@
 /**
- * The functions: one bundle, entered at four places (main.ts, migrate.ts), each with a log, a role and a limit of its own.
+ * The functions: one bundle with four handlers (main.ts, migrate.ts), each with its own log, role and limit.
  *
  * A role may do three things: write its own log, read the secrets that its function needs, and, in a VPC, let Lambda
- * attach a network interface. AWS's managed policies would let it write every log of the account. Of the network
- * interfaces a part must be allowed on everything, since they have no names beforehand; so the code itself, which
- * runs under the same role, is forbidden to use that.
+ * attach a network interface. AWS's managed policies would let it write every log of the account. Some actions on network
+ * interfaces must be allowed on all resources, because interfaces have no names beforehand. So the function's code, which
+ * runs under the same role, is denied these actions.
  *
- * Each execution environment has connections to the database of its own, so how many there may be is a property of
- * the database, not of the traffic. Beyond the limit Lambda answers 429 and API Gateway 503, and the caller tries
- * again, which is better than a database that refuses everybody.
+ * Each execution environment opens its own connections to the database. So the database, and not the traffic, sets the limit
+ * of executions. Beyond the limit Lambda responds 429 and API Gateway 503, and the caller retries, which is better
+ * than a database that refuses every connection.
  *
- * Migrations run at a deploy, as CloudFormation's own step between the database and the functions: these change only
- * when it has succeeded. The CDK's provider of that step comes with a managed policy and a log that is kept for ever;
- * both are replaced.
+ * Migrations run at a deployment, as a step of CloudFormation between the database and the functions. The functions change only
+ * after that step has succeeded. The CDK's provider of the step has a managed policy and a log that is kept for ever; both
+ * are replaced.
  */
 import { Aws, type CfnResource, Duration, RemovalPolicy, Stack } from 'aws-cdk-lib'
 import * as iam from 'aws-cdk-lib/aws-iam'
@@ -70,22 +70,22 @@ export class Functions extends Construct {
     })
     this.stream = this.#function('Stream', 'index.stream', {
       ...common,
-      // An execution goes on, and is paid for, when its client has gone. Who is still there comes back with what it has seen.
+      // An execution continues, and is billed, when its client has gone. A client that is still there reconnects with its last id.
       timeout: Duration.minutes(2),
       concurrency: options.maxStreams,
     })
     const longTick = options.tickMinutes >= 5
     this.scheduled = this.#function('Scheduled', 'index.scheduled', {
       ...common,
-      timeout: Duration.seconds(Math.min(options.tickMinutes * 60 - 5, 900)), // over before the next
+      timeout: Duration.seconds(Math.min(options.tickMinutes * 60 - 5, 900)), // ends before the next tick
       concurrency: options.maxConcurrency && 1,
-      retryAttempts: longTick ? 2 : 0, // the next tick does what this one did not
+      retryAttempts: longTick ? 2 : 0, // the next tick does the missed work
       maxEventAge: Duration.minutes(longTick ? 5 : 1),
     })
     this.#migrateBefore([this.http, this.stream, this.scheduled], database)
   }
 
-  #function(name: string, handler: string, given: Given): lambda.Function {
+  #function(name: string, handler: string, props: FunctionProps): lambda.Function {
     const logGroup = new logs.LogGroup(this, `${name}Log`, {
       retention: this.#options.logRetentionDays as logs.RetentionDays,
       removalPolicy: RemovalPolicy.DESTROY,
@@ -97,15 +97,15 @@ export class Functions extends Construct {
       runtime: lambda.Runtime.NODEJS_24_X,
       architecture: lambda.Architecture.ARM_64,
       memorySize: 512,
-      timeout: given.timeout,
-      environment: { ...given.environment, ...ALWAYS },
-      role: this.#role(`${name}Role`, logGroup, given.secrets),
+      timeout: props.timeout,
+      environment: { ...props.environment, ...ALWAYS },
+      role: this.#role(`${name}Role`, logGroup, props.secrets),
       logGroup,
       loggingFormat: lambda.LoggingFormat.JSON,
       ...(vpc && subnets && securityGroup ? { vpc, vpcSubnets: subnets, securityGroups: [securityGroup] } : {}),
-      ...(given.concurrency === undefined ? {} : { reservedConcurrentExecutions: given.concurrency }),
-      ...(given.retryAttempts === undefined ? {} : { retryAttempts: given.retryAttempts }),
-      ...(given.maxEventAge === undefined ? {} : { maxEventAge: given.maxEventAge }),
+      ...(props.concurrency === undefined ? {} : { reservedConcurrentExecutions: props.concurrency }),
+      ...(props.retryAttempts === undefined ? {} : { retryAttempts: props.retryAttempts }),
+      ...(props.maxEventAge === undefined ? {} : { maxEventAge: props.maxEventAge }),
     })
   }
 
@@ -119,11 +119,11 @@ export class Functions extends Construct {
       },
     })
     if (this.#network) {
-      const reason = 'Network interfaces have no names beforehand. The code itself is denied these actions'
+      const reason = 'Network interfaces have no names beforehand. The code of the functions is denied these actions'
       for (const what of ['arn:<AWS::Partition>:ec2:<AWS::Region>:<AWS::AccountId>:*/*', '*'])
         accept(role, `AwsSolutions-IAM5[Resource::${what}]`, reason)
     }
-    return role.withoutPolicyUpdates() // it is whole: nothing that is built later may add to it
+    return role.withoutPolicyUpdates() // it is complete: constructs that come later may not add to it
   }
 
   #migrateBefore(others: Construct[], database: Database): void {
@@ -145,7 +145,7 @@ export class Functions extends Construct {
   }
 }
 
-interface Given {
+interface FunctionProps {
   timeout: Duration
   secrets: string[]
   environment: Record<string, string>
@@ -157,7 +157,7 @@ interface Given {
 const MIGRATION = Duration.minutes(10)
 
 const ALWAYS = {
-  NODE_EXTRA_CA_CERTS: '/var/runtime/ca-cert.pem', // RDS has an authority of its own
+  NODE_EXTRA_CA_CERTS: '/var/runtime/ca-cert.pem', // RDS has its own certificate authority
   NODE_OPTIONS: '--enable-source-maps',
 }
 
@@ -179,7 +179,7 @@ function interfaces(): iam.PolicyStatement[] {
       effect: iam.Effect.DENY,
       actions: actions([...named, ...all]),
       resources: ['*'],
-      // Known only of calls from within a function.
+      // This key is present only in calls from within a function.
       conditions: { ArnLike: { 'lambda:SourceFunctionArn': `arn:${Aws.PARTITION}:lambda:*:*:function:*` } },
     }),
   ]

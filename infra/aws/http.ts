@@ -1,12 +1,12 @@
 /**
- * The two entrances: an HTTP API for answers in one piece, and a function URL for those that come bit by bit.
+ * The two entrances: an HTTP API for responses in one piece, and a function URL for streamed responses.
  *
- * API Gateway bounds how many requests come in, and logs them; but it waits for the whole answer, thirty seconds at most, so
- * server-sent events need the function URL. That one has no bound but the number of streams at once. Either URL
- * serves every path.
+ * API Gateway limits the rate of requests and logs them. But it waits for the whole response, thirty seconds at most, so
+ * server-sent events need the function URL. That URL has no limit except the number of concurrent streams. Both URLs serve
+ * every path.
  *
- * Neither asks IAM who is there: the keys do that, in the function, for both and in the same way as everywhere else
- * (functions/http/auth.ts). Without keys the function refuses everybody.
+ * Neither authenticates callers with IAM. The function does that by API keys, for both URLs and in the same way as everywhere
+ * else (functions/http/auth.ts). Without keys the function refuses every request.
  */
 import { RemovalPolicy } from 'aws-cdk-lib'
 import { AccessLogFormat } from 'aws-cdk-lib/aws-apigateway'
@@ -56,7 +56,7 @@ export class Entrances extends Construct {
   }
 }
 
-/** The path, but not the query, which has tokens in it. */
+/** The path, but not the query, which contains tokens. */
 const LINE = {
   at: '$context.requestTime',
   requestId: '$context.requestId',

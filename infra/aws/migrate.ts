@@ -1,13 +1,13 @@
 /**
- * Migrations at deploy: a function of its own, called once by each deployment before the others get their new code.
+ * The function that migrates: each deployment calls it once, before the other functions get their new code.
  *
- * It alone has the owner's secret. It makes the role that the other functions use, or sets its password anew, migrates, and
- * grants that role exactly what they need (lib/setup/role-rights.ts). All of it may be done again. A database that is newer is left as it is:
- * when a deployment fails after its migrations, CloudFormation goes back and calls the older one of these, which must not fail
- * for that. (Older functions serve on a newer schema.)
+ * Only this function has the owner's secret. It creates the role that the other functions use, or sets its password again,
+ * migrates, and grants that role exactly the rights that they need (lib/setup/role-rights.ts). All of this may be repeated. It does
+ * not change a database whose schema is newer: when a deployment fails after its migrations, CloudFormation rolls back and calls the
+ * older version of this function, which must then succeed. (Older functions work on a newer schema.)
  *
- * A session of that role that stands still in a transaction for a minute is ended: it belongs to a frozen environment, and
- * what it has locked would stay so for as long as Lambda likes.
+ * The database ends a session of that role that is idle in a transaction for a minute: the session belongs to a frozen execution
+ * environment, and would otherwise keep its locks for as long as Lambda freezes it.
  */
 import { fileURLToPath } from 'node:url'
 import { Kysely, PostgresDialect } from 'kysely'
@@ -17,7 +17,7 @@ import { migrate, schemaState } from '../../lib/setup/migrate.ts'
 
 const folder = fileURLToPath(new URL('migrations', import.meta.url))
 
-/** @throws {Error} in one sentence; the deployment fails, and nothing was changed but the role. */
+/** @throws {Error} one sentence; the deployment then fails, and nothing has changed except the role. */
 export async function handler(): Promise<{ applied: string[]; latest: string; role: string | null }> {
   const { LOCKSTEP_ROLE_SECRET_ARN: arn } = process.env
   const pool = new pg.Pool({ connectionString: await ownerUrl(), max: 1, connectionTimeoutMillis: 10_000 })
@@ -42,7 +42,7 @@ async function ownerUrl(): Promise<string> {
   const { DATABASE_URL, DATABASE_SECRET_ARN } = process.env
   if (DATABASE_URL) return DATABASE_URL
   if (!DATABASE_SECRET_ARN)
-    throw new Error('DATABASE_SECRET_ARN or DATABASE_URL must be set: the database, as its owner')
+    throw new Error('DATABASE_SECRET_ARN or DATABASE_URL must be set, with the owner of the database')
   const secret = await readDatabaseSecret(DATABASE_SECRET_ARN)
   const url = new URL(addressOf(secret, process.env))
   url.password = encodeURIComponent(secret.password)

@@ -1,63 +1,61 @@
 /**
- * What may be chosen: the options of a deployment, read from the context of the CDK (`-c name=value`, or `context` in
- * cdk.json).
+ * The options of a deployment, read from the context of the CDK (`-c name=value`, or `context` in cdk.json).
  *
- * Everything that can be wrong is found here, before anything is built, and each error names the option and what it
- * may be. An option that does not exist is an error too, for a deployment that ignores `-c proxi=true` is not the one
- * that was asked for.
+ * All options are checked here, before anything is built. Each error names the option and its allowed values. An unknown option
+ * is an error too, because a deployment that ignores `-c proxi=true` is not the requested one.
  *
- * The defaults are those of a small deployment that may be trusted with production: the database stands in two zones
- * and cannot be deleted by accident. What is cheaper has to be asked for.
+ * The defaults are those of a small deployment for production: the database runs in two zones and cannot be deleted by
+ * accident. Cheaper choices must be made explicitly.
  */
 import { RetentionDays } from 'aws-cdk-lib/aws-logs'
 
 export interface Options {
-  /** A database of its own, or the complete ARN of the secret of one that is there. */
+  /** A new database, or the complete ARN of the secret of an existing one. */
   database: 'aurora' | 'rds' | `arn:${string}`
-  /** Of a given database: where it is, if its secret does not say so. */
+  /** Of an existing database: its address, if its secret does not have it. */
   databaseHost: string | undefined
   databasePort: number | undefined
   databaseName: string | undefined
-  /** Of a given database: its security group, which is opened to the functions. */
+  /** Of an existing database: its security group, which is opened to the functions. */
   databaseSecurityGroup: string | undefined
-  /** Where the functions are: in a network of their own, in none, or in one that is there. */
+  /** The network of the functions: a new one, none, or an existing one. */
   vpc: 'new' | 'none' | `vpc-${string}`
-  /** Of a VPC that is there: private subnets, and the zone of each. */
+  /** Of an existing VPC: private subnets, and the zone of each. */
   subnets: string[]
   zones: string[]
-  /** Whether the functions reach a database of their own through an RDS Proxy. */
+  /** Whether the functions reach a new database through an RDS Proxy. */
   proxy: boolean
   /** Of `rds`. */
   instanceType: string
   multiAz: boolean
-  /** Of `aurora`, in ACU. At a minimum of 0 it pauses when nobody was connected for five minutes. */
+  /** Of `aurora`, in ACU. At a minimum of 0 it pauses after five minutes without connections. */
   minCapacity: number
   maxCapacity: number
-  /** Of a database of its own: whether it refuses to be deleted. */
+  /** Of a new database: whether it is protected against deletion. */
   deletionProtection: boolean
-  /** Between two ticks. */
+  /** The time between two ticks. */
   tickMinutes: number
-  /** How many requests, and how many streams, are served at once; undefined: as many as the account allows. */
+  /** The limits of concurrent requests and of concurrent streams; undefined: the limit of the account. */
   maxConcurrency: number | undefined
   maxStreams: number | undefined
-  /** Of all callers together, beyond which API Gateway answers 429. */
+  /** Of all callers together. Beyond it API Gateway responds 429. */
   requestsPerSecond: number
   logRetentionDays: RetentionDays
-  /** Who is told of alarms: an address, or a topic that is there. */
+  /** The receiver of alarms: an address, or an existing topic. */
   alarmEmail: string | undefined
   alarmTopic: string | undefined
-  /** Answers `LEASE_LOST` in five minutes that raise the alarm. */
+  /** The number of responses `LEASE_LOST` in five minutes that raises the alarm. */
   lostLeases: number
   ntpServers: string
 }
 
-/** @throws {Error} one sentence that names the option, and what it may be. */
+/** @throws {Error} one sentence that names the option and its allowed values. */
 export function readOptions(context: Record<string, unknown>): Options {
   const { take, end } = reader(context)
   const database = take('database', DATABASE, required) as Options['database']
-  const given = database.startsWith('arn:')
-  const vpc = take('vpc', VPC, given ? 'none' : 'new') as Options['vpc']
-  const ours = vpc.startsWith('vpc-')
+  const existing = database.startsWith('arn:')
+  const vpc = take('vpc', VPC, existing ? 'none' : 'new') as Options['vpc']
+  const existingVpc = vpc.startsWith('vpc-')
   const options: Options = {
     database,
     databaseHost: take('databaseHost', HOST),
@@ -65,8 +63,8 @@ export function readOptions(context: Record<string, unknown>): Options {
     databaseName: take('databaseName', NAME),
     databaseSecurityGroup: take('databaseSecurityGroup', SECURITY_GROUP),
     vpc,
-    subnets: list(take('subnets', SUBNETS, ours ? required : undefined)),
-    zones: list(take('zones', ZONES, ours ? required : undefined)),
+    subnets: list(take('subnets', SUBNETS, existingVpc ? required : undefined)),
+    zones: list(take('zones', ZONES, existingVpc ? required : undefined)),
     proxy: take('proxy', BOOLEAN, 'false') === 'true',
     instanceType: take('instanceType', INSTANCE, 't4g.micro') as string,
     multiAz: take('multiAz', BOOLEAN, 'true') === 'true',
@@ -88,7 +86,7 @@ export function readOptions(context: Record<string, unknown>): Options {
   return options
 }
 
-/** What one option may be, in words that follow "must be". */
+/** The values that an option may have; `words` follow "must be". */
 interface Kind {
   words: string
   fits(text: string): boolean
@@ -122,13 +120,13 @@ const LIMIT: Kind = {
 }
 const DAYS = Object.values(RetentionDays).filter((days) => typeof days === 'number' && days < 9_999)
 const RETENTION: Kind = { words: `one of ${DAYS.join(', ')}`, fits: (text) => DAYS.map(String).includes(text) }
-const EMAIL = pattern('an address of e-mail', /^[^\s@]+@[^\s@]+\.[^\s@]+$/)
-const TOPIC = pattern('the ARN of a topic of SNS', /^arn:aws[\w-]*:sns:[a-z\d-]+:\d{12}:[\w-]+$/)
+const EMAIL = pattern('an e-mail address', /^[^\s@]+@[^\s@]+\.[^\s@]+$/)
+const TOPIC = pattern('the ARN of an SNS topic', /^arn:aws[\w-]*:sns:[a-z\d-]+:\d{12}:[\w-]+$/)
 const SERVERS = pattern('off, or host[:port],… (3–16 of them)', /^(off|[\w.:-]+(,[\w.:-]+){2,15})$/)
 
 const required = Symbol('required')
 
-/** Takes options one after another; `end` finds those that nobody took. */
+/** Reads options one after another; `end` refuses those that were not read. */
 function reader(context: Record<string, unknown>) {
   const known: string[] = []
   return {
@@ -144,25 +142,31 @@ function reader(context: Record<string, unknown>) {
       return text
     },
     end() {
-      // The CDK's own keys have a colon, a slash or a hyphen in them.
+      // The CDK's own keys contain a colon, a slash or a hyphen.
       const unknown = Object.keys(context).find((name) => /^\w+$/.test(name) && !known.includes(name))
       if (unknown) throw new Error(`There is no option ${unknown}: there are ${known.join(', ')}`)
     },
   }
 }
 
-/** What fits by itself, but not with the others. */
+/** Checks of options together. */
 function checkTogether(options: Options): void {
   const { database, vpc, subnets, zones, proxy, minCapacity, maxCapacity } = options
-  const given = database.startsWith('arn:')
+  const existing = database.startsWith('arn:')
   const refuse = (sentence: string | false) => {
     if (sentence) throw new Error(sentence)
   }
-  refuse(given && proxy && 'The option proxy must be false for a given database: give the host of its own proxy')
-  refuse(given && vpc === 'new' && 'The option vpc must be none or a VPC (vpc-…) for a given database')
-  refuse(!given && vpc === 'none' && 'The option vpc must be new or a VPC (vpc-…) for a database of its own')
+  refuse(
+    existing &&
+      proxy &&
+      'The option proxy must be false for an existing database: set databaseHost to the host of its own proxy',
+  )
+  refuse(existing && vpc === 'new' && 'The option vpc must be none or a VPC (vpc-…) for an existing database')
+  refuse(!existing && vpc === 'none' && 'The option vpc must be new or a VPC (vpc-…) for a new database')
   for (const name of ['databaseHost', 'databasePort', 'databaseName', 'databaseSecurityGroup'] as const) {
-    refuse(!given && options[name] !== undefined && `The option ${name} is for a given database, not for ${database}`)
+    refuse(
+      !existing && options[name] !== undefined && `The option ${name} is for an existing database, not for ${database}`,
+    )
   }
   refuse(
     vpc === 'none' &&
@@ -170,7 +174,7 @@ function checkTogether(options: Options): void {
       'The option databaseSecurityGroup needs a VPC: set the option vpc (vpc-…)',
   )
   refuse(subnets.length !== zones.length && 'The option zones must name as many as the option subnets')
-  refuse(!given && subnets.length === 1 && 'The option subnets must name two or more, for a database')
+  refuse(!existing && subnets.length === 1 && 'The option subnets must name two or more, for a new database')
   refuse(maxCapacity < Math.max(minCapacity, 1) && 'The option maxCapacity must be at least 1, and minCapacity')
   refuse(proxy && database === 'aurora' && minCapacity === 0 && 'The option minCapacity must not be 0 with proxy')
 }

@@ -1,15 +1,15 @@
 /**
- * Lockstep on AWS: a database, the functions in front of it, their two entrances, the clock that ticks, and the alarms.
+ * Lockstep on AWS: a database, the functions in front of it, their two entrances, the source of ticks, and the alarms.
  *
  *     API Gateway ─── http ──┐
- *     function URL ── stream ┼─ (proxy) ─ database ─ migrate, at a deploy, as its owner
+ *     function URL ── stream ┼─ (proxy) ─ database ─ migrate, at a deployment, as its owner
  *     Scheduler ── scheduled ┘
  *
- * The order of a deploy: the database, then the migrations, then the functions, then whatever calls them. Each step
- * waits for the one before it, so a migration that fails leaves the functions that run as they are.
+ * The order of a deployment: the database, then the migrations, then the functions, then their callers. Each step waits for the
+ * one before it, so a migration that fails leaves the running functions as they are.
  *
- * The secret of the keys is made with a text that is no key, and the functions refuse to serve until somebody has put keys
- * into it: a fresh deployment is closed, not open. A later deploy does not touch what was put there.
+ * The secret of the API keys is created with a text that is not a key, and the functions refuse to serve until an operator has
+ * stored keys in it: a new deployment is closed, not open. Later deployments do not change the stored keys.
  */
 import { CfnOutput, SecretValue, Stack, type StackProps } from 'aws-cdk-lib'
 import type * as lambda from 'aws-cdk-lib/aws-lambda'
@@ -37,7 +37,7 @@ export class LockstepStack extends Stack {
       description: 'LOCKSTEP_API_KEYS: id:sha256-of-secret:scope+scope[:name-prefix],…',
       secretStringValue: SecretValue.unsafePlainText('no keys yet'), // not a secret, and not a key
     })
-    accept(keys, 'AwsSolutions-SMG4', 'Only whoever hands out the keys can change them: see README.md')
+    accept(keys, 'AwsSolutions-SMG4', 'The operator changes the keys: see README.md')
     const functions = new Functions(this, 'Functions', database, keys, options, code)
     const entrances = new Entrances(this, 'Http', functions, options)
     const clockwork = new Clockwork(this, 'Clockwork', functions.scheduled, options)

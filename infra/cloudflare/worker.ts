@@ -1,4 +1,4 @@
-/** What Cloudflare loads: all rooms. A Worker without tasks leaves `tasks` out, and weighs half as much. */
+/** The Worker, with all rooms. Without `tasks` its bundle is half as large. */
 import { worker } from '../../functions/adapters/cloudflare.ts'
 import { createEvents } from '../../lib/event/index.ts'
 import { createTasks } from '../../lib/task/index.ts'

@@ -1,6 +1,6 @@
 /**
- * What a candidate asks the database: one statement for all that this process asks at a time. Every answer is also a
- * reading of the database's clock.
+ * The requests of candidates to the database. All candidates of a process that ask at the same time share one statement.
+ * Each response is also a reading of the database's clock.
  */
 import { sql } from 'kysely'
 import { batched } from '../base/index.ts'
@@ -9,78 +9,88 @@ import { CLOCK } from '../database/index.ts'
 import { ELECTIONS } from '../lease/index.ts'
 import { ClockStepDetector } from './clock-step.ts'
 
-/** Who wants to lead. */
+/** A candidate of one election. */
 export interface Candidacy {
   name: string
   holder: string
   ttlMs: number
   meta: unknown
   priority: number
-  /** Whether the term shall end with this process's connection. */
+  /** Whether the term also ends with this process's connection. */
   failover: boolean
 }
 
-/** A question. */
-export type Ask = Candidacy & {
-  place: string | undefined
+export type CampaignRequest = Candidacy & {
+  /** The position in the queue that an earlier response gave. */
+  position: string | undefined
+  /** Whether to enter the queue; otherwise the candidate only tries. */
   waits: boolean
+  /** The advisory lock of the candidate's connection. */
   witness: bigint | undefined
-  over: string | undefined
+  /** The token of a term that has ended by our own clock too. */
+  expiredToken: string | undefined
 }
 
-/** As lockstep.campaign tells it (0002_election.sql). */
-export interface Answer {
+/** A row of lockstep.campaign (0002_election.sql). */
+export interface CampaignResponse {
+  /** `granted`: a new term. `kept`: the holder led already, and its term is renewed. */
   outcome: 'granted' | 'kept' | 'waiting'
   token: string | null
   granted_at: Date
   expires_at: Date
+  /** The position in the queue. */
   place: string
+  /** Whether nobody is before this candidate. */
   first: boolean
+  /** Milliseconds until it is useful to ask again. */
   wait_ms: number
+  /** The advisory lock of the leader's connection, if the term ends with that connection. */
   leader_witness: string | null
+  /** The token of an expired term. A candidate that has watched the database's clock may ask again with it. */
   over: string | null
+  /** The ttl of the term that stands, or that stood last. */
   ttl_ms: number
   now: Date
 }
 
-/** A place in line is an election's and a holder's. */
-export const identity = ({ name, holder }: Candidacy) => `${name}\t${holder}`
+/** A position in the queue belongs to an election and a holder. */
+export const candidateKey = ({ name, holder }: Candidacy) => `${name}\t${holder}`
 
-export class Ballot {
-  readonly steady = new ClockStepDetector()
+export class CampaignRequests {
+  readonly clockSteps = new ClockStepDetector()
   readonly #database: Database
-  readonly #ask: (ask: Ask) => Promise<Answer>
+  readonly #send: (request: CampaignRequest) => Promise<CampaignResponse>
 
   constructor(database: Database) {
     this.#database = database
-    this.#ask = batched<Ask, Answer>((asks) => this.#askAll(asks), identity, 200)
+    this.#send = batched<CampaignRequest, CampaignResponse>((requests) => this.#sendAll(requests), candidateKey, 200)
   }
 
-  /** Enters the line, looks whose turn it is, and is granted the term if it is one's own. @throws {UnavailableError} */
-  ask(ask: Ask): Promise<Answer> {
-    return this.#ask(ask)
+  /** Enters the queue, looks which candidate is next, and grants the term if it is this one. @throws {UnavailableError} */
+  send(request: CampaignRequest): Promise<CampaignResponse> {
+    return this.#send(request)
   }
 
-  async #askAll(asks: Ask[]): Promise<Answer[]> {
+  async #sendAll(requests: CampaignRequest[]): Promise<CampaignResponse[]> {
     const sent = performance.now()
     const text = JSON.stringify(
-      asks.map(({ name, holder, ttlMs, meta, priority, failover, place, waits, witness, over }) => ({
-        ...{ name: ELECTIONS.prefix + name, holder, ttl_ms: ttlMs, meta, priority, place, waits, failover, over },
-        witness: witness?.toString(),
+      requests.map(({ name, holder, ttlMs, meta, priority, failover, position, waits, witness, expiredToken }) => ({
+        ...{ name: ELECTIONS.prefix + name, holder, ttl_ms: ttlMs, meta, priority, failover, waits },
+        ...{ place: position, witness: witness?.toString(), over: expiredToken },
       })),
     )
-    const answers = await this.#database.overheard<Answer & { i: string }>(
+    const rows = await this.#database.overheard<CampaignResponse & { i: string }>(
       sql`select *, ${CLOCK} from lockstep.campaign(${text}::jsonb)`,
     )
     const received = performance.now()
-    const last = answers.at(-1)
-    if (last) this.steady.sample(sent, last.now.getTime(), received)
-    const inOrder: Answer[] = []
-    for (const answer of answers) inOrder[Number(answer.i) - 1] = answer
+    const last = rows.at(-1)
+    if (last) this.clockSteps.sample(sent, last.now.getTime(), received)
+    const inOrder: CampaignResponse[] = []
+    for (const row of rows) inOrder[Number(row.i) - 1] = row
     return inOrder
   }
 
-  /** Leaves the line. @throws {UnavailableError} */
+  /** Leaves the queue. @throws {UnavailableError} */
   async withdraw({ name, holder }: Candidacy): Promise<void> {
     await this.#database.control(sql`select lockstep.withdraw(${ELECTIONS.prefix + name}, ${holder})`)
   }

@@ -1,30 +1,32 @@
-/**
- * The loop that everybody writes by hand: campaign, work while leading, campaign again.
- */
+/** The loop that most leaders need: campaign, work while leading, campaign again. */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { combineSignals, Stopwatch, UnavailableError } from '../base/index.ts'
+import { BackoffDelays, combineSignals, Stopwatch, UnavailableError } from '../base/index.ts'
 import type { Term } from './term.ts'
 
+/** The pauses of {@link Leaders.lead} between campaigns. */
 export interface Backoff {
-  /** Milliseconds before the first new attempt, ≥ 0; doubled each time. @default 500 */
+  /** The pause before the first new campaign, in milliseconds, ≥ 0; doubled after each further end. @default 500 */
   firstMs?: number
-  /** Milliseconds before any new attempt, at most. @default 30_000 */
+  /**
+   * The longest pause, in milliseconds, ≥ 0. After a term that lasted longer than this the pauses begin at `firstMs` again.
+   * @default 30_000
+   */
   mostMs?: number
 }
 
 /**
- * What is done while leading. Returning resigns.
+ * The work that is done while leading. When it returns, the term is resigned.
  *
- * @param signal  aborts when the term is lost or the loop shall end: stop then, and return.
+ * @param signal  aborts when the term is lost or the loop is ended: the work must stop then, and return.
  */
 export type LeadWork = (term: Term, signal: AbortSignal) => Promise<unknown> | unknown
 
 /**
- * Never two at once: the next campaign begins when `work` has ended, however long it takes to notice its signal.
+ * Runs the loop. Never two works at once: the next campaign begins when `work` has ended, however late it reacts to its signal.
  *
  * @param campaign  waits for a term.
  * @param closing   aborts when Lockstep is closed.
- * @param failed    hears of every failure that the loop survives.
+ * @param failed    is called with every failure that the loop survives.
  */
 export async function lead(
   campaign: () => Promise<Term>,
@@ -34,7 +36,7 @@ export async function lead(
   closing: AbortSignal,
   failed: (error: unknown) => void,
 ): Promise<void> {
-  const { signal: over, end } = combineSignals(stop, closing)
+  const { signal: ending, end } = combineSignals(stop, closing)
   try {
     await loop()
   } finally {
@@ -43,12 +45,13 @@ export async function lead(
   if (!stop?.aborted) closing.throwIfAborted()
 
   async function loop(): Promise<void> {
-    for (let pauseMs = firstMs; !over.aborted; pauseMs = Math.min(pauseMs * 2, mostMs)) {
+    const delays = new BackoffDelays({ firstMs, mostMs })
+    while (!ending.aborted) {
       let led: Stopwatch | undefined
       try {
         const term = await campaign()
         led = new Stopwatch()
-        const stopped = combineSignals(term.signal, over)
+        const stopped = combineSignals(term.signal, ending)
         try {
           await work(term, stopped.signal)
         } finally {
@@ -56,12 +59,12 @@ export async function lead(
           await term[Symbol.asyncDispose]()
         }
       } catch (error) {
-        if (over.aborted && error === over.reason) break
-        if (closing.aborted && error instanceof UnavailableError) break // it could not be resigned any more
+        if (ending.aborted && error === ending.reason) break
+        if (closing.aborted && error instanceof UnavailableError) break // too late to resign
         failed(error)
       }
-      if (led && led.elapsed() > mostMs) pauseMs = firstMs // it went well for a while
-      await sleep(pauseMs * (0.5 + Math.random() / 2), undefined, { signal: over }).catch(() => {})
+      if (led && led.elapsed() > mostMs) delays.reset() // the term lasted for a while
+      await sleep(delays.next() * (0.5 + Math.random() / 2), undefined, { signal: ending }).catch(() => {})
     }
   }
 }

@@ -1,19 +1,16 @@
 /**
- * Leaders: one of many is in charge of a name, and everybody may know who.
+ * Leaders: one process of many leads an election, and every process can see which.
  *
- * How one is elected and what is promised is told in election.ts; what a leader has in its hands, in term.ts.
+ * The essay of election.ts says how a leader is elected and what is promised; term.ts is what a leader has.
  */
 import { sql } from 'kysely'
 import {
   type Closing,
-  checkInteger,
   checkMs,
   checkOptions,
   checkText,
   checkToken,
-  checkWord,
   combineSignals,
-  freshHolder,
   LeaseHeldError,
   LIMITS,
   metaText,
@@ -26,65 +23,18 @@ import type { Database, SessionPool } from '../database/index.ts'
 import { ELECTIONS, type Grant, Leases, list, Renewer } from '../lease/index.ts'
 import type { Candidacy } from './campaign.ts'
 import { type Elected, Elections } from './election.ts'
-import { type Backoff, type LeadWork, lead } from './lead-loop.ts'
-import { type Candidate, type ElectionState, type Leader, Watches } from './observe.ts'
+import { type LeadWork, lead } from './lead-loop.ts'
+import { ElectionObservers } from './observe.ts'
+import { type CampaignOptions, candidacyOf, type LeadOptions, type TryCampaignOptions } from './options.ts'
+import type { ElectionState, Leader, Members } from './state.ts'
 import { proclaim, type Term, TermHold, type TermParts } from './term.ts'
 
-export interface TryCampaignOptions {
-  /**
-   * The term ends after so many milliseconds, 1,000–3,600,000, unless it is renewed, which happens by itself.
-   * @default 15_000
-   */
-  ttlMs?: number
-  /**
-   * Who wants to lead: 1–255 characters. Two candidates with the same holder are one: one place in line, one term.
-   * @default a fresh one for every campaign
-   */
-  holder?: string
-  /** What observers shall see: an address, a version. JSON of at most 4 KiB. */
-  meta?: unknown
-  /** The higher comes first, −1,000–1,000. It does not depose who leads. @default 0 */
-  priority?: number
-  /**
-   * `connection`: the term also ends with this process's connection to the database, so that the next leader need not wait
-   * for the ttl when this process dies. Then it may lead a moment before this process has noticed: for fenced work only.
-   * Where there is no direct connection it is as `lease`; `term.failover` tells.
-   * @default 'lease'
-   */
-  failover?: Term['failover']
-}
-
-export interface CampaignOptions extends TryCampaignOptions {
-  /** Milliseconds to wait to be elected, ≥ 0. @default Infinity */
-  waitMs?: number
-  /** Ends the wait: the call rejects with `signal.reason`. After the election it means nothing. */
-  signal?: AbortSignal
-}
-
-export interface LeadOptions extends TryCampaignOptions {
-  /** Ends the loop: `work` is told by its signal, and when it has ended the loop does. */
-  signal?: AbortSignal
-  /** How long to wait before campaigning again, half of it at random. */
-  backoff?: Backoff
-  /**
-   * Hears of every error that `work` or a campaign ended in; the loop goes on. What it throws ends the loop.
-   * @default a warning of the process (`process.emitWarning`)
-   */
-  onError?: (error: unknown) => void
-}
-
-/** Who leads and who waits, as of a moment ago. */
-export interface Members {
-  leader: Leader | null
-  /** In the order of their turns. */
-  waiting: Candidate[]
-}
-
+/** The elections of a database: `lockstep.leaders`. Each name has one leader at most; a process campaigns, leads, observes. */
 export class Leaders {
   readonly #database: Database
   readonly #leases: Leases
   readonly #elections: Elections
-  readonly #watches: Watches
+  readonly #observers: ElectionObservers
   readonly #renewer = new Renewer()
   readonly #parts: TermParts
   readonly #closing: Closing
@@ -94,27 +44,27 @@ export class Leaders {
     this.#leases = new Leases(database, ELECTIONS)
     this.#elections = new Elections(database, sessions, this.#leases, closing)
     this.#closing = closing
-    const { news } = this.#elections
-    this.#watches = new Watches(database, news)
-    this.#parts = { database, leases: this.#leases, renewer: this.#renewer, news }
+    const { notifier } = this.#elections
+    this.#observers = new ElectionObservers(database, notifier)
+    this.#parts = { database, leases: this.#leases, renewer: this.#renewer, notifier }
   }
 
   /**
-   * Waits until it is elected: in the order of priority, and within a priority of arrival.
+   * Waits until this candidate is elected. Candidates are served by priority, and within a priority in the order of arrival.
    *
-   * At most one term of a name stands in the database. A leader that was paused may still run after its term passed on:
-   * guard what it writes with {@link Term.assertHeld}, or compare `token`.
+   * At most one unexpired term of a name exists in the database. A leader that was paused may still run after its term has
+   * passed on: guard its writes with {@link Term.assertHeld}, or compare `token`.
    *
-   * @param name  of the election: 1–255 characters, no control characters. It excludes no lock of that name.
+   * @param name  the name of the election: 1–255 characters, no control characters. It excludes no lock of that name.
    * @returns the term, with a `token` greater than that of any term before it.
-   * @throws {LeaseHeldError} somebody else still led after `waitMs`.
-   * @throws {UnavailableError} the database cannot be reached. Once in line, the database is waited for.
+   * @throws {LeaseHeldError} another candidate still led after `waitMs`.
+   * @throws {UnavailableError} the database cannot be reached. A candidate that is in the queue waits for the database.
    * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
    * @see etcd client/v3/concurrency/election.go · river internal/leadership/doc.go
    */
   async campaign(name: string, options: CampaignOptions = {}): Promise<Term> {
     this.#closing.check()
-    const candidacy = request(name, options)
+    const candidacy = candidacyOf(name, options)
     const { waitMs = Infinity, signal } = options
     checkMs('waitMs', waitMs, WAIT)
     const elected = await this.#elections.campaign(candidacy, waitMs, signal)
@@ -123,33 +73,34 @@ export class Leaders {
   }
 
   /**
-   * Leads if nobody does and nobody waits with this priority or a higher one.
-   * @returns the term, or `null`: an expected refusal is an answer.
+   * Is elected at once or not at all: if there is no leader, and no candidate waits with this priority or a higher one.
+   * @returns the term, or `null` if it was not elected.
    * @throws {UnavailableError | TypeError | RangeError} as {@link campaign}.
    */
   async tryCampaign(name: string, options: TryCampaignOptions = {}): Promise<Term | null> {
     this.#closing.check()
-    const candidacy = request(name, options)
+    const candidacy = candidacyOf(name, options)
     const elected = await this.#elections.campaign(candidacy, 0, undefined)
     return elected && this.#term(elected, candidacy)
   }
 
   /**
-   * Campaigns, works while it leads, and campaigns again: when the term is lost, when `work` throws, when it returns
-   * (which resigns). After each it waits a little, and longer each time. `work` is always awaited before the next
-   * campaign, so there are never two at once.
+   * Campaigns, runs `work` while leading, and campaigns again when the term is lost, when `work` throws, or when it returns
+   * (which resigns). After each it pauses, longer each time. `work` is always awaited before the next campaign, so there are
+   * never two at once.
    *
-   * @returns when `signal` has aborted, `work` has ended and the term is given up.
+   * @param work  gets the term, and a signal that aborts when the term is lost or the loop is ended.
+   * @returns when `signal` has aborted, `work` has ended and the term is resigned.
    * @throws {UnavailableError} Lockstep was closed.
    * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
    */
   lead(name: string, work: LeadWork): Promise<void>
   lead(name: string, options: LeadOptions, work: LeadWork): Promise<void>
   async lead(name: string, ...rest: unknown[]): Promise<void> {
-    const [{ signal, backoff = {}, onError = warnOfWork, ...options }, work] = optionsAndWork<LeadOptions, LeadWork>(
+    const [{ signal, backoff = {}, onError = warnOfFailure, ...options }, work] = optionsAndWork<LeadOptions, LeadWork>(
       rest,
     )
-    request(name, options)
+    candidacyOf(name, options)
     checkOptions(backoff, 'backoff')
     if (typeof onError !== 'function') throw wrongType('onError', 'a function', onError)
     const { firstMs = 500, mostMs = 30_000 } = backoff
@@ -159,37 +110,47 @@ export class Leaders {
     await lead(campaign, work, { firstMs, mostMs }, signal, this.#closing.signal, onError)
   }
 
-  /** Who leads, as of a moment ago: to look at, never to decide by. One statement. */
+  /**
+   * Reads the leader, or `null`. It may have changed since: show it, but do not decide by it. One statement.
+   * @throws {UnavailableError | TypeError | RangeError} as {@link campaign}.
+   */
   async leader(name: string): Promise<Leader | null> {
     return (await this.state(name)).leader
   }
 
-  /** As {@link leader}, with the revision that {@link observe} counts by. */
+  /**
+   * Reads the leader and the revision of the election's last change, by which {@link observe} orders its states. One statement.
+   * @throws {UnavailableError | TypeError | RangeError} as {@link campaign}.
+   */
   async state(name: string): Promise<ElectionState> {
     this.#closing.check()
     checkText('name', name)
-    const { livesMs: _, ...state } = await this.#watches.look(name)
+    const { livesMs: _, ...state } = await this.#observers.read(name)
     return state
   }
 
-  /** Who leads and who waits. Two statements, side by side. */
+  /**
+   * Reads the leader and the candidates. Two statements at the same time.
+   * @throws {UnavailableError | TypeError | RangeError} as {@link campaign}.
+   */
   async members(name: string): Promise<Members> {
     this.#closing.check()
     checkText('name', name)
-    const [{ leader }, waiting] = await Promise.all([this.#watches.look(name), this.#watches.candidates(name)])
+    const [{ leader }, waiting] = await Promise.all([this.#observers.read(name), this.#observers.candidates(name)])
     return { leader, waiting }
   }
 
   /**
-   * The latest state first, then every change: elected, proclaimed, resigned, run out.
+   * Yields the latest state first, then every change: elected, proclaimed, resigned, expired.
    *
-   * On a direct connection each change is told; behind a pooler, or while the database is away, only what is found when it
-   * is asked again (once a second), so changes that were overtaken are left out. The same for an observer that is more than
-   * 64 changes behind; fewer, where more than 16 observers of this process are behind: they keep 1,024 together. Never left out is the latest, and revisions never go back. While the database is away nothing is
-   * told: the last state is what was known.
+   * On a direct connection each change is notified. Without one, for example behind a pooler, the state is read once a
+   * second, and changes between two reads are left out. An observer that is more than 64 changes behind loses the oldest ones;
+   * where more than 16 observers of this process are behind, they keep 1,024 together, so each fewer. The latest state is never
+   * left out, and revisions never go back. While the database is away nothing is yielded: the last state is what is known.
    *
+   * @param options.signal  ends the observation.
    * @throws the `signal`'s reason, when it aborts.
-   * @throws {UnavailableError} the database could not be asked to begin with, or Lockstep was closed.
+   * @throws {UnavailableError} the first read found no database, or Lockstep was closed.
    * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
    */
   observe(name: string, options: { signal?: AbortSignal } = {}): AsyncGenerator<ElectionState, never, void> {
@@ -201,30 +162,33 @@ export class Leaders {
   async *#observe(name: string, signal: AbortSignal | undefined): AsyncGenerator<ElectionState, never, void> {
     const stop = combineSignals(signal, this.#closing.signal)
     try {
-      return yield* this.#watches.observe(name, stop.signal)
+      return yield* this.#observers.observe(name, stop.signal)
     } finally {
       stop.end()
     }
   }
 
   /**
-   * Elections that have a leader, in the order of their names' code points.
-   * @param options.limit  1–1,000. @default 100
-   * @param options.after  the last name of the page before.
+   * Lists the elections that have a leader, in the order of their names' code points.
+   * @param options.prefix  the beginning of their names. @default ''
+   * @param options.limit   1–1,000. @default 100
+   * @param options.after   the last name of the page before.
+   * @throws {UnavailableError | TypeError | RangeError} as {@link campaign}.
    */
   async list(
     options: { prefix?: string; limit?: number; after?: string } = {},
   ): Promise<(Leader & { name: string })[]> {
     this.#closing.check()
     const states = await list(this.#database, options, ELECTIONS.prefix)
-    // Only leases are terms, so that nothing of these is null.
+    // Every term is a lease, so none of these fields is null.
     return states.map(({ held: _held, kind: _kind, ...leader }) => leader as Leader & { name: string })
   }
 
   /**
-   * Asks whoever leads to step down: its signal aborts, at once where it hears of it and else at its next renewal. Nobody
-   * can lead before that; the next one does when the leader has resigned, at the latest when its lease runs out.
-   * @returns whether somebody led.
+   * Asks the leader to step down: its signal aborts, at once if a notification reaches it, otherwise at its next renewal.
+   * Nobody else can lead before that. The next term begins when the leader has resigned, at the latest when its lease expires.
+   * @returns whether there was a leader.
+   * @throws {UnavailableError | TypeError | RangeError} as {@link campaign}.
    */
   async stepDown(name: string): Promise<boolean> {
     this.#closing.check()
@@ -238,27 +202,28 @@ export class Leaders {
     return outcome === 'asked'
   }
 
-  // ── The verbs without memory: for a leader that lives elsewhere, over HTTP ──
+  // ── Stateless verbs: for a leader in another process, over HTTP ──
 
   /**
-   * Grants a term that nobody renews by itself; waits at most `waitMs` (default 0). The same `holder` again gets the same
-   * term, renewed: so a call whose answer was lost can be made again.
+   * Grants a term that is not renewed automatically; waits at most `waitMs` (default 0). The same `holder` again gets the same
+   * term, renewed: so a call whose response was lost can be repeated.
    * @throws {LeaseHeldError | UnavailableError | TypeError | RangeError} as {@link campaign}.
    */
   async grant(name: string, options: Omit<CampaignOptions, 'failover'> = {}): Promise<Grant> {
     this.#closing.check()
-    const candidacy = request(name, options)
+    const candidacy = candidacyOf(name, options)
     const { waitMs = 0, signal } = options
     checkMs('waitMs', waitMs, WAIT)
     const elected = await this.#elections.campaign(candidacy, waitMs, signal)
     if (elected) return elected.grant
-    const { livesMs } = await this.#watches.look(name)
+    const { livesMs } = await this.#observers.read(name)
     throw new LeaseHeldError(name, waitMs, livesMs ?? undefined)
   }
 
   /**
-   * Makes a term last `ttlMs` (default: as before) from now; with `meta`, changes what observers see.
+   * Renews a term: it lasts `ttlMs` (default: as before) from now. With `meta`, it also changes what observers see.
    * @throws {LeaseLostError} not held under this token, or asked to step down.
+   * @throws {UnavailableError | TypeError | RangeError} as {@link campaign}.
    */
   async renew(name: string, token: bigint, options: { ttlMs?: number; meta?: unknown } = {}): Promise<Grant> {
     this.#closing.check()
@@ -273,7 +238,11 @@ export class Leaders {
     return grant
   }
 
-  /** Ends a term held under this token. @throws {LeaseLostError} not held under it, or no longer. */
+  /**
+   * Ends the term that is held under this token.
+   * @throws {LeaseLostError} not held under it, or no longer.
+   * @throws {UnavailableError | TypeError | RangeError} as {@link campaign}.
+   */
   async revoke(name: string, token: bigint): Promise<void> {
     this.#closing.check()
     checkText('name', name)
@@ -281,7 +250,7 @@ export class Leaders {
     return this.#leases.revoke(name, token)
   }
 
-  /** A part of `lockstep.close()`: resigns what this process leads, as far as that is done when `late` resolves. */
+  /** Part of `lockstep.close()`: resigns the terms of this process, as far as that is done when `late` resolves. */
   async close(late: Promise<void>): Promise<void> {
     this.#closing.close()
     await Promise.all([this.#elections.close(late), this.#renewer.close(late)])
@@ -295,17 +264,4 @@ export class Leaders {
   }
 }
 
-function request(name: string, options: TryCampaignOptions): Candidacy {
-  checkOptions(options)
-  const { ttlMs = LIMITS.ttlMs.default, priority = LIMITS.priority.default, failover = 'lease', meta } = options
-  const { holder = freshHolder() } = options
-  checkText('name', name)
-  checkMs('ttlMs', ttlMs, LIMITS.ttlMs)
-  checkText('holder', holder)
-  checkInteger('priority', priority, LIMITS.priority)
-  checkWord('failover', failover, ['lease', 'connection'])
-  metaText(meta)
-  return { name, holder, ttlMs, meta, priority, failover: failover === 'connection' }
-}
-
-const warnOfWork = (error: unknown) => warn("A leader's work failed", error)
+const warnOfFailure = (error: unknown) => warn("A leader's work failed", error)

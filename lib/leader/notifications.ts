@@ -1,10 +1,10 @@
-/** What the database tells of elections: who leads after a change, and whose turn is next. */
+/** The notifications that the database sends about elections: who leads after a change, and which candidate is next. */
 
 import type { SessionPool } from '../database/index.ts'
 import { Notifier } from '../database/index.ts'
 
-/** An election after a change. Without `revision` it did not fit into the message and has to be looked up. */
-export interface Told {
+/** An election after a change. Without `revision` the change did not fit into the message and must be read from the database. */
+export interface ElectionNotification {
   name: string
   revision?: string
   /** The leader was asked to step down. */
@@ -17,14 +17,14 @@ export interface Told {
     ttlMs: number
     meta: unknown
   } | null
-  /** The candidate whose turn is next. */
+  /** The holder of the candidate that is next. */
   next?: string | null
 }
 
-export type ElectionNotifier = Notifier<Told>
+export type ElectionNotifier = Notifier<ElectionNotification>
 
 export const electionNotifier = (sessions: SessionPool): ElectionNotifier =>
   new Notifier(sessions, 'lockstep_leader', (message) => {
-    const told = JSON.parse(message) as Told
-    return [{ name: told.name, told }]
+    const notification = JSON.parse(message) as ElectionNotification
+    return [{ name: notification.name, told: notification }]
   })

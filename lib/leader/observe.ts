@@ -1,91 +1,53 @@
 /**
- * Who leads, and who wants to know.
+ * Reads of elections, and the observers of their changes.
  *
- * However many observe an election in this process, it is looked at once: first to begin with, then when its news says
- * so, and when the lease that is known would run out, for nobody tells that. Each observer has a backlog of its own, so a
- * slow one blocks nobody; when it is too far behind, the oldest changes are left out, never the latest: so it is, too, where all
- * observers of the process together keep too many. Changes have a revision that rises, so that none is shown twice or after a
- * later one, whichever way it came.
+ * However many observers an election has in this process, it is read once for all of them: first to begin with, then when
+ * its notifications say so, and when the lease that is known would expire, because there is no notification of that. Each
+ * observer has a buffer of its own, so that a slow one blocks nobody. When it is too far behind, or when all observers of the
+ * process together keep too many changes, the oldest changes are left out, never the latest. Changes have a revision that
+ * rises. So no change is shown twice or after a later one, whether it came from a read or from a notification.
  */
 import { sql } from 'kysely'
-import { batched, Stopwatch, Waker } from '../base/index.ts'
+import { BackoffDelays, batched, onAbort, Stopwatch, Waker } from '../base/index.ts'
 import { type Database, list } from '../database/index.ts'
 import { ELECTIONS } from '../lease/index.ts'
-import type { ElectionNotifier, Told } from './notifications.ts'
+import type { ElectionNotification, ElectionNotifier } from './notifications.ts'
+import { ObserverBuffer } from './observer-buffer.ts'
+import { type Candidate, type ElectionState, type LeaderRow, leaderOf } from './state.ts'
 
-/** Who leads. */
-export interface Leader {
-  holder: string
-  /** The fencing token of the term. */
-  token: bigint
-  grantedAt: Date
-  /** On the database's clock, as it was when this was read: a leader renews. */
-  expiresAt: Date
-  ttlMs: number
-  /** What the leader last proclaimed. */
-  meta: unknown
-}
-
-/** An election as it was a moment ago. */
-export interface ElectionState {
-  name: string
-  leader: Leader | null
-  /** Rises with every change; 0: nobody ever campaigned. */
-  revision: bigint
-}
-
-/** Who waits to lead. */
-export interface Candidate {
-  holder: string
-  priority: number
-  since: Date
-  meta: unknown
-}
-
-/** Without news. */
+/** Without notifications. */
 const POLL_MS = 1_000
-/** With news: in case something was missed all the same. */
+/** With notifications: in case one was missed all the same. */
 const LOOK_AGAIN_MS = 30_000
-const MOST_BEHIND = 64
-/** Of all observers together. A state has 4 KiB of meta at most. */
-const MOST_KEPT = 1_024
+/** After a failure of the database. */
+const RETRY = { firstMs: 50, mostMs: 2_000 }
 
-interface Row {
-  holder: string | null
-  token: string
-  granted_at: Date
-  expires_at: Date
-  ttl_ms: number
-  meta: unknown
-  revision: string
-  lives_ms: number | null
-}
-/** `livesMs`: by the database's clock, until the term ends unless it is renewed; null without a leader. */
-type Seen = ElectionState & { livesMs: number | null }
+/** `livesMs`: milliseconds until the term ends unless it is renewed, by the database's clock; null without a leader. */
+type Reading = ElectionState & { livesMs: number | null }
 
-export class Watches {
+export class ElectionObservers {
   readonly #database: Database
   readonly #notifier: ElectionNotifier
-  readonly #watches = new Map<string, Watch>()
-  readonly #backlogs = new Set<Backlog>()
-  readonly #look: (name: string) => Promise<Seen>
+  readonly #observed = new Map<string, ObservedElection>()
+  readonly #filled = new Set<ObserverBuffer>()
+  readonly #read: (name: string) => Promise<Reading>
 
-  constructor(database: Database, news: ElectionNotifier) {
+  constructor(database: Database, notifier: ElectionNotifier) {
     this.#database = database
-    this.#notifier = news
-    this.#look = batched(
-      (names) => this.#lookAll(names),
+    this.#notifier = notifier
+    this.#read = batched(
+      (names) => this.#readAll(names),
       (name) => name,
       200,
     )
   }
 
-  /** Who leads, and for how long. One statement; those asked for at a time share it. */
-  look(name: string): Promise<Seen> {
-    return this.#look(name)
+  /** Reads the leader, and how long its term lasts. One statement; reads at the same time share it. */
+  read(name: string): Promise<Reading> {
+    return this.#read(name)
   }
 
-  /** Who waits, in the order of their turns. */
+  /** Reads the candidates, the next leader first. */
   candidates(name: string): Promise<Candidate[]> {
     return this.#database.control<Candidate>(sql`select * from lockstep.candidates(${ELECTIONS.prefix + name})`)
   }
@@ -93,35 +55,36 @@ export class Watches {
   /** The latest state first, then every change, until `stop` aborts: then its reason is thrown. */
   async *observe(name: string, stop: AbortSignal): AsyncGenerator<ElectionState, never, void> {
     stop.throwIfAborted()
-    const backlog = new Backlog(this.#backlogs)
-    const watch = this.#watches.get(name) ?? this.#open(name)
-    // Now, and not when somebody asks for the next state: perhaps nobody does any more.
-    const onStop = () => {
-      backlog.fail(stop.reason)
-      watch.leave(backlog)
-    }
-    stop.addEventListener('abort', onStop)
-    watch.join(backlog)
-    try {
-      for (;;) yield await backlog.next()
-    } finally {
-      watch.leave(backlog)
-      backlog.drop()
-      stop.removeEventListener('abort', onStop)
-    }
-  }
-
-  #open(name: string): Watch {
-    const watch = new Watch(name, this.#look, this.#notifier, () => {
-      if (this.#watches.get(name) === watch) this.#watches.delete(name)
+    const buffer = new ObserverBuffer(this.#filled)
+    const election = this.#observed.get(name) ?? this.#open(name)
+    // Now, and not at the next read of the buffer: perhaps the caller reads no more.
+    const unsubscribe = onAbort(stop, () => {
+      buffer.fail(stop.reason)
+      election.leave(buffer)
     })
-    this.#watches.set(name, watch)
-    return watch
+    election.join(buffer)
+    try {
+      for (;;) yield await buffer.next()
+    } finally {
+      election.leave(buffer)
+      buffer.clear()
+      unsubscribe()
+    }
   }
 
-  async #lookAll(names: string[]): Promise<Seen[]> {
+  #open(name: string): ObservedElection {
+    const election = new ObservedElection(name, this.#read, this.#notifier, () => {
+      if (this.#observed.get(name) === election) this.#observed.delete(name)
+    })
+    this.#observed.set(name, election)
+    return election
+  }
+
+  async #readAll(names: string[]): Promise<Reading[]> {
     const elections = names.map((name) => ELECTIONS.prefix + name)
-    const rows = await this.#database.control<Row>(sql`select * from lockstep.leaders(${list(elections, 'text')})`)
+    const rows = await this.#database.control<LeaderRow>(
+      sql`select * from lockstep.leaders(${list(elections, 'text')})`,
+    )
     return rows.map((row, i) => ({
       name: names[i] as string,
       leader: leaderOf(row),
@@ -131,88 +94,87 @@ export class Watches {
   }
 }
 
-/** One election, for all its observers here. */
-class Watch {
+/** One election, for all its observers in this process. */
+class ObservedElection {
   readonly #name: string
-  readonly #look: (name: string) => Promise<Seen>
-  readonly #backlogs = new Set<Backlog>()
+  readonly #read: (name: string) => Promise<Reading>
+  readonly #buffers = new Set<ObserverBuffer>()
   readonly #waker = new Waker()
   readonly #notifier: ElectionNotifier
   readonly #unsubscribe: () => void
-  readonly #over: () => void
+  readonly #onEnd: () => void
   #latest: ElectionState | undefined
-  /** When the lease that is known was, and how long it lives from then. */
-  #known: { at: Stopwatch; livesMs: number } | undefined
-  #told = false // since the wait began, by news that said it all
-  #missed = false // there was news, and it has to be looked up
+  /** When the last known lease was read, and how long it lasts from then. */
+  #lease: { at: Stopwatch; livesMs: number } | undefined
+  #notified = false // since the wait began, by a complete notification
+  #mustRead = false // a notification came whose change must be read
 
-  constructor(name: string, look: (name: string) => Promise<Seen>, news: ElectionNotifier, over: () => void) {
+  constructor(name: string, read: (name: string) => Promise<Reading>, notifier: ElectionNotifier, onEnd: () => void) {
     this.#name = name
-    this.#look = look
-    this.#notifier = news
-    this.#over = over
-    this.#unsubscribe = news.on(name, (told) => this.#hear(told))
+    this.#read = read
+    this.#notifier = notifier
+    this.#onEnd = onEnd
+    this.#unsubscribe = notifier.on(name, (notification) => this.#receive(notification))
   }
 
-  join(backlog: Backlog): void {
-    this.#backlogs.add(backlog)
-    if (this.#latest) backlog.push(this.#latest)
-    else if (this.#backlogs.size === 1) void this.#run()
+  join(buffer: ObserverBuffer): void {
+    this.#buffers.add(buffer)
+    if (this.#latest) buffer.push(this.#latest)
+    else if (this.#buffers.size === 1) void this.#run()
   }
 
-  leave(backlog: Backlog): void {
-    if (this.#backlogs.delete(backlog) && this.#backlogs.size === 0) this.#end()
+  leave(buffer: ObserverBuffer): void {
+    if (this.#buffers.delete(buffer) && this.#buffers.size === 0) this.#end()
   }
 
   #end(): void {
-    this.#over()
+    this.#onEnd()
     this.#unsubscribe()
     this.#waker.wake()
   }
 
   async #run(): Promise<void> {
-    for (let pauseMs = 50; this.#backlogs.size > 0; ) {
-      this.#missed = false
+    const delays = new BackoffDelays(RETRY)
+    while (this.#buffers.size > 0) {
+      this.#mustRead = false
       try {
         const at = new Stopwatch()
-        const { livesMs, ...seen } = await this.#look(this.#name)
-        this.#known = livesMs === null ? undefined : { at, livesMs }
-        this.#offer(seen, true)
-        pauseMs = 50
+        const { livesMs, ...state } = await this.#read(this.#name)
+        this.#lease = livesMs === null ? undefined : { at, livesMs }
+        this.#publish(state, true)
+        delays.reset()
       } catch (error) {
         if (!this.#latest) {
-          this.#end() // who comes from now on looks anew
-          for (const backlog of this.#backlogs) backlog.fail(error)
+          this.#end() // an observer that comes from now on reads anew
+          for (const buffer of this.#buffers) buffer.fail(error)
           return
         }
-        await this.#waker.wait(pauseMs) // they know the latest that there was
-        pauseMs = Math.min(pauseMs * 2, 2_000)
+        await this.#waker.wait(delays.next()) // the observers have the latest that is known
         continue
       }
       do {
-        this.#told = false
-        await this.#waker.wait(this.#left())
-      } while (this.#told && !this.#missed)
+        this.#notified = false
+        await this.#waker.wait(this.#untilNextRead())
+      } while (this.#notified && !this.#mustRead)
     }
   }
 
-  // Until it is time to look again.
-  #left(): number {
-    const lives = this.#known ? this.#known.livesMs - this.#known.at.elapsed() : Number.POSITIVE_INFINITY
+  #untilNextRead(): number {
+    const lives = this.#lease ? this.#lease.livesMs - this.#lease.at.elapsed() : Number.POSITIVE_INFINITY
     return Math.min(lives, this.#notifier.session ? LOOK_AGAIN_MS : POLL_MS)
   }
 
-  #hear(told: Told | null): void {
-    if (told?.revision === undefined || told.leader === undefined) {
-      this.#missed = true
+  #receive(notification: ElectionNotification | null): void {
+    if (notification?.revision === undefined || notification.leader === undefined) {
+      this.#mustRead = true
     } else {
-      this.#told = true
-      const { leader } = told
-      this.#known = leader ? { at: new Stopwatch(), livesMs: leader.ttlMs } : undefined
-      this.#offer(
+      this.#notified = true
+      const { leader, revision } = notification
+      this.#lease = leader ? { at: new Stopwatch(), livesMs: leader.ttlMs } : undefined
+      this.#publish(
         {
           name: this.#name,
-          revision: BigInt(told.revision),
+          revision: BigInt(revision),
           leader: leader && {
             ...leader,
             token: BigInt(leader.token),
@@ -226,71 +188,13 @@ class Watch {
     this.#waker.wake()
   }
 
-  // The same revision again is news when its lease ran out meanwhile.
-  #offer(state: ElectionState, looked: boolean): void {
+  // The same revision again is a change if it was read, and the lease has expired meanwhile.
+  #publish(state: ElectionState, wasRead: boolean): void {
     const last = this.#latest
     if (last && state.revision < last.revision) return
-    if (last && state.revision === last.revision && !(looked && (state.leader === null) !== (last.leader === null)))
+    if (last && state.revision === last.revision && !(wasRead && (state.leader === null) !== (last.leader === null)))
       return
     this.#latest = state
-    for (const backlog of this.#backlogs) backlog.push(state)
-  }
-}
-
-/** What one observer has not seen yet. */
-class Backlog {
-  readonly #all: Set<Backlog>
-  readonly #states: ElectionState[] = []
-  #failure: { error: unknown } | undefined
-  #waker = Promise.withResolvers<void>()
-
-  /** @param all  that keep something. */
-  constructor(all: Set<Backlog>) {
-    this.#all = all
-  }
-
-  push(state: ElectionState): void {
-    this.#states.push(state)
-    this.#all.add(this)
-    if (this.#states.length > MOST_BEHIND) this.#states.shift()
-    // Where many are behind each keeps fewer, and the latest always.
-    if (this.#all.size * MOST_BEHIND > MOST_KEPT) {
-      const each = Math.max(1, Math.floor(MOST_KEPT / this.#all.size))
-      if (this.#states.length > each) this.#states.splice(0, this.#states.length - each)
-    }
-    this.#waker.resolve()
-  }
-
-  drop(): void {
-    this.#states.length = 0
-    this.#all.delete(this)
-  }
-
-  fail(error: unknown): void {
-    this.#failure = { error }
-    this.#waker.resolve()
-  }
-
-  async next(): Promise<ElectionState> {
-    for (;;) {
-      if (this.#failure) throw this.#failure.error
-      const state = this.#states.shift()
-      if (this.#states.length === 0) this.#all.delete(this)
-      if (state) return state
-      this.#waker = Promise.withResolvers()
-      await this.#waker.promise
-    }
-  }
-}
-
-function leaderOf(row: Row): Leader | null {
-  if (row.holder === null) return null
-  return {
-    holder: row.holder,
-    token: BigInt(row.token),
-    grantedAt: row.granted_at,
-    expiresAt: row.expires_at,
-    ttlMs: row.ttl_ms,
-    meta: row.meta,
+    for (const buffer of this.#buffers) buffer.push(state)
   }
 }

@@ -1,5 +1,5 @@
 /**
- * A term: the lease of who leads, and how a leader changes what others see of it or gives it up.
+ * A term: the lease of a leader. The leader proves it, changes what observers see of it, and gives it up.
  */
 import { sql, type Transaction } from 'kysely'
 import type { Stopwatch } from '../base/index.ts'
@@ -8,52 +8,67 @@ import type { AnyTransaction, Database, Session } from '../database/index.ts'
 import { ELECTIONS, type Grant, LeaseHold, type Leases, type Renewer } from '../lease/index.ts'
 import type { ElectionNotifier } from './notifications.ts'
 
-/** What a leader has. */
+/** A term of office: what a leader has from its election until it resigns or loses it. */
 export interface Term extends AsyncDisposable {
-  /** Of the election. */
+  /** The name of the election, 1–255 characters. */
   readonly name: string
+  /** The identity of the leader, 1–255 characters: the `holder` of its campaign. */
   readonly holder: string
-  /** The fencing token: ≥ 1, larger than that of any earlier term of this election. Give it to what you write to. */
+  /**
+   * The fencing token: ≥ 1, larger than that of any earlier term of this election. Send it along with writes to other
+   * systems, so that they can refuse a smaller one.
+   */
   readonly token: bigint
-  /** `lease`: the next leader waits for the ttl when this process dies. `connection`: it takes over at once. */
+  /**
+   * What ends the term when this process dies. `lease`: the next leader waits until the ttl has passed. `connection`: it takes
+   * over at once, when the connection of this process has ended.
+   */
   readonly failover: 'lease' | 'connection'
   /**
-   * Aborts with a {@link LeaseLostError} when the term is lost, or its leader is asked to step down: before anybody else
-   * can lead. Never on resignation.
+   * Aborts with a {@link LeaseLostError} when the term is lost or its leader is asked to step down: before anybody else can
+   * lead (with `failover: 'connection'` perhaps a little later). Never on resignation.
    */
   readonly signal: AbortSignal
-  /** Whether the term may be believed now: compares clocks when called, so a late timer cannot lie. */
+  /**
+   * Whether this process may believe now that it leads. It compares clocks when it is called, so the answer is right even if a
+   * timer is late.
+   */
   isTrusted(): boolean
   /**
-   * Fences an open transaction: from here to its end nobody else can lead. Also lets it write to fenced tables; several
-   * terms and holds may be asserted in one transaction.
-   * @throws {LeaseLostError} the term is over; the transaction is then aborted and cannot commit.
-   * @throws {TypeError} `code` INVALID_ARGUMENT, `field` trx: it is no open transaction.
+   * Fences an open transaction: from this call to its end nobody else can lead. The transaction may then also write to fenced
+   * tables. Several terms and holds may be asserted in one transaction.
+   * @throws {LeaseLostError} the term has ended; the transaction is then aborted and cannot commit.
+   * @throws {TypeError} `code` INVALID_ARGUMENT, `field` trx: it is not an open transaction.
    */
   assertHeld(trx: AnyTransaction): Promise<void>
   /**
-   * Runs `work` in a transaction of Lockstep's pool, fenced by this term; `work` neither begins nor ends it.
-   * @throws {LeaseLostError} it is lost: before, at the commit, or while a connection was waited for; or a fenced table needs
-   * another hold, whose name is `leaseName`.
-   * @throws {UnavailableError} none of the `max` connections came free within 5 s.
-   * @throws {TransactionEndedError} `work` has ended the transaction. And what `work` throws, as it is.
+   * Runs `work` in a transaction of Lockstep's pool that is fenced by this term. `work` must neither begin nor end it.
+   * @returns the result of `work`, after the commit.
+   * @throws {LeaseLostError} the term is lost: before, at the commit, or while the call waited for a connection; or a fenced
+   * table needs another hold, whose name is `leaseName`.
+   * @throws {UnavailableError} none of the `max` connections became free within 5 s.
+   * @throws {TransactionEndedError} `work` has ended the transaction. Errors of `work` are thrown unchanged.
    */
   // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
   transaction<T>(work: (trx: Transaction<any>) => Promise<T>): Promise<T>
   /**
    * Changes what observers see of this leader.
-   * @param meta  JSON of at most 4 KiB.
-   * @throws {LeaseLostError | UnavailableError | TypeError | RangeError}
+   * @param meta  JSON of at most 4 KiB. It replaces the `meta` of the campaign or of the last `proclaim`.
+   * @throws {LeaseLostError} the term has ended, or its leader was asked to step down.
+   * @throws {UnavailableError} the database cannot be reached; observers may see the change all the same.
+   * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field` meta.
+   * @see etcd client/v3/concurrency/election.go
    */
   proclaim(meta: unknown): Promise<void>
   /**
-   * Gives the term up; the next leader is elected at once. Waits for the term's own fenced transactions. With `trx`: the
-   * resignation commits with that transaction, or not at all. Calling it again answers as the first call did.
-   * @throws {LeaseLostError} it had been lost before; a successor's term is not touched.
-   * @throws {UnavailableError} the database could not be told: the term ends by its ttl.
+   * Gives the term up; the next leader is elected at once. The call waits until the transactions of {@link Term.transaction} have
+   * ended. A second call has the result of the first.
+   * @param options.trx  an open transaction: the resignation commits with it, or not at all.
+   * @throws {LeaseLostError} the term was lost before. The term of a successor is not touched.
+   * @throws {UnavailableError} the database cannot be reached: the term ends by its ttl.
    */
   resign(options?: { trx?: AnyTransaction }): Promise<void>
-  /** Resigns, and is silent if the term was lost: `signal` has said so. */
+  /** Resigns. It does not throw if the term was lost, because `signal` has shown that. */
   [Symbol.asyncDispose](): Promise<void>
 }
 
@@ -61,24 +76,25 @@ export interface TermParts {
   database: Database
   leases: Leases
   renewer: Renewer
-  news: ElectionNotifier
+  notifier: ElectionNotifier
 }
 
-/** A term, kept by renewals, and by its process's connection too if the next leader shall not wait for the ttl. */
+/** A term that is kept by renewals; with `failover: 'connection'` it also ends with its process's connection. */
 export class TermHold extends LeaseHold implements Term {
   readonly failover: Term['failover']
   readonly #parts: TermParts
   readonly #session: Session | null
   readonly #unsubscribe: () => void
 
-  /** @param session  the term ends with it; `null`: by its ttl only. */
+  /** @param session  the session that the term ends with; `null`: it ends by its ttl only. */
   constructor(parts: TermParts, grant: Grant, ttlMs: number, attempted: Stopwatch, session: Session | null) {
     super(parts.database, parts.leases, parts.renewer, grant, ttlMs, attempted)
     this.#parts = parts
     this.#session = session
     this.failover = session ? 'connection' : 'lease'
-    this.#unsubscribe = parts.news.on(grant.name, (told) => {
-      if (told?.deposed && told.leader?.token === String(this.token)) this.lose('it was asked to step down')
+    this.#unsubscribe = parts.notifier.on(grant.name, (notification) => {
+      if (!notification?.deposed || notification.leader?.token !== String(this.token)) return
+      this.lose('it was asked to step down')
     })
     session?.attach(this)
   }
@@ -106,7 +122,8 @@ export class TermHold extends LeaseHold implements Term {
     try {
       await this.release(options)
     } catch (error) {
-      // Lost or deposed, its lease may stand for a while. Its leader has stopped: nobody need wait for the rest of it.
+      // The lease of a term that is lost or deposed may stand for a while. Its leader has stopped: the next need not wait for the
+      // rest of it.
       if (error instanceof LeaseLostError && !options?.trx) {
         await this.#parts.leases.revoke(this.name, this.token).catch(() => {})
       }

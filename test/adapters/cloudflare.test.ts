@@ -1,6 +1,6 @@
 /**
- * The door of Cloudflare's Workers, in workerd, with the wrangler.jsonc that is deployed: one connection for a request, nothing
- * that Hyperdrive cannot do, nothing that its cache may answer, and what is due by the clock.
+ * The adapter for Cloudflare's Workers, in workerd, with the wrangler.jsonc that is deployed: one connection per request, no
+ * statement that Hyperdrive does not support or that its cache may answer, and the cron trigger.
  */
 import * as path from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
@@ -22,7 +22,7 @@ beforeAll(async () => {
 afterAll(() => db?.close())
 
 describe('each request', () => {
-  test('has one connection, and has closed it when it is over', async () => {
+  test('has one connection, and closes it at its end', async () => {
     await using wire = await wiretap(db.roleUrl)
     await using worker = await startWorker(wire.url, 'off')
     const requests = ['/readyz', '/v1/locks/x', '/v1/streams/x', '/v1/time', '/v1/tasks', '/v1/leaders/x']
@@ -56,7 +56,7 @@ describe('each request', () => {
 })
 
 describe('Hyperdrive', () => {
-  /** What the whole contract makes a Worker say to its database. */
+  /** The statements that a Worker sends to its database for the whole contract. */
   let messages: string[]
   beforeAll(async () => {
     await using fresh = await freshDatabase({ role: true })
@@ -69,7 +69,7 @@ describe('Hyperdrive', () => {
     messages = [...new Set(wire.statements)]
   }, 90_000)
 
-  test('is not asked for what it cannot do', () => {
+  test('gets no statement that it does not support', () => {
     const statements = messages.flatMap((each) => each.split(/;\s*/)).filter(Boolean)
     expect(statements.length).toBeGreaterThan(40)
     // supported-databases-and-features: no PREPARE, LISTEN, session locks, state of a session. SET LOCAL is a transaction's.
@@ -79,7 +79,7 @@ describe('Hyperdrive', () => {
     expect(statements.filter((each) => /set_config\((?!.*,\s*true\))/is.test(each))).toEqual([])
   })
 
-  test('has nothing that its cache could answer: every one writes, begins a transaction, or calls what PostgreSQL calls volatile or stable', async () => {
+  test('gets no statement that its cache could answer: each writes, begins a transaction, or calls a volatile or stable function', async () => {
     const { rows } = await db.pool.query(
       `select distinct proname from pg_proc where pronamespace = 'pg_catalog'::regnamespace and provolatile <> 'i'`,
     )
@@ -93,8 +93,8 @@ describe('Hyperdrive', () => {
   })
 })
 
-describe('by the clock', () => {
-  test('it sends what is due, and leaves no connection behind; what fails is an exception', async () => {
+describe('the cron trigger', () => {
+  test('sends due jobs, and leaves no connection open; a failure is an exception', async () => {
     await using lockstep = createLockstep({ connectionString: db.url })
     const tasks = createTasks(lockstep)
     await tasks.declare('due')
@@ -116,7 +116,7 @@ describe('by the clock', () => {
 })
 
 describe('wrangler', () => {
-  test('would deploy it without a warning', async () => {
+  test('deploys it without a warning', async () => {
     const { printed, bytes } = await dryRun()
     expect(printed).not.toMatch(/warning|error/i)
     expect(printed).toContain('env.HYPERDRIVE')
@@ -124,7 +124,7 @@ describe('wrangler', () => {
     expect(bytes).toBeLessThanOrEqual(450_000)
   })
 
-  test('packs only what a deployment uses: without tasks it is half', async () => {
+  test('bundles only the rooms that a deployment uses: without tasks it is half as large', async () => {
     expect((await dryRun(LEAN)).bytes).toBeLessThanOrEqual(210_000)
   })
 })

@@ -1,6 +1,6 @@
 /**
  * The same contract everywhere: Node, Lambda and Cloudflare's Worker, each directly and through PgBouncer in transaction mode,
- * as a role that has no more than it needs. Same answers, byte for byte but for ids and times.
+ * as a role that has only the rights that it needs. The responses are equal, byte for byte, except for ids and times.
  */
 import * as path from 'node:path'
 import { beforeAll, describe, expect, test } from 'vitest'
@@ -19,7 +19,7 @@ const START = {
 } satisfies Record<string, (url: string) => Promise<Runtime>>
 type Name = keyof typeof START
 
-/** On a database of its own, so that all begin alike. */
+/** Runs the table on a database of its own, so that all runs begin in the same state. */
 async function ran(name: Name, pooled: boolean, cases: Case[]): Promise<Answered[]> {
   await using db = pooled
     ? await freshDatabase({ role: true, pooled: true })
@@ -38,12 +38,12 @@ beforeAll(async () => {
   onNode = await ran('Node', false, cases)
 })
 
-const told = ({ method, path, body }: Case) => `${method} ${path} ${JSON.stringify(body ?? '').slice(0, 100)}`
+const describeCase = ({ method, path, body }: Case) => `${method} ${path} ${JSON.stringify(body ?? '').slice(0, 100)}`
 
-test('the table has every operation, answered well and refused', () => {
+test('the table has every operation, accepted and refused', () => {
   const template = (path: string) => new RegExp(`^${path.replaceAll(/\{\w+\}/g, '[^/?]+')}(\\?|$)`)
   for (const { method, path } of operations(document)) {
-    if (path.endsWith('/observe')) continue // its answer does not end: see below
+    if (path.endsWith('/observe')) continue // its response does not end: see below
     const its = cases.filter((each) => each.method === method && template(path).test(each.path))
     expect(its.filter(({ status }) => status < 300).length, `${method} ${path}`).toBeGreaterThan(0)
     if (path.startsWith('/v1/')) {
@@ -55,7 +55,7 @@ test('the table has every operation, answered well and refused', () => {
 test('Node answers as the table says', () => {
   const wrong = cases.flatMap((each, i) => {
     const answer = onNode[i] as Answered
-    return answer.status === each.status ? [] : [{ asked: told(each), expected: each.status, ...answer }]
+    return answer.status === each.status ? [] : [{ asked: describeCase(each), expected: each.status, ...answer }]
   })
   expect(wrong).toEqual([])
   expect(cases.length).toBeGreaterThan(300)
@@ -63,13 +63,15 @@ test('Node answers as the table says', () => {
 
 const FOLLOWING = { ...AUTHORIZED, Accept: 'text/event-stream' }
 
-const ATTENTIVE = path.join(import.meta.dirname, 'runtime/worker.ts')
+const QUICK_TO_CLOSE = path.join(import.meta.dirname, 'runtime/worker.ts')
 
 describe.each(['Node', 'Lambda, streamed', 'a Worker'] as const)('%s streams', (name) => {
-  test('who leads, and what is appended, as it comes, and leaves no connection behind', async () => {
+  test('the leader, and appended events, as they come, and leaves no connection open', async () => {
     await using db = await freshDatabase({ role: true })
     await using runtime =
-      name === 'a Worker' ? await startWorker(db.roleUrl, KEYS, { entry: ATTENTIVE }) : await START[name](db.roleUrl)
+      name === 'a Worker'
+        ? await startWorker(db.roleUrl, KEYS, { entry: QUICK_TO_CLOSE })
+        : await START[name](db.roleUrl)
     const post = (path: string, body: object) => {
       const headers = { ...AUTHORIZED, 'Content-Type': 'application/json' }
       return runtime.fetch(path, { method: 'POST', headers, body: JSON.stringify(body) })
@@ -102,7 +104,7 @@ describe.each(['Node', 'Lambda, streamed', 'a Worker'] as const)('%s streams', (
     const open = `select from pg_stat_activity where usename = $1 and state <> 'idle'`
     const all = `select from pg_stat_activity where usename = $1`
     const left = name === 'a Worker' ? all : open // the others keep theirs for the next request
-    await until('nothing is left', async () => (await db.pool.query(left, [db.role])).rows.length === 0)
+    await until('no connection is left', async () => (await db.pool.query(left, [db.role])).rows.length === 0)
   })
 })
 
@@ -110,7 +112,7 @@ describe.each([
   ['directly', false],
   ['through PgBouncer', true],
 ] as const)('%s', (_how, pooled) => {
-  // Node directly is what the others are held against; a Lambda's two handlers differ in how they hand the answer on only.
+  // The others are compared with Node directly; a Lambda's two handlers differ only in how they send the response.
   const not = pooled ? 'Lambda, whole' : 'Node'
   for (const name of (Object.keys(START) as Name[]).filter((each) => each !== not)) {
     test.skipIf(pooled && !pgbouncerAvailable())(
@@ -119,7 +121,7 @@ describe.each([
         const answers = await ran(name, pooled, cases)
         const different = cases.flatMap((each, i) => {
           const [expected, got] = [onNode[i], answers[i]]
-          return JSON.stringify(got) === JSON.stringify(expected) ? [] : [{ asked: told(each), expected, got }]
+          return JSON.stringify(got) === JSON.stringify(expected) ? [] : [{ asked: describeCase(each), expected, got }]
         })
         expect(different).toEqual([])
       },

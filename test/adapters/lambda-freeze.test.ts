@@ -1,8 +1,8 @@
 /**
- * A Lambda is frozen in the middle of a hold, past its ttl, and thawed: it never writes twice what only one may write. At every
- * step of a hold that is made with the library, and of one that is made over HTTP through a frozen function.
+ * A Lambda is frozen in the middle of a hold, past its ttl, and thawed. It must not write after another holder has taken over.
+ * Tested at every step of a hold that is acquired with the library, and of one that is acquired over HTTP from a frozen function.
  *
- * The table is fenced, and every write to it is kept: who, under which token, in which order.
+ * The table is fenced, and it keeps every write: the writer, its token, the order.
  */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { SQLSTATE } from '../../lib/base/errors.ts'
@@ -12,7 +12,7 @@ import { until } from '../support/until.ts'
 import { ask, type Lambda, lambdaEnv, lambdaFolder, startLambda, urlEvent } from './runtime/runtimes.ts'
 import { type Sandbox, startSandbox } from './runtime/sandbox.ts'
 
-/** Where the function may be told to wait: see user.lambda.ts. */
+/** The points where the test can stop the function: see user.lambda.ts. */
 const POINTS = ['granted', 'begun', 'asserted', 'written'] as const
 
 let db: RoleDatabase
@@ -35,20 +35,20 @@ afterAll(async () => {
 const effects = async (name: string) =>
   (await db.pool.query('select who, token from effect where name = $1 order by n', [name])).rows
 
-/** Somebody else has it now, and writes. */
+/** Another holder acquires the lock, and writes. */
 async function takesOver(name: string): Promise<bigint> {
   await using held = await other.locks.acquire(name, { ttlMs: 60_000 })
   await held.transaction((trx) => trx.insertInto('effect').values({ name, who: 'other', token: held.token }).execute())
   return held.token
 }
 
-/** Whoever passes this point waits there, until it is opened. */
+/** Stops the function at this point, until `open` is called. */
 async function closed(point: (typeof POINTS)[number]) {
   const client = await db.pool.connect()
   await client.query('select pg_advisory_lock(hashtext($1))', [point])
   return {
     reached: () =>
-      until(`it stands at ${point}`, async () => {
+      until(`it waits at ${point}`, async () => {
         const { rows } = await db.pool.query(
           `select from pg_locks where locktype = 'advisory' and not granted and objid = hashtext($1)::bigint::bit(32)::bigint
              and database = (select oid from pg_database where datname = current_database())`,
@@ -63,7 +63,7 @@ async function closed(point: (typeof POINTS)[number]) {
   }
 }
 
-describe('a Lambda that holds a lease, frozen and thawed after somebody else has taken over', () => {
+describe('a Lambda that holds a lease, frozen, and thawed after another holder has taken over', () => {
   let lambda: Sandbox
   beforeAll(async () => {
     lambda = await startSandbox(folder, 'index.holder', lambdaEnv(db.roleUrl))
@@ -87,7 +87,7 @@ describe('a Lambda that holds a lease, frozen and thawed after somebody else has
         expect(JSON.parse(String(body))).toMatchObject({ wrote: false, trusted: false })
         expect(await effects(name)).toEqual([{ who: 'other', token: String(token) }])
 
-        // and the same environment works on
+        // and the same environment works again
         const again = JSON.parse(String((await lambda.invoke({ name, me: 'again', how })).body))
         expect(again).toEqual({ wrote: true, trustedAt: true })
         const rows = await effects(name)
@@ -98,13 +98,13 @@ describe('a Lambda that holds a lease, frozen and thawed after somebody else has
   }
 })
 
-test('a Lambda that is frozen while it grants answers what has expired by then; the table refuses the late writer', async () => {
+test('a Lambda that is frozen while it grants responds with a lease that has expired by then; the table refuses the late writer', async () => {
   await using lambda: Lambda = await startLambda(lambdaEnv(db.roleUrl))
   const name = 'late answer'
   const gate = await db.pool.connect()
   await gate.query('begin; lock lockstep.lease in access exclusive mode')
   const answer = ask(lambda, `/v1/locks/${encodeURIComponent(name)}`, 'POST', { ttlMs: 1_000, holder: 'caller' })
-  await until('it asks', async () => {
+  await until('the grant is requested', async () => {
     const { rows } = await db.pool.query(
       `select from pg_stat_activity where usename = $1 and wait_event = 'relation'`,
       [db.role],
@@ -129,10 +129,10 @@ test('a Lambda that is frozen while it grants answers what has expired by then; 
   writes.release()
   expect((await ask(lambda, `/v1/locks/${encodeURIComponent(name)}`, 'PATCH', { token: json.token })).status).toBe(409)
   expect((await effects(name)).map(({ who }) => who)).toEqual(['other'])
-  expect(lambda.log()).toContain('LEASE_LOST') // what the alarm counts
+  expect(lambda.log()).toContain('LEASE_LOST') // the alarm counts these
 })
 
-test('an environment that has rested begins anew: a connection that died in silence meanwhile keeps nobody waiting', async () => {
+test('an environment that was frozen opens new connections: one that was cut without notice delays no request', async () => {
   await using proxy = await tcpProxy(db.roleUrl)
   await using lambda = await startSandbox(folder, 'index.handler', lambdaEnv(proxy.url))
   const ready = async () => JSON.parse(String((await lambda.invoke(urlEvent('/readyz'))).body)).statusCode
@@ -140,10 +140,10 @@ test('an environment that has rested begins anew: a connection that died in sile
   const before = await backends()
   lambda.freeze()
   proxy.blackhole()
-  await new Promise((resolve) => setTimeout(resolve, 600)) // its rest
+  await new Promise((resolve) => setTimeout(resolve, 600)) // longer than restMs
   proxy.target(db.roleUrl)
   lambda.thaw()
-  proxy.resume() // new connections are welcome, the old ones have lost bytes or not
+  proxy.resume() // new connections work; the old ones may have lost bytes
   expect(await ready()).toBe(200)
   expect((await backends()).filter((pid) => before.includes(pid))).toEqual([])
 })

@@ -1,6 +1,6 @@
 /**
- * The door of Lambda, in an execution environment (runtime/sandbox.ts), with the bundle that is deployed: what it needs of its
- * environment, where it has its secrets from, what it does by the clock, and what becomes of the paths of an HTTP API.
+ * The adapter for Lambda, in an execution environment (runtime/sandbox.ts), with the bundle that is deployed: its environment
+ * variables, its secrets, its scheduled function, and the paths of an HTTP API.
  */
 import { createHash } from 'node:crypto'
 import pg from 'pg'
@@ -34,14 +34,14 @@ describe('its environment', () => {
     [{ DATABASE_URL: 'postgres://x@127.0.0.1/x', LOCKSTEP_API_KEYS: ' ' }, 'open to the world'],
     [{ DATABASE_URL: 'postgres://x@127.0.0.1/x', LOCKSTEP_API_KEYS: 'k:secret:admin' }, 'LOCKSTEP_API_KEYS'],
     [{ DATABASE_URL: 'postgres://x@127.0.0.1/x', LOCKSTEP_API_KEYS: 'off', LOCKSTEP_NTP_SERVERS: 'one' }, 'servers'],
-  ])('%j ends its start with a sentence', async (env, sentence) => {
+  ])('%j ends its start with an error', async (env, sentence) => {
     const failed = await startSandbox(folder, 'index.handler', env as Record<string, string>).catch((error) => error)
     expect(failed).toBeInstanceOf(Error)
     expect(failed.message).toContain(sentence)
     expect(failed.message).not.toContain('k:secret')
   })
 
-  test('a database that is away is a 503, and served when it is back', async () => {
+  test('a database that is away is a 503; it works when the database is back', async () => {
     await using server = await dedicatedServer()
     await using lambda = await startLambda(lambdaEnv(server.url))
     expect((await ask(lambda, '/readyz')).status).toBe(200)
@@ -53,7 +53,7 @@ describe('its environment', () => {
     await until('it is back', async () => (await ask(lambda, '/readyz')).status === 200)
   })
 
-  test('a lock and nothing else costs one connection, however many requests come', async () => {
+  test('locks alone need one connection, for any number of requests', async () => {
     await using lambda = await startLambda(lambdaEnv(db.url))
     for (let i = 0; i < 5; i++) {
       const { json } = await ask(lambda, `/v1/locks/n${i}`, 'POST', {})
@@ -71,7 +71,7 @@ describe('secrets', () => {
     server = await dedicatedServer({ empty: true })
     admin = new pg.Pool({ connectionString: server.url })
     admin.on('error', () => {})
-    // Passwords are asked for, of all but the test itself.
+    // All users except the test's own need a password.
     const [{ hba_file: hba }] = (await admin.query('show hba_file')).rows
     const rules = 'host all postgres all trust\\nhost all all all scram-sha-256'
     await admin.query(`copy (select unnest(string_to_array(E'${rules}', E'\\n'))) to '${hba}'`)
@@ -83,7 +83,7 @@ describe('secrets', () => {
     await server?.close()
   })
 
-  test('the deployment migrates as the owner and makes the role; the functions work as that, and outlive its new password', async () => {
+  test('the deployment migrates as the owner and creates the role; the functions use the role, and survive a change of its password', async () => {
     await using secrets = await secretsManager()
     const { hostname: host, port } = new URL(server.url)
     const at = { host, port: Number(port), dbname: 'postgres' }
@@ -98,9 +98,9 @@ describe('secrets', () => {
     const first = JSON.parse(String((await migrates.invoke({})).body))
     expect(first).toMatchObject({ latest: MIGRATIONS.at(-1), role: 'lockstep functions' })
     expect(first.applied).toEqual(MIGRATIONS)
-    expect(JSON.parse(String((await migrates.invoke({})).body))).toMatchObject({ applied: [] }) // and again
+    expect(JSON.parse(String((await migrates.invoke({})).body))).toMatchObject({ applied: [] }) // again
 
-    // A deployment that fails goes back, and calls an older one of these: it leaves what is newer as it is.
+    // A deployment that fails rolls back and calls the older function, which must not change a newer schema.
     await admin.query(`insert into lockstep.migration (name, "timestamp") values ('9999_later', '2099-01-01')`)
     const older = await migrates.invoke({})
     expect(older.error).toBeUndefined()
@@ -121,7 +121,7 @@ describe('secrets', () => {
     expect([empty.statusCode, JSON.parse(empty.body).code]).toEqual([503, 'UNAVAILABLE'])
     expect(lambda.log()).toContain('has no keys yet')
 
-    secrets.put('keys', 'no keys yet') // as the stack makes it
+    secrets.put('keys', 'no keys yet') // as the stack creates it
     expect((await locked('s1')).statusCode).toBe(503)
     expect(lambda.log()).toContain('has something else than keys in it')
     expect(lambda.log()).not.toContain('INTERNAL')
@@ -135,7 +135,7 @@ describe('secrets', () => {
     secrets.put('role', { username: 'lockstep functions', password: 'two', ...at })
     await migrates.invoke({})
     await admin.query(`select pg_terminate_backend(pid) from pg_stat_activity where usename = 'lockstep functions'`)
-    await until('it comes in with the new one', async () => (await locked('s2')).statusCode === 200)
+    await until('the new password works', async () => (await locked('s2')).statusCode === 200)
     const { rows } = await admin.query(
       `select rolconfig::text as set from pg_roles where rolname = 'lockstep functions'`,
     )
@@ -143,7 +143,7 @@ describe('secrets', () => {
     expect(lambda.log() + migrates.log()).not.toMatch(/it's one|of the owner|two"/)
   })
 
-  test('that are not there, or no JSON, are a 503 whose reason is in the log only; they are asked for again', async () => {
+  test('that are missing, or not JSON, are a 503 whose reason is in the log only; they are read again', async () => {
     await using secrets = await secretsManager()
     secrets.put('keys', keyText('s'))
     const env = {
@@ -168,8 +168,8 @@ describe('secrets', () => {
   })
 })
 
-describe('by the clock', () => {
-  test('it sends the slots that are due, once, and says what it did', async () => {
+describe('the scheduled function', () => {
+  test('sends the due slots, once, and returns what it did', async () => {
     await using lockstep = createLockstep({ connectionString: db.url })
     const tasks = createTasks(lockstep)
     await tasks.declare('due')
@@ -184,7 +184,7 @@ describe('by the clock', () => {
     await tasks.unschedule('yearly')
   })
 
-  test('a job that would outlast the invocation is handed back before its end', async () => {
+  test('hands back a job that would outlast the invocation, before its end', async () => {
     await using lockstep = createLockstep({ connectionString: db.url })
     const tasks = createTasks(lockstep)
     await using lambda = await startSandbox(users, 'index.scheduled', lambdaEnv(db.url))
@@ -203,7 +203,7 @@ describe('by the clock', () => {
     expect((await lambda.invoke({})).error).toBeUndefined()
   })
 
-  test('what fails is thrown, so that Lambda counts it', async () => {
+  test('throws its failures, so that Lambda counts them', async () => {
     await using server = await dedicatedServer({ empty: true })
     await using lambda = await startSandbox(folder, 'index.scheduled', lambdaEnv(server.url))
     const { error } = await lambda.invoke({})
@@ -211,13 +211,13 @@ describe('by the clock', () => {
   })
 })
 
-test('of the answers 409 only a lost hold is told to the log', async () => {
+test('of the responses 409 only a lost hold is logged', async () => {
   await using lambda = await startLambda(lambdaEnv(db.url))
-  await ask(lambda, '/v1/tasks/told', 'PUT', {})
-  const { json } = await ask(lambda, '/v1/tasks/told', 'POST', { data: 1 })
-  await ask(lambda, `/v1/tasks/told/${json.id}`, 'DELETE')
-  expect((await ask(lambda, `/v1/tasks/told/${json.id}`, 'DELETE')).status).toBe(409)
-  expect((await ask(lambda, '/v1/locks/told?token=1', 'DELETE')).status).toBe(409)
+  await ask(lambda, '/v1/tasks/logged', 'PUT', {})
+  const { json } = await ask(lambda, '/v1/tasks/logged', 'POST', { data: 1 })
+  await ask(lambda, `/v1/tasks/logged/${json.id}`, 'DELETE')
+  expect((await ask(lambda, `/v1/tasks/logged/${json.id}`, 'DELETE')).status).toBe(409)
+  expect((await ask(lambda, '/v1/locks/logged?token=1', 'DELETE')).status).toBe(409)
   expect(lambda.log().match(/LEASE_LOST/g)).toHaveLength(1)
 })
 
@@ -242,12 +242,12 @@ describe('the paths of an HTTP API', () => {
     },
   )
 
-  test('of a function URL carry a slash and a question mark; an HTTP API does not know them from its own', async () => {
+  test('of a function URL keep an encoded slash and question mark; an HTTP API decodes them', async () => {
     expect(await nameOf(urlEvent('/v1/locks/a%2Fb%3Fc'))).toBe('a/b?c')
     expect(await nameOf(gatewayEvent('/v1/locks/a%2Fb'))).toBe(404)
   })
 
-  test('a stage is taken off the front, once', async () => {
+  test('lose the stage at their beginning, once', async () => {
     expect(await nameOf(gatewayEvent('/v1/locks/prod', {}, 'prod'))).toBe('prod')
     expect(await nameOf(gatewayEvent('/v1/locks/v1', {}, 'v1'))).toBe('v1')
   })

@@ -1,5 +1,5 @@
 /**
- * The Node door and the command: real processes, real sockets, an embedded PostgreSQL of their own.
+ * The Node adapter and the command: real processes, real sockets, their own embedded PostgreSQL.
  */
 import { type ChildProcessByStdio, spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
@@ -21,7 +21,7 @@ const CLI = fileURLToPath(new URL('../../functions/cli/index.ts', import.meta.ur
 const KEY = `ci:${createHash('sha256').update('secret').digest('hex')}:locks:write`
 
 let database: FreshDatabase
-/** Senders of half a request; they are at it while the other tests run, since that takes half a minute. */
+/** Clients that send half a request. They run during the other tests, because this takes half a minute. */
 let slow: { url: string; answers: Promise<string[]>; close(): Promise<void> }
 beforeAll(async () => {
   database = await freshDatabase()
@@ -95,13 +95,13 @@ const post = (url: string, body: object = {}, init: RequestInit = {}) =>
   })
 const until = async (what: () => unknown) => {
   for (const deadline = Date.now() + 10_000; !(await what()); await delay(10)) {
-    if (Date.now() > deadline) throw new Error('It did not come to pass in 10 s')
+    if (Date.now() > deadline) throw new Error('It did not happen in 10 s')
   }
 }
 const waiting = (url: string, n: number) =>
   until(async () => ((await (await fetch(url)).json()) as { waiting: number }).waiting === n)
 
-/** What comes back for these bytes until the server closes the connection. */
+/** The response to these bytes, until the server closes the connection. */
 async function sent(url: string, bytes: string): Promise<string> {
   const { hostname, port } = new URL(url)
   const socket = net.connect(Number(port), hostname)
@@ -112,7 +112,7 @@ async function sent(url: string, bytes: string): Promise<string> {
 }
 
 describe('lockstep start', () => {
-  test('brings its own PostgreSQL, says where it listens and what to try; Ctrl-C stops it all, waits first; the data stays', async () => {
+  test('starts its own PostgreSQL, prints its address and an example; Ctrl-C ends waiting requests, then all of it; the data stays', async () => {
     const home = folder()
     const pidFile = path.join(home, '.lockstep', 'postmaster.pid')
     const run = lockstep([], {}, home)
@@ -176,7 +176,7 @@ describe('lockstep start', () => {
     slow.write(
       'POST /v1/locks/slow HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{',
     )
-    await until(async () => (await fetch(`http://${hostname}:${port}/healthz`)).ok) // so the bytes before have arrived
+    await until(async () => (await fetch(`http://${hostname}:${port}/healthz`)).ok) // so the earlier bytes have arrived
     run.child.kill('SIGINT')
     await run.printed(/stopping/)
     run.child.kill('SIGINT')
@@ -184,7 +184,7 @@ describe('lockstep start', () => {
     await until(() => !fs.existsSync(path.join(home, '.lockstep', 'postmaster.pid')))
   })
 
-  test('on a port that is taken ends in a sentence, and its PostgreSQL is stopped', async () => {
+  test('on a port that is in use ends with an error, and its PostgreSQL is stopped', async () => {
     const other = net.createServer().listen(0, '127.0.0.1')
     await once(other, 'listening')
     leftovers.push(() => other.close())
@@ -241,7 +241,7 @@ describe('lockstep start', () => {
     expect(fs.readdirSync(home)).toEqual([])
   })
 
-  test('without an answer from its database ends in a sentence that shows no password', async () => {
+  test('ends with an error that shows no password if its database does not respond', async () => {
     const run = lockstep([], { DATABASE_URL: 'postgres://me:hunter2@127.0.0.1:1/x' })
     expect(await run.ended).toBe(1)
     expect(run.err()).toBe('The database cannot be reached (connect ECONNREFUSED 127.0.0.1:1)\n')
@@ -250,7 +250,7 @@ describe('lockstep start', () => {
 })
 
 describe('lockstep', () => {
-  test('migrate brings a database up to date, and says so', async () => {
+  test('migrate brings a database up to date, and reports it', async () => {
     await using empty = await freshDatabase({ empty: true })
     for (const words of [/^migrations applied: 0001_\w+.*\n$/, /^schema is up to date \(\w+\)\n$/]) {
       const run = lockstep(['migrate'], { DATABASE_URL: empty.url, HOST: '0.0.0.0' })
@@ -259,7 +259,7 @@ describe('lockstep', () => {
     }
   })
 
-  test('it measures true time, says how well, and names the liar', async () => {
+  test('measures true time, prints how exactly, and names a wrong server', async () => {
     const servers = await Promise.all([0, 0, 0, 10_000].map((wrongMs) => fakeServer({ wrongMs })))
     leftovers.push(...servers.map((each) => () => each[Symbol.asyncDispose]()))
     const names = servers.map(({ name }) => name)
@@ -275,7 +275,7 @@ describe('lockstep', () => {
     expect(run.err()).toBe('')
   })
 
-  test('when no NTP server answers it says so, once, and serves', async () => {
+  test('reports once that no NTP server responds, and serves', async () => {
     await database.pool.query('update lockstep.time_anchor set server = 0, claimed_until = null')
     const env = { DATABASE_URL: database.url, LOCKSTEP_NTP_SERVERS: '127.0.0.1:1,127.0.0.1:2,127.0.0.1:3' }
     const run = lockstep([], env)
@@ -287,7 +287,7 @@ describe('lockstep', () => {
     expect(await run.ended).toBe(0)
   })
 
-  test('goes back a release with --no-migrate: it serves on a newer schema, which it would not migrate', async () => {
+  test('with --no-migrate serves on a newer schema; without it refuses to start', async () => {
     await using newer = await freshDatabase()
     await newer.pool.query(`insert into lockstep.migration (name, "timestamp") values ('9999_later', '2099-01-01')`)
     const refused = lockstep([], { DATABASE_URL: newer.url, LOCKSTEP_NTP_SERVERS: 'off' })
@@ -312,7 +312,7 @@ describe('lockstep', () => {
     },
   )
 
-  test('--version and --help tell, and start nothing', async () => {
+  test('--version and --help print, and start nothing', async () => {
     const version = lockstep(['--version'])
     const { version: expected } = JSON.parse(fs.readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
     expect([await version.ended, version.out()]).toEqual([0, `${expected}\n`])
@@ -328,7 +328,7 @@ describe('lockstep', () => {
     [['--port', '80'], 2, "Unknown option '--port'"],
     [['migrate'], 1, 'migrate needs DATABASE_URL'],
     [['migrate', '--no-migrate'], 2, '--no-migrate goes with start: try --help'],
-  ])('%j is not understood', async (args, code, sentence) => {
+  ])('%j is refused', async (args, code, sentence) => {
     const run = lockstep(args)
     expect(await run.ended).toBe(code)
     expect(run.err()).toContain(sentence)
@@ -336,16 +336,16 @@ describe('lockstep', () => {
   })
 })
 
-describe('the Node door', () => {
-  async function door(options: Partial<ServeOptions> = {}) {
+describe('the Node adapter', () => {
+  async function start(options: Partial<ServeOptions> = {}) {
     const lockstep = createLockstep({ connectionString: database.url })
     const server = await serve({ lockstep, port: 0, ...options })
     leftovers.push(() => server.close())
     return server
   }
 
-  test('without keys it does not answer web pages, nor to another name than its own', async () => {
-    const { url } = await door()
+  test('without keys refuses web pages, and requests for other host names', async () => {
+    const { url } = await start()
     const get = (head: string) => sent(url, `GET /v1/locks/x HTTP/1.1\r\n${head}\r\nConnection: close\r\n\r\n`)
     for (const head of [
       'Host: localhost',
@@ -362,14 +362,14 @@ describe('the Node door', () => {
     ]) {
       expect(await get(head), head).toMatch(/^HTTP\/1.1 403.*FORBIDDEN/s)
     }
-    const keyed = await door({ keys: KEY })
+    const keyed = await start({ keys: KEY })
     expect(await sent(keyed.url, 'GET /healthz HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n')).toMatch(
       /^HTTP\/1.1 200/,
     )
   })
 
-  test('a client that hangs up leaves the queue', async () => {
-    const { url } = await door()
+  test('takes a client that disconnects out of the queue', async () => {
+    const { url } = await start()
     const lock = `${url}/v1/locks/hang-up`
     const { token } = (await (await post(lock)).json()) as { token: string }
     const client = new AbortController()
@@ -383,18 +383,18 @@ describe('the Node door', () => {
   })
 
   test('a stop ends idle connections at once, and closes the library', async () => {
-    const { url, close } = await door()
+    const { url, close } = await start()
     const { hostname, port } = new URL(url)
     const idle = net.connect(Number(port), hostname)
     idle.write('GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n')
     await once(idle, 'data')
     const ended = once(idle, 'close')
-    await Promise.all([close(), close(), ended]) // keep-alive alone would last longer than this test may
+    await Promise.all([close(), close(), ended]) // keep-alive alone would last longer than the limit of this test
     await expect(fetch(url)).rejects.toThrow()
   })
 
-  test('a stop lets a request in flight finish, and its answer says close', async () => {
-    const { url, close } = await door()
+  test('a stop lets a request in flight finish, and its response has Connection: close', async () => {
+    const { url, close } = await start()
     const other = await database.pool.connect()
     await other.query('begin; lock table lockstep.lease in access exclusive mode')
     const answer = post(`${url}/v1/locks/in-flight`)
@@ -413,7 +413,7 @@ describe('the Node door', () => {
   })
 
   test('a stop waits for a request that never ends no longer than drainMs', async () => {
-    const { url, close } = await door({ drainMs: 200 })
+    const { url, close } = await start({ drainMs: 200 })
     const slow = sent(url, 'POST /v1/locks/slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{').catch(
       (error) => error.code,
     )
@@ -448,16 +448,12 @@ describe('the Node door', () => {
       'POST /v1/locks/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n',
       400,
     ],
-    [
-      'a header that goes on',
-      'GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: a\r\n b\r\nConnection: close\r\n\r\n',
-      400,
-    ],
+    ['a folded header', 'GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: a\r\n b\r\nConnection: close\r\n\r\n', 400],
     ['a blank before a colon', 'GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length : 5\r\n\r\n', 400],
-    ['a folder that is left', 'GET /v1/locks/../../x HTTP/1.1\r\nConnection: close\r\nHost: localhost\r\n\r\n', 404],
+    ['a path with ..', 'GET /v1/locks/../../x HTTP/1.1\r\nConnection: close\r\nHost: localhost\r\n\r\n', 404],
     ['TRACE', 'TRACE /healthz HTTP/1.1\r\nConnection: close\r\nHost: localhost\r\n\r\n', 405],
   ])('%s is answered with a problem', async (_, bytes, status) => {
-    const { url } = await door()
+    const { url } = await start()
     const [head = '', body = ''] = (await sent(url, bytes)).split('\r\n\r\n')
     expect(head).toMatch(new RegExp(`^HTTP/1.1 ${status} `))
     expect(head).toMatch(/content-type: application\/problem\+json/i)
@@ -469,7 +465,7 @@ describe('the Node door', () => {
     })
   })
 
-  test('who sends slowly is told 408 and cut off, and keeps nobody else from an answer', {
+  test('a client that sends slowly gets 408 and is disconnected, and delays no other client', {
     timeout: 60_000,
   }, async () => {
     expect((await fetch(`${slow.url}/healthz`)).status).toBe(200)
@@ -477,9 +473,9 @@ describe('the Node door', () => {
     expect(await (await fetch(`${slow.url}/v1/locks/slow`)).json()).toMatchObject({ held: false })
   })
 
-  test('refuses a public address without keys, whoever calls it', async () => {
-    await expect(door({ host: '0.0.0.0' })).rejects.toThrow('Without keys it listens on loopback only')
-    await expect(door({ host: '0.0.0.0', keys: KEY })).resolves.toBeDefined()
-    await expect(door({ host: 'localhost' })).resolves.toBeDefined()
+  test('refuses a public address without keys, also as a library', async () => {
+    await expect(start({ host: '0.0.0.0' })).rejects.toThrow('Without keys it listens on loopback only')
+    await expect(start({ host: '0.0.0.0', keys: KEY })).resolves.toBeDefined()
+    await expect(start({ host: 'localhost' })).resolves.toBeDefined()
   })
 })

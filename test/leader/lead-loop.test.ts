@@ -1,4 +1,4 @@
-/** The loop that leads: one work at a time, again after every end but the caller's. And what campaigns refuse to be told. */
+/** The loop of `lead`: one work at a time, again after every end except the caller's. And the arguments that campaigns refuse. */
 import { once } from 'node:events'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { createLockstep, type Lockstep, type Term } from '../../lib/index.ts'
@@ -24,7 +24,7 @@ const SOON = { backoff: { firstMs: 1, mostMs: 5 } }
 const aborted = (signal: AbortSignal) => (signal.aborted ? undefined : once(signal, 'abort'))
 
 describe('lead', () => {
-  test('works while it leads, and ends with the signal: when the work has ended and the term is given up', async () => {
+  test('works while it leads, and ends with the signal: when the work has ended and the term is resigned', async () => {
     const name = fresh()
     const controller = new AbortController()
     const ends: string[] = []
@@ -72,7 +72,7 @@ describe('lead', () => {
     expect(tokens).toEqual([...new Set(tokens)].sort((x, y) => (x < y ? -1 : 1)))
   })
 
-  test('hands over while its work throws again and again', async () => {
+  test('lets another lead while its work throws again and again', async () => {
     const name = fresh()
     const stop = new AbortController()
     const leading = a.leaders.lead(name, { ...SOON, signal: stop.signal, onError: () => {} }, () => {
@@ -84,7 +84,7 @@ describe('lead', () => {
     await other.resign()
   })
 
-  test('warns of errors that nobody asked to hear, and goes on', async () => {
+  test('without onError warns of errors, and goes on', async () => {
     const name = fresh()
     const controller = new AbortController()
     const warning = once(process, 'warning')
@@ -98,7 +98,7 @@ describe('lead', () => {
     expect(message).toContain('unheard')
   })
 
-  test('ends with what onError throws', async () => {
+  test('ends with the error that onError throws', async () => {
     const name = fresh()
     const leading = a.leaders.lead(
       name,
@@ -116,7 +116,7 @@ describe('lead', () => {
     expect(await b.leaders.leader(name)).toBeNull()
   })
 
-  test('whose signal aborts while it waits leaves the line and ends', async () => {
+  test('whose signal aborts while it waits leaves the queue and ends', async () => {
     const name = fresh()
     await using leader = await b.leaders.campaign(name)
     expect(leader.isTrusted()).toBe(true)
@@ -125,11 +125,11 @@ describe('lead', () => {
     const leading = a.leaders.lead(name, { signal: controller.signal }, () => {
       worked = true
     })
-    await until('in line', async () => (await b.leaders.members(name)).waiting.length === 1)
+    await until('in the queue', async () => (await b.leaders.members(name)).waiting.length === 1)
     controller.abort()
     await leading
     expect(worked).toBe(false)
-    await until('nobody in line', async () => (await b.leaders.members(name)).waiting.length === 0)
+    await until('an empty queue', async () => (await b.leaders.members(name)).waiting.length === 0)
     await a.leaders.lead(name, { signal: controller.signal }, () => {}) // an aborted one does nothing
   })
 })

@@ -1,4 +1,4 @@
-/** A process that leads, or waits to, and says so; for tests that kill it or make it stand still. Or one that observes. */
+/** A process that campaigns and leads, for tests that kill or stop it. With `observe`: one that observes. */
 import { createLockstep } from '../../lib/index.ts'
 
 const [connectionString = '', name = '', ttlMs = '', failover = 'lease'] = process.argv.slice(2)
@@ -22,7 +22,7 @@ async function lead() {
   })
   let last = Date.now()
   setInterval(() => {
-    // Stood still: what is believed now, before any other timer or answer had its turn?
+    // The process was stopped: does it trust its term now, before any other timer or response was handled?
     if (Date.now() - last > 800) console.log(`trusted ${term.isTrusted()}`)
     last = Date.now()
   }, 20)

@@ -1,6 +1,6 @@
 /**
- * What is promised of leaders, as a suite that runs on a direct connection (leader.test.ts) and through a transaction
- * pooler (database/pooler.test.ts). What needs news, or a connection of one's own, is `direct`.
+ * The promises of leaders, as a suite that runs on a direct connection (leader.test.ts) and through a transaction pooler
+ * (database/pooler.test.ts). Tests that need notifications or a connection of their own are `direct`.
  */
 import { once } from 'node:events'
 import { sql } from 'kysely'
@@ -20,7 +20,7 @@ import { until } from '../support/until.ts'
 export function leaderSuite({ pooled }: { pooled: boolean }) {
   const direct = test.skipIf(pooled)
 
-  // Two of them stand for two processes: they share nothing but the database.
+  // Two instances stand for two processes: they share nothing but the database.
   let db: FreshDatabase
   let url: string
   let a: Lockstep
@@ -41,10 +41,10 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
 
   let n = 0
   const fresh = () => `election ${n++}`
-  const inLine = async (name: string) => (await b.leaders.members(name)).waiting.map(({ holder }) => holder)
+  const queueOf = async (name: string) => (await b.leaders.members(name)).waiting.map(({ holder }) => holder)
   const waiting = (name: string, holders: string[]) =>
-    until(`${holders} in line`, async () => String(await inLine(name)) === String(holders))
-  /** A candidate that entered the line and then did nothing more. */
+    until(`${holders} in the queue`, async () => String(await queueOf(name)) === String(holders))
+  /** A candidate that entered the queue and then did nothing more. */
   const frozen = (name: string, holder: string, priority = 0) =>
     db.pool.query(
       `insert into lockstep.candidate (name, holder, priority, place, since, expires_at)
@@ -65,7 +65,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       expect(first.isTrusted()).toBe(true)
       for (const by of [a, b]) expect(await by.leaders.tryCampaign(name)).toBeNull()
       const second = b.leaders.campaign(name)
-      await until('a candidate', async () => (await inLine(name)).length === 1)
+      await until('a candidate', async () => (await queueOf(name)).length === 1)
       await first.resign()
       expect(first.signal.aborted).toBe(false)
       expect(first.isTrusted()).toBe(false)
@@ -77,7 +77,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       await third?.resign()
     })
 
-    test('serves who waits by priority, and within a priority in the order of arrival, whatever the process', async () => {
+    test('serves candidates by priority, and within a priority in the order of arrival, whatever the process', async () => {
       const name = fresh()
       const leader = await a.leaders.campaign(name)
       const order: string[] = []
@@ -98,17 +98,17 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
             await term.resign()
           }),
         )
-        await until(`${holder} in line`, async () => (await inLine(name)).includes(holder))
+        await until(`${holder} in the queue`, async () => (await queueOf(name)).includes(holder))
       }
-      const turns = ['high 1', 'high 2', 'plain 1', 'plain 2', 'plain 3', 'low 1']
-      expect(await inLine(name)).toEqual(turns)
+      const expected = ['high 1', 'high 2', 'plain 1', 'plain 2', 'plain 3', 'low 1']
+      expect(await queueOf(name)).toEqual(expected)
       expect(leader.isTrusted()).toBe(true) // nobody is deposed by a priority
       await leader.resign()
       await Promise.all(running)
-      expect(order).toEqual(turns)
+      expect(order).toEqual(expected)
     })
 
-    test('is not kept out by a candidate that is in line and does nothing', async () => {
+    test('is not kept out by a candidate that is in the queue and does nothing', async () => {
       const name = fresh()
       const leader = await a.leaders.campaign(name)
       await frozen(name, 'frozen', 9)
@@ -119,7 +119,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       await (await next).resign()
     })
 
-    test('that only tries is behind who waits with its priority, and before who waits with a lower one', async () => {
+    test('that only tries comes after candidates of its priority, and before candidates of a lower one', async () => {
       const name = fresh()
       const leader = await a.leaders.campaign(name)
       await frozen(name, 'frozen')
@@ -130,7 +130,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       await before?.resign()
     })
 
-    test('throws LeaseHeldError when its wait runs out, and leaves no trace', async () => {
+    test('throws LeaseHeldError when its wait is over, and leaves no trace', async () => {
       const name = fresh()
       await using leader = await a.leaders.campaign(name)
       await expect(b.leaders.campaign(name, { waitMs: 30 })).rejects.toThrow(LeaseHeldError)
@@ -138,7 +138,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       await expect(b.leaders.campaign(name, { waitMs: 0 })).rejects.toThrow(LeaseHeldError)
     })
 
-    test('that is aborted rejects with the reason, and leaves the line', async () => {
+    test('that is aborted rejects with the reason, and leaves the queue', async () => {
       const name = fresh()
       await using _leader = await a.leaders.campaign(name)
       const controller = new AbortController()
@@ -149,7 +149,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       await expect(campaign).rejects.toBe(reason)
       await waiting(name, [])
       await expect(b.leaders.campaign(name, { signal: controller.signal })).rejects.toBe(reason)
-      expect(await inLine(name)).toEqual([])
+      expect(await queueOf(name)).toEqual([])
     })
 
     test('that is aborted while it is elected gives the term up', async () => {
@@ -158,7 +158,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       await client.query('begin; lock table lockstep.lease in access exclusive mode') // the election is under way
       const controller = new AbortController()
       const campaign = a.leaders.campaign(name, { signal: controller.signal })
-      await until('the question is asked', async () => {
+      await until('the request is sent', async () => {
         const { rows } = await client.query(
           `select from pg_locks where relation = 'lockstep.lease'::regclass and not granted
              and database = (select oid from pg_database where datname = current_database())`,
@@ -170,8 +170,8 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       await client.query('commit')
       client.release()
       await using next = await b.leaders.campaign(name)
-      // who overtakes the first one's statement is elected before it, which then stands in line until it gives that up
-      await until('nobody in line', async () => (await inLine(name)).length === 0)
+      // a candidate that overtakes the first statement is elected before it; the first is then in the queue until it is withdrawn
+      await until('an empty queue', async () => (await queueOf(name)).length === 0)
       expect(next.isTrusted()).toBe(true)
     })
 
@@ -180,20 +180,20 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       const first = await a.leaders.campaign(name, { holder: 'me', meta: 1 })
       const again = await b.leaders.campaign(name, { holder: 'me', meta: 2 })
       expect(again.token).toBe(first.token)
-      expect(await inLine(name)).toEqual([])
+      expect(await queueOf(name)).toEqual([])
       await again.resign()
       await expect(first.resign()).rejects.toThrow(LeaseLostError)
     })
 
-    test('of one holder twice is one place and one term', async () => {
+    test('of one holder twice is one position and one term', async () => {
       const name = fresh()
       const leader = await a.leaders.campaign(name)
-      const both = [a.leaders.campaign(name, { holder: 'twin' }), b.leaders.campaign(name, { holder: 'twin' })]
-      await waiting(name, ['twin'])
+      const both = [a.leaders.campaign(name, { holder: 'same' }), b.leaders.campaign(name, { holder: 'same' })]
+      await waiting(name, ['same'])
       const controller = new AbortController()
-      const third = a.leaders.campaign(name, { holder: 'twin', signal: controller.signal })
-      controller.abort(new Error('one of them goes'))
-      await expect(third).rejects.toThrow('one of them goes')
+      const third = a.leaders.campaign(name, { holder: 'same', signal: controller.signal })
+      controller.abort(new Error('one of them leaves'))
+      await expect(third).rejects.toThrow('one of them leaves')
       await leader.resign()
       const [one, two] = await Promise.all(both)
       expect(one?.token).toBe(two?.token)
@@ -204,7 +204,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       const name = fresh()
       await using term = await a.leaders.campaign(name, { ttlMs: 20_000 })
       await using held = await b.locks.acquire(name, { ttlMs: 20_000 })
-      expect(held.token).toBeGreaterThan(term.token) // one line of tokens
+      expect(held.token).toBeGreaterThan(term.token) // one sequence of tokens
       expect((await a.locks.list({ prefix: name })).map((lock) => [lock.name, lock.token])).toEqual([
         [name, held.token],
       ])
@@ -213,8 +213,8 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
     })
   })
 
-  describe('looking', () => {
-    test('shows who leads and who waits, with what they said', async () => {
+  describe('reading', () => {
+    test('shows the leader and the candidates, with their meta', async () => {
       const name = fresh()
       expect(await a.leaders.leader(name)).toBeNull()
       expect(await a.leaders.members(name)).toEqual({ leader: null, waiting: [] })
@@ -223,17 +223,17 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       const { signal } = controller
       const next = b.leaders.campaign(name, { holder: 'two', meta: { at: '10.0.0.2' }, priority: 3, signal })
       await waiting(name, ['two'])
-      const { leader, waiting: line } = await a.leaders.members(name)
+      const { leader, waiting: candidates } = await a.leaders.members(name)
       expect(leader).toMatchObject({ holder: 'one', token: term.token, ttlMs: 30_000, meta: { at: '10.0.0.1' } })
       expect(leader?.expiresAt.getTime()).toBe((leader?.grantedAt.getTime() ?? 0) + 30_000)
-      expect(line).toEqual([{ holder: 'two', priority: 3, since: expect.any(Date), meta: { at: '10.0.0.2' } }])
+      expect(candidates).toEqual([{ holder: 'two', priority: 3, since: expect.any(Date), meta: { at: '10.0.0.2' } }])
       expect(await a.leaders.leader(name)).toEqual(leader)
       controller.abort()
       await next.catch(() => {})
       await term.resign()
     })
 
-    test('lists who leads in pages', async () => {
+    test('lists leaders in pages', async () => {
       const prefix = fresh()
       const terms = await Promise.all(['a', 'b', 'ü'].map((each) => a.leaders.campaign(`${prefix}/${each}`)))
       const page = await b.leaders.list({ prefix, limit: 2 })
@@ -245,7 +245,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
   })
 
   describe('an observer', () => {
-    /** Collects what is observed; `stop` ends it. */
+    /** Collects the states that are observed; `stop` ends it. */
     const observing = (by: Lockstep, name: string) => {
       const controller = new AbortController()
       const seen: ElectionState[] = []
@@ -260,7 +260,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       return { seen, latest, stop }
     }
 
-    test('is given the latest first, and in the end always the latest', async () => {
+    test('gets the latest state first, and in the end always the latest', async () => {
       const name = fresh()
       const term = await a.leaders.campaign(name, { holder: 'one', meta: 'here' })
       const observer = observing(b, name)
@@ -278,12 +278,12 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       expect(await observer.stop()).toMatchObject({ message: 'seen enough' })
     })
 
-    direct('is told every change, in order', async () => {
+    direct('gets every change, in order', async () => {
       const name = fresh()
       const observer = observing(b, name)
       await until('the first', () => observer.seen.length === 1)
       const probe = JSON.stringify({ name, revision: '1', leader: null, next: null })
-      await until('the news', async () => {
+      await until('the notification', async () => {
         await db.pool.query(`select pg_notify('lockstep_leader', $1)`, [probe])
         return observer.seen.length === 2
       })
@@ -299,19 +299,19 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       await observer.stop()
     })
 
-    direct('is not led astray by messages that are none', async () => {
+    direct('survives malformed messages', async () => {
       const name = fresh()
       const term = await a.leaders.campaign(name)
       const observer = observing(b, name)
       await until('the first', () => observer.latest()?.leader)
-      const told = (message: unknown) => ({ name, revision: '1', leader: null, ...(message as object) })
+      const notification = (message: unknown) => ({ name, revision: '1', leader: null, ...(message as object) })
       for (const message of [
         'x',
         'null',
         '7',
         '[]',
-        JSON.stringify(told({ revision: 'x' })),
-        JSON.stringify(told({ revision: {} })),
+        JSON.stringify(notification({ revision: 'x' })),
+        JSON.stringify(notification({ revision: {} })),
       ]) {
         await db.pool.query(`select pg_notify('lockstep_leader', $1)`, [message])
       }
@@ -337,7 +337,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       await quick.stop()
     })
 
-    test('sees that a leader is gone whose lease ran out', async () => {
+    test('sees the end of a leader whose lease expired', async () => {
       const name = fresh()
       await a.leaders.grant(name, { ttlMs: 1_000 })
       const observer = observing(b, name)
@@ -346,7 +346,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       await observer.stop()
     })
 
-    test('of a leader whose meta is larger than a message sees it all the same', async () => {
+    test('sees a meta that is larger than a notification', async () => {
       const name = `${fresh()}${'"'.repeat(200)}`
       const meta = Array.from({ length: 2_000 }, () => 1) // in the database there is a space behind every comma
       const term = await a.leaders.campaign(name, { holder: '"'.repeat(255), meta })
@@ -372,16 +372,16 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       expect(term.signal.aborted).toBe(false)
       expect(term.isTrusted()).toBe(true)
       await term.resign()
-      await term.resign() // as the first time
+      await term.resign() // the same result
     })
 
-    test('that was resigned late does not end its successor, and says so', async () => {
+    test('that is resigned too late does not end its successor, and throws', async () => {
       const name = fresh()
       const first = await a.leaders.campaign(name)
       await a.leaders.revoke(name, first.token)
       const second = await b.leaders.campaign(name)
       await expect(first.resign()).rejects.toThrow(LeaseLostError)
-      await first[Symbol.asyncDispose]() // and this is silent
+      await first[Symbol.asyncDispose]() // this does not throw
       await expect(a.leaders.revoke(name, first.token)).rejects.toThrow(LeaseLostError)
       await expect(first.proclaim('me')).rejects.toThrow(LeaseLostError)
       expect((await a.leaders.leader(name))?.token).toBe(second.token)
@@ -392,12 +392,12 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       const name = fresh()
       const term = await a.leaders.campaign(name)
       const next = b.leaders.campaign(name)
-      await until('a candidate', async () => (await inLine(name)).length === 1)
+      await until('a candidate', async () => (await queueOf(name)).length === 1)
       let resigning: Promise<void> | undefined
       await term.transaction(async (trx) => {
         await sql`update orders set state = 'billed' where id = 7`.execute(trx)
         resigning = term.resign()
-        await a.leaders.state(name) // time for it to be heard
+        await a.leaders.state(name) // time for the resignation to arrive
         expect((await b.leaders.leader(name))?.token).toBe(term.token)
       })
       await resigning
@@ -446,7 +446,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       await expect(rolledBack).rejects.toThrow('no')
       expect((await b.leaders.leader(name))?.token).toBe(term.token)
       const next = b.leaders.campaign(name)
-      await until('a candidate', async () => (await inLine(name)).length === 1)
+      await until('a candidate', async () => (await queueOf(name)).length === 1)
       await a.kysely.transaction().execute(async (trx) => {
         await term.assertHeld(trx)
         await sql`update orders set state = 'last act' where id = 7`.execute(trx)
@@ -458,7 +458,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       await (await next).resign()
     })
 
-    test('whose leader is asked to step down: its signal comes before any successor, who comes when it has resigned', async () => {
+    test('whose leader is asked to step down: its signal aborts before a successor leads, which is when it has resigned', async () => {
       const name = fresh()
       expect(await b.leaders.stepDown(name)).toBe(false)
       const term = await a.leaders.campaign(name, { ttlMs: 3_000 })
@@ -467,7 +467,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
         elected = true
         return successor
       })
-      await until('a candidate', async () => (await inLine(name)).length === 1)
+      await until('a candidate', async () => (await queueOf(name)).length === 1)
       expect(await b.leaders.stepDown(name)).toBe(true)
       await lost(term)
       expect(elected).toBe(false)
@@ -477,7 +477,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       await (await next).resign()
     })
 
-    test('asked to step down is not renewed, not proclaimed and not asserted any more', async () => {
+    test('asked to step down can no longer be renewed, proclaimed or asserted', async () => {
       const name = fresh()
       const { token } = await a.leaders.grant(name)
       await a.leaders.stepDown(name)
@@ -491,8 +491,8 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
     })
   })
 
-  describe('for a leader that lives elsewhere', () => {
-    test('a grant is not renewed by itself, and the same holder again gets the same', async () => {
+  describe('for a leader in another process', () => {
+    test('a grant is not renewed automatically, and the same holder again gets the same term', async () => {
       const name = fresh()
       const first = await a.leaders.grant(name, { holder: 'far', ttlMs: 1_000, meta: 'x' })
       expect(first.renewed).toBe(false)
@@ -502,14 +502,14 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       const renewed = await a.leaders.renew(name, first.token, { ttlMs: 2_000, meta: 'y' })
       expect(renewed.expiresAt.getTime()).toBeGreaterThan(again.expiresAt.getTime())
       expect(await b.leaders.leader(name)).toMatchObject({ meta: 'y', ttlMs: 2_000 })
-      const next = await b.leaders.grant(name, { waitMs: 20_000 }) // runs out
+      const next = await b.leaders.grant(name, { waitMs: 20_000 }) // until it expires
       expect(next.token).toBeGreaterThan(first.token)
       await expect(a.leaders.renew(name, first.token)).rejects.toThrow(LeaseLostError)
     })
   })
 
   describe('closing', () => {
-    test('resigns what it leads, and rejects who waits and who observes', async () => {
+    test('resigns its terms, and rejects campaigns and observers', async () => {
       const name = fresh()
       const c = createLockstep({ connectionString: url })
       const term = await c.leaders.campaign(name)
@@ -522,14 +522,14 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       observing.catch(() => {})
       const leading = c.leaders.lead(other.name, async () => {})
       leading.catch(() => {})
-      await until('in line', async () => (await inLine(other.name)).length === 2)
+      await until('in the queue', async () => (await queueOf(other.name)).length === 2)
       await c.close()
       for (const call of [campaign, observing, leading, c.leaders.campaign(name)]) {
         await expect(call).rejects.toMatchObject({ code: 'UNAVAILABLE' })
       }
       expect(term.signal.aborted).toBe(false)
       expect(await b.leaders.leader(name)).toBeNull()
-      expect(await inLine(other.name)).toEqual([])
+      expect(await queueOf(other.name)).toEqual([])
     })
   })
 }

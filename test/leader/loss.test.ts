@@ -1,6 +1,6 @@
 /**
- * What is promised of a term when something breaks: the leader's process, its event loop, its network, the database, and
- * the database's clock. Its signal comes before anybody else can lead.
+ * The promise of a term when something breaks: the leader's process, its event loop, its network, the database, or the
+ * database's clock. Its signal aborts before anybody else can lead.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -17,7 +17,7 @@ let b: Lockstep
 beforeAll(async () => {
   db = await freshDatabase()
   b = createLockstep({ connectionString: db.url })
-  // It has watched the database's clock from here on, as a process that was not just started.
+  // It watches the database's clock from here on, as a process does that was started earlier.
   await (await b.leaders.campaign('warm')).resign()
 })
 afterAll(async () => {
@@ -33,9 +33,9 @@ const lost = async (term: Term) => {
   expect(term.signal.reason).toBeInstanceOf(LeaseLostError)
   expect(term.isTrusted()).toBe(false)
 }
-const inLine = async (name: string) => (await b.leaders.members(name)).waiting.map(({ holder }) => holder)
-const candidate = (name: string) => until('a candidate', async () => (await inLine(name)).length === 1)
-/** The next leader, and whether the last one's signal had fired when it was elected. */
+const queueOf = async (name: string) => (await b.leaders.members(name)).waiting.map(({ holder }) => holder)
+const candidate = (name: string) => until('a candidate', async () => (await queueOf(name)).length === 1)
+/** The next leader, and whether the signal of the last one had aborted when it was elected. */
 const successor = (to: Term, by: Lockstep = b, options = {}) =>
   by.leaders.campaign(to.name, options).then((term) => ({ term, warned: to.signal.aborted, trusted: to.isTrusted() }))
 
@@ -57,7 +57,7 @@ function member(name: string, ...how: string[]): Promise<{ child: ChildProcess; 
 }
 
 describe('a leader', () => {
-  test('whose process is killed is succeeded when its lease runs out', async () => {
+  test('whose process is killed is succeeded when its lease expires', async () => {
     const name = fresh()
     const { child, line } = await member(name, '1000')
     expect(await line()).toBe('leads')
@@ -68,7 +68,7 @@ describe('a leader', () => {
     await term.resign()
   })
 
-  test('whose term ends with its connection is succeeded when its process is killed, long before its lease runs out', async () => {
+  test('whose term ends with its connection is succeeded when its process is killed, long before its lease expires', async () => {
     const name = fresh()
     const { child, line } = await member(name, '3600000', 'connection')
     expect(await line()).toBe('leads')
@@ -81,7 +81,7 @@ describe('a leader', () => {
     await term.resign()
   })
 
-  test('whose term ends with its connection is told when that is cut, and its fenced writes fail', async () => {
+  test('whose term ends with its connection loses it when that is cut, and its fenced writes fail', async () => {
     await using proxy = await tcpProxy(db.url)
     await using a = createLockstep({ connectionString: proxy.url })
     const term = await a.leaders.campaign(fresh(), { ttlMs: 3_600_000, failover: 'connection' })
@@ -96,7 +96,7 @@ describe('a leader', () => {
     await second.resign()
   })
 
-  test('that stood still past its ttl knows it before anything else runs', async () => {
+  test('that was stopped past its ttl knows it before anything else runs', async () => {
     const name = fresh()
     const { child, line } = await member(name, '1000')
     expect(await line()).toBe('leads')
@@ -108,7 +108,7 @@ describe('a leader', () => {
     await term.resign()
   })
 
-  test('whose event loop stalls past its ttl is not trusted, and its signal has fired, though no timer ran', async () => {
+  test('whose event loop stalls past its ttl is not trusted, and its signal has aborted, though no timer ran', async () => {
     const term = await b.leaders.campaign(fresh(), SHORT)
     const { signal } = term
     const end = performance.now() + 950
@@ -118,7 +118,7 @@ describe('a leader', () => {
     expect(signal.aborted).toBe(true)
   })
 
-  test('in a network that went silent is warned before anybody else can lead', async () => {
+  test('in a network that went silent: its signal aborts before anybody else can lead', async () => {
     await using proxy = await tcpProxy(db.url)
     await using a = createLockstep({ connectionString: proxy.url })
     const term = await a.leaders.campaign(fresh(), SHORT)
@@ -130,13 +130,13 @@ describe('a leader', () => {
     await (await next).term.resign()
   })
 
-  test('whose renewals hang is warned before anybody else can lead', async () => {
+  test('whose renewals hang: its signal aborts before anybody else can lead', async () => {
     await using proxy = await tcpProxy(db.url)
     await using a = createLockstep({ connectionString: proxy.url })
     const term = await a.leaders.campaign(fresh(), SHORT)
     const next = successor(term)
     await candidate(term.name)
-    proxy.hold() // what is sent now arrives late
+    proxy.hold() // messages are delivered later
     expect(await next).toMatchObject({ warned: true, trusted: false })
     proxy.resume()
     await expect(term.resign()).rejects.toThrow(LeaseLostError)
@@ -144,24 +144,24 @@ describe('a leader', () => {
     await (await next).term.resign()
   })
 
-  test('goes on over a restart of the database that is shorter than its ttl; a longer one ends it in time', async () => {
-    await using server = await dedicatedServer({ settings: { synchronous_commit: 'on' } }) // what is granted is kept
+  test('survives a restart of the database that is shorter than its ttl; a longer one ends its term in time', async () => {
+    await using server = await dedicatedServer({ settings: { synchronous_commit: 'on' } }) // grants survive the crash
     await using a = createLockstep({ connectionString: server.url })
     await using other = createLockstep({ connectionString: server.url })
     const long = await a.leaders.campaign('long', { ttlMs: 60_000 })
     const short = await a.leaders.campaign('short', SHORT)
     const waits = other.leaders.campaign('long', { holder: 'patient' })
     const next = successor(short, other)
-    await until('both in line', async () => {
-      const lines = await Promise.all(['long', 'short'].map((name) => a.leaders.members(name)))
-      return lines.every(({ waiting }) => waiting.length === 1)
+    await until('both in their queues', async () => {
+      const elections = await Promise.all(['long', 'short'].map((name) => a.leaders.members(name)))
+      return elections.every(({ waiting }) => waiting.length === 1)
     })
-    await server.crash() // the line is empty after it
+    await server.crash() // the queue is empty after it
     await lost(short)
     await server.start()
     expect(await next).toMatchObject({ warned: true, trusted: false })
     expect(long.isTrusted()).toBe(true)
-    await until('in line again', async () => {
+    await until('in the queue again', async () => {
       const { waiting } = await a.leaders.members('long').catch(() => ({ waiting: [] }))
       return waiting[0]?.holder === 'patient'
     })
@@ -211,11 +211,11 @@ describe('a candidate', () => {
         [`member of ${name}`],
       )
     }
-    await until('nobody in line', async () => (await inLine(name)).length === 0)
+    await until('an empty queue', async () => (await queueOf(name)).length === 0)
     child.kill('SIGKILL')
   })
 
-  test('whose connection is cut stays in line, at its place', async () => {
+  test('whose connection is cut stays in the queue, at its position', async () => {
     await using proxy = await tcpProxy(db.url)
     await using a = createLockstep({ connectionString: proxy.url })
     const name = fresh()
@@ -223,7 +223,7 @@ describe('a candidate', () => {
     const first = a.leaders.campaign(name, { holder: 'first' })
     await candidate(name)
     const second = b.leaders.campaign(name, { holder: 'second' })
-    await until('two', async () => (await inLine(name)).length === 2)
+    await until('two', async () => (await queueOf(name)).length === 2)
     const witness = async () => {
       const { rows } = await db.pool.query(
         `select witness from lockstep.candidate where name = lockstep.election($1) and holder = 'first'`,
@@ -235,13 +235,13 @@ describe('a candidate', () => {
     const before = await witness()
     proxy.cut()
     await until('a witness of its new connection', async () => ![before, null, undefined].includes(await witness()))
-    expect(await inLine(name)).toEqual(['first', 'second'])
+    expect(await queueOf(name)).toEqual(['first', 'second'])
     await leader.resign()
     await (await first).resign()
     await (await second).resign()
   })
 
-  test('waits for a database that is away; one who comes then is told', async () => {
+  test('waits for a database that is away; a new one gets an error', async () => {
     await using proxy = await tcpProxy(db.url)
     await using a = createLockstep({ connectionString: proxy.url })
     const name = fresh()
@@ -257,7 +257,7 @@ describe('a candidate', () => {
     await (await waits).resign()
   })
 
-  test('who misses the news that it is its turn finds out when the lease would have run out', async () => {
+  test('that misses the notification of its turn asks again when the lease would have expired', async () => {
     const name = fresh()
     const leader = await b.leaders.campaign(name, SHORT)
     await using a = createLockstep({ connectionString: db.url })
@@ -272,13 +272,13 @@ describe('a candidate', () => {
   })
 })
 
-test('an observer that nobody reads any more lets its process end', async () => {
+test('an observer that is not read any more lets its process end', async () => {
   const { child } = await member(fresh(), '1000', 'observe')
   expect(await once(child, 'exit')).toEqual([7, null])
 })
 
 describe("when the database's clock is set", () => {
-  /** A database whose clock can be set: there our functions find this clock_timestamp() before the server's own. */
+  /** A database whose clock can be set: our functions there find this clock_timestamp() before the server's own. */
   async function settable() {
     const database = await freshDatabase()
     await database.pool.query(`
@@ -297,60 +297,60 @@ describe("when the database's clock is set", () => {
       end $$`)
     const set = (ahead: string) => database.pool.query('update fake.clock set ahead = $1', [ahead])
     /** Makes every candidate ask now. */
-    const ring = (name: string) =>
+    const notify = (name: string) =>
       database.pool.query(`select pg_notify('lockstep_leader', $1)`, [JSON.stringify({ name })])
-    return { database, set, ring }
+    return { database, set, notify }
   }
 
-  test.each(['has watched it for long', 'has just come', 'only tries, again and again'])(
-    'forward, a leader that cannot be reached is warned before anybody else leads who %s',
-    async (who) => {
-      const { database, set, ring } = await settable()
+  test.each(['has watched it for long', 'has just started', 'only tries, again and again'])(
+    'forward, the signal of a leader that cannot be reached aborts before a candidate leads that %s',
+    async (candidate) => {
+      const { database, set, notify } = await settable()
       await using _ = database
       await using proxy = await tcpProxy(database.url)
       await using a = createLockstep({ connectionString: proxy.url })
       const other = () => createLockstep({ connectionString: database.url })
       await using c = other()
       const ttl = { ttlMs: 2_000 }
-      if (who === 'has watched it for long') {
+      if (candidate === 'has watched it for long') {
         await (await c.leaders.campaign('warm')).resign()
         await new Promise((resolve) => setTimeout(resolve, ttl.ttlMs))
       }
       const term = await a.leaders.campaign('x', ttl)
-      const early = who === 'has watched it for long' ? successor(term, c) : undefined
-      if (early) await until('in line', async () => (await c.leaders.members('x')).waiting.length === 1)
-      proxy.blackhole() // it is not told, and does not ask
+      const early = candidate === 'has watched it for long' ? successor(term, c) : undefined
+      if (early) await until('in the queue', async () => (await c.leaders.members('x')).waiting.length === 1)
+      proxy.blackhole() // it gets no notification, and its renewals do not arrive
       await set('1 hour')
       let next = early
-      if (who === 'only tries, again and again') {
+      if (candidate === 'only tries, again and again') {
         next = (async () => {
           for (;;) {
-            await using each = other() // a process of its own, that has watched nothing
+            await using each = other() // another process, that has watched nothing
             const elected = await each.leaders.grant('x').catch(() => undefined)
             if (elected) return { term: elected as never, warned: term.signal.aborted, trusted: term.isTrusted() }
           }
         })()
       }
       next ??= successor(term, c)
-      const ringing = setInterval(() => void ring('x').catch(() => {}), 20)
+      const notifying = setInterval(() => void notify('x').catch(() => {}), 20)
       expect(await next).toMatchObject({ warned: true, trusted: false })
-      clearInterval(ringing)
+      clearInterval(notifying)
       proxy.resume()
     },
   )
 
-  test('back, the leader goes on, and nobody else leads before it resigns', async () => {
-    const { database, set, ring } = await settable()
+  test('back, the leader stays, and nobody else leads before it resigns', async () => {
+    const { database, set, notify } = await settable()
     await using _ = database
     await using a = createLockstep({ connectionString: database.url })
     await using c = createLockstep({ connectionString: database.url })
     const term = await a.leaders.campaign('x', SHORT)
     const next = successor(term, c)
-    await until('in line', async () => (await a.leaders.members('x')).waiting.length === 1)
+    await until('in the queue', async () => (await a.leaders.members('x')).waiting.length === 1)
     await set('-1 hour')
     const { expiresAt } = (await a.leaders.leader('x')) as { expiresAt: Date }
     await until('a renewal', async () => (await a.leaders.leader('x'))?.expiresAt.getTime() !== expiresAt.getTime())
-    await ring('x')
+    await notify('x')
     expect(term.isTrusted()).toBe(true)
     await term.resign()
     await (await next).term.resign()

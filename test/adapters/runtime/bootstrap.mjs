@@ -1,6 +1,7 @@
 /**
- * A client of Lambda's runtime API in plain Node: what AWS's own (aws-lambda-ric, C++ and two minutes to compile) does around
- * a handler. Loads `_HANDLER`, asks for one invocation after another, and answers each: whole, as a stream, or with an error.
+ * A client of Lambda's runtime API in plain Node. It does for a handler what AWS's own does (aws-lambda-ric, C++ and two minutes
+ * to compile): it loads `_HANDLER`, asks for one invocation after another, and responds to each: whole, as a stream, or with an
+ * error.
  */
 import { once } from 'node:events'
 import * as http from 'node:http'
@@ -13,7 +14,7 @@ const STREAMING = Symbol.for('aws.lambda.runtime.handler.streaming')
 globalThis.awslambda = {
   streamifyResponse: (handler) => Object.assign(handler, { [STREAMING]: true }),
   HttpResponseStream: {
-    // The status and the headers go before the body, eight NULs behind them.
+    // The status and the headers come before the body, followed by eight NULs.
     from(stream, head) {
       stream.write(JSON.stringify(head))
       stream.write(Buffer.alloc(8))
@@ -22,7 +23,11 @@ globalThis.awslambda = {
   },
 }
 
-const told = ({ name, message, stack }) => ({ errorType: name, errorMessage: message, stackTrace: stack?.split('\n') })
+const described = ({ name, message, stack }) => ({
+  errorType: name,
+  errorMessage: message,
+  stackTrace: stack?.split('\n'),
+})
 const post = (where, body) => fetch(api + where, { method: 'POST', body: JSON.stringify(body) })
 
 const [file, name] = process.env._HANDLER.split('.')
@@ -31,7 +36,7 @@ try {
   handler = (await import(pathToFileURL(path.join(process.env.LAMBDA_TASK_ROOT, `${file}.mjs`))))[name]
   if (typeof handler !== 'function') throw new Error(`There is no handler ${process.env._HANDLER}`)
 } catch (error) {
-  await post('/init/error', told(error))
+  await post('/init/error', described(error))
   process.exit(1)
 }
 
@@ -45,7 +50,7 @@ for (;;) {
     if (handler[STREAMING]) await streamed(id, (answer) => handler(event, answer, context))
     else await post(`/invocation/${id}/response`, (await handler(event, context)) ?? null)
   } catch (error) {
-    await post(`/invocation/${id}/error`, told(error))
+    await post(`/invocation/${id}/error`, described(error))
   }
 }
 

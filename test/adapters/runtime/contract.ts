@@ -1,8 +1,9 @@
 /**
- * The HTTP contract: one table of requests, in order, that every runtime must answer alike. All routes, good and bad.
+ * The HTTP contract: one table of requests, in order, to which every runtime must respond in the same way. All routes, with valid
+ * and invalid requests.
  *
- * A request may use what an earlier answer held: `keep` names a value of it, `$name` puts it into a later path or body. What
- * is bad for every route of its kind is not written down but made from the OpenAPI document, so that a new route is tried too.
+ * A request may use a value of an earlier response: `keep` names the value, `$name` inserts it into a later path or body. Requests
+ * that are invalid for every route are generated from the OpenAPI document, so that new routes are tested too.
  */
 import { createHash } from 'node:crypto'
 import type { Runtime } from './runtimes.ts'
@@ -10,20 +11,20 @@ import type { Runtime } from './runtimes.ts'
 export interface Case {
   method: string
   path: string
-  /** What is expected everywhere. */
+  /** The expected status, in every runtime. */
   status: number
   body?: object | string
   headers?: Record<string, string>
-  /** Whose key it comes with; `none`: without. @default 'all' */
+  /** The key that is sent; `none`: no key. @default 'all' */
   key?: keyof typeof SECRETS | 'none' | 'wrong'
-  /** Names for values of the answer, by their paths in it. */
+  /** Names for values of the response, by their paths in it. */
   keep?: Record<string, string>
 }
 
 const SECRETS = { all: 'a'.repeat(64), poor: 'b'.repeat(64), bound: 'c'.repeat(64) }
 const hash = (secret: string) => createHash('sha256').update(secret).digest('hex')
 
-/** LOCKSTEP_API_KEYS: who may do all, who may hardly do anything, and who may do it to some names. */
+/** LOCKSTEP_API_KEYS: a key with all rights, one with hardly any, and one that is limited to some names. */
 export const KEYS = [
   `all:${hash(SECRETS.all)}:admin`,
   `poor:${hash(SECRETS.poor)}:time:write`,
@@ -58,7 +59,7 @@ const GOOD: Shorthand[] = [
   ['POST', '/v1/locks/b', 201],
   ['DELETE', '/v1/locks/b?force=true', 204],
   ['POST', '/v1/locks/b', 201, '', { headers: { 'Content-Type': 'text/plain' } }],
-  // names are what they are, encoded once
+  // names with special characters, encoded once
   ['POST', '/v1/locks/mine%2F1%20%25%3F%23%2B+%C3%BC', 201, {}, { key: 'bound', keep: { odd: 'token' } }],
   ['GET', '/v1/locks?prefix=mine%2F', 200, undefined, { key: 'bound' }],
   ['DELETE', '/v1/locks/mine%2F1%20%25%3F%23%2B+%C3%BC?token=$odd', 204],
@@ -213,7 +214,7 @@ const BAD: Shorthand[] = [
   ['PUT', '/v1/groups/g', 400, { partitions: 257 }],
 ]
 
-/** The table, and for each operation of the OpenAPI document what is wrong with any. */
+/** The table, and the generated invalid requests for each operation of the OpenAPI document. */
 // biome-ignore lint/suspicious/noExplicitAny: a document
 export function contract(document: any): Case[] {
   const written = [...GOOD, ...BAD].map(([method, path, status, body, more]) => ({
@@ -224,7 +225,7 @@ export function contract(document: any): Case[] {
   return [...written, ...operations(document).flatMap(wrong)]
 }
 
-/** `GET /v1/locks/{name}` and the like. */
+/** The operations of the document, such as `GET /v1/locks/{name}`. */
 // biome-ignore lint/suspicious/noExplicitAny: as above
 export function operations(document: any): { method: string; path: string; takesBody: boolean }[] {
   return Object.entries<object>(document.paths).flatMap(([path, methods]) =>
@@ -251,7 +252,7 @@ function wrong({ method, path: template, takesBody }: ReturnType<typeof operatio
   ]
 }
 
-/** Of who may do all. */
+/** The header of the key with all rights. */
 export const AUTHORIZED = { Authorization: `Bearer all.${SECRETS.all}` }
 
 export interface Answered {
@@ -260,7 +261,7 @@ export interface Answered {
   body: string
 }
 
-/** Asks for all of it, in order. What differs by nature is put out of the answers. */
+/** Sends all requests, in order. Values that always differ are masked in the responses. */
 export async function transcript(runtime: Runtime, cases: Case[]): Promise<Answered[]> {
   const kept = new Map<string, string>()
   const filled = (text: string) => text.replaceAll(/\$([a-z]+\d?)/g, (all, name) => kept.get(name) ?? all)
@@ -288,7 +289,7 @@ const valueAt = (json: unknown, at: string): unknown =>
   // biome-ignore lint/suspicious/noExplicitAny: a path into JSON
   at.split('.').reduce((value: any, step) => value?.[step], json)
 
-// What a server or a proxy adds, and what is about the connection.
+// Headers that a server or a proxy adds, and those of the connection.
 const THEIRS = /^(date|connection|keep-alive|transfer-encoding|content-length|content-encoding|server|cf-.*|mf-.*)$/
 
 function comparable(headers: Headers): Record<string, string> {
@@ -298,7 +299,7 @@ function comparable(headers: Headers): Record<string, string> {
   return Object.fromEntries(ours.sort(([a], [b]) => (a < b ? -1 : 1)))
 }
 
-/** Without ids and times. */
+/** The text without ids and times. */
 function masked(text: string): string {
   return text
     .replaceAll(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(\.\d+)?/g, '<id>')

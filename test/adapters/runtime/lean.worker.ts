@@ -1,4 +1,4 @@
-/** A Worker without tasks: no pg-boss in it. */
+/** A Worker without tasks, and so without pg-boss. */
 import { worker } from '../../../functions/adapters/cloudflare.ts'
 import { createEvents } from '../../../lib/event/index.ts'
 

@@ -1,7 +1,7 @@
 /**
- * The three runtimes, each with the door that is deployed, asked alike: Node over a socket, Lambda by events of a function URL
- * (whole or streamed) or an HTTP API, a Worker in workerd (Cloudflare's own runtime, with wrangler's bundle of the
- * wrangler.jsonc that is deployed, its database through a Hyperdrive binding; locally that hands every byte through).
+ * The three runtimes, each with the adapter that is deployed, behind one interface: Node over a socket; Lambda by events of a
+ * function URL (whole or streamed) or an HTTP API; a Worker in workerd (Cloudflare's own runtime, with wrangler's bundle of the
+ * wrangler.jsonc that is deployed, and its database through a Hyperdrive binding, which locally passes on every byte).
  */
 import * as fs from 'node:fs'
 import * as path from 'node:path'
@@ -24,7 +24,7 @@ export interface Asked {
 
 export interface Runtime extends AsyncDisposable {
   fetch(path: string, asked?: Asked): Promise<Response>
-  /** Reads an answer that does not end, as it comes, until that is enough; then goes away, or waits for its end (Lambda). */
+  /** Reads a response that does not end, as it comes, until `enough`; then disconnects, or waits for its end (Lambda). */
   follow(path: string, asked: Asked, enough: (text: string) => boolean): Promise<Response>
 }
 
@@ -41,7 +41,7 @@ async function followed(response: Response, enough: (text: string) => boolean): 
   return new Response(text, response)
 }
 
-/** JSON there and back. */
+/** Sends and receives JSON. */
 export async function ask(runtime: Runtime, at: string, method = 'GET', body?: object) {
   const sent = body && { body: JSON.stringify(body), headers: { 'Content-Type': 'application/json' } }
   const response = await runtime.fetch(at, { method, ...sent })
@@ -67,10 +67,10 @@ export async function startNode(connectionString: string, keys: string): Promise
 
 export interface Lambda extends Runtime, Omit<Sandbox, keyof AsyncDisposable> {}
 
-// What an invocation may take that has to end by itself soon.
+// The time limit of an invocation that must end by itself soon.
 const SOON_MS = 5_000
 
-/** Its variables, for a database without a secret and without keys. */
+/** The environment variables of a Lambda, with a database URL instead of a secret, and without keys. */
 export const lambdaEnv = (url: string, ntpServers?: string[]): Record<string, string> => ({
   DATABASE_URL: url,
   LOCKSTEP_API_KEYS: 'off',
@@ -79,7 +79,7 @@ export const lambdaEnv = (url: string, ntpServers?: string[]): Record<string, st
 
 let folder: Promise<string> | undefined
 
-/** The bundle of Lambda, made once for a test file; below the project, for what Lambda brings must be found. */
+/** The bundle of Lambda, built once for a test file; inside the project, so that the AWS client is found. */
 export function lambdaFolder(entry?: string): Promise<string> {
   const make = async () => {
     fs.mkdirSync(path.join(ROOT, 'dist-lambda'), { recursive: true })
@@ -136,7 +136,7 @@ function streamedAnswer(body: Buffer): Response {
   return new Response(bytes.length > 0 ? bytes : null, { status: statusCode, headers })
 }
 
-/** What a function URL makes of a request: the path as it was sent. */
+/** The event of a function URL for a request: the path as it was sent. */
 export function urlEvent(at: string, { method = 'GET', headers = {}, body }: Asked = {}) {
   const [rawPath = '', rawQueryString = ''] = at.split('?')
   const length = body === undefined ? {} : { 'content-length': String(Buffer.byteLength(body)) }
@@ -154,7 +154,7 @@ export function urlEvent(at: string, { method = 'GET', headers = {}, body }: Ask
   }
 }
 
-/** What an HTTP API (API Gateway v2) makes of it: the path decoded, and cut off at a `?` that was encoded. */
+/** The event of an HTTP API (API Gateway v2) for a request: the path is decoded, and cut off at an encoded `?`. */
 export function gatewayEvent(at: string, asked: Asked = {}, stage = '$default') {
   const event = urlEvent(at, asked)
   const domainName = 'abcdefghij.execute-api.eu-central-1.amazonaws.com'
@@ -170,13 +170,13 @@ export function gatewayEvent(at: string, asked: Asked = {}, stage = '$default') 
 // ---- Cloudflare ----------------------------------------------------------------------------------------------------
 
 export interface Worker extends Runtime {
-  /** Runs the Worker's `scheduled`; what became of it. */
+  /** Runs the Worker's `scheduled`, and returns its outcome. */
   scheduled(): Promise<string>
   log(): string
 }
 
 export interface WorkerSettings {
-  /** In place of the one in wrangler.jsonc. */
+  /** The Worker, in place of the one in wrangler.jsonc. */
   entry?: string
   /** Without Hyperdrive. @default false */
   direct?: boolean
@@ -189,7 +189,7 @@ export async function startWorker(
 ): Promise<Worker> {
   process.env.WRANGLER_SEND_METRICS = 'false'
   const url = new URL(connectionString)
-  url.password ||= 'any' // Hyperdrive wants one; a server that trusts does not ask
+  url.password ||= 'any' // Hyperdrive needs one; a server with `trust` ignores it
   const hyperdrive = direct ? [] : [{ binding: 'HYPERDRIVE', id: 'local', localConnectionString: url.href }]
   const vars = { LOCKSTEP_API_KEYS: keys, ...(direct && { DATABASE_URL: connectionString }) }
   const harness = await configured(

@@ -1,7 +1,7 @@
 /**
- * An execution environment of Lambda: the runtime API (2018-06-01) that AWS offers to one, and a process that asks it for
- * invocations. The process runs the bundle that is deployed, under the Node of this project. Freezing is SIGSTOP: AWS's
- * micro-VM, whose monotonic clock may stand still meanwhile, is not here (time/estimate.test.ts has clocks that do).
+ * An execution environment of Lambda: the runtime API of AWS (2018-06-01), and a process that asks it for invocations. The
+ * process runs the bundle that is deployed, with the Node of this project. Freezing is SIGSTOP. AWS's micro-VM, whose monotonic
+ * clock may stop meanwhile, is not simulated (time/estimate.test.ts has clocks that stop).
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
@@ -11,20 +11,20 @@ import type { AddressInfo } from 'node:net'
 import * as path from 'node:path'
 
 export interface Invoked {
-  /** What the handler returned or wrote. */
+  /** The result of the handler, or the bytes that it wrote. */
   body: Buffer
-  /** What it threw. */
+  /** The error that it threw. */
   error?: { errorType: string; errorMessage: string }
 }
 
 export interface Sandbox extends AsyncDisposable {
   readonly pid: number
-  /** One at a time, as Lambda does it. Rejects when the process ends meanwhile. */
+  /** Runs one invocation at a time, as Lambda does. Rejects if the process ends meanwhile. */
   invoke(event: unknown, options?: { timeoutMs?: number; part?: (bytes: Buffer) => void }): Promise<Invoked>
-  /** Nothing of it runs. */
+  /** Stops the process until `thaw`. */
   freeze(): void
   thaw(): void
-  /** All that it printed. */
+  /** Everything that it printed. */
   log(): string
 }
 
@@ -37,9 +37,9 @@ interface Invocation {
 }
 
 /**
- * Starts one, and waits until it asks for its first invocation.
- * @param folder  of the bundle.
- * @throws what its module threw while it loaded.
+ * Starts an environment, and waits until it asks for its first invocation.
+ * @param folder  the folder of the bundle.
+ * @throws the error that its module threw while it was loaded.
  */
 export async function startSandbox(folder: string, handler: string, env: Record<string, string>): Promise<Sandbox> {
   const started = Promise.withResolvers<void>()
@@ -48,7 +48,7 @@ export async function startSandbox(folder: string, handler: string, env: Record<
   let asking: http.ServerResponse | undefined
   let log = ''
 
-  const give = () => {
+  const deliver = () => {
     const invocation = asking && queue.shift()
     if (!asking || !invocation) return
     running.set(invocation.id, invocation)
@@ -66,7 +66,7 @@ export async function startSandbox(folder: string, handler: string, env: Record<
     if (id === 'next') {
       asking = response
       started.resolve()
-      return give()
+      return deliver()
     }
     const invocation = running.get(id)
     const parts: Buffer[] = []
@@ -103,7 +103,7 @@ export async function startSandbox(folder: string, handler: string, env: Record<
   })
   const end = async () => {
     child.kill('SIGCONT')
-    child.kill('SIGKILL') // as AWS ends one
+    child.kill('SIGKILL') // as AWS does
     await exited
     server.closeAllConnections()
     server.close()
@@ -117,7 +117,7 @@ export async function startSandbox(folder: string, handler: string, env: Record<
     invoke(event, { timeoutMs = 30_000, part } = {}) {
       const done = Promise.withResolvers<Invoked>()
       queue.push({ id: randomUUID(), event, timeoutMs, part, done })
-      give()
+      deliver()
       return done.promise
     },
     freeze: () => void child.kill('SIGSTOP'),

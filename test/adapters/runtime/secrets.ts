@@ -1,12 +1,12 @@
-/** As much of AWS Secrets Manager as its own client asks for: a server on loopback that gives out texts. */
+/** The part of AWS Secrets Manager that its client uses: a server on loopback that returns stored texts. */
 import { once } from 'node:events'
 import * as http from 'node:http'
 import type { AddressInfo } from 'node:net'
 
 export interface Secrets extends AsyncDisposable {
-  /** What a function needs to find it. */
+  /** The environment variables with which a function finds it. */
   env: Record<string, string>
-  /** How often each was asked for. */
+  /** The number of reads of each secret. */
   asked: Map<string, number>
   put(arn: string, value: string | object): void
 }

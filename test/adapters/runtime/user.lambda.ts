@@ -1,8 +1,9 @@
 /**
- * Functions as a user writes them, for tests that freeze them: one that holds a lease by the library and writes under it, one
- * that has jobs to do, and the HTTP function, impatient.
+ * Functions as a user writes them, for tests that freeze them: one that acquires a lease with the library and writes under it,
+ * one that processes jobs, and the HTTP function with short timeouts.
  *
- * It stops where the test wants it to: at each point it passes an advisory lock, which the test has if it shall wait there.
+ * The test can stop a function at certain points: at each of them it acquires and releases an advisory lock, and waits there while
+ * the test holds that lock.
  */
 import { sql, type Transaction } from 'kysely'
 import { lambda } from '../../../functions/adapters/lambda.ts'
@@ -19,7 +20,7 @@ function mine(): Lockstep {
 const pass = (point: 'granted' | 'begun' | 'asserted' | 'written') =>
   sql`select pg_advisory_lock_shared(hashtext(${point})), pg_advisory_unlock_shared(hashtext(${point}))`
 
-/** Writes `me` under a lease; `how`: asserts it, or leaves that to the fence of the table. */
+/** Writes `me` under a lease. `how`: it asserts the lease, or leaves the check to the fence of the table. */
 export async function holder({ name, me, how }: { name: string; me: string; how: 'asserts' | 'fenced' }) {
   const lockstep = mine()
   const held = await lockstep.locks.acquire(name, { ttlMs: 1_000 })
@@ -46,10 +47,10 @@ export async function holder({ name, me, how }: { name: string; me: string; how:
 const write = (trx: Transaction<any>, name: string, me: string, token: bigint) =>
   sql`insert into effect (name, who, token) values (${name}, ${me}, ${token})`.execute(trx)
 
-/** Makes its connections anew after half a second of rest, and reads keys again after as long. */
+/** Opens new connections after half a second without requests, and reads the keys again after the same time. */
 export const { handler } = lambda({ restMs: 500, keysMs: 500 })
 
-/** Works on a queue whose jobs last. */
+/** Works on a queue with long jobs. */
 export const { scheduled } = lambda({
   tasks(own) {
     const tasks = createTasks(own)

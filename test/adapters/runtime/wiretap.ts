@@ -1,13 +1,13 @@
-/** A wire between a client and PostgreSQL that notes each statement that the client sends (without TLS). */
+/** A proxy between a client and PostgreSQL that records each statement of the client (without TLS). */
 import { once } from 'node:events'
 import * as net from 'node:net'
 
 export interface Wiretap extends AsyncDisposable {
-  /** The target's URL, over the wire. */
+  /** The target's URL, through the proxy. */
   url: string
   /** The texts of all statements, in order, of all connections. */
   statements: string[]
-  /** How many connections there have been, and how many at a time at most. */
+  /** The number of connections, and the largest number at a time. */
   connections: { all: number; most: number }
 }
 
@@ -21,12 +21,12 @@ export async function wiretap(targetUrl: string): Promise<Wiretap> {
     open.add(client)
     connections.all++
     connections.most = Math.max(connections.most, open.size)
-    const hear = messages((type, body) => {
+    const record = messages((type, body) => {
       // Query: text. Parse: a name, and the text.
       if (type === 'Q') statements.push(text(body, 0))
       if (type === 'P') statements.push(text(body, body.indexOf(0) + 1))
     })
-    client.on('data', hear)
+    client.on('data', record)
     client.pipe(server).pipe(client)
     for (const socket of [client, server]) socket.on('error', () => {})
     client.on('close', () => {
@@ -52,8 +52,8 @@ export async function wiretap(targetUrl: string): Promise<Wiretap> {
 
 const text = (body: Buffer, from: number) => body.toString('utf8', from, body.indexOf(0, from))
 
-/** Cuts what comes into messages: a type, a length that counts itself, a body; the first of all has no type. */
-function messages(heard: (type: string, body: Buffer) => void): (bytes: Buffer) => void {
+/** Splits the bytes into messages: a type, a length that includes itself, a body. The first message has no type. */
+function messages(receive: (type: string, body: Buffer) => void): (bytes: Buffer) => void {
   let rest = Buffer.alloc(0)
   let began = false
   return (bytes) => {
@@ -63,7 +63,7 @@ function messages(heard: (type: string, body: Buffer) => void): (bytes: Buffer) 
       if (rest.length < head) return
       const end = head - 4 + rest.readUInt32BE(head - 4)
       if (rest.length < end) return
-      if (began) heard(String.fromCharCode(rest[0] as number), rest.subarray(head, end))
+      if (began) receive(String.fromCharCode(rest[0] as number), rest.subarray(head, end))
       began = true
       rest = rest.subarray(end)
     }

@@ -1,4 +1,4 @@
-/** The wrangler.jsonc that is deployed, as it is or with another Worker or other variables in it, and what wrangler makes of it. */
+/** The wrangler.jsonc that is deployed, unchanged or with another Worker or other variables, and wrangler's bundle of it. */
 import { execFile } from 'node:child_process'
 import * as fs from 'node:fs'
 import * as os from 'node:os'
@@ -12,7 +12,7 @@ const CONFIG = path.join(CLOUD, 'wrangler.jsonc')
 
 type Config = ReturnType<typeof experimental_readRawConfig>['rawConfig']
 
-/** Calls `work` with a configuration of ours, which is gone afterwards. It lies beside the original, whose paths are relative. */
+/** Calls `work` with a changed configuration, and removes it. Its file is beside the original, because paths in it are relative. */
 export async function configured<T>(
   change: (config: Config) => Config,
   work: (file: string) => Promise<T>,
@@ -26,7 +26,7 @@ export async function configured<T>(
   }
 }
 
-/** What wrangler printed when it had all but uploaded it, and how much its scripts weigh, in bytes of gzip. */
+/** The output of wrangler's dry run, and the size of its scripts, in bytes of gzip. */
 export async function dryRun(entry?: string): Promise<{ printed: string; bytes: number }> {
   if (entry) return configured((config) => ({ ...config, main: entry }), packed)
   return packed(CONFIG)
