@@ -93,6 +93,9 @@ export interface Events extends AsyncDisposable {
   subscribe(options: SubscribeOptions & { as: 'json' }): AsyncGenerator<EventPiece, never, void>
 
   /** The state of a stream; null: nothing was ever appended to it. @throws {UnavailableError | TypeError | RangeError} */
+  getStream(stream: string): Promise<StreamState | null>
+
+  /** @deprecated since 0.7: it is called {@link getStream}. */
   stream(stream: string): Promise<StreamState | null>
 
   /**
@@ -132,6 +135,9 @@ export interface Events extends AsyncDisposable {
   consume(group: string, options: ConsumeOptions, handler: EventHandler): Consumer
 
   /** A group; null: there is none of that name. @throws {UnavailableError | TypeError | RangeError} */
+  getGroup(group: string): Promise<Group | null>
+
+  /** @deprecated since 0.7: it is called {@link getGroup}. */
   group(group: string): Promise<Group | null>
 
   /**

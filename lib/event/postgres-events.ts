@@ -126,8 +126,12 @@ export class PostgresEvents implements Events {
     return this.#followers.subscribe(options)
   }
 
-  stream(stream: string): Promise<StreamState | null> {
+  getStream(stream: string): Promise<StreamState | null> {
     return this.#closing.verb(() => this.#reader.state(stream))
+  }
+
+  stream(stream: string): Promise<StreamState | null> {
+    return this.getStream(stream)
   }
 
   async streams(page: { prefix?: string; limit?: number; after?: string } = {}): Promise<StreamState[]> {
@@ -143,8 +147,12 @@ export class PostgresEvents implements Events {
     return this.#open(group, options, handler)
   }
 
-  group(group: string): Promise<Group | null> {
+  getGroup(group: string): Promise<Group | null> {
     return this.#closing.verb(() => this.#groups.get(group))
+  }
+
+  group(group: string): Promise<Group | null> {
+    return this.getGroup(group)
   }
 
   async groups(page?: { prefix?: string; limit?: number; after?: string }): Promise<Group[]> {

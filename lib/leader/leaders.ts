@@ -111,22 +111,25 @@ export class Leaders {
   }
 
   /**
-   * Reads the leader, or `null`. It may have changed since: show it, but do not decide by it. One statement.
+   * Reads the state of an election: its leader, or `null`, and the revision of its last change, by which {@link observe} orders its
+   * states. It may have changed since: show it, but do not decide by it. One statement.
    * @throws {UnavailableError | TypeError | RangeError} as {@link campaign}.
    */
-  async leader(name: string): Promise<Leader | null> {
-    return (await this.state(name)).leader
-  }
-
-  /**
-   * Reads the leader and the revision of the election's last change, by which {@link observe} orders its states. One statement.
-   * @throws {UnavailableError | TypeError | RangeError} as {@link campaign}.
-   */
-  async state(name: string): Promise<ElectionState> {
+  async get(name: string): Promise<ElectionState> {
     this.#closing.check()
     checkText('name', name)
     const { livesMs: _, ...state } = await this.#observers.read(name)
     return state
+  }
+
+  /** @deprecated since 0.7: read `leader` of {@link get}. */
+  async leader(name: string): Promise<Leader | null> {
+    return (await this.get(name)).leader
+  }
+
+  /** @deprecated since 0.7: it is called {@link get}. */
+  state(name: string): Promise<ElectionState> {
+    return this.get(name)
   }
 
   /**
