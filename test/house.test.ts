@@ -145,7 +145,6 @@ const LONG: Record<string, number> = {
   'lib/lock/wait-queue.ts': 370,
   'lib/leader/leaders.ts': 330,
   'lib/time/estimate.ts': 335,
-  'lib/task/tasks.ts': 370,
   'lib/event/events.ts': 310,
   'functions/routes/streams.ts': 320,
 }

@@ -1,4 +1,4 @@
-/** What others use of this room. */
+/** What other folders use of this one. */
 
 export type { Handler, HandlerContext, TransactionalContext } from './handler.ts'
 export {
