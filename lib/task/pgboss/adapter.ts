@@ -1,19 +1,19 @@
 /**
- * The adapter of pg-boss, which does the queueing: insert, fetch, retries, backoff, dead letters, policies, throttles, groups, expiry,
- * flows, retention. Nothing of that is written again here.
+ * The adapter of pg-boss, which does the queueing: insert, fetch, retries, backoff, dead letters, policies, throttles, groups,
+ * expiry, flows, retention. Nothing of that is written again here.
  *
- * pg-boss is never started. With our pool behind it, a PgBoss does everything on demand, has no timers and no connections, and takes
- * half a millisecond to make. It is made at first use: a Cloudflare Worker may not ask for random numbers while it loads. Its timers
- * stay off because its cron loses what we promise. It asks "was a slot due in the last 60 seconds?", so ticks a minute apart lose one
- * slot in five, and when the clocks change a slot is lost or sent twice.
+ * pg-boss is never started. With our pool behind it, a PgBoss does everything on demand, has no timers and no connections, and
+ * takes half a millisecond to make. It is made at first use: a Cloudflare Worker may not ask for random numbers while it loads. Its
+ * timers stay off because its cron loses what we promise. It asks "was a slot due in the last 60 seconds?", so ticks a minute apart
+ * lose one slot in five, and when the clocks change a slot is lost or sent twice.
  *
- * Its statements have a pool of their own: they may wait for one another, and the renewal of a lease must not wait behind them. We do
- * not use its Kysely adapter: Kysely returns only one result of a text of several statements, and gives a connection back to the pool
- * with a failed transaction open on it.
+ * Its statements have a pool of their own: they may wait for one another, and the renewal of a lease must not wait behind them. We
+ * do not use its Kysely adapter: Kysely returns only one result of a text of several statements, and gives a connection back to the
+ * pool with a failed transaction open on it.
  *
  * What pg-boss lacks is done on its tables, by functions of 0004_task.sql: completing many jobs with an output each, handing a job
- * back without a retry, a lease per claim. The essay of job/attempts.ts says which of pg-boss's own calls come close, and why they are not
- * enough.
+ * back without a retry, a lease per claim. The essay of job/attempts.ts says which of pg-boss's own calls come close, and why they
+ * are not enough.
  */
 import { PgBoss } from 'pg-boss'
 import { NotFoundError, UnavailableError, wrongType } from '../../base/index.ts'

@@ -1,7 +1,8 @@
 /**
  * pg-boss itself. What it can do and Lockstep has no verb for stays available, under pg-boss's names.
  *
- * This is a file of its own because of pg-boss's types: an application that does not import it does not have to check them (engine.ts).
+ * This is a file of its own because of pg-boss's types: an application that does not import it does not have to check them
+ * (engine.ts).
  */
 import type { PgBoss } from 'pg-boss'
 

@@ -1,4 +1,4 @@
-/** What other folders use of this one. */
+/** The exports of this folder. */
 
 export { fromBoss, inside, isQueueMissing, makeBoss, noQueue } from './adapter.ts'
 export { keepBoss } from './boss-of.ts'
