@@ -87,7 +87,8 @@ export interface Tasks extends AsyncDisposable {
   /**
    * Sends a job.
    *
-   * When this resolves the job is on disk; with `trx`, when that transaction commits. Sends that are made at the same time share an insert.
+   * When this resolves the job is on disk; with `trx`, when that transaction commits. Sends that are made at the same time share an
+   * insert.
    *
    * @param data     JSON, at most 1 MiB.
    * @param options  see {@link SendOptions}.
@@ -115,8 +116,8 @@ export interface Tasks extends AsyncDisposable {
   /**
    * Sends a job and waits for its output. With `pool: n` it sends n copies and waits for all of them.
    *
-   * A worker that dies does not end the wait: the job is tried again. When the `signal` aborts, the job is cancelled. When `waitMs` runs
-   * out, the job goes on.
+   * A worker that dies does not end the wait: the job is tried again. When the `signal` aborts, the job is cancelled. When `waitMs`
+   * runs out, the job goes on.
    *
    * @param options.waitMs  milliseconds, ≥ 0. @default Infinity
    * @param options.signal  ends the wait, and cancels the job.
@@ -131,7 +132,8 @@ export interface Tasks extends AsyncDisposable {
   run<Q extends AnyQueue>(queue: Q, data: InputOf<Q>, options?: RunOptions): Promise<OutputOf<Q>>
 
   /**
-   * Sends a job and waits for its end, as {@link run} does. A failure is returned and not thrown, and the `signal` ends only the wait.
+   * Sends a job and waits for its end, as {@link run} does. A failure is returned and not thrown, and the `signal` ends only the
+   * wait.
    *
    * @returns how the job ended; null: it was refused.
    * @throws {RunTimeoutError} `waitMs` ran out. And the `signal`'s reason; and as {@link send}.
@@ -157,8 +159,8 @@ export interface Tasks extends AsyncDisposable {
   work(queue?: AnyQueue): Worker
 
   /**
-   * Runs the jobs that are ready in queues that are defined here with a handler, until there are no more or the budget ends. Then what
-   * still runs is asked to stop, and is given back. For a process that does not live on.
+   * Runs the jobs that are ready in queues that are defined here with a handler, until there are no more or the budget ends. Then
+   * what still runs is asked to stop, and is given back. For a process that does not live on.
    *
    * @param options.budgetMs  milliseconds, 100–86,400,000. A fifth of it, but at most two seconds, is kept for stopping. @default 10_000
    * @param options.queues    only these queues. @default all that are defined with a handler
@@ -168,8 +170,8 @@ export interface Tasks extends AsyncDisposable {
   drain(options?: { budgetMs?: number; queues?: AnyQueue[]; signal?: AbortSignal }): Promise<DrainResult>
 
   /**
-   * Does what is due: sends slots of schedules, gives the jobs of dead workers to others, unblocks flows, deletes jobs that were kept long
-   * enough, then drains. It may be called from anywhere, and from many processes at once.
+   * Does what is due: sends slots of schedules, gives the jobs of dead workers to others, unblocks flows, deletes jobs that were
+   * kept long enough, then drains. It may be called from anywhere, and from many processes at once.
    *
    * @param options.budgetMs  milliseconds, 100–86,400,000. @default 10_000
    * @param options.signal    ends the tick as the end of the budget does.
@@ -201,8 +203,8 @@ export interface Tasks extends AsyncDisposable {
   // ── Schedules ──
 
   /**
-   * Makes a schedule, or changes it: a job is sent at every slot, exactly once, while any process ticks. While `cron` and `timezone` stay
-   * the same, a change loses and shifts no slot.
+   * Makes a schedule, or changes it: a job is sent at every slot, exactly once, while any process ticks. While `cron` and
+   * `timezone` stay the same, a change loses and shifts no slot.
    *
    * @param name     1–255 characters.
    * @param cron     `minute hour day month weekday`; with six fields the first is seconds. Also `@hourly`, `@daily`, …
@@ -213,7 +215,7 @@ export interface Tasks extends AsyncDisposable {
    */
   schedule(name: string, cron: string, options: ScheduleOptions): Promise<boolean>
 
-  /** Removes a schedule; the jobs that it has sent stay. @returns whether there was one. @throws {UnavailableError | TypeError | RangeError} */
+  /** Removes a schedule. Its jobs stay. @returns whether there was one. @throws {UnavailableError | TypeError | RangeError} */
   unschedule(name: string): Promise<boolean>
 
   /** Reads a schedule. @returns the schedule; null: there is none. @throws {UnavailableError | TypeError | RangeError} */
@@ -288,7 +290,7 @@ export interface Tasks extends AsyncDisposable {
    */
   progress(queue: AnyQueue, id: string, token: bigint, fraction: number, note?: string): Promise<void>
 
-  /** Gives claimed jobs back: ready at once, at no retry. Jobs that are over are left alone. @throws {UnavailableError | TypeError | RangeError} */
+  /** Gives claimed jobs back, at no retry. Jobs that are over stay so. @throws {UnavailableError | TypeError | RangeError} */
   handBack(queue: AnyQueue, jobs: { id: string; token: bigint }[]): Promise<void>
 
   /** Stops the workers, which hand back what runs. Every later call and every wait rejects. `lockstep.close()` does it too. */

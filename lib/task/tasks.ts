@@ -1,18 +1,19 @@
 /**
  * Tasks: work that is done once, later, elsewhere, or every night.
  *
- * PROMISE. A job that was sent is on disk, or in your transaction. It runs at least once; with a `transactional` handler its effects in
- * this database happen exactly once. One attempt runs at a time: an attempt that was taken for dead can neither complete nor fail the
- * attempt that follows it. Each slot of a schedule is sent exactly once, however many processes tick.
+ * PROMISE. A job that was sent is on disk, or in your transaction. It runs at least once; with a `transactional` handler its
+ * effects in this database happen exactly once. One attempt runs at a time: an attempt that was taken for dead can neither complete
+ * nor fail the attempt that follows it. Each slot of a schedule is sent exactly once, however many processes tick.
  *
  *   send ─► created ─► active ─► completed               pg-boss does the queueing (pgboss/adapter.ts). We add: run
  *              ▲  retry ◄─┤ ─► failed (─► dead letter)   (job/outcomes.ts) · attempts that learn when they are lost
  *              └──────────┘ ─► cancelled                 (worker/attempt.ts) · exact cron (schedule/schedules.ts) · ticks where
  *                                                        no process lives on (tick.ts) · claims over HTTP (worker/claims.ts)
  *
- * FAILURES. A worker is killed: its jobs run again when their heartbeats are missed (30 s unless the queue says otherwise) and a process
- * ticks. A worker stops: its jobs go back at once, and this costs no retry. A worker is frozen: its signals abort as soon as it goes on,
- * and what its handlers then return or throw is not used. The answer to a send is lost: send again, with the same `id`.
+ * FAILURES. A worker is killed: its jobs run again when their heartbeats are missed (30 s unless the queue says otherwise) and a
+ * process ticks. A worker stops: its jobs go back at once, and this costs no retry. A worker is frozen: its signals abort as soon
+ * as it goes on, and what its handlers then return or throw is not used. The answer to a send is lost: send again, with the same
+ * `id`.
  *
  * NOT PROMISED. Effects elsewhere (a mail, an API) happen again when a worker dies between the effect and the completion: give them
  * `job.id`, which is the same in every attempt, as their idempotency key. Order: jobs begin in the order of priority and time, but
@@ -230,7 +231,8 @@ class LockstepTasks implements Tasks {
       const name = nameOf(queue)
       return this.#parts.closing.wait(options.signal, async (signal) => {
         const jobs = await this.#parts.claims.claim(name, { ...options, signal })
-        if (this.#parts.closing.closed) await this.#parts.claims.handBack(name, jobs).catch(() => {}) // the caller gets an error, and not these jobs
+        // Closed meanwhile: the caller gets an error, and not these jobs.
+        if (this.#parts.closing.closed) await this.#parts.claims.handBack(name, jobs).catch(() => {})
         return jobs
       })
     })

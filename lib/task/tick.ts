@@ -1,11 +1,11 @@
 /**
- * Ticks: what has to be done now and then. Due slots of schedules, attempts of dead workers, flows, upkeep, and, where no process lives
- * on, the jobs themselves.
+ * Ticks: what has to be done now and then. Due slots of schedules, attempts of dead workers, flows, upkeep, and, where no process
+ * lives on, the jobs themselves.
  *
  * One statement asks what is due, and only that is done. So an idle tick is that one statement, and one more in a process that has
- * handlers. A tick may come from anywhere, at any time and from many processes at once: everything that it does is done by one of them (a
- * slot by the schedule's row lock, a job by pg-boss's fetch, upkeep by pg-boss's own claims). A tick that dies keeps what it has done. A
- * failure is reported, and does not keep the rest from being done.
+ * handlers. A tick may come from anywhere, at any time and from many processes at once: everything that it does is done by one of
+ * them (a slot by the schedule's row lock, a job by pg-boss's fetch, upkeep by pg-boss's own claims). A tick that dies keeps what
+ * it has done. A failure is reported, and does not keep the rest from being done.
  *
  * A process with workers also ticks: every 30 s, at the instant of the next slot, and when it is notified of a new schedule.
  */

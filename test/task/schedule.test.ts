@@ -1,4 +1,4 @@
-/** What a schedule promises: each slot once, whoever ticks, whenever, whatever the clocks of the zone do, and whoever dies. */
+/** What a schedule promises: each slot once, whichever process ticks, and whenever; when the clocks change, and when a ticker dies. */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
 import { Database, type Pool } from '../../lib/database/database.ts'
 import { makeBoss, noQueue } from '../../lib/task/pgboss/adapter.ts'
@@ -11,7 +11,7 @@ let boss: ReturnType<typeof makeBoss>
 let schedules: Schedules
 const open: { close(): Promise<void> }[] = []
 
-/** A ticker with connections of its own, as another process has. */
+/** A ticker with its own connections, as another process has. */
 function ticker(connections = 2): { schedules: Schedules; boss: ReturnType<typeof makeBoss>; pool: Pool } {
   const database = new Database({ connectionString: db.url })
   const pool = database.pool(connections)
@@ -31,7 +31,7 @@ beforeAll(async () => {
   schedules = one.schedules
   boss = one.boss
 })
-afterEach(() => db.pool.query('delete from lockstep.schedule')) // others simulate another time
+afterEach(() => db.pool.query('delete from lockstep.schedule')) // the next test simulates another time
 afterAll(async () => {
   for (const each of open.reverse()) await each.close()
   await db?.close()
@@ -79,7 +79,7 @@ async function sent(name: string): Promise<Sent[]> {
 }
 const slots = async (name: string) => (await sent(name)).map(({ slot }) => iso(slot))
 
-/** Holds a queue's row until it is let go: who sends to it waits, with its schedules locked. */
+/** Locks a queue's row until `release`: a ticker that sends to the queue waits, with its schedules locked. */
 async function hold(name: string, statement = 'select from lockstep_boss.queue where name = $1 for update') {
   const client = await db.pool.connect()
   await client.query('begin')
@@ -107,25 +107,25 @@ describe('each slot once', () => {
       seed = (seed * 48_271) % 2_147_483_647
       return seed / 2_147_483_647
     }
-    let told = 0
+    let total = 0
     let lost = false
     for (let minute = 0; minute <= 24 * 60; minute++) {
       lost = !lost && random() < 0.1 && minute < 24 * 60
       if (lost) continue
       const last = minute === 24 * 60 // the day is over
-      const fires = tickers.map((each) => {
+      const sends = tickers.map((each) => {
         const jitter = last ? -1 : Math.round((random() - 0.5) * 4 * SECOND)
         return each.sendDue(new Date(+begin + minute * MINUTE + jitter))
       })
-      for (const { slots } of await Promise.all(fires)) told += slots
+      for (const { slots } of await Promise.all(sends)) total += slots
     }
     const expected = Array.from({ length: 1_440 }, (_, i) => iso(new Date(+begin + i * MINUTE)))
     expect(await slots(name)).toEqual(expected)
-    expect(told).toBe(1_440)
+    expect(total).toBe(1_440)
     expect(await state(name)).toMatchObject({ missedSlots: 0, error: null, nextAt: at('2030-01-02T00:00:00Z') })
   }, 120_000)
 
-  test('by the clock of the database, unless another is given', async () => {
+  test('by the clock of the database, unless an instant is passed', async () => {
     const name = await scheduled('* * * * * *', new Date())
     let some = 0
     await until('a slot is sent', async () => {
@@ -146,11 +146,11 @@ describe('each slot once', () => {
          from generate_series(1, 450) i`,
       [queues],
     )
-    const fires = [schedules, ticker().schedules, ticker().schedules].map((each) =>
+    const sends = [schedules, ticker().schedules, ticker().schedules].map((each) =>
       each.sendDue(at('2030-01-01T08:00:01Z')),
     )
-    const told = await Promise.all(fires)
-    expect(told.reduce((sum, { slots }) => sum + slots, 0)).toBe(450)
+    const ticks = await Promise.all(sends)
+    expect(ticks.reduce((sum, { slots }) => sum + slots, 0)).toBe(450)
     const { rows } = await db.pool.query('select data, name from lockstep_boss.job where name = any ($1)', [queues])
     const byNumber = rows.toSorted((a, b) => a.data - b.data)
     expect(byNumber.map(({ data }) => data)).toEqual(Array.from({ length: 450 }, (_, i) => i + 1))
@@ -177,7 +177,7 @@ describe('each slot once', () => {
     expect(await state(name)).toMatchObject({ lastJob, missedSlots: 0, error: null })
   })
 
-  test('and its job has the slot for its start, a fixed id, and the data or null', async () => {
+  test('and its job has the slot as its start, a fixed id, and the data or null', async () => {
     const [plain, full] = [
       await scheduled('@hourly', at('2030-01-01T00:30:00Z')),
       await scheduled('@hourly', at('2030-01-01T00:30:00Z'), { data: { to: ['a', null, 1.5] } }),
@@ -353,7 +353,7 @@ describe('what was due while nobody ticked', () => {
     expect((await state(hour)).nextAt).toEqual(at('2030-06-01T23:00:00Z'))
   })
 
-  test('is not deleted by upkeep before anybody could see it', async () => {
+  test('is not deleted by upkeep before a worker could get it', async () => {
     const to = await queue({ retentionSeconds: 60 })
     const minute = (new Date().getUTCMinutes() + 30) % 60 // half an hour ago: late
     const name = await scheduled(`${minute} * * * *`, new Date(Date.now() - 3 * DAY), { queue: to })
@@ -475,15 +475,15 @@ describe('a schedule that cannot be sent', () => {
   })
 
   test.each([false, true])(
-    'because its queue is deleted at this moment (a table of its own: %s)',
+    'because its queue is deleted in the same instant (a table of its own: %s)',
     async (partition) => {
       const to = await queue({ partition })
       const [bad, good] = [await scheduled('@hourly', BEGIN, { queue: to }), await scheduled('@hourly', BEGIN)]
       const letGo = await hold(to, 'delete from lockstep_boss.queue where name = $1')
-      const firing = schedules.sendDue(NOW)
+      const sending = schedules.sendDue(NOW)
       await isBlocked()
       await letGo()
-      expect(await firing).toEqual({ slots: 1 })
+      expect(await sending).toEqual({ slots: 1 })
       expect(await slots(good)).toHaveLength(1)
       expect(await state(bad)).toMatchObject({ error: expect.stringContaining(to), missedSlots: 1 })
     },
@@ -532,7 +532,7 @@ describe('a schedule that cannot be sent', () => {
     })
   })
 
-  test('because nobody understands its cron (written by hand): waits until it is scheduled again', async () => {
+  test('because its cron cannot be parsed (written by hand): waits until it is scheduled again', async () => {
     const good = await scheduled('@hourly', BEGIN)
     const { queue: to } = await state(good)
     await db.pool.query(
@@ -712,7 +712,7 @@ describe('looking', () => {
     await expect(schedules.list({ limit: 1_001 })).rejects.toMatchObject({ field: 'limit' })
   })
 
-  test('preview tells the next slots, and asks nobody', () => {
+  test('preview computes the next slots, without the database', () => {
     const ahead = schedules.preview('* * * * *')
     expect(ahead).toHaveLength(5)
     expect(ahead.map((slot) => +slot - +(ahead[0] as Date))).toEqual([0, MINUTE, 2 * MINUTE, 3 * MINUTE, 4 * MINUTE])

@@ -1,4 +1,4 @@
-/** What other folders use of this one. */
+/** The exports of this folder. */
 
 export { type AttemptKey, AttemptStore, JOB_CHANNEL, leaseLost, QUEUE_CHANNEL, tokenOf } from './attempts.ts'
 export { type Counts, type Job, type JobState, Jobs } from './jobs.ts'

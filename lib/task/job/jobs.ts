@@ -9,8 +9,8 @@ import type { AttemptStore } from './attempts.ts'
 import { outputOf } from './outcomes.ts'
 
 /**
- * The state of a job. `created` waits for its first attempt, `retry` for another attempt; `active` runs; `completed`, `cancelled` and
- * `failed` (for good) are over.
+ * The state of a job. `created` waits for its first attempt, `retry` for another attempt; `active` runs; `completed`, `cancelled`
+ * and `failed` (for good) are over.
  */
 export type JobState = 'created' | 'retry' | 'active' | 'completed' | 'cancelled' | 'failed'
 

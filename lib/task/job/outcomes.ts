@@ -2,7 +2,7 @@
  * Waiting for jobs to be over.
  *
  * All waits of a process share one statement that looks at their jobs. It runs when the database notifies that a job is over, and
- * besides that at intervals: a notification can be lost, and a job that pg-boss's upkeep fails is not notified. A notification only
+ * also at intervals: a notification can be lost, and a job that pg-boss's upkeep fails is not notified. A notification only
  * asks to look. The outcome is read from the job's row, so that nobody can forge it.
  */
 import { sql } from 'kysely'

@@ -1,6 +1,6 @@
 /**
- * Run: send a job and wait for its outcome. This is Task.Run of go-micro's sync: what the handler throws is thrown here. A worker that
- * dies does not end the wait. Two runs at once do not count each other's results: each waits for its own jobs, by their ids.
+ * Run: send a job and wait for its outcome. This is Task.Run of go-micro's sync: what the handler throws is thrown here. A worker
+ * that dies does not end the wait. Two runs at once do not count each other's results: each waits for its own jobs, by their ids.
  */
 import {
   checkInteger,

@@ -15,9 +15,9 @@ export interface HandlerContext {
     readonly token: bigint
   }
   /**
-   * Aborts when the handler should stop. Its `reason` is a LeaseLostError when the job was cancelled, was given to another worker or
-   * takes longer than `expireInMs`; and a HandedBackError when the worker stops or a budget ends. After that the handler's result is not
-   * used.
+   * Aborts when the handler should stop. Its `reason` is a LeaseLostError when the job was cancelled, was given to another worker
+   * or takes longer than `expireInMs`; and a HandedBackError when the worker stops or a budget ends. After that the handler's
+   * result is not used.
    */
   signal: AbortSignal
   /**

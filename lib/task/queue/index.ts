@@ -1,4 +1,4 @@
-/** What other folders use of this one. */
+/** The exports of this folder. */
 
 export type { Handler, HandlerContext, TransactionalContext } from './handler.ts'
 export {

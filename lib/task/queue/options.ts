@@ -1,12 +1,12 @@
 /**
  * The options of queues and jobs: our names and ranges, turned into those of pg-boss.
  *
- * Durations are milliseconds here as everywhere; pg-boss stores whole seconds, so they are rounded up. The options that only pg-boss
- * knows keep its names (`policy`, `singletonKey`, `group`, `retentionSeconds`, …). We check all of them here, because sends of many callers
- * share a statement (send.ts): one bad value must fail its own call and no other.
+ * Durations are milliseconds here as everywhere; pg-boss stores whole seconds, so they are rounded up. The options that only
+ * pg-boss knows keep its names (`policy`, `singletonKey`, `group`, `retentionSeconds`, …). We check all of them here, because sends
+ * of many callers share a statement (send.ts): one bad value must fail its own call and no other.
  *
- * A job has a heartbeat unless its queue says otherwise. So the job of a worker that was killed runs again within a minute, and not only
- * when it expires.
+ * A job has a heartbeat unless its queue says otherwise. So the job of a worker that was killed runs again within a minute, and not
+ * only when it expires.
  */
 
 import { checkInteger, checkMs, checkOptions, checkText, checkWord, outOfRange, wrongType } from '../../base/index.ts'
@@ -54,9 +54,9 @@ export interface DefineOptions<Input = unknown> extends DeclareOptions {
   /** Jobs of one `group` that run at a time, over all processes, 1–1,000. A soft limit, see pg-boss. @default no limit */
   groupConcurrency?: number
   /**
-   * Gives the handler a transaction in which its job is completed: the handler's writes and the completion commit together, or neither
-   * does. The job waits until one of the `max` connections is free. The handler must not begin or end the transaction. That is refused;
-   * where it cannot be refused, the job fails for good with a TransactionEndedError.
+   * Gives the handler a transaction in which its job is completed: the handler's writes and the completion commit together, or
+   * neither does. The job waits until one of the `max` connections is free. The handler must not begin or end the transaction. That
+   * is refused; where it cannot be refused, the job fails for good with a TransactionEndedError.
    * @default false
    */
   transactional?: boolean

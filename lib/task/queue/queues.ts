@@ -1,8 +1,9 @@
 /**
  * The queues that this process has defined, and those in the database.
  *
- * A queue is made at its first use, not when it is defined. So a definition needs no database, and can stand at the top of a module. If the
- * queue exists with other options, it is changed to the definition; pg-boss alone ignores the second definition of a queue.
+ * A queue is made at its first use, not when it is defined. So a definition needs no database, and can stand at the top of a
+ * module. If the queue exists with other options, it is changed to the definition; pg-boss alone ignores the second definition of a
+ * queue.
  */
 import { sql } from 'kysely'
 import { BoundedMap, checkPage, fromDatabase, outOfRange } from '../../base/index.ts'

@@ -1,9 +1,9 @@
 /**
  * Sending: the jobs of many callers go in one insert.
  *
- * The first send goes at once. Those that come while its insert is under way go together in the next one (base/batch.ts). A send is answered
- * when its insert is on disk, as if it were alone. Ids are made here and not by the database: an insert skips the jobs that a policy or a
- * throttle refuses, and by the ids we know which these were.
+ * The first send goes at once. Those that come while its insert is under way go together in the next one (base/batch.ts). A send is
+ * answered when its insert is on disk, as if it were alone. Ids are made here and not by the database: an insert skips the jobs
+ * that a policy or a throttle refuses, and by the ids we know which these were.
  *
  * If a shared insert fails, each job is sent again by itself: one bad job must not fail the others.
  */

@@ -1,6 +1,6 @@
 /**
- * Checks data by a schema of the user's. The interface is Standard Schema, which zod, Valibot, ArkType and others share. It is copied here,
- * as its authors recommend, instead of being a dependency.
+ * Checks data by a schema of the user's. The interface is Standard Schema, which zod, Valibot, ArkType and others share. It is
+ * copied here, as its authors recommend, instead of being a dependency.
  * @see https://standardschema.dev
  */
 import { wrongType } from '../../base/index.ts'

@@ -1,9 +1,9 @@
 /**
- * Sending the slots that are due: a transaction locks the rows of schedules, sends their slots and advances the rows (schedules.ts says
- * what that promises).
+ * Sending the slots that are due: a transaction locks the rows of schedules, sends their slots and advances the rows (schedules.ts
+ * says what that promises).
  *
- * The number of statements does not depend on how many schedules are due, up to 100: it inserts once for each queue, and updates once.
- * If that fails it begins again from a savepoint, with each schedule by itself.
+ * The number of statements does not depend on how many schedules are due, up to 100: it inserts once for each queue, and updates
+ * once. If that fails it begins again from a savepoint, with each schedule by itself.
  */
 import { sql, type Transaction } from 'kysely'
 import { fromDatabase, Stopwatch, UnavailableError } from '../../base/index.ts'

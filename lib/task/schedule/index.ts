@@ -1,3 +1,3 @@
-/** What other folders use of this one. */
+/** The exports of this folder. */
 
 export { type Schedule, type ScheduleOptions, Schedules } from './schedules.ts'

@@ -1,18 +1,18 @@
 /**
- * Exact cron, without a leader: each slot of a schedule is sent once, however many processes tick, and whenever they do. A slot is an
- * instant at which a schedule is due.
+ * Exact cron, without a leader: each slot of a schedule is sent once, however many processes tick, and whenever they do. A slot is
+ * an instant at which a schedule is due.
  *
- * PROMISE. The row of a schedule has its next slot (db/migrations/0005_schedule.sql). A ticker locks the row, sends the slots that are
- * due, and advances the row in the same transaction. So a slot is sent by one ticker, and a ticker that dies has sent nothing. Nothing
- * asks "was a slot due in the last minute?", so it does not matter when ticks come, or whether one is lost. The clock is the database's.
- * The id of a job is made of the schedule's name and the slot. If a slot is sent again all the same (the clock was set back, a backup was
- * restored), pg-boss finds that it has that job already.
+ * PROMISE. The row of a schedule has its next slot (db/migrations/0005_schedule.sql). A ticker locks the row, sends the slots that
+ * are due, and advances the row in the same transaction. So a slot is sent by one ticker, and a ticker that dies has sent nothing.
+ * Nothing asks "was a slot due in the last minute?", so it does not matter when ticks come, or whether one is lost. The clock is
+ * the database's. The id of a job is made of the schedule's name and the slot. If a slot is sent again all the same (the clock was
+ * set back, a backup was restored), pg-boss finds that it has that job already.
  *
  * LATE SLOTS. A slot that was due more than 150 s ago, while nobody ticked, is sent if `missed` says so, and is counted otherwise.
  *
  * FAILURES. A schedule that cannot be sent (its queue was deleted, a trigger refuses) does not stop the others: the reason is its
- * `error`, its slots count as missed, and it goes on with the next slot. Any other failure, of the connection or a deadlock, rolls the
- * transaction back, and the next tick sends the same slots. A ticker that is frozen within the transaction loses it after 30 s.
+ * `error`, its slots count as missed, and it goes on with the next slot. Any other failure, of the connection or a deadlock, rolls
+ * the transaction back, and the next tick sends the same slots. A ticker that is frozen within the transaction loses it after 30 s.
  */
 import { sql } from 'kysely'
 import {
@@ -72,8 +72,8 @@ export interface ScheduleOptions {
   /** The data of each job: JSON, at most 1 MiB. @default null */
   data?: unknown
   /**
-   * What happens to slots that were due more than 150 s ago, while nobody ticked. `skip`: none is sent. `once`: the last of them is,
-   * unless a later slot is sent anyway. `all`: each is, 1,000 at a tick.
+   * What happens to slots that were due more than 150 s ago, while nobody ticked. `skip`: none is sent. `once`: the last of them
+   * is, unless a later slot is sent anyway. `all`: each is, 1,000 at a tick.
    * @default 'once'
    */
   missed?: Missed

@@ -1,11 +1,11 @@
 /**
  * Slots: the instants that match a cron expression in a time zone. Nothing here uses a database, and no time but what callers pass.
  *
- * cron-parser finds the slots, through pg-boss. When it walks over a change of the clocks it is right: a daily 2:30 comes once on the
- * day that has none (at 3:30) and once on the day that has two; every hour comes 23 and 25 times. When it begins within a change it is
- * not right, because it knows only the part of the change that it has walked over: begun at 3:00 on the first day, `0,20,40 2 * * *`
- * loses 3:20 and 3:40; begun in the second 1 o'clock of the other day, `30 1 * * *` comes again. So a walk begins before the change, and
- * the slots that it finds again are left out.
+ * cron-parser finds the slots, through pg-boss. When it walks over a change of the clocks it is right: a daily 2:30 comes once on
+ * the day that has none (at 3:30) and once on the day that has two; every hour comes 23 and 25 times. When it begins within a
+ * change it is not right, because it knows only the part of the change that it has walked over: begun at 3:00 on the first day,
+ * `0,20,40 2 * * *` loses 3:20 and 3:40; begun in the second 1 o'clock of the other day, `30 1 * * *` comes again. So a walk begins
+ * before the change, and the slots that it finds again are left out.
  *
  * A slot costs 15–150 µs. A page of slots blocks the event loop for some milliseconds; a long walk yields to the event loop between
  * pages.
@@ -25,7 +25,7 @@ export interface Rule {
 export const MISSED = ['skip', 'once', 'all'] as const
 export type Missed = (typeof MISSED)[number]
 
-/** What is to be done with the slots that are due. */
+/** The slots that are due: those to send, and those that are missed. */
 export interface Step {
   send: Date[]
   /** How many are not sent; a lower bound. */
@@ -94,8 +94,8 @@ export function slotsAfter(finder: Finder, rule: Rule, after: Date, count: numbe
 }
 
 /**
- * Decides about the slots from `first` to `now`. A slot is late when it is older than 150 s; `missed` says which late slots are sent. All
- * others are sent.
+ * Decides about the slots from `first` to `now`. A slot is late when it is older than 150 s; `missed` says which late slots are
+ * sent. All others are sent.
  *
  * Of more than 2,000 late slots only the first 2,000 and the last are looked at: a schedule by the second has 31 million slots in a
  * year. Then the result's `missed` is a lower bound.

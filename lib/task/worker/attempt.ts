@@ -6,14 +6,14 @@
  *      │                  ├─ worker ends ► hand back
  *      └── heartbeats, while it runs
  *
- * THE SIGNAL aborts when the attempt is lost (the job was cancelled, or the worker was taken for dead because no heartbeat arrived),
- * when the attempt has taken too long, when the worker stops, and when the budget of a drain ends. Its reason is a LeaseLostError in
- * the first two cases and a HandedBackError in the others. From then on the handler's result is not used: the handler may have done
- * its work, or may only have stopped early, and nobody can tell which. The job runs again. When the attempt is over, its slot in the
- * worker is free at once, so a handler that never returns does not stop the queue.
+ * THE SIGNAL aborts when the attempt is lost (the job was cancelled, or the worker was taken for dead because no heartbeat
+ * arrived), when the attempt has taken too long, when the worker stops, and when the budget of a drain ends. Its reason is a
+ * LeaseLostError in the first two cases and a HandedBackError in the others. From then on the handler's result is not used: the
+ * handler may have done its work, or may only have stopped early, and nobody can tell which. The job runs again. When the attempt
+ * is over, its slot in the worker is free at once, so a handler that never returns does not stop the queue.
  *
- * TRUST is as for leases. A heartbeat counts from the time at which it was *sent*, and is trusted for nine tenths of `heartbeatMs`. So
- * the signal aborts before upkeep can give the job to another worker, unless this whole process stands still.
+ * TRUST is as for leases. A heartbeat counts from the time at which it was *sent*, and is trusted for nine tenths of `heartbeatMs`.
+ * So the signal aborts before upkeep can give the job to another worker, unless this whole process stands still.
  *
  * TRANSACTIONAL handlers complete their job as the last statement of their own transaction. The effects and the completion commit
  * together; if the attempt is stale, neither does. So effects in this database happen exactly once, whatever dies. Without
@@ -67,7 +67,7 @@ export class RunningAttempt {
   /** When the last heartbeat that was answered was sent, and the last one at all. */
   #trustedFrom: Stopwatch
   #lastSent: Stopwatch
-  /** What was decided about the attempt; nothing else is decided after that. */
+  /** How the attempt was ended from outside of its handler. The first decision stands. */
   #decided: 'lost' | 'expired' | 'handed back' | undefined
 
   /** @param fetched  started before the job was fetched. */

@@ -1,9 +1,9 @@
 /**
  * Claims: attempts of workers that run elsewhere, over HTTP and in any language. Nothing is remembered here between two calls.
  *
- * A claim is a fetch and a lease. The claimer extends the lease in time (`extend`). If it does not, upkeep finds that the lease has run
- * out, and the job goes to another; before that the claimer may still complete it. If the answer to a claim is lost, the jobs wait
- * until their leases run out. If the answer to a completion or a failure is lost, the call can be made again.
+ * A claim is a fetch and a lease. The claimer extends the lease in time (`extend`). If it does not, upkeep finds that the lease has
+ * run out, and the job goes to another; before that the claimer may still complete it. If the answer to a claim is lost, the jobs
+ * wait until their leases run out. If the answer to a completion or a failure is lost, the call can be made again.
  */
 import { sql } from 'kysely'
 import {

@@ -5,11 +5,11 @@
  * connection, and until the next job is due (a delay, a retry). Without notifications it asks once a poll interval. All loops of a
  * process ask together, in one statement: an idle process costs one statement a poll interval, however many queues it works.
  *
- * To ask is not to fetch: a job that looks ready may be kept back by its queue's policy. A fetch that returned nothing is not repeated
- * before the next poll, or before something has changed.
+ * To ask is not to fetch: a job that looks ready may be kept back by its queue's policy. A fetch that returned nothing is not
+ * repeated before the next poll, or before something has changed.
  *
- * STOPPING is: fetch no more; let what runs end within the grace; abort its signals; half a second later hand back what has not ended.
- * What is handed back is ready at once, for any worker of the queue.
+ * STOPPING is: fetch no more; let what runs end within the grace; abort its signals; half a second later hand back what has not
+ * ended. What is handed back is ready at once, for any worker of the queue.
  */
 
 import { sql } from 'kysely'

@@ -1,4 +1,4 @@
-/** What other folders use of this one. */
+/** The exports of this folder. */
 
 export { type Claimed, type ClaimOptions, Claims } from './claims.ts'
 export { FetchLoop, type WorkerParts } from './fetch-loop.ts'

@@ -1,11 +1,11 @@
 /**
- * The attempts that run in this process. Once a second each of them is checked: so their heartbeats share statements, and a job that
- * takes no time costs no timer. When a job's id is notified (somebody cancelled it), its attempt sends a heartbeat at once.
+ * The attempts that run in this process. Once a second each of them is checked: so their heartbeats share statements, and a job
+ * that takes no time costs no timer. When a job's id is notified (somebody cancelled it), its attempt sends a heartbeat at once.
  */
 import { Deadline } from '../../base/index.ts'
 import type { Notifier } from '../../database/index.ts'
 
-/** What an attempt lets the others do with it. */
+/** The part of an attempt that is used here. */
 interface Attempt {
   /** Settles when the attempt is over. */
   readonly result: Promise<unknown>

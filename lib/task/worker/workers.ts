@@ -2,8 +2,8 @@
  * Workers, and the registry of live workers in the database, for broadcasts.
  *
  * Each worker of a queue also has its own queue, and runs every job of it. So a broadcast is one ordinary job for each live worker:
- * it is tried again, expires and is kept as any other job. A worker that stops deletes its queue. A worker that dies is removed by a
- * tick after a minute. A worker that was frozen for so long and comes back makes its queue again.
+ * it is tried again, expires and is kept as any other job. A worker that stops deletes its queue. A worker that dies is removed by
+ * a tick after a minute. A worker that was frozen for so long and comes back makes its queue again.
  */
 import { sql } from 'kysely'
 import { checkMs, NotFoundError, WAIT } from '../../base/index.ts'
