@@ -148,7 +148,6 @@ const PUBLIC = {
 const LONG: Record<string, number> = {
   'lib/database/database.ts': 330,
   'lib/lease/leases.ts': 310,
-  'lib/task/tasks.ts': 370,
   'functions/routes/streams.ts': 320,
 }
 

@@ -1,6 +1,5 @@
 /**
- * The words of tasks: everything that can be done with jobs, queues and schedules. What is promised is told in tasks.ts,
- * where they are put together.
+ * The interface of tasks: everything that can be done with jobs, queues and schedules. What is promised is said in tasks.ts.
  */
 
 import type { AnyTransaction } from '../database/index.ts'
@@ -10,10 +9,11 @@ import type { Schedule, ScheduleOptions } from './schedule/index.ts'
 import type { DrainResult, TickResult } from './tick.ts'
 import type { Claimed, ClaimOptions, Worker } from './worker/index.ts'
 
-/** A queue, with the types of its jobs. */
+/** A queue, with the types of its jobs. `define` returns one; a queue's name does as well wherever a queue is expected. */
 export interface Queue<Input = unknown, Output = unknown> {
+  /** The queue's name, 1–255 letters, digits, or _ - . / */
   readonly name: string
-  /** For the types only. */
+  /** The types of data and output, for TypeScript only; it is never set. */
   readonly '~types'?: { input: Input; output: Output }
 }
 // biome-ignore lint/suspicious/noExplicitAny: any queue
@@ -23,30 +23,34 @@ type InputOf<Q> = Q extends Queue<infer I, any> ? I : any
 // biome-ignore lint/suspicious/noExplicitAny: as above
 type OutputOf<Q> = Q extends Queue<any, infer O> ? O : any
 
-/** Of a list, in the order of code points. */
+/** A page of a list, in the order of code points. */
 export interface Page {
-  /** What names begin with. */
+  /** Only names that begin with this text. @default '' */
   prefix?: string
-  /** 1–1,000. @default 100 */
+  /** How many at most, 1–1,000. @default 100 */
   limit?: number
-  /** The last name of the page before. */
+  /** The last name of the page before this one. @default the first page */
   after?: string
 }
 
-/** The jobs of one process. Made by `createTasks`. */
+/** The jobs, queues and schedules of one process. Made by `createTasks`. */
 export interface Tasks extends AsyncDisposable {
   // ── Defining ──
 
   /**
-   * Defines a queue: how its jobs are run here, and how they are tried. Without a handler it is only sent to from here. The
-   * queue is made, or changed to what is said here, at its first use.
+   * Defines a queue in this process: its handler, and how its jobs are tried.
+   *
+   * Without a handler this process only sends to the queue. At its first use the queue is made in the database, or changed to these
+   * options.
    *
    * ```ts
    * const mail = tasks.define('mail', async ({ to }: { to: string }, { signal }) => deliver(to, signal))
    * ```
    *
-   * @param queue  1–255 letters, digits, or _ - . /
-   * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
+   * @param queue    1–255 letters, digits, or _ - . /
+   * @param handler  gets the data and a {@link HandlerContext}. It returns the job's output, JSON; if it throws, the attempt fails.
+   * @param options  see {@link DefineOptions}.
+   * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`; also when the queue was defined already.
    */
   define<I, O>(
     queue: string,
@@ -61,29 +65,48 @@ export interface Tasks extends AsyncDisposable {
   define<I = unknown, O = unknown>(queue: string, options?: DefineOptions<I>): Queue<I, O>
 
   /**
-   * Makes a queue now, or changes one, whoever works it.
-   * @returns whether it was made.
+   * Makes a queue in the database now, or changes its options. It needs no handler.
+   *
+   * @param queue    1–255 letters, digits, or _ - . /
+   * @param options  see {@link DeclareOptions}; what is left out is not changed.
+   * @returns whether the queue was made.
    * @throws {UnavailableError | TypeError | RangeError}
    */
   declare(queue: string, options?: DeclareOptions): Promise<boolean>
 
-  /** Names of queues, in the order of their code points. @param page.limit  1–1,000. @default 100 */
+  /**
+   * Lists the names of queues, in the order of their code points.
+   *
+   * @param page  see {@link Page}.
+   * @throws {UnavailableError | TypeError | RangeError}
+   */
   queues(page?: Page): Promise<string[]>
 
   // ── Sending ──
 
   /**
-   * Sends a job: it is on disk when this resolves; with `trx`, when that commits. Sends of a moment share an insert.
+   * Sends a job.
    *
-   * @param data  JSON, at most 1 MiB.
-   * @returns its id; null: refused, by the queue's policy, a throttle, or because the `id` was used.
+   * When this resolves the job is on disk; with `trx`, when that transaction commits. Sends that are made at the same time share an
+   * insert.
+   *
+   * @param data     JSON, at most 1 MiB.
+   * @param options  see {@link SendOptions}.
+   * @returns the job's id; null: it was refused, by the queue's policy, by a throttle, or because the `id` was used already.
    * @throws {NotFoundError} there is no such queue.
-   * @throws {UnavailableError} the database cannot be asked; it may have been sent. With an `id`, send it again.
-   * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`; also when the data does not fit the schema.
+   * @throws {UnavailableError} the database could not be reached; the job may have been sent. With an `id`, send it again.
+   * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`; also when the data does not match the schema.
    */
   send<Q extends AnyQueue>(queue: Q, data: InputOf<Q>, options?: SendOptions): Promise<string | null>
 
-  /** Sends many in one statement: all, or none. Null for each that is refused. @throws as {@link send}. */
+  /**
+   * Sends many jobs in one statement: all of them, or none.
+   *
+   * @param jobs         each with its `data`, and {@link SendOptions} of its own.
+   * @param options.trx  sends them in this transaction.
+   * @returns the ids in the order of `jobs`; null for each job that was refused.
+   * @throws as {@link send}.
+   */
   sendAll<Q extends AnyQueue>(
     queue: Q,
     jobs: ({ data: InputOf<Q> } & Omit<SendOptions, 'trx'>)[],
@@ -91,115 +114,185 @@ export interface Tasks extends AsyncDisposable {
   ): Promise<(string | null)[]>
 
   /**
-   * Sends a job and waits for its output. With `pool: n`, n copies, and their outputs.
+   * Sends a job and waits for its output. With `pool: n` it sends n copies and waits for all of them.
    *
-   * A worker that dies does not end the wait: the job is tried again. Aborting the `signal` cancels the job. When `waitMs`
-   * runs out it goes on.
+   * A worker that dies does not end the wait: the job is tried again. When the `signal` aborts, the job is cancelled. When `waitMs`
+   * runs out, the job goes on.
    *
-   * @param options.waitMs  ≥ 0. @default Infinity
-   * @returns what the handler returned.
-   * @throws {JobFailedError} it failed for good, or was cancelled: with the handler's message and cause.
-   * @throws {AggregateError} with `pool`: one for each that failed, when all are over.
-   * @throws {RunTimeoutError} with the id. And the `signal`'s reason; and as {@link send}, where null would be refused.
+   * @param options.waitMs  milliseconds, ≥ 0. @default Infinity
+   * @param options.signal  ends the wait, and cancels the job.
+   * @param options.pool    copies, 1–1,000.
+   * @returns what the handler returned; with `pool`, the outputs of all copies.
+   * @throws {JobFailedError} the job failed for good, or was cancelled. It has the handler's message, and its error as `cause`.
+   * @throws {AggregateError} with `pool`: when all copies are over, with an error for each that failed.
+   * @throws {RunTimeoutError} `waitMs` ran out; it has the id.
+   * @throws the `signal`'s reason; and as {@link send}. A refused job is a RangeError here.
    */
   run<Q extends AnyQueue>(queue: Q, data: InputOf<Q>, options: RunOptions & { pool: number }): Promise<OutputOf<Q>[]>
   run<Q extends AnyQueue>(queue: Q, data: InputOf<Q>, options?: RunOptions): Promise<OutputOf<Q>>
 
-  /** As {@link run}, but a failure is an answer, null: refused; and the `signal` ends only the wait. */
+  /**
+   * Sends a job and waits for its end, as {@link run} does. A failure is returned and not thrown, and the `signal` ends only the
+   * wait.
+   *
+   * @returns how the job ended; null: it was refused.
+   * @throws {RunTimeoutError} `waitMs` ran out. And the `signal`'s reason; and as {@link send}.
+   */
   outcome(queue: AnyQueue, data: unknown, options?: RunOptions): Promise<Outcome | null>
 
   /**
-   * One job for each live worker of a queue (of each `work`, in any process); a worker that begins later gets none.
-   * @returns the workers and the jobs, which are in queues of their own: `get('lockstep.worker/' + worker, id)`.
+   * Sends one job to each live worker of a queue: to each `work` of it, in any process. A worker that begins later gets none.
+   *
+   * @returns the workers and the jobs. Each job is in the worker's own queue: `get('lockstep.worker/' + worker, id)`.
+   * @throws {NotFoundError} there is no such queue.
+   * @throws {UnavailableError | TypeError | RangeError}
    */
   broadcast<Q extends AnyQueue>(queue: Q, data: InputOf<Q>): Promise<{ worker: string; id: string }[]>
 
   // ── Working ──
 
   /**
-   * Works a queue that was defined with a handler, or all of them; and ticks by itself, for schedules and upkeep.
+   * Starts a worker of one queue, or of all queues that are defined here with a handler. It also ticks, for schedules and upkeep.
    *
-   * @throws {NotFoundError} it was not defined here with a handler.
+   * @throws {NotFoundError} the queue was not defined here with a handler.
    */
   work(queue?: AnyQueue): Worker
 
   /**
-   * Works what is ready in the queues that were defined with a handler until there is nothing more, or the budget ends: then
-   * what still runs is asked to stop, and given back. For a process that does not live on.
+   * Runs the jobs that are ready in queues that are defined here with a handler, until there are no more or the budget ends. Then
+   * what still runs is asked to stop, and is given back. For a process that does not live on.
    *
-   * @param options.budgetMs  100–86,400,000; a fifth of it, two seconds at most, is for stopping. @default 10_000
-   * @throws {UnavailableError} also when the database has not answered a second after the budget ended: what is under way goes on.
+   * @param options.budgetMs  milliseconds, 100–86,400,000. A fifth of it, but at most two seconds, is kept for stopping. @default 10_000
+   * @param options.queues    only these queues. @default all that are defined with a handler
+   * @param options.signal    ends the drain as the end of the budget does.
+   * @throws {UnavailableError} also when the database has not answered a second after the budget ended; what is under way goes on.
    */
   drain(options?: { budgetMs?: number; queues?: AnyQueue[]; signal?: AbortSignal }): Promise<DrainResult>
 
   /**
-   * Does what is due, from anywhere and from many places at once: sends slots, gives the jobs of dead workers to others,
-   * unblocks flows, deletes what was kept long enough, then drains.
+   * Does what is due: sends slots of schedules, gives the jobs of dead workers to others, unblocks flows, deletes jobs that were
+   * kept long enough, then drains. It may be called from anywhere, and from many processes at once.
    *
-   * @param options.budgetMs  100–86,400,000. @default 10_000
+   * @param options.budgetMs  milliseconds, 100–86,400,000. @default 10_000
+   * @param options.signal    ends the tick as the end of the budget does.
    * @throws {UnavailableError} as {@link drain}.
    */
   tick(options?: { budgetMs?: number; signal?: AbortSignal }): Promise<TickResult>
 
   // ── Looking ──
 
-  /** A job; null: there is none, or it was deleted after its time. @throws {NotFoundError} no such queue. */
+  /**
+   * Reads a job.
+   * @returns the job; null: there is none, or it was deleted when it was kept long enough.
+   * @throws {NotFoundError} there is no such queue.
+   * @throws {UnavailableError | TypeError | RangeError}
+   */
   get(queue: AnyQueue, id: string): Promise<Job | null>
 
-  /** Cancels a job; if it runs, its signal aborts. @returns whether this did it: it was not over before. */
+  /**
+   * Cancels a job. If it runs, its signal aborts.
+   * @returns whether this call cancelled it; false: it was over, or there is none.
+   * @throws {NotFoundError} there is no such queue.
+   * @throws {UnavailableError | TypeError | RangeError}
+   */
   cancel(queue: AnyQueue, id: string): Promise<boolean>
 
-  /** How many jobs there are. @throws {NotFoundError} */
+  /** Counts the jobs of a queue by state. @throws {NotFoundError | UnavailableError | TypeError | RangeError} */
   counts(queue: AnyQueue): Promise<Counts>
 
   // ── Schedules ──
 
   /**
-   * Sends a job at every slot, exactly once, while anything ticks. The same name again changes it; while `cron` and
-   * `timezone` are the same no slot is lost or shifted.
+   * Makes a schedule, or changes it: a job is sent at every slot, exactly once, while any process ticks. While `cron` and
+   * `timezone` stay the same, a change loses and shifts no slot.
    *
-   * @param cron  `minute hour day month weekday`, with seconds before them if there are six.
-   * @returns whether it was made.
+   * @param name     1–255 characters.
+   * @param cron     `minute hour day month weekday`; with six fields the first is seconds. Also `@hourly`, `@daily`, …
+   * @param options  see {@link ScheduleOptions}.
+   * @returns whether the schedule was made.
    * @throws {NotFoundError} there is no such queue.
    * @throws {UnavailableError | TypeError | RangeError}
    */
   schedule(name: string, cron: string, options: ScheduleOptions): Promise<boolean>
 
-  /** Ends a schedule. What it has sent stays. @returns whether there was one. */
+  /** Removes a schedule. Its jobs stay. @returns whether there was one. @throws {UnavailableError | TypeError | RangeError} */
   unschedule(name: string): Promise<boolean>
 
-  /** A schedule; null: there is none. */
+  /** Reads a schedule. @returns the schedule; null: there is none. @throws {UnavailableError | TypeError | RangeError} */
   scheduled(name: string): Promise<Schedule | null>
 
-  /** Schedules, in the order of their names' code points. @param page.limit  1–1,000. @default 100 */
+  /**
+   * Lists schedules, in the order of their names' code points.
+   *
+   * @param page  see {@link Page}.
+   * @throws {UnavailableError | TypeError | RangeError}
+   */
   schedules(page?: Page): Promise<Schedule[]>
 
-  /** The next n slots, from now on the local clock. @param n  1–1,000. @default 5 */
+  /**
+   * Computes the next n slots of a cron expression, from now on, by the local clock. It needs no database.
+   *
+   * @param timezone  an IANA name. @default 'UTC'
+   * @param n         1–1,000. @default 5
+   * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
+   */
   preview(cron: string, timezone?: string, n?: number): Date[]
 
-  // ── The verbs without memory: for a worker that lives elsewhere ──
+  // ── Claims: for workers that run elsewhere. Nothing is remembered here between two calls. ──
 
   /**
-   * Jobs to run, none if there are none, or none came while it waited. Whoever has claimed extends in time, or completes.
-   * @throws {NotFoundError | UnavailableError | TypeError | RangeError} and the `signal`'s reason, when it aborts.
+   * Claims jobs to run. The claimer extends each claim in time, and completes or fails the job.
+   *
+   * @param options  see {@link ClaimOptions}.
+   * @returns the jobs; none, if there are none and none came within `waitMs`.
+   * @throws {NotFoundError} there is no such queue.
+   * @throws {UnavailableError | TypeError | RangeError} and the `signal`'s reason.
    */
   claim(queue: AnyQueue, options?: ClaimOptions): Promise<Claimed[]>
 
-  /** Completes a job. Again is as good as once. @throws {LeaseLostError} another attempt runs, or it is over otherwise. */
+  /**
+   * Completes a claimed job. It may be called again if the answer was lost.
+   *
+   * @param token   of the {@link Claimed} job.
+   * @param output  JSON, at most 1 MiB. @default null
+   * @throws {LeaseLostError} another attempt runs, or the job ended in another way.
+   * @throws {UnavailableError | TypeError | RangeError}
+   */
   complete(queue: AnyQueue, id: string, token: bigint, output?: unknown): Promise<void>
 
-  /** Fails an attempt: it is tried again as its queue says. Again is as good as once. @throws {LeaseLostError} */
+  /**
+   * Fails an attempt: the job is tried again by its retry options. It may be called again if the answer was lost.
+   *
+   * @param token  of the {@link Claimed} job.
+   * @param error  anything; it is the job's output: `{ name, message, stack, … }`.
+   * @throws {LeaseLostError} another attempt runs, or the job ended in another way.
+   * @throws {UnavailableError | TypeError | RangeError}
+   */
   fail(queue: AnyQueue, id: string, token: bigint, error: unknown): Promise<void>
 
-  /** Makes a claim last `leaseMs` from now. Until when, on the database's clock. @throws {LeaseLostError} */
+  /**
+   * Makes a claim last `leaseMs` from now.
+   *
+   * @param options.leaseMs  milliseconds, 1,000–3,600,000. @default 30_000
+   * @returns when it runs out, on the database's clock.
+   * @throws {LeaseLostError} the attempt is over.
+   * @throws {UnavailableError | TypeError | RangeError}
+   */
   extend(queue: AnyQueue, id: string, token: bigint, options?: { leaseMs?: number }): Promise<Date>
 
-  /** Shows how far it is, 0–1, with a note of at most 1,000 characters. @throws {LeaseLostError} */
+  /**
+   * Stores how far a claimed job is; {@link get} shows it.
+   *
+   * @param fraction  the part that is done, 0–1.
+   * @param note      at most 1,000 characters.
+   * @throws {LeaseLostError} the attempt is over.
+   * @throws {UnavailableError | TypeError | RangeError}
+   */
   progress(queue: AnyQueue, id: string, token: bigint, fraction: number, note?: string): Promise<void>
 
-  /** Gives jobs back that were claimed for nobody; they cost no retry. Those that are over are left alone. */
+  /** Gives claimed jobs back, at no retry. Jobs that are over stay so. @throws {UnavailableError | TypeError | RangeError} */
   handBack(queue: AnyQueue, jobs: { id: string; token: bigint }[]): Promise<void>
 
-  /** Stops the workers, which give back what runs; every verb and every wait rejects. Done by `lockstep.close()` too. */
+  /** Stops the workers, which hand back what runs. Every later call and every wait rejects. `lockstep.close()` does it too. */
   close(): Promise<void>
 }

@@ -2,198 +2,127 @@
  * Tasks: work that is done once, later, elsewhere, or every night.
  *
  * PROMISE. A job that was sent is on disk, or in your transaction. It runs at least once; with a `transactional` handler its
- * effects in this database happen exactly once. One attempt at a time: an attempt that was taken for dead can neither
- * complete nor fail the one that follows. Each slot of a schedule is sent exactly once, however many tick.
+ * effects in this database happen exactly once. One attempt runs at a time: an attempt that was taken for dead can neither complete
+ * nor fail the attempt that follows it. Each slot of a schedule is sent exactly once, however many processes tick.
  *
- *   send ─► created ─► active ─► completed            pg-boss does the queueing (task/pgboss/adapter.ts); what we add:
- *              ▲  retry ◄─┤ ─► failed (─► dead letter)   run (task/job/outcomes.ts) · attempts that know when they are lost
- *              └──────────┘ ─► cancelled                 (task/worker/attempt.ts) · exact cron (task/schedule/schedules.ts) · ticks without a process
- *                                                        that lives on (tick.ts) · claims over HTTP (task/worker/claims.ts)
+ *   send ─► created ─► active ─► completed               pg-boss does the queueing (pgboss/adapter.ts). We add: run
+ *              ▲  retry ◄─┤ ─► failed (─► dead letter)   (job/outcomes.ts) · attempts that learn when they are lost
+ *              └──────────┘ ─► cancelled                 (worker/attempt.ts) · exact cron (schedule/schedules.ts) · ticks where
+ *                                                        no process lives on (tick.ts) · claims over HTTP (worker/claims.ts)
  *
- * FAILURES. A worker is killed: its jobs run again when their heartbeat is missed (30 s unless the queue says otherwise)
- * and somebody ticks. It stops: they go back at once and cost no retry. It is frozen: its signals abort as soon as it comes
- * to itself, and what it then does is not taken. The answer to a send is lost: send with an `id` of your own, and again.
+ * FAILURES. A worker is killed: its jobs run again when their heartbeats are missed (30 s unless the queue says otherwise) and a
+ * process ticks. A worker stops: its jobs go back at once, and this costs no retry. A worker is frozen: its signals abort as soon
+ * as it goes on, and what its handlers then return or throw is not used. The answer to a send is lost: send again, with the same
+ * `id`.
  *
- * NOT PROMISED. Effects elsewhere (a mail, an API) happen once more when a worker dies between them and the completion:
- * give them `job.id`, which is the same in every attempt, as their key for once. Order: jobs begin in the order of priority and time, but
+ * NOT PROMISED. Effects elsewhere (a mail, an API) happen again when a worker dies between the effect and the completion: give them
+ * `job.id`, which is the same in every attempt, as their idempotency key. Order: jobs begin in the order of priority and time, but
  * several run at a time.
  *
- * This room is apart from `createLockstep`, because pg-boss is large: who only locks does not bundle it.
+ * Tasks are not part of `createLockstep` because pg-boss is large: an application that only locks does not bundle it.
  */
 
 import {
   budgeted,
-  Closing,
-  checkInteger,
   checkOptions,
   combineSignals,
   GRACE_MS,
   NotFoundError,
   RoomEnding,
-  UnavailableError,
   warn,
   wrongType,
 } from '../base/index.ts'
-import type { AnyTransaction, Context, Database, Pool } from '../database/index.ts'
-import { contextOf, Notifier } from '../database/index.ts'
+import type { AnyTransaction } from '../database/index.ts'
 import type { Lockstep } from '../index.ts'
 import type { AnyQueue, Page, Queue, Tasks } from './api.ts'
-import {
-  type Counts,
-  JOB_CHANNEL,
-  type Job,
-  Jobs,
-  type Outcome,
-  type Pooled,
-  QUEUE_CHANNEL,
-  Results,
-  type RunOptions,
-  Runs,
-  Settle,
-} from './job/index.ts'
-import { keepBoss, makeBoss } from './pgboss/index.ts'
+import type { Counts, Job, Outcome, Pooled, RunOptions } from './job/index.ts'
+import { makeParts, type Parts } from './parts.ts'
+import { keepBoss } from './pgboss/index.ts'
 import type { Handler } from './queue/index.ts'
 import {
   checkDefinition,
   checkQueue,
   type DeclareOptions,
   type DefineOptions,
-  Queues,
-  Sender,
   type SendOptions,
 } from './queue/index.ts'
-import { Cron, type Schedule, type ScheduleOptions } from './schedule/index.ts'
-import { type DrainResult, SCHEDULES, type TickResult, Ticks } from './tick.ts'
-import {
-  type Claimed,
-  type ClaimOptions,
-  Claims,
-  Lookout,
-  Members,
-  Pulse,
-  type Worker,
-  type WorkerParts,
-  Working,
-} from './worker/index.ts'
+import type { Schedule, ScheduleOptions } from './schedule/index.ts'
+import { type DrainResult, SCHEDULES, type TickResult } from './tick.ts'
+import { type Claimed, type ClaimOptions, type Worker, WorkerHandle } from './worker/index.ts'
 
+/** Options of `createTasks`. */
 export interface TasksOptions {
-  /** Connections for jobs, 1–100. @default 4 */
+  /** Connections of the pool for jobs, 1–100. @default 4 */
   connections?: number
-  /** Hears of what no caller is there to hear. @default a warning of the process */
+  /** Gets the errors that no caller gets: of workers, of ticks. @default a warning of the process */
   onError?: (error: unknown) => void
 }
 
 /**
- * Makes the tasks of a Lockstep. One for a process; it is closed with it.
+ * Makes the tasks of a Lockstep. Make one for a process; it is closed with the Lockstep.
  *
  * ```ts
  * await using lockstep = createLockstep({ connectionString: 'postgres://…' })
  * const tasks = createTasks(lockstep)
  * ```
  *
+ * @param options.connections  of the pool for jobs, 1–100. @default 4
+ * @param options.onError      gets the errors that no caller gets. @default a warning of the process
  * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
  */
 export function createTasks(lockstep: Lockstep, options: TasksOptions = {}): Tasks {
   checkOptions(options)
-  return new Room(lockstep, options)
+  return new LockstepTasks(lockstep, options)
 }
 
-/** Its verbs are told in api.ts. */
-class Room implements Tasks {
-  readonly #database: Database
-  readonly #closing: Closing
+/** Its methods are documented in api.ts. */
+class LockstepTasks implements Tasks {
+  readonly #parts: Parts
   readonly #ending: RoomEnding
-  readonly #notifier: Notifier<null>[]
-  readonly #pulse: Pulse
-  readonly #queues: Queues
-  readonly #sender: Sender
-  readonly #settle: Settle
-  readonly #runs: Runs
-  readonly #jobs: Jobs
-  readonly #claims: Claims
-  readonly #cron: Cron
-  readonly #members: Members
-  readonly #ticks: Ticks
-  readonly #results: Results
-  readonly #pool: Pool
-  readonly #time: Context['time']
-  readonly #working = new Set<Worker>()
+  readonly #workers = new Set<Worker>()
 
   constructor(
     lockstep: Lockstep,
     { connections = 4, onError = (error) => warn('A task failed', error) }: TasksOptions,
   ) {
-    const { database, sessions, time, closing, rooms } = contextOf(lockstep)
-    checkInteger('connections', connections, { min: 1, max: 100 })
-    if (typeof onError !== 'function') throw wrongType('onError', 'a function', onError)
-    const pool = database.pool(connections, 'raise `connections` of createTasks')
-    // What an end cuts short is no news.
-    const told = (error: unknown) => {
-      if (!(this.#closing.closed && error instanceof UnavailableError)) onError(error)
-    }
-    let made: ReturnType<typeof makeBoss> | undefined
-    const boss = () => {
-      made ??= makeBoss(pool, told)
-      return made
-    }
-    keepBoss(this, boss)
-    const jobs = news(sessions, JOB_CHANNEL)
-    const queues = news(sessions, QUEUE_CHANNEL)
-    this.#notifier = [jobs, queues]
-    this.#database = database
-    this.#closing = new Closing(closing)
-    const look = new Lookout(pool)
-    const settle = new Settle(pool, boss)
-    const known = new Queues(pool, boss, () => {
-      made = undefined // another, with nothing in mind
+    const parts = makeParts(lockstep, connections, onError)
+    this.#parts = parts
+    keepBoss(this, parts.boss)
+    this.#ending = new RoomEnding(parts.closing, parts.rooms, {
+      rest: () => this.#rest(),
+      end: (late: Promise<void>) => this.#end(late),
     })
-    this.#settle = settle
-    this.#pulse = new Pulse(jobs)
-    const work: WorkerParts = { database, pool, boss, settle, queues, known, look, pulse: this.#pulse, onError: told }
-    this.#pool = pool
-    this.#time = time
-    this.#queues = known
-    this.#sender = new Sender(this.#queues, boss)
-    this.#results = new Results(pool, jobs)
-    this.#jobs = new Jobs(pool, boss, this.#queues, settle)
-    this.#runs = new Runs(this.#sender, this.#results, this.#jobs)
-    this.#claims = new Claims({ pool, boss, settle, queues: this.#queues, news: queues, look })
-    this.#cron = new Cron({ pool, boss, ensure: (queue) => this.#queues.ensure(queue) })
-    this.#members = new Members(work)
-    this.#ticks = new Ticks({ pool, boss, cron: this.#cron, members: this.#members, queues: this.#queues, jobs, work })
-    const how = { rest: () => this.#rest(), end: (late: Promise<void>) => this.#end(late) }
-    this.#ending = new RoomEnding(this.#closing, rooms, how)
-    const { signal } = this.#closing
-    signal.addEventListener('abort', () => this.#results.close(signal.reason))
+    const { signal } = parts.closing
+    signal.addEventListener('abort', () => parts.outcomes.close(signal.reason))
   }
 
-  // biome-ignore lint/suspicious/noExplicitAny: typed in the words
+  // biome-ignore lint/suspicious/noExplicitAny: typed in api.ts
   define(queue: string, ...rest: any[]): Queue<any, any> {
-    this.#closing.check()
+    this.#parts.closing.check()
     const [handler, options = {}] = typeof rest[0] === 'function' ? rest : [undefined, rest[0] ?? {}]
     checkDefinition(queue, options as DefineOptions)
-    if (this.#queues.definitions.has(queue)) throw wrongType('queue', 'defined only once', queue)
-    this.#queues.definitions.set(queue, {
+    if (this.#parts.queues.definitions.has(queue)) throw wrongType('queue', 'defined only once', queue)
+    this.#parts.queues.definitions.set(queue, {
       name: queue,
       handler: handler as Handler | undefined,
       options: options as DefineOptions,
     })
-    this.#queues.forget(queue)
+    this.#parts.queues.forget(queue)
     return { name: queue }
   }
 
   async declare(queue: string, options: DeclareOptions = {}): Promise<boolean> {
-    this.#closing.check()
+    this.#parts.closing.check()
     checkDefinition(queue, options)
-    return this.#queues.declare(queue, options)
+    return this.#parts.queues.declare(queue, options)
   }
 
   queues(page: Page = {}): Promise<string[]> {
-    return this.#closing.verb(() => this.#queues.list(page))
+    return this.#parts.closing.verb(() => this.#parts.queues.list(page))
   }
 
   send(queue: AnyQueue, data: unknown, options: SendOptions = {}): Promise<string | null> {
-    return this.#closing.verb(() => this.#sender.send(nameOf(queue), data, options, randomId))
+    return this.#parts.closing.verb(() => this.#parts.sender.send(nameOf(queue), data, options, randomId))
   }
 
   sendAll(
@@ -201,57 +130,57 @@ class Room implements Tasks {
     jobs: ({ data: unknown } & Omit<SendOptions, 'trx'>)[],
     options?: { trx?: AnyTransaction },
   ): Promise<(string | null)[]> {
-    return this.#closing.verb(() => this.#sender.sendAll(nameOf(queue), jobs, randomId, options?.trx))
+    return this.#parts.closing.verb(() => this.#parts.sender.sendAll(nameOf(queue), jobs, randomId, options?.trx))
   }
 
-  // biome-ignore lint/suspicious/noExplicitAny: typed in the words
+  // biome-ignore lint/suspicious/noExplicitAny: typed in api.ts
   run(queue: AnyQueue, data: unknown, options: RunOptions & Pooled = {}): Promise<any> {
-    return this.#closing.wait(undefined, () => this.#runs.run(nameOf(queue), data, options))
+    return this.#parts.closing.wait(undefined, () => this.#parts.runs.run(nameOf(queue), data, options))
   }
 
   outcome(queue: AnyQueue, data: unknown, options: RunOptions = {}): Promise<Outcome | null> {
-    return this.#closing.wait(undefined, () => this.#runs.outcome(nameOf(queue), data, options))
+    return this.#parts.closing.wait(undefined, () => this.#parts.runs.outcome(nameOf(queue), data, options))
   }
 
   async broadcast(queue: AnyQueue, data: unknown): Promise<{ worker: string; id: string }[]> {
-    this.#closing.check()
+    this.#parts.closing.check()
     const name = nameOf(queue)
     checkQueue(name)
-    await this.#queues.ensure(name)
-    return this.#members.broadcast(name, data, this.#sender)
+    await this.#parts.queues.ensure(name)
+    return this.#parts.registry.broadcast(name, data, this.#parts.sender)
   }
 
   work(queue?: AnyQueue): Worker {
-    this.#closing.check()
-    const definitions = [...this.#queues.definitions.values()].filter(
+    this.#parts.closing.check()
+    const definitions = [...this.#parts.queues.definitions.values()].filter(
       ({ name, handler }) => handler && (queue === undefined || name === nameOf(queue)),
     )
     if (queue !== undefined && definitions.length === 0) {
       throw new NotFoundError(`The queue ${JSON.stringify(nameOf(queue))} was not defined here with a handler`)
     }
-    const release = this.#ticks.keep()
-    const members = definitions.map((definition) => this.#members.open(definition))
-    const worker = new Working(members, release, () => this.#working.delete(worker))
-    this.#working.add(worker)
+    const release = this.#parts.ticker.start()
+    const members = definitions.map((definition) => this.#parts.registry.open(definition))
+    const worker = new WorkerHandle(members, release, () => this.#workers.delete(worker))
+    this.#workers.add(worker)
     return worker
   }
 
   async drain(options: { budgetMs?: number; queues?: AnyQueue[]; signal?: AbortSignal } = {}): Promise<DrainResult> {
     const { budgetMs, queues, signal } = budgeted(options)
     if (queues !== undefined && !Array.isArray(queues)) throw wrongType('queues', 'an array', queues)
-    return this.#closing.wait(signal, (stop) => this.#ticks.drain(queues?.map(nameOf), budgetMs, stop))
+    return this.#parts.closing.wait(signal, (stop) => this.#parts.ticker.drain(queues?.map(nameOf), budgetMs, stop))
   }
 
   async tick(options: { budgetMs?: number; signal?: AbortSignal } = {}): Promise<TickResult> {
     const { budgetMs, signal } = budgeted(options)
-    return this.#closing.wait(signal, async (stop) => {
+    return this.#parts.closing.wait(signal, async (stop) => {
       const late = new AbortController()
       const timer = setTimeout(() => late.abort(), budgetMs)
       const until = combineSignals(stop, late.signal)
       try {
-        // True time is measured beside the rest: where nothing lives on, nobody else would. `status` tells how that went.
-        const measured = this.#time.synchronize({ signal: until.signal }).catch(() => {})
-        const result = await this.#ticks.tick(budgetMs, stop)
+        // True time is measured too: where no process lives on, nothing else measures it. `time.now().status` says how that went.
+        const measured = this.#parts.time.synchronize({ signal: until.signal }).catch(() => {})
+        const result = await this.#parts.ticker.tick(budgetMs, stop)
         await measured
         return result
       } finally {
@@ -262,70 +191,71 @@ class Room implements Tasks {
   }
 
   get(queue: AnyQueue, id: string): Promise<Job | null> {
-    return this.#closing.verb(() => this.#jobs.get(nameOf(queue), id))
+    return this.#parts.closing.verb(() => this.#parts.jobs.get(nameOf(queue), id))
   }
 
   cancel(queue: AnyQueue, id: string): Promise<boolean> {
-    return this.#closing.verb(() => this.#jobs.cancel(nameOf(queue), id))
+    return this.#parts.closing.verb(() => this.#parts.jobs.cancel(nameOf(queue), id))
   }
 
   counts(queue: AnyQueue): Promise<Counts> {
-    return this.#closing.verb(() => this.#jobs.counts(nameOf(queue)))
+    return this.#parts.closing.verb(() => this.#parts.jobs.counts(nameOf(queue)))
   }
 
   async schedule(name: string, cron: string, options: ScheduleOptions): Promise<boolean> {
-    this.#closing.check()
-    const made = await this.#cron.schedule(name, cron, options)
-    await this.#settle.tellAll(SCHEDULES) // whoever ticks may have to tick sooner
+    this.#parts.closing.check()
+    const made = await this.#parts.schedules.schedule(name, cron, options)
+    await this.#parts.attempts.notify(SCHEDULES) // workers may have to tick sooner
     return made
   }
 
   unschedule(name: string): Promise<boolean> {
-    return this.#closing.verb(() => this.#cron.unschedule(name))
+    return this.#parts.closing.verb(() => this.#parts.schedules.unschedule(name))
   }
 
   scheduled(name: string): Promise<Schedule | null> {
-    return this.#closing.verb(() => this.#cron.scheduled(name))
+    return this.#parts.closing.verb(() => this.#parts.schedules.get(name))
   }
 
   schedules(page: Page = {}): Promise<Schedule[]> {
-    return this.#closing.verb(() => this.#cron.schedules(page))
+    return this.#parts.closing.verb(() => this.#parts.schedules.list(page))
   }
 
   preview(cron: string, timezone?: string, n?: number): Date[] {
-    return this.#cron.preview(cron, timezone, n)
+    return this.#parts.schedules.preview(cron, timezone, n)
   }
 
   claim(queue: AnyQueue, options: ClaimOptions = {}): Promise<Claimed[]> {
-    return this.#closing.verb(async () => {
+    return this.#parts.closing.verb(async () => {
       checkOptions(options)
       const name = nameOf(queue)
-      return this.#closing.wait(options.signal, async (signal) => {
-        const jobs = await this.#claims.claim(name, { ...options, signal })
-        if (this.#closing.closed) await this.#claims.handBack(name, jobs).catch(() => {}) // nobody is there to have them
+      return this.#parts.closing.wait(options.signal, async (signal) => {
+        const jobs = await this.#parts.claims.claim(name, { ...options, signal })
+        // Closed meanwhile: the caller gets an error, and not these jobs.
+        if (this.#parts.closing.closed) await this.#parts.claims.handBack(name, jobs).catch(() => {})
         return jobs
       })
     })
   }
 
   complete(queue: AnyQueue, id: string, token: bigint, output?: unknown): Promise<void> {
-    return this.#closing.verb(() => this.#claims.complete(nameOf(queue), id, token, output))
+    return this.#parts.closing.verb(() => this.#parts.claims.complete(nameOf(queue), id, token, output))
   }
 
   fail(queue: AnyQueue, id: string, token: bigint, error: unknown): Promise<void> {
-    return this.#closing.verb(() => this.#claims.fail(nameOf(queue), id, token, error))
+    return this.#parts.closing.verb(() => this.#parts.claims.fail(nameOf(queue), id, token, error))
   }
 
   extend(queue: AnyQueue, id: string, token: bigint, options?: { leaseMs?: number }): Promise<Date> {
-    return this.#closing.verb(() => this.#claims.extend(nameOf(queue), id, token, options))
+    return this.#parts.closing.verb(() => this.#parts.claims.extend(nameOf(queue), id, token, options))
   }
 
   progress(queue: AnyQueue, id: string, token: bigint, fraction: number, note?: string): Promise<void> {
-    return this.#closing.verb(() => this.#claims.progress(nameOf(queue), id, token, fraction, note))
+    return this.#parts.closing.verb(() => this.#parts.claims.progress(nameOf(queue), id, token, fraction, note))
   }
 
   handBack(queue: AnyQueue, jobs: { id: string; token: bigint }[]): Promise<void> {
-    return this.#closing.verb(() => this.#claims.handBack(nameOf(queue), jobs))
+    return this.#parts.closing.verb(() => this.#parts.claims.handBack(nameOf(queue), jobs))
   }
 
   close(): Promise<void> {
@@ -337,23 +267,19 @@ class Room implements Tasks {
   }
 
   #rest(): Promise<void> | undefined {
-    for (const worker of this.#working) void worker.stop({ graceMs: GRACE_MS }).catch(() => {})
-    return this.#pulse.settled(GRACE_MS)
+    for (const worker of this.#workers) void worker.stop({ graceMs: GRACE_MS }).catch(() => {})
+    return this.#parts.running.settled(GRACE_MS)
   }
 
-  // What still runs is given back by its worker or its drain; where the database does not answer it is left.
+  // Workers and drains give back what still runs. If the database does not answer, it is left.
   async #end(late: Promise<void>): Promise<void> {
-    const over = [...[...this.#working].map((worker) => worker.stop()), this.#closing.settled()]
+    const over = [...[...this.#workers].map((worker) => worker.stop()), this.#parts.closing.settled()]
     await Promise.race([Promise.allSettled(over), late])
-    this.#pulse.close()
-    for (const news of this.#notifier) news.close()
-    await this.#database.drop([this.#pool], late)
+    this.#parts.running.close()
+    for (const notifier of this.#parts.notifiers) notifier.close()
+    await this.#parts.database.drop([this.#parts.pool], late)
   }
 }
 
 const randomId = (): string => crypto.randomUUID()
 const nameOf = (queue: AnyQueue): string => (typeof queue === 'string' ? queue : queue?.name)
-
-// What is told is only that it is worth a look.
-const news = (sessions: ReturnType<typeof contextOf>['sessions'], channel: string): Notifier<null> =>
-  new Notifier(sessions, channel, (message) => [{ name: message, told: null }])

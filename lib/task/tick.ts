@@ -1,39 +1,42 @@
 /**
- * What has to be done now and then: due slots, attempts that nobody makes any more, flows, upkeep, and, where nothing lives
- * on, the jobs themselves.
+ * Ticks: what has to be done now and then. Due slots of schedules, attempts of dead workers, flows, upkeep, and, where no process
+ * lives on, the jobs themselves.
  *
- * One look says what is due, and only that is done: an idle tick is that one statement (and one more where it works). A tick
- * may come from anywhere, at any time and from many places at once: whatever it does is taken by one of them (a slot by
- * its schedule's row, a job by pg-boss's fetch, upkeep by pg-boss's claims), and a tick that dies has done what it has
- * done. What fails is told, and does not keep the rest from being done.
+ * One statement asks what is due, and only that is done. So an idle tick is that one statement, and one more in a process that has
+ * handlers. A tick may come from anywhere, at any time and from many processes at once: everything that it does is done by one of
+ * them (a slot by the schedule's row lock, a job by pg-boss's fetch, upkeep by pg-boss's own claims). A tick that dies keeps what
+ * it has done. A failure is reported, and does not keep the rest from being done.
  *
- * A process that works also ticks: every 30 s, at the instant of the next slot, and when it is told of a new schedule.
+ * A process with workers also ticks: every 30 s, at the instant of the next slot, and when it is notified of a new schedule.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
-import { abortable, Stopwatch, UnavailableError, Waker } from '../base/index.ts'
+import { abortable, onAbort, Stopwatch, UnavailableError, Waker } from '../base/index.ts'
 import type { Notifier, Pool } from '../database/index.ts'
 import { CLOCK, type Clocked } from '../database/index.ts'
 import type { Engine } from './pgboss/index.ts'
 import type { Queues } from './queue/index.ts'
-import type { Cron } from './schedule/index.ts'
-import type { Members } from './worker/index.ts'
-import { Loop, type WorkerParts } from './worker/index.ts'
+import type { Schedules } from './schedule/index.ts'
+import type { WorkerRegistry } from './worker/index.ts'
+import { FetchLoop, type WorkerParts } from './worker/index.ts'
 
+/** What a drain has done. */
 export interface DrainResult {
-  /** Completed. */
+  /** Jobs that were completed. */
   jobs: number
   /** Attempts that failed. */
   failed: number
-  /** Given back because the budget ended. */
+  /** Jobs that were given back because the budget ended. */
   handedBack: number
+  /** Milliseconds that it took. */
   ms: number
 }
 
+/** What a tick has done. */
 export interface TickResult extends DrainResult {
-  /** Sent. */
+  /** Slots of schedules that were sent. */
   slots: number
-  /** When the next slot of any schedule is due. */
+  /** When the next slot of any schedule is due, on the database's clock; null: there is none. */
   nextAt: Date | null
 }
 
@@ -46,53 +49,55 @@ interface Due {
   dead: string[] | null
 }
 
-/** What is told when a schedule is made or changed. */
+/** The name that is notified when a schedule is made or changed. */
 export const SCHEDULES = 'schedules'
 
-const EVERY_MS = 30_000
-const AGAIN_MS = 1_000
+const INTERVAL_MS = 30_000
+const RETRY_MS = 1_000
 const LATE_TRIES = 4
 const LATE_PAUSE_MS = 350
-/** Of a budget: for what runs to stop, and to be given back. */
+/** The part of a budget that is kept for stopping what runs, and giving it back. */
 const RESERVE = 0.2
-const MOST_RESERVED_MS = 2_000
-/** After a budget, for what is nearly done. A pool that is full and a statement without an answer may last half a minute. */
+const MAX_RESERVE_MS = 2_000
+/** After a budget, for what is nearly done. A full pool, or a statement without an answer, may last half a minute. */
 const GRACE_MS = 1_000
 
 export interface TickParts {
   pool: Pool
   boss: () => Engine
-  cron: Cron
-  members: Members
+  schedules: Schedules
+  registry: WorkerRegistry
   queues: Queues
-  jobs: Notifier<null>
+  jobNotifier: Notifier<null>
   work: WorkerParts
 }
 
-export class Ticks {
+export class Ticker {
   readonly #parts: TickParts
-  #kept: { by: number; end: () => Promise<void> } | undefined
+  /** The ticking of this process, and how many workers need it. */
+  #ticking: { users: number; end: () => Promise<void> } | undefined
 
   constructor(parts: TickParts) {
     this.#parts = parts
   }
 
   /**
-   * @param budgetMs  for all of it.
-   * @throws {UnavailableError} the database could not be asked, or did not answer within the budget: what is under way goes on.
+   * Does what is due, then drains.
+   * @param budgetMs  milliseconds for all of it.
+   * @throws {UnavailableError} the database could not be reached, or did not answer within the budget: what is under way goes on.
    */
   tick(budgetMs: number, signal?: AbortSignal): Promise<TickResult> {
-    return held(budgetMs, this.#tick(budgetMs, signal))
+    return withinBudget(budgetMs, this.#tick(budgetMs, signal))
   }
 
   /** Works queues until nothing is ready, or the budget ends. @throws {UnavailableError} as {@link tick}. */
   drain(names: string[] | undefined, budgetMs: number, signal?: AbortSignal): Promise<DrainResult> {
-    return held(budgetMs, this.#drain(names, budgetMs, signal))
+    return withinBudget(budgetMs, this.#drain(names, budgetMs, signal))
   }
 
   async #tick(budgetMs: number, signal: AbortSignal | undefined): Promise<TickResult> {
     const since = new Stopwatch()
-    const { slots, due } = await this.#chores(() => since.elapsed() < budgetMs && !signal?.aborted)
+    const { slots, due } = await this.#maintain(() => since.elapsed() < budgetMs && !signal?.aborted)
     const drained = await this.#drain(undefined, budgetMs - since.elapsed(), signal)
     return { ...drained, slots, nextAt: due.next_at, ms: Math.round(since.elapsed()) }
   }
@@ -107,53 +112,52 @@ export class Ticks {
     const over = () => since.elapsed() >= budgetMs || signal?.aborted
     if (chosen.length === 0 || over()) return result
     await Promise.all(chosen.map(({ name }) => queues.ensure(name)))
-    const ready = await Promise.all(chosen.map(({ name }) => work.look.ask(name)))
-    if (over()) return result // slow answers: nothing is begun for which there is no time
-    const loops = chosen.filter((_, i) => ready[i] === 0).map((each) => new Loop(work, each, { once: true }))
+    const ready = await Promise.all(chosen.map(({ name }) => work.readyJobs.nextInMs(name)))
+    if (over()) return result // the answers were slow: nothing is begun that has no time left
+    const loops = chosen.filter((_, i) => ready[i] === 0).map((each) => new FetchLoop(work, each, { once: true }))
     const stop = Promise.withResolvers<void>()
-    const reserveMs = Math.min(budgetMs * RESERVE, MOST_RESERVED_MS)
+    const reserveMs = Math.min(budgetMs * RESERVE, MAX_RESERVE_MS)
     const timer = setTimeout(stop.resolve, budgetMs - reserveMs - since.elapsed())
-    const onAbort = () => stop.resolve()
-    signal?.addEventListener('abort', onAbort)
+    const off = onAbort(signal, stop.resolve)
     const ended = Promise.allSettled(loops.map((loop) => loop.ended))
     try {
       await Promise.race([ended, stop.promise])
       await Promise.all(loops.map((loop) => loop.stop(0, 'The budget ends', reserveMs / 2).catch(() => {})))
     } finally {
       clearTimeout(timer)
-      signal?.removeEventListener('abort', onAbort)
+      off()
     }
-    for (const { fates } of loops) {
-      result.jobs += fates.completed
-      result.failed += fates.failed
-      result.handedBack += fates['handed back']
+    for (const { results } of loops) {
+      result.jobs += results.completed
+      result.failed += results.failed
+      result.handedBack += results['handed back']
     }
     const failure = (await ended).find((end) => end.status === 'rejected')
     if (failure) throw failure.reason
     return { ...result, ms: Math.round(since.elapsed()) }
   }
 
-  /** Ticks by itself, without draining, until the answer is called. */
-  keep(): () => Promise<void> {
-    this.#kept ??= this.#begin()
-    const kept = this.#kept
-    kept.by += 1
-    let released = false
+  /** Ticks at intervals, without draining, until the returned function is called. All callers share the ticks. */
+  start(): () => Promise<void> {
+    this.#ticking ??= this.#start()
+    const ticking = this.#ticking
+    ticking.users += 1
+    let stopped = false
     return async () => {
-      if (!released) kept.by -= 1
-      released = true
-      if (kept.by > 0) return
-      if (this.#kept === kept) this.#kept = undefined
-      await kept.end()
+      if (!stopped) ticking.users -= 1
+      stopped = true
+      if (ticking.users > 0) return
+      if (this.#ticking === ticking) this.#ticking = undefined
+      await ticking.end()
     }
   }
 
-  #begin(): { by: number; end: () => Promise<void> } {
+  #start(): { users: number; end: () => Promise<void> } {
     const waker = new Waker()
-    const unsubscribe = this.#parts.jobs.on(SCHEDULES, () => waker.wake())
+    const unsubscribe = this.#parts.jobNotifier.on(SCHEDULES, () => waker.wake())
     let over = false
     const ticking = (async () => {
-      while (!over) await waker.wait(await this.#again(() => !over))
+      while (!over) await waker.wait(await this.#once(() => !over))
     })()
     const end = () => {
       over = true
@@ -161,29 +165,29 @@ export class Ticks {
       waker.wake()
       return ticking
     }
-    return { by: 0, end }
+    return { users: 0, end }
   }
 
-  /** Ticks; for how long there is nothing to do. */
-  async #again(more: () => boolean): Promise<number> {
+  /** Ticks. Returns for how many milliseconds nothing is due. */
+  async #once(more: () => boolean): Promise<number> {
     let nextInMs: number | null = null
     try {
-      nextInMs = (await this.#chores(more)).due.next_in_ms
+      nextInMs = (await this.#maintain(more)).due.next_in_ms
     } catch (error) {
       this.#parts.work.onError(error)
     }
-    // Due still: another tick has its row, or it could not be sent.
-    if (nextInMs !== null && nextInMs <= 0) nextInMs = AGAIN_MS
-    return Math.min(nextInMs ?? EVERY_MS, EVERY_MS)
+    // A slot is still due: another tick has its row, or it could not be sent.
+    if (nextInMs !== null && nextInMs <= 0) nextInMs = RETRY_MS
+    return Math.min(nextInMs ?? INTERVAL_MS, INTERVAL_MS)
   }
 
-  async #chores(more: () => boolean): Promise<{ slots: number; due: Due }> {
-    const { boss, cron, members, pool } = this.#parts
+  async #maintain(more: () => boolean): Promise<{ slots: number; due: Due }> {
+    const { boss, pool, registry, schedules } = this.#parts
     let due = await this.#due()
     let slots = 0
     let failure: UnavailableError | undefined
-    const chore = async (is: unknown, run: () => Promise<unknown>) => {
-      if (!is || !more() || failure) return
+    const ifDue = async (due: unknown, run: () => Promise<unknown>) => {
+      if (!due || !more() || failure) return
       try {
         await run()
       } catch (error) {
@@ -191,21 +195,21 @@ export class Ticks {
         else this.#parts.work.onError(error)
       }
     }
-    await chore(due.next_in_ms !== null && due.next_in_ms <= 0, async () => {
-      slots = (await cron.fire(undefined, more)).slots
+    await ifDue(due.next_in_ms !== null && due.next_in_ms <= 0, async () => {
+      slots = (await schedules.sendDue(undefined, more)).slots
     })
-    // pg-boss refuses a queue that it saw to within the last second: then once more.
+    // pg-boss skips a queue that it supervised within the last second: then it is tried again.
     for (let tries = 0; due.late && tries < LATE_TRIES && more() && !failure; tries++) {
       if (tries > 0) await sleep(LATE_PAUSE_MS)
-      for (const queue of due.late) await chore(true, () => boss().supervise(queue))
-      await chore(true, async () => {
+      for (const queue of due.late) await ifDue(true, () => boss().supervise(queue))
+      await ifDue(true, async () => {
         due = { ...due, late: (await this.#due()).late }
       })
     }
-    await chore(due.flows, () => boss().resolveFlow())
-    await chore(due.upkeep, () => boss().supervise())
-    await chore(due.upkeep, () => pool.run(sql`select lockstep.sweep_attempts()`))
-    await chore(due.dead, () => members.bury(due.dead ?? []))
+    await ifDue(due.flows, () => boss().resolveFlow())
+    await ifDue(due.upkeep, () => boss().supervise())
+    await ifDue(due.upkeep, () => pool.run(sql`select lockstep.sweep_attempts()`))
+    await ifDue(due.dead, () => registry.removeDead(due.dead ?? []))
     if (failure) throw failure
     if (due.next_in_ms !== null && due.next_in_ms <= 0) due = await this.#due()
     return { slots, due }
@@ -222,8 +226,8 @@ export class Ticks {
   }
 }
 
-/** What the work comes to, which nobody waits for any more once its budget has ended. */
-async function held<T>(budgetMs: number, work: Promise<T>): Promise<T> {
+/** The result of the work. When its budget has ended, nobody waits for it any more; it goes on. */
+async function withinBudget<T>(budgetMs: number, work: Promise<T>): Promise<T> {
   const late = new AbortController()
   const why = `The database was too slow for a budget of ${budgetMs} ms: it may be done, or not`
   const timer = setTimeout(() => late.abort(new UnavailableError(why)), budgetMs + GRACE_MS)

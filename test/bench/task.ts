@@ -39,12 +39,14 @@ import {
 import { bossStore, graphileStore, type Store, startBoss, startBull, startGraphile, workGraphile } from './peer.ts'
 import { NO_REDIS, type Row, type Servers } from './servers.ts'
 
-export const TASKS: Record<string, Row> = { send, batch, sends, work, run, tick }
+export const TASKS: Record<string, Row> = { send, batch, sends, complete, work, run, tick }
 
 const OURS = 'bench-ours'
 const PEERS = 'bench-peers'
 /** The number of jobs in a batch. */
 const BATCH = 1_000
+/** The number of jobs that are completed in a turn, each by a call of its own. */
+const COMPLETED = 4_000
 /** The number of jobs that are worked in a turn. */
 const JOBS = 10_000
 /** Until all processes are idle. */
@@ -215,6 +217,64 @@ async function sends({ databaseUrl, redisPort }: Servers, settings: Settings): P
       rates: `${perSecond(ours)} · graphile-worker ${perSecond(peers)}`,
     },
   ]
+}
+
+/** Completes fetched jobs, each by its own call and with its own output: our calls share updates and commits. */
+async function complete({ databaseUrl }: Servers, { rounds }: Settings): Promise<Line[]> {
+  await using lockstep = createLockstep({ connectionString: databaseUrl })
+  const tasks = createTasks(lockstep)
+  await queues(tasks)
+  await using boss = await startBoss(databaseUrl)
+  await using client = await connected(databaseUrl)
+  const jobs = Array.from({ length: COMPLETED }, (_, n) => ({ data: { n } }))
+  const completing = async (width: number, store: Store, ends: (() => Promise<unknown>)[]): Promise<Sample> => {
+    await client.query('analyze')
+    let next = 0
+    const since = performance.now()
+    const lane = async () => {
+      for (let end = ends[next++]; end; end = ends[next++]) await end()
+    }
+    await Promise.all(Array.from({ length: width }, lane))
+    const took = performance.now() - since
+    const completed = await store.completed?.()
+    if (completed !== COMPLETED) throw new WrongResult(`${completed} of ${COMPLETED} jobs were completed`)
+    await store.empty()
+    return { rate: (COMPLETED / took) * 1_000 }
+  }
+  const ours = (width: number) => async () => {
+    await tasks.sendAll(OURS, jobs)
+    const ends: (() => Promise<unknown>)[] = []
+    while (ends.length < COMPLETED) {
+      const claimed = await tasks.claim(OURS, { limit: 100, leaseMs: 600_000 })
+      ends.push(
+        ...claimed.map(
+          ({ id, token }, n) =>
+            () =>
+              tasks.complete(OURS, id, token, { n }),
+        ),
+      )
+    }
+    return completing(width, bossStore(client, OURS), ends)
+  }
+  const raw = (width: number) => async () => {
+    await boss.insert(PEERS, jobs)
+    const fetched = await boss.fetch(PEERS, { batchSize: COMPLETED })
+    const ends = fetched.map((job, n) => () => boss.complete(PEERS, job, { n }))
+    return completing(width, bossStore(client, PEERS), ends)
+  }
+  const lines: Line[] = []
+  for (const width of [1, 64]) {
+    const turns = { ours: ours(width), raw: raw(width) }
+    const sampled = await byTurns(`complete, ${width}`, turns, { rounds, seconds: 0 })
+    lines.push({
+      row: width === 1 ? 'complete, one after another' : `complete, ${width} at once`,
+      beside: 'rate of pg-boss',
+      ...(width > 1 && { target: { atLeast: 3 } }),
+      measured: ratio(sampled.ours, sampled.raw),
+      rates: `${perSecond(sampled.ours)} · pg-boss ${perSecond(sampled.raw)}`,
+    })
+  }
+  return lines
 }
 
 /** Works the jobs that were sent before: from the start of the first job to the end of the last. */

@@ -169,7 +169,7 @@ async function tasks({ lockstep, onError }: Tourist): Promise<void> {
   await tasks.complete('other', ...of(job), 'done')
   await tasks.fail('other', ...of(second), new Error('as it shall'))
   await tasks.handBack('other', [{ id: third?.id as string, token: third?.token as bigint }])
-  await sql`select lockstep.beat_jobs('other', '{}', '{}')`.execute(lockstep.kysely) // a worker does, every few seconds
+  await sql`select lockstep.beat_jobs('other', '{}', '{}')`.execute(lockstep.kysely) // workers of 0.6 do, every few seconds
   tasks.define('other', () => {})
   await tasks.drain()
   const id = (await tasks.send('other', 6, { startAfterMs: 60_000 })) as string

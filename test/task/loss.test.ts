@@ -1,4 +1,4 @@
-/** What is promised of jobs when something breaks: workers, networks, answers, the database. */
+/** What jobs promise when something breaks: workers, networks, answers, the database. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createInterface } from 'node:readline'
@@ -31,11 +31,11 @@ const fresh = () => `loss-${n++}`
 const stateOf = async (queue: string, id: string) => (await tasks.get(queue, id))?.state
 const effects = async (pool: pg.Pool, of: number) =>
   Number((await pool.query('select count(*) from effect where n = $1', [of])).rows[0].count)
-/** As if its worker had shown no sign of life for long enough. */
+/** As if the job's worker had sent no heartbeat for long enough. */
 const forgotten = (id: string) =>
   db.pool.query(`update lockstep_boss.job set heartbeat_on = now() - interval '1 hour' where id = $1`, [id])
 
-/** A process that works the queue; `says` waits for a line. */
+/** A process that works the queue; `says` waits for a line of its output. */
 function jobber(queue: string, how = 'plain') {
   const program = fileURLToPath(new URL('worker-process.ts', import.meta.url))
   const child = spawn(process.execPath, [program, db.url, queue, how], { stdio: ['ignore', 'pipe', 'inherit'] })
@@ -66,7 +66,7 @@ describe('a worker', () => {
       ])
       return rows.length === 0
     })
-    expect(await stateOf(queue, id)).toBe('active') // nobody knows yet
+    expect(await stateOf(queue, id)).toBe('active') // nobody knows yet that the worker is dead
     await forgotten(id)
     await tasks.tick()
     expect(await tasks.get(queue, id)).toMatchObject({ state: 'retry', output: { message: 'job heartbeat timeout' } })
@@ -84,7 +84,7 @@ describe('a worker', () => {
     expect(await tasks.get(queue, id)).toMatchObject({ state: 'completed', attempts: 2 })
   })
 
-  test('that is told to end gives its job back before it does', async () => {
+  test('that gets SIGTERM hands its job back before it ends', async () => {
     const queue = fresh()
     await tasks.declare(queue, { retryLimit: 0 })
     const process = jobber(queue)
@@ -95,7 +95,7 @@ describe('a worker', () => {
     expect(await tasks.get(queue, id)).toMatchObject({ state: 'retry', attempts: 1, retryLimit: 1 })
   })
 
-  test('that stood still while its job was given to another learns it when it goes on, and cannot end it', async () => {
+  test('that was frozen while another worker got its job: its signal aborts when it goes on, and it cannot complete the job', async () => {
     const queue = fresh()
     await tasks.declare(queue)
     const process = jobber(queue)
@@ -113,7 +113,7 @@ describe('a worker', () => {
     await process.end('SIGKILL')
   })
 
-  test('whose network falls silent: the signal aborts before its job can be another’s', async () => {
+  test('whose network falls silent: the signal aborts before another worker can get its job', async () => {
     const queue = fresh()
     await tasks.declare(queue, { heartbeatMs: 10_000 })
     await using proxy = await tcpProxy(db.url)
@@ -131,7 +131,7 @@ describe('a worker', () => {
     if (!signal.aborted) await once(signal, 'abort')
     expect(signal.reason).toMatchObject({ code: 'LEASE_LOST', message: expect.stringContaining('no sign of life') })
     await tasks.tick()
-    expect(await stateOf(queue, id)).toBe('active') // its heartbeat has not run out: it is still nobody else's
+    expect(await stateOf(queue, id)).toBe('active') // its heartbeat has not run out: no other worker has it
     proxy.resume()
   })
 
@@ -151,7 +151,7 @@ describe('a worker', () => {
     const id = (await tasks.send(queue, 5)) as string
     await began.promise
     proxy.refuse()
-    go.resolve('done') // and its completion cannot be told
+    go.resolve('done') // and the completion cannot reach the database
     await until('tried', () => proxy.open() === 0)
     proxy.resume()
     await until('completed', async () => (await stateOf(queue, id)) === 'completed')
@@ -161,7 +161,7 @@ describe('a worker', () => {
 })
 
 describe('an upkeep that is late', () => {
-  test('lets whoever claimed complete after the lease, as long as the job is nobody else’s', async () => {
+  test('lets the claimer complete after its lease, until another worker has the job', async () => {
     const queue = fresh()
     await tasks.declare(queue)
     const id = (await tasks.send(queue, 1)) as string
@@ -196,7 +196,7 @@ describe('an upkeep that is late', () => {
     client.release()
     await tick
     expect(await stateOf(queue, id)).toBe('completed')
-    await tasks.complete(queue, id, job?.token as bigint) // whose answer was lost: it was
+    await tasks.complete(queue, id, job?.token as bigint) // completed already: as if the answer had been lost
   })
 })
 
@@ -291,7 +291,7 @@ describe('the database', () => {
       while (!over) {
         const id = crypto.randomUUID()
         const number = n++
-        // The answer may be lost: the same id again, until it is there. Refused then means that it was.
+        // The answer may be lost: it sends the same id again, until it is there. A refusal then means that it was sent.
         for (;;) {
           const said = await sender.send('load', number, { id }).catch(() => undefined)
           if (said !== undefined) break
@@ -308,7 +308,7 @@ describe('the database', () => {
     }
     over = true
     await Promise.all(senders)
-    // Those that were in hand at a crash wait for their heartbeat: as if that had run out.
+    // Jobs that ran at a crash wait until their heartbeats run out: as if they had.
     await until('all are done', async () => {
       const state = sql<{ n: string }>`
         select count(*) as n from lockstep_boss.job where name = 'load' and state <> 'completed'`
@@ -326,7 +326,7 @@ describe('the database', () => {
     expect(rows.map((row) => Number(row.n))).toEqual([...sent.values()].toSorted((x, y) => x - y))
   })
 
-  test('is away: every verb says so, and it is well again by itself', async () => {
+  test('cannot be reached: every verb says so, and works again when it can', async () => {
     await using server = await dedicatedServer()
     await using a = createLockstep({ connectionString: server.url })
     const away = createTasks(a)
@@ -419,7 +419,7 @@ describe('the database', () => {
     await expect(early.tick()).rejects.toThrow(/run the migrations/)
   })
 
-  test('a worker that was frozen until it was buried comes back, and hears broadcasts again', async () => {
+  test('a worker that was frozen until it was removed comes back, and gets broadcasts again', async () => {
     const queue = fresh()
     await using c = createLockstep({ connectionString: db.url })
     const thawed = createTasks(c, { onError: () => {} })
@@ -435,7 +435,7 @@ describe('the database', () => {
     await db.pool.query(`update lockstep.worker set seen_at = now() - interval '1 hour' where id = $1`, [id])
     await tasks.tick()
     expect(await worker()).toBeUndefined()
-    await until('it is seen again', worker) // within ten seconds, when it next shows that it lives
+    await until('it is seen again', worker) // within ten seconds, at its next heartbeat
     expect(await bossOf(tasks).getQueue(`lockstep.worker/${id}`)).not.toBeNull()
     await tasks.broadcast(queue, 'again')
     await until('it hears', () => seen.includes('again'))

@@ -1,18 +1,18 @@
-/** What a schedule promises: each slot once, whoever ticks, whenever, whatever the clocks of the zone do, and whoever dies. */
+/** What a schedule promises: each slot once, whichever process ticks, and whenever; when the clocks change, and when a ticker dies. */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
 import { Database, type Pool } from '../../lib/database/database.ts'
 import { makeBoss, noQueue } from '../../lib/task/pgboss/adapter.ts'
-import { Cron, type Schedule, type ScheduleOptions } from '../../lib/task/schedule/schedules.ts'
+import { type Schedule, type ScheduleOptions, Schedules } from '../../lib/task/schedule/schedules.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
 import { until } from '../support/until.ts'
 
 let db: FreshDatabase
 let boss: ReturnType<typeof makeBoss>
-let cron: Cron
+let schedules: Schedules
 const open: { close(): Promise<void> }[] = []
 
-/** A ticker with connections of its own, as another process has. */
-function ticker(connections = 2): { cron: Cron; boss: ReturnType<typeof makeBoss>; pool: Pool } {
+/** A ticker with its own connections, as another process has. */
+function ticker(connections = 2): { schedules: Schedules; boss: ReturnType<typeof makeBoss>; pool: Pool } {
   const database = new Database({ connectionString: db.url })
   const pool = database.pool(connections)
   open.push(database, pool)
@@ -22,16 +22,16 @@ function ticker(connections = 2): { cron: Cron; boss: ReturnType<typeof makeBoss
   const ensure = async (queue: string) => {
     if (!(await boss.getQueue(queue))) throw noQueue(queue)
   }
-  return { cron: new Cron({ pool, boss: () => boss, ensure }), boss, pool }
+  return { schedules: new Schedules({ pool, boss: () => boss, ensure }), boss, pool }
 }
 
 beforeAll(async () => {
   db = await freshDatabase()
   const one = ticker(4)
-  cron = one.cron
+  schedules = one.schedules
   boss = one.boss
 })
-afterEach(() => db.pool.query('delete from lockstep.schedule')) // others simulate another time
+afterEach(() => db.pool.query('delete from lockstep.schedule')) // the next test simulates another time
 afterAll(async () => {
   for (const each of open.reverse()) await each.close()
   await db?.close()
@@ -55,14 +55,14 @@ async function queue(options: Parameters<typeof boss.createQueue>[1] = {}): Prom
 async function scheduled(expression: string, begin: Date, options: Partial<ScheduleOptions> = {}): Promise<string> {
   const { queue: to = await queue(), timezone = 'UTC' } = options
   const name = `schedule-${n++}`
-  await cron.schedule(name, expression, { ...options, queue: to, timezone })
+  await schedules.schedule(name, expression, { ...options, queue: to, timezone })
   await rewind(name, boss.previewSchedule(expression, { tz: timezone, from: begin, count: 1 })[0] as Date)
   return name
 }
 const rewind = (name: string, next: Date) =>
   db.pool.query('update lockstep.schedule set next_at = $2 where name = $1', [name, next])
 
-const state = async (name: string) => (await cron.scheduled(name)) as Schedule
+const state = async (name: string) => (await schedules.get(name)) as Schedule
 
 interface Sent {
   id: string
@@ -79,7 +79,7 @@ async function sent(name: string): Promise<Sent[]> {
 }
 const slots = async (name: string) => (await sent(name)).map(({ slot }) => iso(slot))
 
-/** Holds a queue's row until it is let go: who sends to it waits, with its schedules locked. */
+/** Locks a queue's row until `release`: a ticker that sends to the queue waits, with its schedules locked. */
 async function hold(name: string, statement = 'select from lockstep_boss.queue where name = $1 for update') {
   const client = await db.pool.connect()
   await client.query('begin')
@@ -100,36 +100,36 @@ const isBlocked = (count = 1) => until('a transaction waits', async () => (await
 describe('each slot once', () => {
   test('24 hours of minutes, 4 ticks at a time, each 2 s early or late, some lost: 1,440 jobs', async () => {
     const name = await scheduled('* * * * *', at('2029-12-31T23:59:30Z'))
-    const tickers = [ticker().cron, ticker().cron, ticker().cron, cron]
+    const tickers = [ticker().schedules, ticker().schedules, ticker().schedules, schedules]
     const begin = at('2030-01-01T00:00:00Z')
     let seed = 1
     const random = () => {
       seed = (seed * 48_271) % 2_147_483_647
       return seed / 2_147_483_647
     }
-    let told = 0
+    let total = 0
     let lost = false
     for (let minute = 0; minute <= 24 * 60; minute++) {
       lost = !lost && random() < 0.1 && minute < 24 * 60
       if (lost) continue
       const last = minute === 24 * 60 // the day is over
-      const fires = tickers.map((each) => {
+      const sends = tickers.map((each) => {
         const jitter = last ? -1 : Math.round((random() - 0.5) * 4 * SECOND)
-        return each.fire(new Date(+begin + minute * MINUTE + jitter))
+        return each.sendDue(new Date(+begin + minute * MINUTE + jitter))
       })
-      for (const { slots } of await Promise.all(fires)) told += slots
+      for (const { slots } of await Promise.all(sends)) total += slots
     }
     const expected = Array.from({ length: 1_440 }, (_, i) => iso(new Date(+begin + i * MINUTE)))
     expect(await slots(name)).toEqual(expected)
-    expect(told).toBe(1_440)
+    expect(total).toBe(1_440)
     expect(await state(name)).toMatchObject({ missedSlots: 0, error: null, nextAt: at('2030-01-02T00:00:00Z') })
   }, 120_000)
 
-  test('by the clock of the database, unless another is given', async () => {
+  test('by the clock of the database, unless an instant is passed', async () => {
     const name = await scheduled('* * * * * *', new Date())
     let some = 0
     await until('a slot is sent', async () => {
-      some = (await cron.fire()).slots
+      some = (await schedules.sendDue()).slots
       return some > 0
     })
     const { lastSlot, lastJob } = await state(name)
@@ -146,41 +146,43 @@ describe('each slot once', () => {
          from generate_series(1, 450) i`,
       [queues],
     )
-    const fires = [cron, ticker().cron, ticker().cron].map((each) => each.fire(at('2030-01-01T08:00:01Z')))
-    const told = await Promise.all(fires)
-    expect(told.reduce((sum, { slots }) => sum + slots, 0)).toBe(450)
+    const sends = [schedules, ticker().schedules, ticker().schedules].map((each) =>
+      each.sendDue(at('2030-01-01T08:00:01Z')),
+    )
+    const ticks = await Promise.all(sends)
+    expect(ticks.reduce((sum, { slots }) => sum + slots, 0)).toBe(450)
     const { rows } = await db.pool.query('select data, name from lockstep_boss.job where name = any ($1)', [queues])
     const byNumber = rows.toSorted((a, b) => a.data - b.data)
     expect(byNumber.map(({ data }) => data)).toEqual(Array.from({ length: 450 }, (_, i) => i + 1))
     for (const { data, name } of byNumber) expect(name).toBe(queues[data % 3])
-    expect(await cron.fire(at('2030-01-01T08:00:02Z'))).toEqual({ slots: 0 })
-    const [some] = await cron.schedules({ limit: 1 })
+    expect(await schedules.sendDue(at('2030-01-01T08:00:02Z'))).toEqual({ slots: 0 })
+    const [some] = await schedules.list({ limit: 1 })
     expect(some?.nextAt).toEqual(at('2030-01-02T08:00:00Z'))
   })
 
   test('with one connection', async () => {
-    const one = ticker(1).cron
+    const one = ticker(1).schedules
     const names = await Promise.all([1, 2, 3].map(() => scheduled('@hourly', at('2030-01-01T00:30:00Z'))))
-    expect(await one.fire(at('2030-01-01T01:00:00Z'))).toEqual({ slots: 3 })
+    expect(await one.sendDue(at('2030-01-01T01:00:00Z'))).toEqual({ slots: 3 })
     for (const name of names) expect(await slots(name)).toEqual(['2030-01-01T01:00:00Z'])
   })
 
   test('though the clock is set back, or a backup is restored', async () => {
     const name = await scheduled('@hourly', at('2030-01-01T00:30:00Z'))
-    await cron.fire(at('2030-01-01T01:00:00Z'))
+    await schedules.sendDue(at('2030-01-01T01:00:00Z'))
     const { lastJob } = await state(name)
     await rewind(name, at('2030-01-01T01:00:00Z'))
-    await cron.fire(at('2030-01-01T01:00:30Z'))
+    await schedules.sendDue(at('2030-01-01T01:00:30Z'))
     expect(await sent(name)).toMatchObject([{ id: lastJob }])
     expect(await state(name)).toMatchObject({ lastJob, missedSlots: 0, error: null })
   })
 
-  test('and its job has the slot for its start, a fixed id, and the data or null', async () => {
+  test('and its job has the slot as its start, a fixed id, and the data or null', async () => {
     const [plain, full] = [
       await scheduled('@hourly', at('2030-01-01T00:30:00Z')),
       await scheduled('@hourly', at('2030-01-01T00:30:00Z'), { data: { to: ['a', null, 1.5] } }),
     ]
-    await cron.fire(at('2030-01-01T01:01:00Z'))
+    await schedules.sendDue(at('2030-01-01T01:01:00Z'))
     expect(await sent(plain)).toMatchObject([{ slot: at('2030-01-01T01:00:00Z'), data: null }])
     const [job] = await sent(full)
     expect(job).toMatchObject({ data: { to: ['a', null, 1.5] } })
@@ -225,7 +227,8 @@ describe('when the clocks change', () => {
       const { timezone, hours } = expected
       const begin = at(expected.begin)
       const names = await Promise.all(RULES.map((rule) => scheduled(rule, new Date(+begin - 10 * HOUR), { timezone })))
-      for (let ms = -10 * HOUR; ms <= hours * HOUR + 3 * HOUR; ms += 2 * MINUTE) await cron.fire(new Date(+begin + ms))
+      for (let ms = -10 * HOUR; ms <= hours * HOUR + 3 * HOUR; ms += 2 * MINUTE)
+        await schedules.sendDue(new Date(+begin + ms))
       for (const [i, rule] of RULES.entries()) {
         const times = (await sent(names[i] as string))
           .filter(({ slot }) => slot >= begin && +slot < +begin + hours * HOUR)
@@ -241,13 +244,13 @@ describe('when the clocks change', () => {
   test('while nobody ticks for weeks, the slots are those of each day', async () => {
     const spring = { timezone: 'Europe/Berlin', missed: 'all' } as const
     const name = await scheduled('30 2 * * *', at('2026-03-27T00:00:00Z'), spring)
-    await cron.fire(at('2026-03-31T12:00:00Z'))
+    await schedules.sendDue(at('2026-03-31T12:00:00Z'))
     expect(await slots(name)).toEqual([
       ...['2026-03-27T01:30:00Z', '2026-03-28T01:30:00Z', '2026-03-29T01:30:00Z'],
       ...['2026-03-30T00:30:00Z', '2026-03-31T00:30:00Z'],
     ])
     const once = await scheduled('30 2 * * *', at('2026-09-01T00:00:00Z'), { timezone: 'Europe/Berlin' })
-    await cron.fire(at('2026-10-25T02:00:00Z'))
+    await schedules.sendDue(at('2026-10-25T02:00:00Z'))
     expect(await slots(once)).toEqual(['2026-10-25T00:30:00Z'])
     expect(await state(once)).toMatchObject({ missedSlots: 54, nextAt: at('2026-10-26T01:30:00Z') })
   })
@@ -257,7 +260,7 @@ describe('when the clocks change', () => {
       timezone: 'Australia/Lord_Howe',
       missed: 'all',
     })
-    await cron.fire(at('2026-04-04T18:00:00Z'))
+    await schedules.sendDue(at('2026-04-04T18:00:00Z'))
     expect(await slots(name)).toEqual([
       ...['2026-04-04T14:00:00Z', '2026-04-04T15:30:00Z', '2026-04-04T16:30:00Z', '2026-04-04T17:30:00Z'],
     ])
@@ -274,7 +277,7 @@ describe('what was due while nobody ticked', () => {
     ['all', minutes(0, 10), 0],
   ] as const)('%s: of 10 minutes, with what is younger than 150 s', async (missed, expected, missedSlots) => {
     const name = await scheduled('* * * * *', at('2030-01-01T00:59:30Z'), { missed })
-    expect(await cron.fire(at('2030-01-01T01:10:05Z'))).toEqual({ slots: expected.length })
+    expect(await schedules.sendDue(at('2030-01-01T01:10:05Z'))).toEqual({ slots: expected.length })
     expect(await slots(name)).toEqual(expected)
     expect(await state(name)).toMatchObject({
       missedSlots,
@@ -290,7 +293,7 @@ describe('what was due while nobody ticked', () => {
     ['all', ['2030-01-01T01:00:00Z', '2030-01-01T02:00:00Z', '2030-01-01T03:00:00Z'], 0, null],
   ] as const)('%s: of 3 hours, when all are late', async (missed, expected, missedSlots, lastMissed) => {
     const name = await scheduled('@hourly', at('2030-01-01T00:30:00Z'), { missed })
-    await cron.fire(at('2030-01-01T03:30:00Z'))
+    await schedules.sendDue(at('2030-01-01T03:30:00Z'))
     expect(await slots(name)).toEqual(expected)
     expect(await state(name)).toMatchObject({
       missedSlots,
@@ -304,10 +307,10 @@ describe('what was due while nobody ticked', () => {
     const begin = at('2030-01-01T00:00:00Z')
     const name = await scheduled('* * * * *', new Date(+begin - 1), { missed: 'all' })
     const now = new Date(+begin + 1_499 * MINUTE)
-    expect(await cron.fire(now)).toEqual({ slots: 1_000 })
+    expect(await schedules.sendDue(now)).toEqual({ slots: 1_000 })
     expect(await state(name)).toMatchObject({ nextAt: new Date(+begin + 1_000 * MINUTE), missedSlots: 0 })
-    expect(await cron.fire(now)).toEqual({ slots: 500 })
-    expect(await cron.fire(now)).toEqual({ slots: 0 })
+    expect(await schedules.sendDue(now)).toEqual({ slots: 500 })
+    expect(await schedules.sendDue(now)).toEqual({ slots: 0 })
     const expected = Array.from({ length: 1_500 }, (_, i) => iso(new Date(+begin + i * MINUTE)))
     expect(await slots(name)).toEqual(expected)
   })
@@ -320,13 +323,13 @@ describe('what was due while nobody ticked', () => {
        select 'other ' || i, $1, '@daily', 'UTC', 'all', $2 from generate_series(1, 99) i`,
       [await queue(), begin],
     )
-    expect(await cron.fire(new Date(+begin + 1_200 * MINUTE))).toEqual({ slots: 1_099 })
+    expect(await schedules.sendDue(new Date(+begin + 1_200 * MINUTE))).toEqual({ slots: 1_099 })
     expect(await state(name)).toMatchObject({ nextAt: new Date(+begin + 1_000 * MINUTE) })
   })
 
   test('all: with a megabyte of data each', async () => {
     const name = await scheduled('@hourly', at('2030-01-01T00:30:00Z'), { missed: 'all', data: 'x'.repeat(1_048_000) })
-    expect(await cron.fire(at('2030-01-01T12:30:00Z'))).toEqual({ slots: 12 })
+    expect(await schedules.sendDue(at('2030-01-01T12:30:00Z'))).toEqual({ slots: 12 })
     expect(await slots(name)).toHaveLength(12)
   })
 
@@ -337,7 +340,7 @@ describe('what was due while nobody ticked', () => {
       await scheduled('* * * * * *', begin, { missed: 'skip' }),
     ]
     const hour = await scheduled('* * 1 * * *', begin, { timezone: 'Europe/Berlin' })
-    expect(await cron.fire(now)).toEqual({ slots: 151 + 151 + 1 })
+    expect(await schedules.sendDue(now)).toEqual({ slots: 151 + 151 + 1 })
     for (const name of [each, skip]) {
       expect(await slots(name)).toEqual(
         Array.from({ length: 151 }, (_, i) => iso(new Date(+now - 150_000 + i * SECOND))),
@@ -350,11 +353,11 @@ describe('what was due while nobody ticked', () => {
     expect((await state(hour)).nextAt).toEqual(at('2030-06-01T23:00:00Z'))
   })
 
-  test('is not deleted by upkeep before anybody could see it', async () => {
+  test('is not deleted by upkeep before a worker could get it', async () => {
     const to = await queue({ retentionSeconds: 60 })
     const minute = (new Date().getUTCMinutes() + 30) % 60 // half an hour ago: late
     const name = await scheduled(`${minute} * * * *`, new Date(Date.now() - 3 * DAY), { queue: to })
-    await cron.fire()
+    await schedules.sendDue()
     const { rows } = await db.pool.query(
       `select keep_until >= created_on + interval '60 s' and keep_until < created_on + interval '70 s' as kept
          from lockstep_boss.job where name = $1`,
@@ -372,41 +375,41 @@ describe('a ticker that is stopped between its lock and its commit', () => {
   test('sends what it took, and nobody else does; others send the rest', async () => {
     const name = await scheduled('@hourly', BEGIN)
     const letGo = await hold((await state(name)).queue)
-    const first = ticker().cron.fire(NOW)
+    const first = ticker().schedules.sendDue(NOW)
     await isBlocked()
     const other = await scheduled('@hourly', BEGIN)
-    expect(await cron.fire(NOW)).toEqual({ slots: 1 })
+    expect(await schedules.sendDue(NOW)).toEqual({ slots: 1 })
     expect(await slots(other)).toHaveLength(1)
     await letGo()
     expect(await first).toEqual({ slots: 1 })
-    expect(await cron.fire(NOW)).toEqual({ slots: 0 })
+    expect(await schedules.sendDue(NOW)).toEqual({ slots: 0 })
     expect(await slots(name)).toEqual(['2030-01-01T01:00:00Z'])
   })
 
   test('and dies: has sent nothing, and the next sends it', async () => {
     const name = await scheduled('@hourly', BEGIN)
     const letGo = await hold((await state(name)).queue)
-    const first = ticker().cron.fire(NOW)
+    const first = ticker().schedules.sendDue(NOW)
     first.catch(() => {})
     await isBlocked()
     for (const pid of await blocked()) await db.pool.query('select pg_terminate_backend($1)', [pid])
     await expect(first).rejects.toMatchObject({ code: 'UNAVAILABLE' })
     await letGo()
     expect(await state(name)).toMatchObject({ nextAt: NOW, missedSlots: 0, error: null })
-    expect(await cron.fire(NOW)).toEqual({ slots: 1 })
+    expect(await schedules.sendDue(NOW)).toEqual({ slots: 1 })
     expect(await slots(name)).toEqual(['2030-01-01T01:00:00Z'])
   })
 
   test('and is cancelled (a time limit of its role): has sent nothing, and the next sends it', async () => {
     const name = await scheduled('@hourly', BEGIN)
     const letGo = await hold((await state(name)).queue)
-    const first = ticker().cron.fire(NOW)
+    const first = ticker().schedules.sendDue(NOW)
     first.catch(() => {})
     await isBlocked()
     for (const pid of await blocked()) await db.pool.query('select pg_cancel_backend($1)', [pid])
     await expect(first).rejects.toMatchObject({ code: 'UNAVAILABLE' })
     await letGo()
-    expect(await cron.fire(NOW)).toEqual({ slots: 1 })
+    expect(await schedules.sendDue(NOW)).toEqual({ slots: 1 })
     expect(await state(name)).toMatchObject({ lastSlot: NOW, missedSlots: 0, error: null })
   })
 
@@ -424,13 +427,13 @@ describe('a ticker that is stopped between its lock and its commit', () => {
     const name = await scheduled('@hourly', BEGIN)
     const { queue: to } = await state(name)
     const letGo = await hold(to)
-    const first = ticker().cron.fire(NOW)
+    const first = ticker().schedules.sendDue(NOW)
     await isBlocked()
-    const gone = cron.unschedule(name)
+    const gone = schedules.unschedule(name)
     await isBlocked(2)
     await letGo()
     expect([await first, await gone]).toEqual([{ slots: 1 }, true])
-    expect(await cron.fire(at('2030-01-01T02:00:00Z'))).toEqual({ slots: 0 })
+    expect(await schedules.sendDue(at('2030-01-01T02:00:00Z'))).toEqual({ slots: 0 })
     const { rows } = await db.pool.query('select start_after from lockstep_boss.job where name = $1', [to])
     expect(rows).toEqual([{ start_after: NOW }])
   })
@@ -440,9 +443,9 @@ describe('a ticker that is stopped between its lock and its commit', () => {
     const { queue: to } = await state(name)
     const letGo = await hold(to)
     await until('a slot is due', async () => ((await state(name)).nextAt as Date) < new Date())
-    const first = ticker().cron.fire(new Date())
+    const first = ticker().schedules.sendDue(new Date())
     await isBlocked()
-    const change = cron.schedule(name, '*/1 * * * * *', { queue: to })
+    const change = schedules.schedule(name, '*/1 * * * * *', { queue: to })
     await isBlocked(2)
     await letGo()
     await Promise.all([first, change])
@@ -460,27 +463,27 @@ describe('a schedule that cannot be sent', () => {
     const [bad, good] = [await scheduled('@hourly', BEGIN), await scheduled('@hourly', BEGIN)]
     const { queue: to } = await state(bad)
     await boss.deleteQueue(to)
-    expect(await cron.fire(NOW)).toEqual({ slots: 1 })
+    expect(await schedules.sendDue(NOW)).toEqual({ slots: 1 })
     expect(await slots(good)).toHaveLength(1)
     expect(await state(bad)).toMatchObject({
       ...{ error: expect.stringContaining(`There is no queue "${to}"`), missedSlots: 1, lastMissed: NOW },
       ...{ lastSlot: null, nextAt: at('2030-01-01T02:00:00Z') },
     })
     await boss.createQueue(to, { partition: true })
-    expect(await cron.fire(at('2030-01-01T02:00:00Z'))).toEqual({ slots: 2 })
+    expect(await schedules.sendDue(at('2030-01-01T02:00:00Z'))).toEqual({ slots: 2 })
     expect(await state(bad)).toMatchObject({ error: null, missedSlots: 1, lastSlot: at('2030-01-01T02:00:00Z') })
   })
 
   test.each([false, true])(
-    'because its queue is deleted at this moment (a table of its own: %s)',
+    'because its queue is deleted in the same instant (a table of its own: %s)',
     async (partition) => {
       const to = await queue({ partition })
       const [bad, good] = [await scheduled('@hourly', BEGIN, { queue: to }), await scheduled('@hourly', BEGIN)]
       const letGo = await hold(to, 'delete from lockstep_boss.queue where name = $1')
-      const firing = cron.fire(NOW)
+      const sending = schedules.sendDue(NOW)
       await isBlocked()
       await letGo()
-      expect(await firing).toEqual({ slots: 1 })
+      expect(await sending).toEqual({ slots: 1 })
       expect(await slots(good)).toHaveLength(1)
       expect(await state(bad)).toMatchObject({ error: expect.stringContaining(to), missedSlots: 1 })
     },
@@ -497,7 +500,7 @@ describe('a schedule that cannot be sent', () => {
        select 'good ' || i, $1, '@hourly', 'UTC', 'once', $2 from generate_series(1, 100) i`,
       [to, NOW],
     )
-    expect(await cron.fire(NOW)).toEqual({ slots: 100 })
+    expect(await schedules.sendDue(NOW)).toEqual({ slots: 100 })
     await db.pool.query('drop trigger refuse on lockstep_boss.job_common; drop function refuse')
     expect(await state(bad)).toMatchObject({ error: 'not this one', missedSlots: 1 })
     expect(await state('good 100')).toMatchObject({ error: null, missedSlots: 0, lastSlot: NOW })
@@ -512,33 +515,33 @@ describe('a schedule that cannot be sent', () => {
         begin raise 'trouble' using errcode = '${code}'; end $$;
         create trigger trouble before insert on lockstep_boss.job_common for each row
           when (new.name = '${to}') execute function trouble()`)
-      await expect(cron.fire(NOW)).rejects.toMatchObject({ code: 'UNAVAILABLE', cause: { code } })
+      await expect(schedules.sendDue(NOW)).rejects.toMatchObject({ code: 'UNAVAILABLE', cause: { code } })
       await db.pool.query('drop trigger trouble on lockstep_boss.job_common; drop function trouble')
       expect(await state(name)).toMatchObject({ error: null, missedSlots: 0, nextAt: NOW })
-      expect(await cron.fire(NOW)).toEqual({ slots: 1 })
+      expect(await schedules.sendDue(NOW)).toEqual({ slots: 1 })
     },
   )
 
   test('because its queue has such a job already: says so', async () => {
     const to = await queue({ policy: 'short' }) // one job waits at a time
     const name = await scheduled('@hourly', BEGIN, { queue: to, missed: 'all' })
-    expect(await cron.fire(at('2030-01-01T03:00:00Z'))).toEqual({ slots: 1 })
+    expect(await schedules.sendDue(at('2030-01-01T03:00:00Z'))).toEqual({ slots: 1 })
     expect(await state(name)).toMatchObject({
       ...{ lastSlot: NOW, missedSlots: 2, lastMissed: at('2030-01-01T03:00:00Z') },
       error: expect.stringContaining('The queue refused it'),
     })
   })
 
-  test('because nobody understands its cron (written by hand): waits until it is scheduled again', async () => {
+  test('because its cron cannot be parsed (written by hand): waits until it is scheduled again', async () => {
     const good = await scheduled('@hourly', BEGIN)
     const { queue: to } = await state(good)
     await db.pool.query(
       `insert into lockstep.schedule (name, queue, cron, timezone, missed, next_at) values ('by hand', $1, 'x', 'UTC', 'once', $2)`,
       [to, NOW],
     )
-    expect(await cron.fire(NOW)).toEqual({ slots: 1 })
+    expect(await schedules.sendDue(NOW)).toEqual({ slots: 1 })
     expect(await state('by hand')).toMatchObject({ nextAt: null, error: expect.any(String), missedSlots: 1 })
-    expect(await cron.schedule('by hand', '@hourly', { queue: to })).toBe(false)
+    expect(await schedules.schedule('by hand', '@hourly', { queue: to })).toBe(false)
     expect(await state('by hand')).toMatchObject({ nextAt: expect.any(Date), error: null })
   })
 })
@@ -548,15 +551,22 @@ describe('schedule', () => {
     const to = await queue()
     const name = `schedule-${n++}`
     const before = new Date()
-    expect(await cron.schedule(name, ' 0  9 * * 1-5 ', { queue: to, timezone: 'Europe/Berlin', data: [1] })).toBe(true)
+    expect(await schedules.schedule(name, ' 0  9 * * 1-5 ', { queue: to, timezone: 'Europe/Berlin', data: [1] })).toBe(
+      true,
+    )
     const made = await state(name)
     expect(made).toEqual({
       ...{ name, queue: to, cron: '0 9 * * 1-5', timezone: 'Europe/Berlin', data: [1], missed: 'once' },
-      ...{ nextAt: cron.preview('0 9 * * 1-5', 'Europe/Berlin', 1)[0], lastSlot: null, lastJob: null, missedSlots: 0 },
+      ...{
+        nextAt: schedules.preview('0 9 * * 1-5', 'Europe/Berlin', 1)[0],
+        lastSlot: null,
+        lastJob: null,
+        missedSlots: 0,
+      },
       ...{ lastMissed: null, error: null, createdAt: expect.any(Date), updatedAt: expect.any(Date) },
     })
     expect(+(made.nextAt as Date)).toBeGreaterThan(+before)
-    expect(await cron.schedule(name, '* * * * *', { queue: to })).toBe(false)
+    expect(await schedules.schedule(name, '* * * * *', { queue: to })).toBe(false)
     expect(await state(name)).toMatchObject({
       cron: '* * * * *',
       timezone: 'UTC',
@@ -570,12 +580,12 @@ describe('schedule', () => {
     const due = at('2020-01-01T00:01:00Z')
     await rewind(name, due)
     const before = await state(name)
-    expect(await cron.schedule(name, '* * * * *', { queue: before.queue, data: 'old', missed: 'all' })).toBe(false)
+    expect(await schedules.schedule(name, '* * * * *', { queue: before.queue, data: 'old', missed: 'all' })).toBe(false)
     expect(await state(name)).toEqual(before)
     const to = await queue()
-    expect(await cron.schedule(name, '* * * * *', { queue: to, data: 'new', missed: 'skip' })).toBe(false)
+    expect(await schedules.schedule(name, '* * * * *', { queue: to, data: 'new', missed: 'skip' })).toBe(false)
     expect(await state(name)).toMatchObject({ nextAt: due, queue: to, data: 'new', missed: 'skip' })
-    await cron.fire(due)
+    await schedules.sendDue(due)
     expect(await sent(name)).toMatchObject([{ slot: due, data: 'new' }])
   })
 
@@ -585,10 +595,10 @@ describe('schedule', () => {
   ])('with another %s keeps no slot of the old one', async (_, expression, timezone) => {
     const name = await scheduled('0 5 1 1 *', at('2020-01-01T00:00:00Z'))
     const { queue: to } = await state(name)
-    await cron.schedule(name, expression, { queue: to, timezone })
+    await schedules.schedule(name, expression, { queue: to, timezone })
     const { nextAt } = await state(name)
     expect(nextAt).toEqual(boss.previewSchedule(expression, { tz: timezone, count: 1 })[0])
-    expect(await cron.fire(new Date(+(nextAt as Date) - 1))).toEqual({ slots: 0 })
+    expect(await schedules.sendDue(new Date(+(nextAt as Date) - 1))).toEqual({ slots: 0 })
     expect(await sent(name)).toEqual([])
   })
 
@@ -596,20 +606,20 @@ describe('schedule', () => {
     const to = await queue()
     const name = `schedule-${n++}`
     const all = await Promise.all(
-      [cron, ticker().cron, cron].map((each) => each.schedule(name, '@daily', { queue: to })),
+      [schedules, ticker().schedules, schedules].map((each) => each.schedule(name, '@daily', { queue: to })),
     )
     expect(all.filter((made) => made)).toHaveLength(1)
   })
 
   test('to a queue that is not there rejects', async () => {
-    await expect(cron.schedule('nowhere', '@daily', { queue: 'not-there' })).rejects.toMatchObject({
+    await expect(schedules.schedule('nowhere', '@daily', { queue: 'not-there' })).rejects.toMatchObject({
       code: 'NOT_FOUND',
     })
-    expect(await cron.scheduled('nowhere')).toBeNull()
+    expect(await schedules.get('nowhere')).toBeNull()
   })
 
   const wrong = (name: unknown, expression: unknown, options: unknown) =>
-    cron.schedule(name as string, expression as string, options as ScheduleOptions)
+    schedules.schedule(name as string, expression as string, options as ScheduleOptions)
 
   test.each([
     [7],
@@ -633,13 +643,13 @@ describe('schedule', () => {
       message: expect.stringContaining("'0 9 * * 1-5' (minute hour"),
     }
     await expect(wrong('bad', expression, { queue: 'any' })).rejects.toMatchObject(refused)
-    expect(() => cron.preview(expression as string)).toThrow(expect.objectContaining(refused))
+    expect(() => schedules.preview(expression as string)).toThrow(expect.objectContaining(refused))
   })
 
   test('says of a cron what is wrong with it', () => {
-    expect(() => cron.preview('0 0 30 2 *')).toThrow('never comes')
-    expect(() => cron.preview('61 * * * *')).toThrow('0-59')
-    expect(() => cron.preview('H * * * *')).toThrow('without H')
+    expect(() => schedules.preview('0 0 30 2 *')).toThrow('never comes')
+    expect(() => schedules.preview('61 * * * *')).toThrow('0-59')
+    expect(() => schedules.preview('H * * * *')).toThrow('without H')
   })
 
   test.each([
@@ -651,7 +661,7 @@ describe('schedule', () => {
     '0 0 29 2 *',
     '15,45 8-18 ? * MON-FRI',
   ])('takes %s', async (expression) => {
-    expect(await cron.schedule(`takes ${expression}`, expression, { queue: await queue() })).toBe(true)
+    expect(await schedules.schedule(`takes ${expression}`, expression, { queue: await queue() })).toBe(true)
   })
 
   test.each([[7], [null], [''], ['Europe/Berln'], ['local'], ['UTC+2'], ['+02:00']])(
@@ -663,7 +673,7 @@ describe('schedule', () => {
         message: expect.stringContaining("'Europe/Berlin'"),
       }
       await expect(wrong('bad', '* * * * *', { queue: 'any', timezone })).rejects.toMatchObject(refused)
-      expect(() => cron.preview('* * * * *', timezone as string)).toThrow(expect.objectContaining(refused))
+      expect(() => schedules.preview('* * * * *', timezone as string)).toThrow(expect.objectContaining(refused))
     },
   )
 
@@ -686,31 +696,33 @@ describe('schedule', () => {
 describe('looking', () => {
   test('unschedule says whether there was one; what is not there is null', async () => {
     const name = await scheduled('@daily', new Date())
-    expect([await cron.unschedule(name), await cron.unschedule(name)]).toEqual([true, false])
-    expect(await cron.scheduled(name)).toBeNull()
+    expect([await schedules.unschedule(name), await schedules.unschedule(name)]).toEqual([true, false])
+    expect(await schedules.get(name)).toBeNull()
   })
 
   test('schedules come in the order of their code points, by prefix, a page at a time', async () => {
     const to = await queue()
     const names = ['look/A', 'look/a', 'look/%', 'look/ä', 'look/b', 'other']
-    for (const name of names) await cron.schedule(name, '@daily', { queue: to })
-    const list = async (page?: object) => (await cron.schedules(page)).map(({ name }) => name)
+    for (const name of names) await schedules.schedule(name, '@daily', { queue: to })
+    const list = async (page?: object) => (await schedules.list(page)).map(({ name }) => name)
     expect(await list()).toEqual(['look/%', 'look/A', 'look/a', 'look/b', 'look/ä', 'other'])
     expect(await list({ prefix: 'look/', limit: 2, after: 'look/A' })).toEqual(['look/a', 'look/b'])
-    expect(await cron.schedules({ prefix: 'other' })).toEqual([await state('other')])
-    await expect(cron.schedules({ limit: 0 })).rejects.toMatchObject({ field: 'limit' })
-    await expect(cron.schedules({ limit: 1_001 })).rejects.toMatchObject({ field: 'limit' })
+    expect(await schedules.list({ prefix: 'other' })).toEqual([await state('other')])
+    await expect(schedules.list({ limit: 0 })).rejects.toMatchObject({ field: 'limit' })
+    await expect(schedules.list({ limit: 1_001 })).rejects.toMatchObject({ field: 'limit' })
   })
 
-  test('preview tells the next slots, and asks nobody', () => {
-    const ahead = cron.preview('* * * * *')
+  test('preview computes the next slots, without the database', () => {
+    const ahead = schedules.preview('* * * * *')
     expect(ahead).toHaveLength(5)
     expect(ahead.map((slot) => +slot - +(ahead[0] as Date))).toEqual([0, MINUTE, 2 * MINUTE, 3 * MINUTE, 4 * MINUTE])
-    const [noon] = cron.preview('0 12 * * *', 'Asia/Kolkata', 1)
+    const [noon] = schedules.preview('0 12 * * *', 'Asia/Kolkata', 1)
     expect(noon?.toISOString().slice(11, 16)).toBe('06:30')
-    expect(cron.preview('* * * * *', 'Europe/Berlin', 1_000)).toHaveLength(1_000)
+    expect(schedules.preview('* * * * *', 'Europe/Berlin', 1_000)).toHaveLength(1_000)
     for (const wrong of [0, 1_001, 1.5, '5']) {
-      expect(() => cron.preview('* * * * *', 'UTC', wrong as number)).toThrow(expect.objectContaining({ field: 'n' }))
+      expect(() => schedules.preview('* * * * *', 'UTC', wrong as number)).toThrow(
+        expect.objectContaining({ field: 'n' }),
+      )
     }
   })
 })

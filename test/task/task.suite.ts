@@ -1,5 +1,5 @@
 /**
- * What is promised of tasks, as a suite that runs on a direct connection (task.test.ts) and through a transaction pooler
+ * What tasks promise, as a suite that runs on a direct connection (task.test.ts) and through a transaction pooler
  * (database/pooler.test.ts). Two Locksteps stand for two processes: `a` sends, `b` works.
  */
 import { once } from 'node:events'
@@ -93,7 +93,7 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       expect(jobs.map((job) => job?.data)).toEqual(Array.from({ length: 200 }, (_, i) => i))
     })
 
-    test('one that is refused, or wrong, is no other’s concern', async () => {
+    test('one that is refused, or wrong, does not fail the others', async () => {
       const queue = fresh()
       sender.define(queue)
       const id = (await sender.send(queue, 0)) as string
@@ -147,7 +147,7 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       sender.define(other)
       expect(await sender.send(other, 1, { singletonKey: 'k', singletonSeconds: 3_600 })).not.toBeNull()
       expect(await sender.send(other, 1, { singletonKey: 'k', singletonSeconds: 3_600 })).toBeNull()
-      expect(await sender.send(other, 1, { id })).toBe(id) // of another queue
+      expect(await sender.send(other, 1, { id })).toBe(id) // in another queue
       expect(await sender.send(other, 1, { id })).toBeNull()
     })
 
@@ -165,7 +165,7 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       expect(await worker.counts(queue)).toMatchObject({ ready: 0, deferred: 2 })
     })
 
-    test('a job that is due later runs when it is, without being told', async () => {
+    test('a job that is due later runs when it is due, without a notification', async () => {
       const queue = working(() => 'ran')
       expect(await sender.run(queue, null, { startAfterMs: 700 })).toBe('ran')
     })
@@ -182,10 +182,10 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       await expect(worker.send(queue, 7)).rejects.toMatchObject({ field: 'data' })
       works(queue)
       await worker.run(queue, { to: { mail: 'a@b.org' }, when: '2030-01-01T00:00:00Z' })
-      expect(seen).toEqual([{ to: { mail: 'a@b.org' }, when: new Date('2030-01-01T00:00:00Z') }]) // what the schema makes of it
+      expect(seen).toEqual([{ to: { mail: 'a@b.org' }, when: new Date('2030-01-01T00:00:00Z') }]) // as the schema has changed it
     })
 
-    test('an unknown queue is said to be one', async () => {
+    test('an unknown queue is a NotFoundError', async () => {
       const unknown = { code: 'NOT_FOUND', message: expect.stringContaining('"no-such-queue"') }
       await expect(sender.send('no-such-queue', 1)).rejects.toMatchObject(unknown)
       await expect(sender.run('no-such-queue', 1)).rejects.toMatchObject(unknown)
@@ -201,22 +201,22 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       await sender.send(queue, 1)
       await bossOf(worker).deleteQueue(queue)
       await expect(sender.send(queue, 2)).rejects.toMatchObject({ code: 'NOT_FOUND' })
-      expect(await sender.send(queue, 3)).not.toBeNull() // it was defined: it is made at its next use
+      expect(await sender.send(queue, 3)).not.toBeNull() // it was defined here, so it is made at its next use
     })
   })
 
   describe('a definition', () => {
-    test('is what holds, also of a queue that exists', async () => {
+    test('changes a queue that exists with other options', async () => {
       const queue = fresh()
       expect(await sender.declare(queue, { retryLimit: 1 })).toBe(true)
       expect(await sender.declare(queue, { retryLimit: 7, expireInMs: 60_000 })).toBe(false)
       const stored = await bossOf(sender).getQueue(queue)
       expect(stored).toMatchObject({ retryLimit: 7, expireInSeconds: 60, heartbeatSeconds: 30, notify: true })
       await sender.declare(queue, { retryDelayMs: 1_500 })
-      expect(await bossOf(sender).getQueue(queue)).toMatchObject({ retryLimit: 7, retryDelay: 2 }) // the rest stays
+      expect(await bossOf(sender).getQueue(queue)).toMatchObject({ retryLimit: 7, retryDelay: 2 }) // the other options stay
     })
 
-    test('cannot change what cannot be changed, and says so', async () => {
+    test('cannot change the policy or the partition of a queue, and says so', async () => {
       const queue = fresh()
       await sender.declare(queue, { policy: 'singleton' })
       await expect(sender.declare(queue, { policy: 'short' })).rejects.toMatchObject({
@@ -225,7 +225,7 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       })
     })
 
-    test('is one for a queue', () => {
+    test('is made once for a queue', () => {
       const queue = fresh()
       sender.define(queue)
       expect(() => sender.define(queue)).toThrow(/defined only once/)
@@ -333,12 +333,12 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       expect(signal.reason).toMatchObject({ code: 'LEASE_LOST' })
     })
 
-    test('a job that is cancelled by somebody else rejects', async () => {
+    test('a job that another caller cancels rejects', async () => {
       const queue = fresh()
       sender.define(queue)
       const id = crypto.randomUUID()
       const run = sender.run(queue, {}, { id })
-      run.catch(() => {}) // it may be told before cancel() is
+      run.catch(() => {}) // it may reject before cancel() resolves
       await until('sent', async () => (await stateOf(queue, id)) === 'created')
       expect(await worker.cancel(queue, id)).toBe(true)
       await expect(run).rejects.toMatchObject({ code: 'JOB_FAILED', state: 'cancelled' })
@@ -347,7 +347,7 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
   })
 
   describe('a handler', () => {
-    test('that throws what is no error fails its job all the same', async () => {
+    test('that throws a value that is no Error fails its job all the same', async () => {
       const thrown: unknown[] = ['text', { any: 'thing' }, null, undefined, 7n, 'a\0b', new Error('a\0b\ud800')]
       const queue = working(
         (i: number) => {
@@ -388,7 +388,7 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       expect(await sender.run(queue, 'good')).toBe('ran')
     })
 
-    test('shows its progress to whoever looks', async () => {
+    test('shows its progress', async () => {
       const go = Promise.withResolvers<void>()
       const queue = working(async (_: unknown, { progress }) => {
         await progress(0.5, 'half of it')
@@ -449,7 +449,7 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       const first = works(queue)
       const id = (await worker.send(queue, {})) as string
       await began.promise
-      // As upkeep does with the job of a worker that it takes for dead; another one fetches it.
+      // As upkeep does with the job of a worker that it takes for dead; then another worker fetches it.
       await db.pool.query(`update lockstep_boss.job set state = 'retry' where id = $1`, [id])
       const [second] = await sender.claim(queue)
       expect(second).toMatchObject({ id, attempt: 2, token: 2n })
@@ -473,7 +473,7 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       await sender.complete(queue, id, token)
     })
 
-    test('cannot give it back, extend it or speak for it', async () => {
+    test('cannot hand it back, extend it or report its progress', async () => {
       const { queue, id, token, first } = await overtaken()
       await first.stop({ graceMs: 0 })
       expect(await stateOf(queue, id)).toBe('active')
@@ -524,7 +524,7 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
         { transactional: true },
       )
       works(queue)
-      expect(await worker.run(queue, 200)).toBe(0) // nothing was to be seen before
+      expect(await worker.run(queue, 200)).toBe(0) // the effect was not visible before
       expect(await effects(200)).toBe(1)
     })
 
@@ -581,7 +581,7 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       const [job] = await other
       expect(job).toMatchObject({ id, attempt: 2 })
       await sender.fail(queue, id, job?.token as bigint, 'now it fails')
-      expect(await stateOf(queue, id)).toBe('failed') // its first failure, and it has no retries
+      expect(await stateOf(queue, id)).toBe('failed') // it failed for the first time, and has no retries
     })
 
     test('lets what runs end within the grace', async () => {
@@ -615,7 +615,7 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       expect(await stateOf(queue, id)).toBe('retry')
     })
 
-    test('the whole Lockstep: its workers give back, and who waits is rejected', async () => {
+    test('the whole Lockstep: its workers hand back, and callers that wait get an error', async () => {
       const mine = createLockstep({ connectionString: url })
       const tasks = createTasks(mine)
       const queue = fresh()
@@ -685,7 +685,7 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       await sender.declare(queue, { retryLimit: 1 })
       const id = (await sender.send(queue, 'x')) as string
       await sender.claim(queue, { leaseMs: 1_000 })
-      // its lease, run out
+      // as if its lease had run out
       await db.pool.query(`update lockstep_boss.job set heartbeat_on = now() - interval '1 hour' where id = $1`, [id])
       await sender.tick()
       expect((await sender.claim(queue))[0]).toMatchObject({ id, data: 'x', attempt: 2 })
@@ -779,7 +779,7 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
         job?.expiresAt.getTime() ?? 0,
       )
       await sender.complete(queue, id, 1n, { done: true })
-      await sender.complete(queue, id, 1n, { done: true }) // its answer was lost
+      await sender.complete(queue, id, 1n, { done: true }) // as if the answer had been lost
       expect(await sender.get(queue, id)).toMatchObject({ state: 'completed', output: { done: true } })
       await expect(sender.fail(queue, id, 1n, 'too late')).rejects.toMatchObject({ code: 'LEASE_LOST' })
     })
@@ -848,7 +848,7 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       expect(rows).toEqual([])
     })
 
-    test('a worker that died is buried by a tick, with its queue', async () => {
+    test('a worker that died is removed by a tick, with its queue', async () => {
       const queue = fresh()
       await sender.declare(queue)
       const id = crypto.randomUUID()

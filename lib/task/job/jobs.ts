@@ -1,51 +1,64 @@
-/** Looking at jobs and queues: by the time the answer is read it may be otherwise. */
+/** Looking at jobs and queues. An answer is a snapshot: it may have changed before the caller reads it. */
 import { sql } from 'kysely'
 import type { Pool } from '../../database/index.ts'
 import type { Engine } from '../pgboss/index.ts'
 import { fromBoss, noQueue } from '../pgboss/index.ts'
 import type { Queues } from '../queue/index.ts'
 import { checkId, checkQueue } from '../queue/index.ts'
-import type { Settle } from './attempts.ts'
+import type { AttemptStore } from './attempts.ts'
 import { outputOf } from './outcomes.ts'
 
-/** `created` and `retry` wait, for the first attempt and for another one. */
+/**
+ * The state of a job. `created` waits for its first attempt, `retry` for another attempt; `active` runs; `completed`, `cancelled`
+ * and `failed` (for good) are over.
+ */
 export type JobState = 'created' | 'retry' | 'active' | 'completed' | 'cancelled' | 'failed'
 
-/** A job as it was a moment ago. */
+/** A job, as it was when it was read. Times are of the database's clock. */
 export interface Job {
+  /** A UUID; the same in every attempt. */
   id: string
+  /** The queue's name. */
   queue: string
+  /** Whether it waits, runs, or is over. */
   state: JobState
+  /** What was sent: JSON. */
   data: unknown
-  /** What the handler returned; after a failed attempt its error `{ name, message, stack, … }`; null: none yet. */
+  /** What the handler returned; after a failed attempt the error, `{ name, message, stack, … }`; null: there is none yet. */
   output: unknown
-  /** How many attempts were begun. */
+  /** How many attempts were begun, ≥ 0. */
   attempts: number
+  /** Attempts after the first that it may have. Each hand-back adds one, so that it costs no retry. */
   retryLimit: number
+  /** Jobs with a larger priority begin first. @default 0 */
   priority: number
+  /** When it was sent. */
   createdAt: Date
-  /** It does not run before. Of a job that a schedule sent, its slot. */
+  /** It does not begin before this instant. If a schedule sent it, this is its slot. */
   startAfter: Date
-  /** Of the last attempt. */
+  /** When its last attempt began; null: none has. */
   startedAt: Date | null
+  /** When it was completed, cancelled, or failed for good; null: it is not over. */
   completedAt: Date | null
-  /** What the last attempt said. */
+  /** What the last attempt reported: the part that is done, 0–1, a note, and when; null: nothing. */
   progress: { fraction: number; note: string | null; at: Date } | null
-  /** Who claimed it, of the last attempt, if they said so. */
+  /** The `holder` that claimed the last attempt; null: it gave none, or a worker of a process runs it. */
   holder: string | null
 }
 
-/** How many jobs of a queue there are. Those that are over well are not counted: there may be millions. */
+/** How many jobs of a queue are in each state. Completed and cancelled jobs are not counted: there may be millions. */
 export interface Counts {
+  /** The queue's name. */
   queue: string
-  /** May run now. */
+  /** Jobs that can begin now. */
   ready: number
-  /** Wait for their time: a delay, a retry, a schedule. */
+  /** Jobs that wait for their `startAfter`: a delay, a retry, a schedule. */
   deferred: number
-  /** Wait for other jobs, of a flow. */
+  /** Jobs of a flow that wait for other jobs. */
   blocked: number
+  /** Jobs that run. */
   active: number
-  /** Have failed for good, and are kept. */
+  /** Jobs that have failed for good, and are kept. */
   failed: number
 }
 
@@ -71,13 +84,13 @@ export class Jobs {
   readonly #pool: Pool
   readonly #boss: () => Engine
   readonly #queues: Queues
-  readonly #settle: Settle
+  readonly #attempts: AttemptStore
 
-  constructor(pool: Pool, boss: () => Engine, queues: Queues, settle: Settle) {
+  constructor(pool: Pool, boss: () => Engine, queues: Queues, attempts: AttemptStore) {
     this.#pool = pool
     this.#boss = boss
     this.#queues = queues
-    this.#settle = settle
+    this.#attempts = attempts
   }
 
   async get(queue: string, id: string): Promise<Job | null> {
@@ -98,12 +111,12 @@ export class Jobs {
     checkQueue(queue)
     checkId(id)
     try {
-      const said = await this.#boss().cancel(queue, id)
-      if ((said as { affected?: number }).affected !== 1) return false
+      const response = await this.#boss().cancel(queue, id)
+      if ((response as { affected?: number }).affected !== 1) return false
     } catch (error) {
       throw fromBoss(error, queue)
     }
-    await this.#settle.tellAll(id)
+    await this.#attempts.notify(id)
     return true
   }
 

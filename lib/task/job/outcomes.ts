@@ -1,19 +1,22 @@
 /**
  * Waiting for jobs to be over.
  *
- * However many wait in this process, they are looked at in one statement: when the database tells that a job is worth a
- * look, and now and then by themselves, for what is told can be lost, and a job that upkeep fails tells nobody. What is
- * told is only that: the outcome is read from the job, so that nobody can forge it.
+ * All waits of a process share one statement that looks at their jobs. It runs when the database notifies that a job is over, and
+ * also at intervals: a notification can be lost, and a job that pg-boss's upkeep fails is not notified. A notification only
+ * asks to look. The outcome is read from the job's row, so that nobody can forge it.
  */
 import { sql } from 'kysely'
-import { NotFoundError, Waker } from '../../base/index.ts'
+import { BackoffDelays, NotFoundError, Waker } from '../../base/index.ts'
 import type { Notifier } from '../../database/index.ts'
 import { list, type Pool } from '../../database/index.ts'
 
 /** How a job ended. */
 export interface Outcome {
+  /** The job's id, a UUID. */
   id: string
+  /** How it ended: `completed`, `failed` for good, or `cancelled`. */
   state: 'completed' | 'failed' | 'cancelled'
+  /** Completed: what the handler returned. Failed: the error, as `{ name, message, stack, … }`. Cancelled: null, or the last error. */
   output: unknown
 }
 
@@ -29,40 +32,40 @@ interface Row {
   output: unknown
 }
 
-/** With news: in case it was lost. Without: at first, and at most. */
+/** With notifications: looks again in case one was lost. Without them: polls, with growing pauses. */
 const LOOK_AGAIN_MS = 1_000
-const POLL_MS = { first: 20, most: 500 }
+const POLL_MS = { firstMs: 20, mostMs: 500 }
 
-export class Results {
+export class Outcomes {
   readonly #pool: Pool
-  readonly #jobs: Notifier<null>
+  readonly #notifier: Notifier<null>
   readonly #waiting = new Set<Waiter>()
   readonly #waker = new Waker()
-  #looking = false
+  #polling = false
   #closed: unknown
 
-  constructor(pool: Pool, jobs: Notifier<null>) {
+  constructor(pool: Pool, notifier: Notifier<null>) {
     this.#pool = pool
-    this.#jobs = jobs
+    this.#notifier = notifier
   }
 
   /**
-   * Hears of a job from now on: begun before it is sent, so that nothing is missed. When it is sent, `wait` for it; `end` in
-   * any case.
+   * Subscribes to the end of a job. Call it before the job is sent, so that nothing is missed; when it is sent, `wait`; and `end`
+   * in any case.
    */
-  hear(queue: string, id: string): { wait: () => Promise<Outcome>; end: () => void } {
+  subscribe(queue: string, id: string): { wait: () => Promise<Outcome>; end: () => void } {
     const { promise, resolve, reject } = Promise.withResolvers<Outcome>()
     const waiter = { queue, id, resolve, reject }
-    let heard = false
-    const unsubscribe = this.#jobs.on(id, () => {
-      heard = true
+    let notified = false
+    const unsubscribe = this.#notifier.on(id, () => {
+      notified = true
       this.#waker.wake()
     })
     const wait = () => {
       if (this.#closed) throw this.#closed
       this.#waiting.add(waiter)
-      if (heard) this.#waker.wake()
-      if (!this.#looking) void this.#look()
+      if (notified) this.#waker.wake()
+      if (!this.#polling) void this.#poll()
       return promise
     }
     const end = () => {
@@ -73,7 +76,7 @@ export class Results {
     return { wait, end }
   }
 
-  /** Rejects whoever waits. */
+  /** Rejects all waits. */
   close(reason: unknown): void {
     this.#closed = reason
     for (const { reject } of this.#waiting) reject(reason)
@@ -81,26 +84,26 @@ export class Results {
     this.#waker.wake()
   }
 
-  async #look(): Promise<void> {
-    this.#looking = true
-    for (let pauseMs = POLL_MS.first; this.#waiting.size > 0; ) {
-      const most = this.#jobs.session ? LOOK_AGAIN_MS : POLL_MS.most
-      if (await this.#waker.wait(this.#jobs.session ? most : pauseMs)) pauseMs = POLL_MS.first
-      else pauseMs = Math.min(pauseMs * 2, most)
+  async #poll(): Promise<void> {
+    this.#polling = true
+    const delays = new BackoffDelays(POLL_MS)
+    while (this.#waiting.size > 0) {
+      const pauseMs = delays.next()
+      if (await this.#waker.wait(this.#notifier.session ? LOOK_AGAIN_MS : pauseMs)) delays.reset()
       const waiters = [...this.#waiting]
       if (waiters.length === 0) break
       try {
         for (const { i, state, output } of await this.#rows(waiters)) {
           const waiter = waiters[Number(i) - 1] as Waiter
-          if (state === null) waiter.reject(new NotFoundError(`The job ${waiter.id} is not there any more`))
+          if (state === null) waiter.reject(new NotFoundError(`The job ${waiter.id} was deleted`))
           else waiter.resolve({ id: waiter.id, state: state as Outcome['state'], output: outputOf(state, output) })
           this.#waiting.delete(waiter)
         }
       } catch {
-        // the database is away: they wait on
+        // the database cannot be reached: the callers go on waiting
       }
     }
-    this.#looking = false
+    this.#polling = false
   }
 
   #rows(waiters: Waiter[]): Promise<Row[]> {
@@ -122,7 +125,7 @@ export class Results {
   }
 }
 
-/** Of a job that failed: its error. What pg-boss's upkeep says of one that timed out it keeps as { value }. */
+/** A job's output. When pg-boss's upkeep fails a job that timed out, it stores the error as { value }; that is unwrapped. */
 export function outputOf(state: string, output: unknown): unknown {
   const { value } = (output ?? {}) as { value?: { message?: unknown } }
   return state !== 'completed' && typeof value?.message === 'string' ? value : output

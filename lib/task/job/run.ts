@@ -1,12 +1,13 @@
 /**
- * Run: send, and wait for the outcome. The seed's Task.Run, kept: what its handlers throw is thrown here, a worker that dies
- * does not hang it, and two runs at once do not count each other's results, for each waits for its own jobs by their ids.
+ * Run: send a job and wait for its outcome. This is Task.Run of go-micro's sync: what the handler throws is thrown here. A worker
+ * that dies does not end the wait. Two runs at once do not count each other's results: each waits for its own jobs, by their ids.
  */
 import {
   checkInteger,
   checkMs,
   checkOptions,
   JobFailedError,
+  onAbort,
   outOfRange,
   RunTimeoutError,
   WAIT,
@@ -14,33 +15,34 @@ import {
 import type { Sender, SendOptions } from '../queue/index.ts'
 import { awaitedId } from './attempts.ts'
 import type { Jobs } from './jobs.ts'
-import type { Outcome, Results } from './outcomes.ts'
+import type { Outcome, Outcomes } from './outcomes.ts'
 
+/** Options of `run` and `outcome`: those of the job, except `trx`, and those of the wait. */
 export interface RunOptions extends Omit<SendOptions, 'trx'> {
-  /** Milliseconds to wait, ≥ 0. @default Infinity */
+  /** Milliseconds to wait, ≥ 0. When they run out a RunTimeoutError is thrown, and the job goes on. @default Infinity */
   waitMs?: number
-  /** Ends the wait, and cancels the job. */
+  /** Ends the wait with its reason. `run` also cancels the job; `outcome` does not. */
   signal?: AbortSignal
 }
 export interface Pooled {
-  /** Copies, 1–1,000. */
+  /** How many copies of the job are sent, 1–1,000. */
   pool?: number
 }
 
 export class Runs {
   readonly #sender: Sender
-  readonly #results: Results
+  readonly #outcomes: Outcomes
   readonly #jobs: Jobs
 
-  constructor(sender: Sender, results: Results, jobs: Jobs) {
+  constructor(sender: Sender, outcomes: Outcomes, jobs: Jobs) {
     this.#sender = sender
-    this.#results = results
+    this.#outcomes = outcomes
     this.#jobs = jobs
   }
 
-  async run(queue: string, data: unknown, asked: RunOptions & Pooled): Promise<unknown> {
-    checkOptions(asked)
-    const { pool, ...options } = asked
+  async run(queue: string, data: unknown, all: RunOptions & Pooled): Promise<unknown> {
+    checkOptions(all)
+    const { pool, ...options } = all
     if (pool === undefined) {
       const outcome = await this.#one(queue, data, options, true)
       if (!outcome) throw refused(queue)
@@ -48,7 +50,7 @@ export class Runs {
     }
     checkInteger('pool', pool, { min: 1, max: 1_000 })
     const { waitMs, signal, ...rest } = options
-    if (rest.id !== undefined) throw outOfRange('id', 'left out: each copy has one of its own', rest.id)
+    if (rest.id !== undefined) throw outOfRange('id', 'left out: each copy gets its own id', rest.id)
     const copies = Array.from({ length: pool }, () => ({ ...rest, id: awaitedId(), data }))
     const outcomes = await this.#wait(queue, copies, waitMs, signal, true)
     const failures = outcomes.flatMap((outcome) => {
@@ -59,13 +61,13 @@ export class Runs {
     return outcomes.map((outcome) => outcome?.output)
   }
 
-  /** How a job ended; null: it was refused. The signal ends the wait, and nothing else. */
+  /** How a job ended; null: it was refused. The signal ends the wait only. */
   async outcome(queue: string, data: unknown, options: RunOptions): Promise<Outcome | null> {
     checkOptions(options)
     return this.#one(queue, data, options, false)
   }
 
-  // A given id is awaited too, though then the wait is by looking.
+  // With the caller's own id it works too, but such a job is not notified: the wait polls.
   async #one(queue: string, data: unknown, options: RunOptions, cancels: boolean): Promise<Outcome | null> {
     const { waitMs, signal, ...rest } = options
     return (
@@ -82,15 +84,16 @@ export class Runs {
   ): Promise<(Outcome | null)[]> {
     checkMs('waitMs', waitMs, WAIT)
     signal?.throwIfAborted()
-    const heard = jobs.map(({ id }) => this.#results.hear(queue, id))
+    const subscriptions = jobs.map(({ id }) => this.#outcomes.subscribe(queue, id))
     const over = Promise.withResolvers<never>()
     over.promise.catch(() => {})
     const left = new Set(jobs.map(({ id }) => id))
-    const onAbort = () => {
+    const stop = () => {
       over.reject(signal?.reason)
       if (!cancels) return
       for (const id of left) void this.#jobs.cancel(queue, id).catch(() => {})
     }
+    let unsubscribe = () => {}
     let timer: NodeJS.Timeout | undefined
     try {
       const [first] = jobs
@@ -101,18 +104,17 @@ export class Runs {
       if (waitMs < 2 ** 31) {
         timer = setTimeout(() => over.reject(new RunTimeoutError(queue, [...left], waitMs)), waitMs)
       }
-      signal?.addEventListener('abort', onAbort)
-      if (signal?.aborted) onAbort() // while it was sent
+      unsubscribe = onAbort(signal, stop) // at once, if it aborted while the jobs were sent
       const outcomes = ids.map(async (id, i) => {
-        const outcome = id === null ? null : ((await heard[i]?.wait()) ?? null)
+        const outcome = id === null ? null : ((await subscriptions[i]?.wait()) ?? null)
         left.delete(jobs[i]?.id as string)
         return outcome
       })
       return await Promise.race([Promise.all(outcomes), over.promise])
     } finally {
       clearTimeout(timer)
-      signal?.removeEventListener('abort', onAbort)
-      for (const { end } of heard) end()
+      unsubscribe()
+      for (const { end } of subscriptions) end()
     }
   }
 }

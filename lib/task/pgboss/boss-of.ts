@@ -1,7 +1,8 @@
 /**
- * pg-boss itself, for whoever asks: what it can do and we have no word for stays within reach, under its own names.
+ * pg-boss itself. What it can do and Lockstep has no verb for stays available, under pg-boss's names.
  *
- * Apart from task/tasks.ts because of its types: who does not ask for them does not have to check them (engine.ts).
+ * This is a file of its own because of pg-boss's types: an application that does not import it does not have to check them
+ * (engine.ts).
  */
 import type { PgBoss } from 'pg-boss'
 
@@ -12,10 +13,11 @@ export function keepBoss(tasks: object, boss: () => PgBoss): void {
 }
 
 /**
- * The pg-boss of what `createTasks` has made: for flows, `upsert`, `redrive`, `subscribe` and `publish`, statistics. It is
- * not started. Do not start it: its clockwork is ours (task/tick.ts).
+ * Returns the pg-boss instance behind a `Tasks`: for flows, `upsert`, `redrive`, `subscribe` and `publish`, statistics. It is not
+ * started. Do not start it: ticks do what its timers would do (task/tick.ts).
  *
- * @throws {TypeError} it was not made by `createTasks`.
+ * @param tasks  what `createTasks` has made.
+ * @throws {TypeError} `tasks` was not made by `createTasks`.
  */
 export function bossOf(tasks: object): PgBoss {
   const boss = (tasks as { [KEY]?: () => PgBoss })[KEY]

@@ -1,15 +1,15 @@
 /**
- * What does the queueing, as far as we use it: the subset of pg-boss that our rooms see.
+ * The queueing engine: the part of pg-boss's interface that we use.
  *
- * Written down because pg-boss's own types do not stand the strict check of whoever uses ours (`skipLibCheck: false` finds
- * five errors in 12.38.0). adapter.ts makes one, and there the compiler compares the two.
+ * We write it down because pg-boss's own types fail the strict check of an application that uses ours (`skipLibCheck: false` finds
+ * five errors in 12.38.0). adapter.ts makes an engine, and there the compiler compares the two.
  */
 
-/** Where its statements go, other than to our pool. */
+/** Where pg-boss's statements go, if not to our pool. */
 // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
 export type EngineDb = { executeSql(text: string, values?: unknown[]): Promise<{ rows: any[] }> }
 
-/** A job, or a part of its queue's defaults, in pg-boss's words. */
+/** Retry options of a queue or a job, under pg-boss's names. */
 export interface EngineRetries {
   retryLimit?: number
   retryDelay?: number
@@ -36,14 +36,14 @@ export interface EngineJob extends EngineRetries {
   group?: { id: string; tier?: string }
 }
 
-/** A job as it is fetched. */
+/** A job as pg-boss's fetch returns it. */
 export interface FetchedJob {
   id: string
   data: unknown
   retryCount: number
   expireInSeconds: number
   heartbeatSeconds: number | null
-  /** These two with `includeMetadata`. */
+  /** This and `createdOn` only with `includeMetadata`. */
   priority?: number
   createdOn?: Date
 }
@@ -61,6 +61,7 @@ export interface Engine {
   ): Promise<FetchedJob[]>
   fail(name: string, attempt: { id: string; retryCount: number }, error: object): Promise<object>
   cancel(name: string, id: string): Promise<object>
+  touch(name: string, attempts: { id: string; retryCount: number }[]): Promise<object>
   supervise(name?: string): Promise<void>
   resolveFlow(): Promise<void>
   previewSchedule(cron: string, options: { tz: string; from?: Date; count: number }): Date[]

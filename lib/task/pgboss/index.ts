@@ -1,5 +1,5 @@
-/** What others use of this room. */
+/** The exports of this folder. */
 
-export { fromBoss, inside, makeBoss, noQueue } from './adapter.ts'
+export { fromBoss, inside, isQueueMissing, makeBoss, noQueue } from './adapter.ts'
 export { keepBoss } from './boss-of.ts'
 export type { Engine, EngineJob, EngineQueue, EngineRetries, FetchedJob } from './engine.ts'

@@ -1,4 +1,4 @@
-/** What others use of this room. */
+/** The exports of this folder. */
 
 export type { Handler, HandlerContext, TransactionalContext } from './handler.ts'
 export {

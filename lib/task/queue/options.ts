@@ -1,12 +1,12 @@
 /**
- * What a queue is, and what a job may ask for: our words and their ranges, turned into those of pg-boss.
+ * The options of queues and jobs: our names and ranges, turned into those of pg-boss.
  *
- * Durations are milliseconds here as everywhere; pg-boss keeps whole seconds, so they are rounded up. Its own options keep
- * their own names (`policy`, `singletonKey`, `group`, `retentionSeconds`, …). They are checked here and not there because
- * what is sent at once shares a statement (send.ts): one bad value must fail its own call and no other.
+ * Durations are milliseconds here as everywhere; pg-boss stores whole seconds, so they are rounded up. The options that only
+ * pg-boss knows keep its names (`policy`, `singletonKey`, `group`, `retentionSeconds`, …). We check all of them here, because sends
+ * of many callers share a statement (send.ts): one bad value must fail its own call and no other.
  *
- * A job has a heartbeat unless its queue says otherwise, for then the job of a worker that was killed runs again within a
- * minute, and not when it expires.
+ * A job has a heartbeat unless its queue says otherwise. So the job of a worker that was killed runs again within a minute, and not
+ * only when it expires.
  */
 
 import { checkInteger, checkMs, checkOptions, checkText, checkWord, outOfRange, wrongType } from '../../base/index.ts'
@@ -15,48 +15,48 @@ import type { EngineJob, EngineQueue, EngineRetries } from '../pgboss/index.ts'
 import type { Handler } from './handler.ts'
 import type { StandardSchema } from './standard-schema.ts'
 
-/** How the jobs of a queue are tried, unless a job says otherwise. */
+/** How jobs are tried, expire and are kept. Of a queue: the default of its jobs. Of a job: for this job only. */
 export interface RetryOptions {
   /** Attempts after the first, 0–1,000. @default 2 */
   retryLimit?: number
-  /** Milliseconds before the next attempt, 0–31,536,000,000. @default 0 */
+  /** Milliseconds between a failed attempt and the next, 0–31,536,000,000 (a year). @default 0 */
   retryDelayMs?: number
-  /** Doubles the delay each time, with jitter, up to `maxMs`. @default false */
+  /** Doubles the delay at each attempt, with jitter; `maxMs` is its limit, 0–31,536,000,000. @default false */
   backoff?: boolean | { maxMs: number }
-  /** Milliseconds an attempt may take, 1,000–86,400,000. @default 900_000 */
+  /** Milliseconds that an attempt may take, 1,000–86,400,000 (a day). Then it fails, and its signal aborts. @default 900_000 */
   expireInMs?: number
-  /** Milliseconds without a sign of life after which a worker is taken for dead, 10,000–86,400,000. @default 30_000 */
+  /** Milliseconds without a heartbeat after which a worker is taken for dead, 10,000–86,400,000. @default 30_000 */
   heartbeatMs?: number
-  /** A queue that gets a copy of each job that has failed for good. */
+  /** The name of a queue that gets a copy of each job that has failed for good. As an option of a queue it is made if it does not exist. */
   deadLetter?: string
-  /** Seconds for which a job may wait to run, ≥ 1. @default 1_209_600 (14 days) */
+  /** Seconds that a job may wait to run, ≥ 1; after that it is deleted. @default 1_209_600 (14 days) */
   retentionSeconds?: number
-  /** Seconds for which a job that is over is kept, ≥ 0, 0: for ever. @default 604_800 (7 days) */
+  /** Seconds that a job is kept when it is over, ≥ 0; 0: for ever. @default 604_800 (7 days) */
   deleteAfterSeconds?: number
 }
 
 export const POLICIES = ['standard', 'short', 'singleton', 'stately', 'exclusive', 'key_strict_fifo'] as const
 
-/** Of a queue in the database. */
+/** Options of a queue, as it is in the database. */
 export interface DeclareOptions extends RetryOptions {
-  /** Which jobs exclude each other (by `singletonKey`); cannot be changed. @default 'standard' @see pg-boss, queues */
+  /** Which jobs exclude each other (by `singletonKey`). It cannot be changed. @default 'standard' @see pg-boss, queue policies */
   policy?: (typeof POLICIES)[number]
-  /** A table of its own; cannot be changed. @default false */
+  /** Gives the queue its own table. It cannot be changed. @default false */
   partition?: boolean
-  /** Wakes the workers that wait when a job is sent. @default true */
+  /** Notifies waiting workers when a job is sent. @default true */
   notify?: boolean
 }
 
-/** Of a queue and of its workers here. */
+/** Options of a queue and of its workers in this process. */
 export interface DefineOptions<Input = unknown> extends DeclareOptions {
-  /** Jobs at a time in this process, 1–1,000. @default 5 */
+  /** Jobs that run at a time in this process, 1–1,000. @default 5 */
   concurrency?: number
-  /** Jobs of one group at a time, over all processes (a soft limit, see pg-boss), 1–1,000. */
+  /** Jobs of one `group` that run at a time, over all processes, 1–1,000. A soft limit, see pg-boss. @default no limit */
   groupConcurrency?: number
   /**
-   * The handler gets a transaction in which its job is completed too: both commit, or neither. The job waits until one of the
-   * `max` connections is free. The handler neither begins nor ends the transaction: that is refused, and where it cannot be, the
-   * job fails for good with a TransactionEndedError.
+   * Gives the handler a transaction in which its job is completed: the handler's writes and the completion commit together, or
+   * neither does. The job waits until one of the `max` connections is free. The handler must not begin or end the transaction. That
+   * is refused; where it cannot be refused, the job fails for good with a TransactionEndedError.
    * @default false
    */
   transactional?: boolean
@@ -64,27 +64,27 @@ export interface DefineOptions<Input = unknown> extends DeclareOptions {
   schema?: StandardSchema<Input>
 }
 
-/** Of one job. */
+/** Options of one job. */
 export interface SendOptions extends RetryOptions {
-  /** Sends in an open transaction of yours: with it, or not at all. */
+  /** An open transaction of the caller's: the job is sent when it commits, or not at all. */
   trx?: AnyTransaction
-  /** A UUID. The same again is refused. */
+  /** The job's id, a UUID. A job with an id that was used already is refused. @default a new one */
   id?: string
-  /** −1,000,000–1,000,000, the higher first. @default 0 */
+  /** Jobs with a larger priority begin first, −1,000,000–1,000,000. @default 0 */
   priority?: number
-  /** Milliseconds from now before which it does not run, 0–315,360,000,000. @default 0 */
+  /** Milliseconds from now before which the job does not begin, 0–315,360,000,000 (ten years). @default 0 */
   startAfterMs?: number
-  /** Instead: the instant. As a string with an offset or Z. */
+  /** Instead of `startAfterMs`: the instant before which it does not begin. As text it needs an offset or Z. */
   startAfter?: Date | string
-  /** What jobs of a queue exclude each other by, 1–255 characters. */
+  /** The key by which jobs of a queue exclude each other, 1–255 characters. */
   singletonKey?: string
-  /** At most one job (for each `singletonKey`) in every such slot of time, 1–31,536,000. */
+  /** Throttles: at most one job (for each `singletonKey`) in every period of so many seconds, 1–31,536,000. */
   singletonSeconds?: number
-  /** Jobs of a group, for `groupConcurrency`. */
+  /** The group of the job, for `groupConcurrency`: `id` and `tier` of 1–255 characters. */
   group?: { id: string; tier?: string }
 }
 
-/** A queue as this process knows it. */
+/** A queue as this process has defined it. */
 export interface Definition {
   readonly name: string
   readonly handler: Handler | undefined
@@ -102,8 +102,9 @@ export function checkQueue(value: unknown, field = 'queue'): asserts value is st
   const expected = '1–255 letters, digits, or _ - . /'
   if (typeof value !== 'string') throw wrongType(field, expected, value)
   if (!/^[\w./-]{1,255}$/.test(value)) throw outOfRange(field, expected, value)
-  // pg-boss keeps queues in a plain object by name, and would take what every object has for one of them.
-  if (value in Object.prototype) throw outOfRange(field, 'no word that every object has', value)
+  // pg-boss caches queues by name in a plain object: it would find a property of Object.prototype and take it for a queue.
+  if (value in Object.prototype)
+    throw outOfRange(field, 'no name of a property of every object, such as constructor', value)
 }
 
 /** @throws {TypeError} `field` id */
@@ -140,7 +141,7 @@ function retries(options: RetryOptions): EngineRetries {
   }
 }
 
-/** What is said of a queue, in pg-boss's words. @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`. */
+/** A queue's options under pg-boss's names. @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`. */
 export function queueRow(options: DeclareOptions): EngineQueue {
   checkOptions(options)
   const { policy, partition, notify } = options
@@ -173,17 +174,17 @@ export function checkDefinition(name: string, options: DefineOptions): void {
   }
 }
 
-/** What begins the names of queues that each belong to one worker (task/worker/fetch-loop.ts). */
+/** The names of workers' own queues begin with this (task/worker/workers.ts). */
 export const WORKER_QUEUES = 'lockstep.worker/'
 
-/** A job's options in pg-boss's words. @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`. */
+/** A job's options under pg-boss's names. @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`. */
 export function jobRow(options: Omit<SendOptions, 'trx'>): EngineJob {
   const { id, priority, startAfterMs, startAfter, singletonKey, singletonSeconds, group } = options
   if (id !== undefined) checkId(id)
   if (priority !== undefined) checkInteger('priority', priority, { min: -1_000_000, max: 1_000_000 })
   if (startAfterMs !== undefined) checkMs('startAfterMs', startAfterMs, { min: 0, max: 10 * YEAR_MS })
   if (startAfterMs !== undefined && startAfter !== undefined) {
-    throw wrongType('startAfter', 'left out when startAfterMs is given', startAfter)
+    throw wrongType('startAfter', 'left out: there is startAfterMs', startAfter)
   }
   if (singletonKey !== undefined) checkText('singletonKey', singletonKey)
   if (singletonSeconds !== undefined) checkInteger('singletonSeconds', singletonSeconds, { min: 1, max: 31_536_000 })
@@ -204,7 +205,7 @@ export function jobRow(options: Omit<SendOptions, 'trx'>): EngineJob {
   }
 }
 
-// An instant that has passed says nothing: and pg-boss would count from it for how long the job may wait to run.
+// An instant in the past is left out: pg-boss would count the job's retention from it.
 function future(instant: string): { startAfter?: string } {
   return Date.parse(instant) > Date.now() ? { startAfter: instant } : {}
 }
@@ -214,7 +215,7 @@ function instant(field: string, value: unknown): string {
   const [, day] = typeof value === 'string' ? (/^(\d{4}-\d\d-\d\d)T.*(?:Z|[+-]\d\d:?\d\d)$/.exec(value) ?? []) : []
   const date = value instanceof Date ? value : day ? new Date(value as string) : undefined
   if (date === undefined) throw wrongType(field, expected, value)
-  // on the calendar: 30 February is taken for 2 March
+  // a day of the calendar: Date.parse takes 30 February for 2 March
   if (day && !Number.isNaN(Date.parse(day)) && new Date(day).toISOString().slice(0, 10) !== day) {
     throw outOfRange(field, expected, value)
   }

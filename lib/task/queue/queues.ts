@@ -1,8 +1,9 @@
 /**
- * The queues that this process knows, and those in the database.
+ * The queues that this process has defined, and those in the database.
  *
- * A queue is made at its first use, not when it is defined: so a definition is no statement, and can stand at the top of a
- * module. What a definition says is then what holds: pg-boss alone ignores another definition of a queue that exists.
+ * A queue is made at its first use, not when it is defined. So a definition needs no database, and can stand at the top of a
+ * module. If the queue exists with other options, it is changed to the definition; pg-boss alone ignores the second definition of a
+ * queue.
  */
 import { sql } from 'kysely'
 import { BoundedMap, checkPage, fromDatabase, outOfRange } from '../../base/index.ts'
@@ -15,37 +16,38 @@ export class Queues {
   readonly definitions = new Map<string, Definition>()
   readonly #pool: Pool
   readonly #boss: () => Engine
-  readonly #there: Map<string, Promise<unknown>>
+  /** Queues that are in the database, or are being made. */
+  readonly #known: Map<string, Promise<unknown>>
 
-  /** @param many  is told each time that as many have been forgotten as are remembered: pg-boss remembers all of them. */
-  constructor(pool: Pool, boss: () => Engine, many: () => void) {
+  /** @param onOverflow  called after every 2,000 names that were dropped from the cache. pg-boss's own cache drops none. */
+  constructor(pool: Pool, boss: () => Engine, onOverflow: () => void) {
     this.#pool = pool
     this.#boss = boss
     let forgotten = 0
-    this.#there = new BoundedMap(MOST_KNOWN, () => {
+    this.#known = new BoundedMap(MAX_KNOWN, () => {
       forgotten += 1
-      if (forgotten % MOST_KNOWN === 0) many()
+      if (forgotten % MAX_KNOWN === 0) onOverflow()
     })
   }
 
   /** Resolves when the queue is in the database, as it was defined here if it was. @throws {NotFoundError | UnavailableError} */
   async ensure(name: string): Promise<void> {
-    let there = this.#there.get(name)
-    if (!there) {
+    let known = this.#known.get(name)
+    if (!known) {
       const definition = this.definitions.get(name)
-      there = definition ? this.declare(name, definition.options) : this.#find(name)
-      this.#there.set(name, there)
-      there.catch(() => this.forget(name)) // asked again next time
+      known = definition ? this.declare(name, definition.options) : this.#find(name)
+      this.#known.set(name, known)
+      known.catch(() => this.forget(name)) // the next call asks again
     }
-    await there
+    await known
   }
 
-  /** It is not there any more, or not known whether. */
+  /** Call it when the queue was deleted, or may have been: the next `ensure` asks the database. */
   forget(name: string): void {
-    this.#there.delete(name)
+    this.#known.delete(name)
   }
 
-  /** Makes a queue, or changes it to what `options` say. Whether it was made. */
+  /** Makes a queue, or changes it to `options`. Returns whether it was made. */
   async declare(name: string, options: DeclareOptions): Promise<boolean> {
     const row = queueRow(options)
     if (row.deadLetter === name) throw outOfRange('deadLetter', 'another queue than this one', name)
@@ -63,7 +65,7 @@ export class Queues {
     }
   }
 
-  /** Names, in the order of their code points. */
+  /** Names of queues, in the order of their code points. */
   async list(page: { prefix?: string; limit?: number; after?: string }): Promise<string[]> {
     const { prefix, limit, after } = checkPage(page)
     const rows = await this.#pool.run<{ name: string }>(
@@ -74,7 +76,7 @@ export class Queues {
     return rows.map(({ name }) => name)
   }
 
-  // Only what was said is changed: another program may have said the rest.
+  // Changes only the options that were given: another program may have set the others.
   async #change(name: string, stored: EngineQueue, { policy, partition, ...row }: EngineQueue): Promise<void> {
     for (const [field, value] of Object.entries({ policy, partition })) {
       const fixed = stored[field as 'policy']
@@ -86,7 +88,7 @@ export class Queues {
     if (changed.length > 0) await this.#boss().updateQueue(name, Object.fromEntries(changed))
   }
 
-  // pg-boss wants it to be there first.
+  // pg-boss needs the dead letter queue first.
   async #ensureDeadLetter(name: string): Promise<void> {
     if (this.definitions.has(name)) await this.ensure(name)
     else if (!(await this.#boss().getQueue(name))) await this.declare(name, {})
@@ -102,6 +104,6 @@ export class Queues {
   }
 }
 
-// Anybody who may send may make queues, and each worker has one of its own.
-const MOST_KNOWN = 2_000
+// Any sender may make queues, and each worker has its own queue; so the cache is bounded.
+const MAX_KNOWN = 2_000
 const DEFAULTS = { policy: 'standard', heartbeatSeconds: 30, notify: true }

@@ -1,11 +1,11 @@
 /**
- * Sending: what many callers send at once goes in one insert.
+ * Sending: the jobs of many callers go in one insert.
  *
- * The first goes at once; what comes while it is under way goes together in the next (base/batch.ts). A send is answered when
- * its insert is on disk, as if it had been alone. Ids are made here and not by the database, so that of an insert which
- * skips those that a policy or a throttle refuses it is known which these were.
+ * The first send goes at once. Those that come while its insert is under way go together in the next one (base/batch.ts). A send is
+ * answered when its insert is on disk, as if it were alone. Ids are made here and not by the database: an insert skips the jobs
+ * that a policy or a throttle refuses, and by the ids we know which these were.
  *
- * Should a shared insert fail, each is sent again by itself, so that what is wrong with one fails no other.
+ * If a shared insert fails, each job is sent again by itself: one bad job must not fail the others.
  */
 
 import {
@@ -27,7 +27,7 @@ import { validated } from './standard-schema.ts'
 type Row = Omit<EngineJob, 'data'> & { id: string; data: unknown }
 type Outgoing = { queue: string; row: Row }
 
-const MOST = 500 // in one insert
+const MAX_BATCH = 500 // in one insert
 
 export class Sender {
   readonly #queues: Queues
@@ -40,7 +40,7 @@ export class Sender {
     const shared = batched(
       (all: Outgoing[]) => this.#insertAll(all),
       ({ row }) => row.id,
-      MOST,
+      MAX_BATCH,
     )
     this.#insert = async (outgoing) => {
       const result = await shared(outgoing)
@@ -49,19 +49,19 @@ export class Sender {
     }
   }
 
-  /** @param makeId  of its id, unless `options` have one. The id, or null: refused. */
+  /** Returns the job's id; null: it was refused. @param makeId  makes the id, unless `options` have one. */
   async send(queue: string, data: unknown, options: SendOptions, makeId: () => string): Promise<string | null> {
     checkOptions(options)
     const { trx, ...rest } = options
     checkQueue(queue)
-    if (trx !== undefined) checkTransaction(trx) // now: the queue may have to be made first
+    if (trx !== undefined) checkTransaction(trx) // before the queue is made
     const row = rowOf(data, rest, makeId)
-    await this.#fits(queue, [row])
+    await this.#check(queue, [row])
     if (trx !== undefined) return (await this.#insertRows(queue, [row], trx))[0] ?? null
     return this.#insert({ queue, row })
   }
 
-  /** All in one statement: all of them are sent, or none. Null for each that is refused. */
+  /** Sends all in one statement: all of them, or none. Returns null for each that is refused. */
   async sendAll(
     queue: string,
     jobs: ({ data?: unknown } & Omit<SendOptions, 'trx'>)[],
@@ -78,13 +78,13 @@ export class Sender {
     })
     if (rows.length === 0) return []
     const ids = new Set(rows.map(({ id }) => id))
-    if (ids.size < rows.length) throw wrongType('id', 'another for each job', 'the same twice')
-    await this.#fits(queue, rows)
+    if (ids.size < rows.length) throw wrongType('id', 'different for each job', 'the same twice')
+    await this.#check(queue, rows)
     return this.#insertRows(queue, rows, trx)
   }
 
-  // The data fits the schema, if there is one, and the queue is there.
-  async #fits(queue: string, rows: Row[]): Promise<void> {
+  // The data must match the schema, if there is one, and the queue must exist.
+  async #check(queue: string, rows: Row[]): Promise<void> {
     const schema = this.#queues.definitions.get(queue)?.options.schema
     if (schema) for (const { data } of rows) await validated(schema, data)
     await this.#queues.ensure(queue)

@@ -1,9 +1,9 @@
 /**
- * Sending what is due: a transaction takes the rows of schedules, sends their slots and moves the rows on (schedules.ts says
- * what that promises).
+ * Sending the slots that are due: a transaction locks the rows of schedules, sends their slots and advances the rows (schedules.ts
+ * says what that promises).
  *
- * Its statements do not depend on how many schedules are due, up to 100: it inserts once for each queue, and updates once.
- * Only when that fails it begins again from a savepoint, with each schedule by itself.
+ * The number of statements does not depend on how many schedules are due, up to 100: it inserts once for each queue, and updates
+ * once. If that fails it begins again from a savepoint, with each schedule by itself.
  */
 import { sql, type Transaction } from 'kysely'
 import { fromDatabase, Stopwatch, UnavailableError } from '../../base/index.ts'
@@ -12,7 +12,7 @@ import type { Engine } from '../pgboss/index.ts'
 import { fromBoss, makeBoss } from '../pgboss/index.ts'
 import { LATE_MS, type Missed, type Rule, type Step, slotId, stepTo } from './slots.ts'
 
-/** A schedule that is due, and what is done with it. */
+/** A schedule that is due, and what will be done with it. */
 interface Due extends Step, Rule {
   name: string
   queue: string
@@ -30,32 +30,32 @@ interface Row extends Rule {
   now: Date
 }
 
-// biome-ignore lint/suspicious/noExplicitAny: in any schema
+// biome-ignore lint/suspicious/noExplicitAny: of any tables
 type Trx = Transaction<any>
 
-// As many schedules as one transaction takes, in due_schedules.
+// Schedules in one transaction: the limit in due_schedules.
 const BATCH = 100
-// For finding slots in one transaction, which is idle meanwhile and may be for 30 s.
-const TURN_MS = 2_000
-// Of pg-boss, unless the queue says otherwise.
-const FORTNIGHT_S = 1_209_600
-// Of one statement: a string of JavaScript has an end at 512 MB.
+// How long one transaction computes slots. It is idle meanwhile, and may be for 30 s.
+const COMPUTE_MS = 2_000
+// How long a job may wait to run, unless its queue says otherwise: pg-boss's default, 14 days.
+const RETENTION_SECONDS = 1_209_600
+// Of one statement: a string of JavaScript has at most 512 MB.
 const STATEMENT_BYTES = 8_388_608
-const REFUSED = 'The queue refused it: by its policy another job is in the way'
+const REFUSED = 'The queue refused it: its policy allows no other job now'
 
 /**
- * Sends every slot that is due and that nobody else is sending.
+ * Sends every slot that is due, unless another ticker is sending it.
  *
- * @param more  asked between transactions: whether there is time for another one.
- * @param now   instead of the database's clock.
+ * @param more  called between transactions: whether there is time for another one.
+ * @param now   the instant that counts as now; undefined: that of the database's clock.
  */
-export async function fire(
+export async function sendDueSlots(
   pool: Pool,
   engine: Engine,
   more: () => boolean,
   now: Date | undefined,
 ): Promise<{ slots: number }> {
-  const passed: string[] = [] // of which more is due than is sent at a time
+  const passed: string[] = [] // schedules of which more slots are due than are sent at a time
   let at = now ?? null
   let slots = 0
   for (let left = true; left && (slots === 0 || more()); ) {
@@ -64,8 +64,8 @@ export async function fire(
       const since = new Stopwatch()
       const due: Due[] = []
       for (const row of rows) {
-        at ??= row.now // for all, or a schedule by the second is due again and again
-        if (due.length > 0 && since.elapsed() > TURN_MS) break
+        at ??= row.now // one instant for all transactions, or a schedule by the second is due again and again
+        if (due.length > 0 && since.elapsed() > COMPUTE_MS) break
         due.push(await decide(engine, row, at))
       }
       if (due.length > 0) slots += await send(trx, due)
@@ -88,20 +88,20 @@ async function decide(engine: Engine, { name, queue, data, missed, next_at, ...r
   }
 }
 
-/** Sends slots and moves their schedules on, all at once; if that fails, each by itself. @returns how many were sent. */
+/** Sends slots and advances their schedules, all at once; if that fails, each by itself. Returns how many were sent. */
 async function send(trx: Trx, due: Due[]): Promise<number> {
   const [first] = due as [Due]
   await sql`savepoint slots`.execute(trx)
   try {
     const sent = await insert(trx, due)
-    await moveOn(trx, due, sent)
+    await advance(trx, due, sent)
     await sql`release savepoint slots`.execute(trx)
     return sent.size
   } catch (error) {
-    const { message } = itsOwn(error, first.queue)
+    const { message } = scheduleError(error, first.queue)
     await sql.raw('rollback to savepoint slots; release savepoint slots').execute(trx)
     if (due.length === 1) {
-      await moveOn(trx, [{ ...first, error: message }], new Set())
+      await advance(trx, [{ ...first, error: message }], new Set())
       return 0
     }
     let sent = 0
@@ -110,24 +110,24 @@ async function send(trx: Trx, due: Due[]): Promise<number> {
   }
 }
 
-/** The ids that are jobs now. */
+/** Inserts the jobs. Returns the ids of those that exist now. */
 async function insert(trx: Trx, due: Due[]): Promise<Set<string>> {
-  // An engine of this transaction: the one of all asks for queues on another connection, and the last one may be ours.
+  // An engine on this transaction: the shared one reads queues on another connection, and this may be the pool's last one.
   const engine: Engine = makeBoss({ query: (text, values) => textOn(trx, text, values) }, () => {})
   const sent = new Set<string>()
-  // In one order: two tickers may wait for one another where a policy allows one job.
+  // In a fixed order: where a policy allows only one job, two tickers may wait for each other.
   for (const queue of [...new Set(due.map((each) => each.queue))].sort()) {
-    const its = due.filter((each) => each.queue === queue)
-    const late = its.some(({ jobs }) => jobs.some(({ lateMs }) => lateMs > LATE_MS))
-    const { retentionSeconds = FORTNIGHT_S } = (late && (await engine.getQueue(queue))) || {}
-    for (const jobs of statements(its)) {
+    const ofQueue = due.filter((each) => each.queue === queue)
+    const late = ofQueue.some(({ jobs }) => jobs.some(({ lateMs }) => lateMs > LATE_MS))
+    const { retentionSeconds = RETENTION_SECONDS } = (late && (await engine.getQueue(queue))) || {}
+    for (const jobs of statements(ofQueue)) {
       const ids = await engine.insert(
         queue,
         jobs.map(({ id, slot, lateMs, data }) => ({
           id,
           startAfter: slot.toISOString(),
           ...(data !== null && { data }),
-          // It is counted from the slot, and upkeep would delete the job of an old one before anybody sees it.
+          // Retention counts from the slot: upkeep would delete the job of an old slot before a worker gets it.
           ...(lateMs > LATE_MS && { retentionSeconds: retentionSeconds + Math.ceil(lateMs / 1_000) }),
         })),
         { returnId: true },
@@ -145,7 +145,7 @@ async function insert(trx: Trx, due: Due[]): Promise<Set<string>> {
 
 type Sending = Due['jobs'][number] & { data: object | null }
 
-/** Jobs that go in one statement each. */
+/** Divides jobs: each array goes in one statement. */
 function statements(due: Due[]): Sending[][] {
   const all: Sending[][] = [[]]
   let bytes = 0
@@ -163,7 +163,7 @@ function statements(due: Due[]): Sending[][] {
   return all.filter((jobs) => jobs.length > 0)
 }
 
-async function moveOn(trx: Trx, due: Due[], sent: Set<string>): Promise<void> {
+async function advance(trx: Trx, due: Due[], sent: Set<string>): Promise<void> {
   const steps = due.map(({ name, jobs, next, missed, lastMissed, error }) => {
     const last = jobs.findLast(({ id }) => sent.has(id))
     const refused = jobs.filter(({ id }) => !sent.has(id))
@@ -183,11 +183,11 @@ async function moveOn(trx: Trx, due: Due[], sent: Set<string>): Promise<void> {
      where s.name = x.name`.execute(trx)
 }
 
-/** A failure of the schedule itself. Any other is thrown. */
-function itsOwn(error: unknown, queue: string): Error {
+/** Returns the error if the schedule itself is the reason. Throws any other error. */
+function scheduleError(error: unknown, queue: string): Error {
   const reason = fromBoss(fromDatabase(error), queue)
   const { code, severity } = reason as { code?: string; severity?: string }
-  // Of the server, 25: the transaction was ended; 55: what it needs is in use. Whatever ends the connection besides.
+  // Errors that pass: SQLSTATE class 25 (the transaction was ended), 55 (an object is in use), and all that end the connection.
   const passing = severity !== undefined && (severity !== 'ERROR' || /^(25|55)/.test(code ?? ''))
   if (!(reason instanceof Error) || reason instanceof UnavailableError || passing) throw reason
   return reason

@@ -1,3 +1,3 @@
-/** What others use of this room. */
+/** The exports of this folder. */
 
-export { Cron, type Schedule, type ScheduleOptions } from './schedules.ts'
+export { type Schedule, type ScheduleOptions, Schedules } from './schedules.ts'

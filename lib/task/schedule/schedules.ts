@@ -1,18 +1,18 @@
 /**
- * Exact cron, without a leader: each slot of a schedule is sent once, however many tick, and whenever.
+ * Exact cron, without a leader: each slot of a schedule is sent once, however many processes tick, and whenever they do. A slot is
+ * an instant at which a schedule is due.
  *
- * PROMISE. The row of a schedule says which slot is the next (db/migrations/0005_schedule.sql). Who has the row's lock sends
- * what is due, and in the same transaction moves the row on: so a slot is sent by one ticker, and one that dies has sent
- * nothing. Nothing asks "was a slot due in the last minute?", so it does not matter when ticks come, or whether one
- * is lost. The clock is the database's. The id of a job is made of the schedule's name and the slot: should a slot be
- * sent again all the same (a clock that is set back, a backup), pg-boss finds that it has that job.
+ * PROMISE. The row of a schedule has its next slot (db/migrations/0005_schedule.sql). A ticker locks the row, sends the slots that
+ * are due, and advances the row in the same transaction. So a slot is sent by one ticker, and a ticker that dies has sent nothing.
+ * Nothing asks "was a slot due in the last minute?", so it does not matter when ticks come, or whether one is lost. The clock is
+ * the database's. The id of a job is made of the schedule's name and the slot. If a slot is sent again all the same (the clock was
+ * set back, a backup was restored), pg-boss finds that it has that job already.
  *
- * LATE. What was due more than 150 s ago, while nobody ticked, is sent as `missed` says, and what is not is counted.
+ * LATE SLOTS. A slot that was due more than 150 s ago, while nobody ticked, is sent if `missed` says so, and is counted otherwise.
  *
- * FAILURES. A schedule that cannot be sent (its queue was deleted, a trigger refuses) does not stop the others: it says
- * `error`, its slots count as missed, and it goes on with the next. A failure that is not its own, of the connection or a
- * deadlock, undoes the transaction, and the next tick sends the same slots. A ticker that is frozen within the
- * transaction loses it after 30 s.
+ * FAILURES. A schedule that cannot be sent (its queue was deleted, a trigger refuses) does not stop the others: the reason is its
+ * `error`, its slots count as missed, and it goes on with the next slot. Any other failure, of the connection or a deadlock, rolls
+ * the transaction back, and the next tick sends the same slots. A ticker that is frozen within the transaction loses it after 30 s.
  */
 import { sql } from 'kysely'
 import {
@@ -28,58 +28,70 @@ import {
 import type { Pool } from '../../database/index.ts'
 import type { Engine } from '../pgboss/index.ts'
 import { checkQueue } from '../queue/index.ts'
-import { fire } from './due.ts'
+import { sendDueSlots } from './due.ts'
 import { checkCron, checkTimezone, MISSED, type Missed, PAGE, type Rule, slotsAfter } from './slots.ts'
 
+/** A schedule. Times are of the database's clock. */
 export interface Schedule {
+  /** Its name, 1–255 characters. */
   name: string
+  /** The name of the queue that its jobs are sent to. */
   queue: string
+  /** The cron expression, with single spaces. */
   cron: string
+  /** The IANA name of the time zone that `cron` is read in. */
   timezone: string
+  /** The data of each job: JSON. */
   data: unknown
+  /** Which late slots are sent: see {@link ScheduleOptions.missed}. */
   missed: Missed
-  /** The next slot; null: it cannot be told (see `error`), until it is scheduled again. */
+  /** The next slot; null: it cannot be computed (see `error`), until the schedule is made again. */
   nextAt: Date | null
-  /** The last slot that was sent, and its job. */
+  /** The last slot that was sent; null: none was. */
   lastSlot: Date | null
+  /** The id of the job of `lastSlot`. */
   lastJob: string | null
-  /** Slots that were due and not sent: late, or refused. Of more than 2,000 at a time it says less. */
+  /** How many slots were due and not sent, because they were late or refused. When more than 2,000 were late at a time it is less. */
   missedSlots: number
+  /** The last slot that was not sent; null: there is none. */
   lastMissed: Date | null
-  /** Why the last slot could not be sent. */
+  /** Why the last slot could not be sent; null: it was sent. */
   error: string | null
+  /** When the schedule was made. */
   createdAt: Date
+  /** When it was changed last. */
   updatedAt: Date
 }
 
+/** Options of `schedule`. */
 export interface ScheduleOptions {
-  /** Where the jobs go. It has to be there. */
+  /** The name of the queue that the jobs are sent to. It must exist. */
   queue: string
-  /** IANA. @default 'UTC' */
+  /** The IANA name of the time zone that `cron` is read in. @default 'UTC' */
   timezone?: string
-  /** Of each job. @default null */
+  /** The data of each job: JSON, at most 1 MiB. @default null */
   data?: unknown
   /**
-   * What becomes of slots that were due more than 150 s ago, while nobody ticked: none of them is sent; the last of them,
-   * unless a later one is sent anyway; or each, 1,000 at a tick.
+   * What happens to slots that were due more than 150 s ago, while nobody ticked. `skip`: none is sent. `once`: the last of them
+   * is, unless a later slot is sent anyway. `all`: each is, 1,000 at a tick.
    * @default 'once'
    */
   missed?: Missed
 }
 
-export class Cron {
+export class Schedules {
   readonly #pool: Pool
   readonly #engine: () => Engine
   readonly #ensure: (queue: string) => Promise<void>
 
-  /** @param parts.ensure  throws NotFoundError when there is no such queue. */
+  /** @param parts.ensure  throws a NotFoundError when there is no such queue. */
   constructor(parts: { pool: Pool; boss: () => Engine; ensure: (queue: string) => Promise<void> }) {
     this.#pool = parts.pool
     this.#engine = parts.boss
     this.#ensure = parts.ensure
   }
 
-  /** Whether it was made, and not changed. @throws {NotFoundError | UnavailableError | TypeError | RangeError} */
+  /** Makes a schedule, or changes it. Returns whether it was made. @throws {NotFoundError | UnavailableError | TypeError | RangeError} */
   async schedule(name: string, cron: string, options: ScheduleOptions): Promise<boolean> {
     checkText('name', name)
     const { queue, timezone = 'UTC', data = null, missed = 'once' } = options ?? {}
@@ -89,7 +101,7 @@ export class Cron {
     const text = jsonText('data', data, LIMITS.dataBytes)
     await this.#ensure(queue)
     const [row] = await this.#pool.transaction(async (trx) => {
-      // The row first: a ticker that has it sends slots up to its now, and ours must be later than that.
+      // Lock the row first: a ticker that has it sends the slots up to its `now`, and our `now` must be later than that.
       await sql`set local idle_in_transaction_session_timeout = '30s'`.execute(trx)
       await sql`select from lockstep.schedule where name = ${name} for update`.execute(trx)
       const now = (await sql<{ now: Date }>`select clock_timestamp() as now`.execute(trx)).rows[0]?.now as Date
@@ -111,49 +123,51 @@ export class Cron {
     return row?.made ?? false
   }
 
-  /** Whether there was one. When this resolves nothing of it is sent any more. */
+  /** Removes a schedule. Returns whether there was one. When this resolves, none of its slots is sent any more. */
   async unschedule(name: string): Promise<boolean> {
     checkText('name', name)
     return (await this.#pool.run(sql`delete from lockstep.schedule where name = ${name} returning name`)).length > 0
   }
 
-  async scheduled(name: string): Promise<Schedule | null> {
+  /** A schedule; null: there is none. */
+  async get(name: string): Promise<Schedule | null> {
     checkText('name', name)
     const [row] = await this.#pool.run<Schedule>(sql`select ${FIELDS} from lockstep.schedule where name = ${name}`)
-    return row ? shown(row) : null
+    return row ? scheduleOf(row) : null
   }
 
-  /** In the order of their names' code points. */
-  async schedules(page: { prefix?: string; limit?: number; after?: string } = {}): Promise<Schedule[]> {
+  /** Schedules, in the order of their names' code points. */
+  async list(page: { prefix?: string; limit?: number; after?: string } = {}): Promise<Schedule[]> {
     const { prefix, limit, after } = checkPage(page)
     const rows = await this.#pool.run<Schedule>(
       sql`select ${FIELDS} from lockstep.schedule
            where name > ${after} and name >= ${prefix} and starts_with(name, ${prefix})
            order by name limit ${limit}`,
     )
-    return rows.map(shown)
+    return rows.map(scheduleOf)
   }
 
-  /** The next n slots, from now on the local clock. */
+  /** The next n slots, from now on, by the local clock. */
   preview(cron: string, timezone = 'UTC', n = 5): Date[] {
     const rule = this.#rule(cron, timezone)
     checkInteger('n', n, { min: 1, max: 1_000 })
     const since = new Stopwatch()
     const slots: Date[] = []
     while (slots.length < n) {
-      if (since.elapsed() > 1_000) throw outOfRange('n', 'less, for a cron this rare', n)
+      if (since.elapsed() > 1_000) throw outOfRange('n', 'smaller, for slots that are this rare', n)
       slots.push(...slotsAfter(this.#engine(), rule, slots.at(-1) ?? new Date(), Math.min(n - slots.length, PAGE)))
     }
     return slots
   }
 
   /**
-   * Sends every slot that is due, and that nobody else is sending.
-   * @param now  instead of the database's clock, for tests.
-   * @throws {UnavailableError} and nothing is lost: it is due still.
+   * Sends every slot that is due, unless another ticker is sending it. Returns how many were sent.
+   * @param now   the instant that counts as now. @default the database's clock
+   * @param more  whether there is time for another transaction.
+   * @throws {UnavailableError} nothing is lost: the slots are still due.
    */
-  fire(now?: Date, more = () => true): Promise<{ slots: number }> {
-    return fire(this.#pool, this.#engine(), more, now)
+  sendDue(now?: Date, more = () => true): Promise<{ slots: number }> {
+    return sendDueSlots(this.#pool, this.#engine(), more, now)
   }
 
   #rule(cron: unknown, timezone: unknown): Rule {
@@ -167,4 +181,4 @@ const FIELDS = sql.raw(`name, queue, cron, timezone, data, missed, next_at as "n
   last_job as "lastJob", missed_slots as "missedSlots", last_missed as "lastMissed", error, created_at as "createdAt",
   updated_at as "updatedAt"`)
 
-const shown = (row: Schedule): Schedule => ({ ...row, missedSlots: Number(row.missedSlots) }) // a bigint is text in pg
+const scheduleOf = (row: Schedule): Schedule => ({ ...row, missedSlots: Number(row.missedSlots) }) // pg returns a bigint as text

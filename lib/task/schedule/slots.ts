@@ -1,13 +1,13 @@
 /**
- * Slots: the instants at which a cron expression comes, in a time zone. No database, and no clock of its own.
+ * Slots: the instants that match a cron expression in a time zone. Nothing here uses a database, and no time but what callers pass.
  *
- * cron-parser finds them, through pg-boss, and where it walks over a change of the clocks it is right: a daily 2:30 comes
- * once on the day that has none (at 3:30) and once on the day that has two; every hour comes 23 and 25 times. It is not
- * right where it begins within one, because it knows of a change only what it has walked over: begun at 3:00 on the first
- * day, `0,20,40 2 * * *` has lost 3:20 and 3:40, and begun in the second 1 o'clock of the other, `30 1 * * *` comes again.
- * So a walk begins before the change, and what it finds again is left out.
+ * cron-parser finds the slots, through pg-boss. When it walks over a change of the clocks it is right: a daily 2:30 comes once on
+ * the day that has none (at 3:30) and once on the day that has two; every hour comes 23 and 25 times. When it begins within a
+ * change it is not right, because it knows only the part of the change that it has walked over: begun at 3:00 on the first day,
+ * `0,20,40 2 * * *` loses 3:20 and 3:40; begun in the second 1 o'clock of the other day, `30 1 * * *` comes again. So a walk begins
+ * before the change, and the slots that it finds again are left out.
  *
- * A slot costs 15–150 µs. A page of them blocks the event loop for some milliseconds, and a long walk breathes between
+ * A slot costs 15–150 µs. A page of slots blocks the event loop for some milliseconds; a long walk yields to the event loop between
  * pages.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -16,7 +16,7 @@ import type { Engine } from '../pgboss/index.ts'
 
 type Finder = Pick<Engine, 'previewSchedule'>
 
-/** When slots come. */
+/** A cron expression and its time zone. */
 export interface Rule {
   cron: string
   timezone: string
@@ -25,20 +25,20 @@ export interface Rule {
 export const MISSED = ['skip', 'once', 'all'] as const
 export type Missed = (typeof MISSED)[number]
 
-/** What is to be done with the slots that are due. */
+/** The slots that are due: those to send, and those that are missed. */
 export interface Step {
   send: Date[]
-  /** How many are not sent, at least. */
+  /** How many are not sent; a lower bound. */
   missed: number
   lastMissed: Date | null
-  /** The first that is not dealt with. */
+  /** The first slot after those that are sent or missed; null: unknown. */
   next: Date | null
 }
 
-// Ticks may be a minute apart, and one may be lost: that makes 124 s, if they come 2 s early or late.
+// Older slots are late. Ticks may be a minute apart, and one may be lost: that makes 124 s, if they come 2 s early or late.
 export const LATE_MS = 150_000
-// Slots of one schedule at a time.
-const MOST = 1_000
+// Slots of one schedule that one tick sends.
+const MAX_SLOTS = 1_000
 // Late slots that are counted one by one, 0.03–0.3 s: a day of minutes, 12 weeks of hours.
 const WALK = 2_000
 /** Slots that are found at a time. */
@@ -47,15 +47,15 @@ const HOUR_MS = 3_600_000
 
 const CRON = `a cron expression, like '0 9 * * 1-5' (minute hour day month weekday; with six fields the first is seconds)`
 
-/** An expression with single spaces. @throws {TypeError | RangeError} `field` cron */
+/** Returns the expression with single spaces. @throws {TypeError | RangeError} `field` cron */
 export function checkCron(finder: Finder, cron: unknown): string {
   if (typeof cron !== 'string') throw wrongType('cron', CRON, cron)
   const fields = cron.trim().split(/\s+/)
   const word = fields.length === 1 && fields[0]?.startsWith('@')
-  if (!word && fields.length !== 5 && fields.length !== 6) throw outOfRange('cron', CRON, cron) // it would take fewer
-  // THU has an H that is none
+  if (!word && fields.length !== 5 && fields.length !== 6) throw outOfRange('cron', CRON, cron) // cron-parser would take fewer fields
+  // H stands for a random number; the H of THU does not
   if (!word && fields.some((field) => field.replace(/[a-z]{3}/gi, '').includes('H'))) {
-    throw outOfRange('cron', `${CRON}, without H, which is another number each time`, cron)
+    throw outOfRange('cron', `${CRON}, without H, which is another number at each parse`, cron)
   }
   try {
     slotsAfter(finder, { cron: fields.join(' '), timezone: 'UTC' }, new Date(), 1)
@@ -79,26 +79,26 @@ export function checkTimezone(timezone: unknown): asserts timezone is string {
   }
 }
 
-/** The first slots later than `after`, in order: one at least, `count` at most. */
+/** The first slots later than `after`, in order: at least one, at most `count`. */
 export function slotsAfter(finder: Finder, rule: Rule, after: Date, count: number): Date[] {
   const from = beforeChange(rule.timezone, after)
   try {
-    for (let n = count; n <= MOST; n *= 4) {
+    for (let n = count; n <= MAX_SLOTS; n *= 4) {
       const slots = find(finder, rule, from, n).filter((slot) => slot > after)
       if (slots.length > 0) return slots.slice(0, count)
     }
-    return find(finder, rule, after, count) // by the second, in some hours: too many to begin before the change
+    return find(finder, rule, after, count) // a schedule by the second in some hours: too many slots since before the change
   } catch {
-    return [slotAfter(finder, rule, after)] // or they are so rare that the time for `count` ran out
+    return [slotAfter(finder, rule, after)] // they are so rare that the time for `count` ran out
   }
 }
 
 /**
- * Decides about the slots from `first` to `now`. One is late when it is older than 150 s; which of those are sent says
- * `missed`, and all others are.
+ * Decides about the slots from `first` to `now`. A slot is late when it is older than 150 s; `missed` says which late slots are
+ * sent. All others are sent.
  *
- * Of more than 2,000 late ones the first 2,000 and the last are looked at: a schedule by the second has 31 million slots in
- * a year. Then `missed` is a lower bound.
+ * Of more than 2,000 late slots only the first 2,000 and the last are looked at: a schedule by the second has 31 million slots in a
+ * year. Then the result's `missed` is a lower bound.
  */
 export async function stepTo(now: Date, finder: Finder, rule: Rule, missed: Missed, first: Date): Promise<Step> {
   const send: Date[] = []
@@ -107,7 +107,7 @@ export async function stepTo(now: Date, finder: Finder, rule: Rule, missed: Miss
   let latest: Date | null = null
   for (let start = first, leapt = false; ; leapt = true) {
     for await (const slot of slotsFrom(finder, rule, start)) {
-      if (slot > now || send.length === MOST) {
+      if (slot > now || send.length === MAX_SLOTS) {
         if (missed !== 'once' || send.length > 0 || !latest)
           return { send, missed: late, lastMissed: latest, next: slot }
         return { send: [latest], missed: late - 1, lastMissed: before, next: slot }
@@ -135,7 +135,7 @@ async function* slotsFrom(finder: Finder, rule: Rule, first: Date): AsyncGenerat
   }
 }
 
-/** A slot after `latest`, from which it is not far to `now`, but which is late if any after `latest` is. */
+/** A slot after `latest` that is near to `now`, and that is late if any slot after `latest` is. */
 function lastStretch(now: Date, finder: Finder, rule: Rule, latest: Date): Date {
   for (let ms = 600_000; ; ms *= 8) {
     const from = new Date(Math.max(+now - LATE_MS - ms, +latest))
@@ -145,8 +145,8 @@ function lastStretch(now: Date, finder: Finder, rule: Rule, latest: Date): Date 
 }
 
 /**
- * Where the clocks go back by half an hour (Lord Howe), cron-parser walks in a circle until it gives up, 0.5 s: then the
- * walk begins anew at the change.
+ * Where the clocks go back by half an hour (Lord Howe), cron-parser walks in a circle until it gives up after 0.5 s. Then the walk
+ * begins again at the change.
  */
 function slotAfter(finder: Finder, rule: Rule, after: Date, circles = 4): Date {
   try {
@@ -161,7 +161,7 @@ function slotAfter(finder: Finder, rule: Rule, after: Date, circles = 4): Date {
 const find = (finder: Finder, { cron, timezone }: Rule, from: Date, count: number) =>
   finder.previewSchedule(cron, { tz: zoneOf(timezone).name, from, count })
 
-/** `at`; or if the clocks are changed in the two hours before or in the hour after, an instant well before that. */
+/** `at`; but if the clocks change in the two hours before it or in the hour after it, an instant well before that. */
 function beforeChange(timezone: string, at: Date): Date {
   const [early, soon] = [new Date(+at - 2 * HOUR_MS), new Date(+at + HOUR_MS)]
   return offsetOf(timezone, early) === offsetOf(timezone, soon) ? at : new Date(+at - 3 * HOUR_MS)
@@ -178,9 +178,9 @@ function nextChange(timezone: string, from: Date): Date | undefined {
 }
 
 interface Zone {
-  /** As cron-parser gets it, which remembers every name: there are a thousand spellings of a place, and one is enough. */
+  /** The name that cron-parser gets. It caches every name, and a place has up to a thousand spellings; it gets one of them. */
   name: string
-  format: Intl.DateTimeFormat // 0.1 ms to make
+  format: Intl.DateTimeFormat // takes 0.1 ms to make
 }
 const zones = new BoundedMap<string, Zone>(500)
 
@@ -200,7 +200,7 @@ function offsetOf(timezone: string, at: Date): string | undefined {
   return parts.find(({ type }) => type === 'timeZoneName')?.value
 }
 
-/** The id of a slot's job, in the form of a UUID of version 5: the same slot sent again is the same job. */
+/** The id of a slot's job, in the form of a UUID of version 5. A slot that is sent again has the same id. */
 export async function slotId(name: string, slot: Date): Promise<string> {
   const text = new TextEncoder().encode(`lockstep.schedule\t${name}\t${slot.toISOString()}`)
   const bytes = new Uint8Array(await crypto.subtle.digest('SHA-1', text)).slice(0, 16)

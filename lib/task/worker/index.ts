@@ -1,6 +1,7 @@
-/** What others use of this room. */
+/** The exports of this folder. */
 
-export { Pulse } from './attempt.ts'
 export { type Claimed, type ClaimOptions, Claims } from './claims.ts'
-export { Lookout, Loop, type WorkerParts } from './fetch-loop.ts'
-export { Members, type Worker, Working } from './workers.ts'
+export { FetchLoop, type WorkerParts } from './fetch-loop.ts'
+export { ReadyJobs } from './ready-jobs.ts'
+export { RunningAttempts } from './running-attempts.ts'
+export { type Worker, WorkerHandle, WorkerRegistry } from './workers.ts'
