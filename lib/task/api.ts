@@ -219,6 +219,9 @@ export interface Tasks extends AsyncDisposable {
   unschedule(name: string): Promise<boolean>
 
   /** Reads a schedule. @returns the schedule; null: there is none. @throws {UnavailableError | TypeError | RangeError} */
+  getSchedule(name: string): Promise<Schedule | null>
+
+  /** @deprecated since 0.7: it is called {@link getSchedule}. */
   scheduled(name: string): Promise<Schedule | null>
 
   /**

@@ -213,8 +213,12 @@ class LockstepTasks implements Tasks {
     return this.#parts.closing.verb(() => this.#parts.schedules.unschedule(name))
   }
 
-  scheduled(name: string): Promise<Schedule | null> {
+  getSchedule(name: string): Promise<Schedule | null> {
     return this.#parts.closing.verb(() => this.#parts.schedules.get(name))
+  }
+
+  scheduled(name: string): Promise<Schedule | null> {
+    return this.getSchedule(name)
   }
 
   schedules(page: Page = {}): Promise<Schedule[]> {

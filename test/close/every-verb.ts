@@ -53,6 +53,7 @@ const TASKS = {
   counts: ['q'],
   schedule: ['x', '0 0 1 1 *', { queue: 'q' }],
   unschedule: ['x'],
+  getSchedule: ['x'],
   scheduled: ['x'],
   schedules: [],
   claim: ['q'],

@@ -38,7 +38,7 @@ import {
   wrongType,
 } from '../../base/index.ts'
 import { type AnyTransaction, column, list, type Pool, within } from '../../database/index.ts'
-import type { Engine } from '../pgboss/index.ts'
+import type { Engine } from '../engine.ts'
 import { fromBoss, isQueueMissing } from '../pgboss/index.ts'
 
 /** One attempt of a job. `attempt` is pg-boss's retry count: 0 for the first. */

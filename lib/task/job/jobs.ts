@@ -1,7 +1,7 @@
 /** Looking at jobs and queues. An answer is a snapshot: it may have changed before the caller reads it. */
 import { sql } from 'kysely'
 import type { Pool } from '../../database/index.ts'
-import type { Engine } from '../pgboss/index.ts'
+import type { Engine } from '../engine.ts'
 import { fromBoss, noQueue } from '../pgboss/index.ts'
 import type { Queues } from '../queue/index.ts'
 import { checkId, checkQueue } from '../queue/index.ts'

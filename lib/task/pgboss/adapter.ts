@@ -18,7 +18,7 @@
 import { PgBoss } from 'pg-boss'
 import { NotFoundError, UnavailableError, wrongType } from '../../base/index.ts'
 import { type AnyTransaction, type Pool, textWithin } from '../../database/index.ts'
-import type { Engine, EngineDb } from './engine.ts'
+import type { Engine, EngineDb } from '../engine.ts'
 
 export const BOSS_SCHEMA = 'lockstep_boss'
 

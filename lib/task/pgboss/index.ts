@@ -2,4 +2,3 @@
 
 export { fromBoss, inside, isQueueMissing, makeBoss, noQueue } from './adapter.ts'
 export { keepBoss } from './boss-of.ts'
-export type { Engine, EngineJob, EngineQueue, EngineRetries, FetchedJob } from './engine.ts'

@@ -11,7 +11,7 @@
 
 import { checkInteger, checkMs, checkOptions, checkText, checkWord, outOfRange, wrongType } from '../../base/index.ts'
 import type { AnyTransaction } from '../../database/index.ts'
-import type { EngineJob, EngineQueue, EngineRetries } from '../pgboss/index.ts'
+import type { EngineJob, EngineQueue, EngineRetries } from '../engine.ts'
 import type { Handler } from './handler.ts'
 import type { StandardSchema } from './standard-schema.ts'
 

@@ -8,7 +8,7 @@
 import { sql } from 'kysely'
 import { BoundedMap, checkPage, fromDatabase, outOfRange } from '../../base/index.ts'
 import type { Pool } from '../../database/index.ts'
-import type { Engine, EngineQueue } from '../pgboss/index.ts'
+import type { Engine, EngineQueue } from '../engine.ts'
 import { noQueue } from '../pgboss/index.ts'
 import { type DeclareOptions, type Definition, queueRow, WORKER_QUEUES } from './options.ts'
 

@@ -18,7 +18,7 @@ import {
   wrongType,
 } from '../../base/index.ts'
 import { type AnyTransaction, checkTransaction } from '../../database/index.ts'
-import type { Engine, EngineJob } from '../pgboss/index.ts'
+import type { Engine, EngineJob } from '../engine.ts'
 import { fromBoss, inside } from '../pgboss/index.ts'
 import { checkQueue, jobRow, type SendOptions } from './options.ts'
 import type { Queues } from './queues.ts'

@@ -8,7 +8,7 @@
 import { sql, type Transaction } from 'kysely'
 import { fromDatabase, Stopwatch, UnavailableError } from '../../base/index.ts'
 import { list, type Pool, textOn } from '../../database/index.ts'
-import type { Engine } from '../pgboss/index.ts'
+import type { Engine } from '../engine.ts'
 import { fromBoss, makeBoss } from '../pgboss/index.ts'
 import { LATE_MS, type Missed, type Rule, type Step, slotId, stepTo } from './slots.ts'
 

@@ -26,7 +26,7 @@ import {
   Stopwatch,
 } from '../../base/index.ts'
 import type { Pool } from '../../database/index.ts'
-import type { Engine } from '../pgboss/index.ts'
+import type { Engine } from '../engine.ts'
 import { checkQueue } from '../queue/index.ts'
 import { sendDueSlots } from './due.ts'
 import { checkCron, checkTimezone, MISSED, type Missed, PAGE, type Rule, slotsAfter } from './slots.ts'

@@ -12,7 +12,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { BoundedMap, outOfRange, wrongType } from '../../base/index.ts'
-import type { Engine } from '../pgboss/index.ts'
+import type { Engine } from '../engine.ts'
 
 type Finder = Pick<Engine, 'previewSchedule'>
 

@@ -32,8 +32,8 @@ import {
   UnavailableError,
 } from '../../base/index.ts'
 import type { Database } from '../../database/index.ts'
+import type { FetchedJob } from '../engine.ts'
 import { type AttemptKey, type AttemptStore, leaseLost, tokenOf } from '../job/index.ts'
-import type { FetchedJob } from '../pgboss/index.ts'
 import type { Definition, HandlerContext, TransactionalContext } from '../queue/index.ts'
 import { validated } from '../queue/index.ts'
 import type { RunningAttempts } from './running-attempts.ts'

@@ -2,7 +2,8 @@
  * The queueing engine: the part of pg-boss's interface that we use.
  *
  * We write it down because pg-boss's own types fail the strict check of an application that uses ours (`skipLibCheck: false` finds
- * five errors in 12.38.0). adapter.ts makes an engine, and there the compiler compares the two.
+ * five errors in 12.38.0). pgboss/adapter.ts makes an engine, and there the compiler
+ * compares the two. This file is not in pgboss/, whose index.ts reaches those types.
  */
 
 /** Where pg-boss's statements go, if not to our pool. */
