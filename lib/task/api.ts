@@ -226,7 +226,6 @@ export interface Tasks extends AsyncDisposable {
 
   /**
    * Lists schedules, in the order of their names' code points.
-   *
    * @param page  see {@link Page}.
    * @throws {UnavailableError | TypeError | RangeError}
    */
