@@ -1,6 +1,6 @@
 /** The front door: everything that is public, and nothing else. And the end: who makes a thing ends it, here. */
 
-import { CLOSE_MS, Closing, Deadline, type Ending } from './base/index.ts'
+import { CLOSE_MS, Closing, Deadline, type Shutdown } from './base/index.ts'
 import { type ConnectOptions, Database, keepContext, SessionPool } from './database/index.ts'
 import { Leaders } from './leader/index.ts'
 import { Locks } from './lock/index.ts'
@@ -87,13 +87,13 @@ export function createLockstep(options: LockstepOptions): Lockstep {
   const locks = new Locks(database, sessions, closing)
   const leaders = new Leaders(database, sessions, closing)
   const time = new Time(database, closing, options.time)
-  const rooms = new Set<Ending>()
+  const rooms = new Set<Shutdown>()
   const closeAll = async () => {
     const deadline = new Deadline(CLOSE_MS)
     const all = [...rooms]
     // What handlers of jobs and events do within their last second may need every room; else it is now.
-    const resting = all.flatMap((room) => room.rest() ?? [])
-    if (resting.length > 0) await deadline.race(Promise.all(resting))
+    const draining = all.flatMap((room) => room.drain() ?? [])
+    if (draining.length > 0) await deadline.race(Promise.all(draining))
     closing.close()
     await deadline.race(Promise.allSettled(all.map((room) => room.end(deadline.over))))
     await leaders.close(deadline.over) // before the connection ends by which terms may be held

@@ -40,7 +40,7 @@ export {
   UnavailableError,
   wrongType,
 } from './errors.ts'
-export { CLOSE_MS, Closing, Deadline, type Ending, GRACE_MS, RoomEnding } from './shutdown.ts'
+export { CLOSE_MS, Closing, Deadline, GRACE_MS, RoomShutdown, type Shutdown } from './shutdown.ts'
 export { Stopwatch, trusted } from './stopwatch.ts'
 export { Waker } from './waker.ts'
 export { warn } from './warning.ts'

@@ -85,29 +85,29 @@ export class Closing {
 }
 
 /** How a room ends with its Lockstep (index.ts). */
-export interface Ending {
+export interface Shutdown {
   /** Begins nothing new. Handlers that run may go on for a second, with all that there is; undefined: none runs. */
-  rest(): Promise<void> | undefined
+  drain(): Promise<void> | undefined
   /** Rejects every verb and every wait, gives up what it has, and ends what it has made: at the latest when `late` resolves. */
   end(late: Promise<void>): Promise<void>
 }
 
 /** The end of a room that was made after its Lockstep, and may end before it. */
-export class RoomEnding implements Ending {
+export class RoomShutdown implements Shutdown {
   readonly #closing: Closing
-  readonly #rooms: Set<Ending>
-  readonly #how: Ending
+  readonly #rooms: Set<Shutdown>
+  readonly #how: Shutdown
   #ended: Promise<void> | undefined
 
   /** @param how  what there is to do, once. */
-  constructor(closing: Closing, rooms: Set<Ending>, how: Ending) {
+  constructor(closing: Closing, rooms: Set<Shutdown>, how: Shutdown) {
     this.#closing = closing
     this.#how = how
     this.#rooms = rooms.add(this)
   }
 
-  rest(): Promise<void> | undefined {
-    return this.#how.rest()
+  drain(): Promise<void> | undefined {
+    return this.#how.drain()
   }
 
   end(late: Promise<void>): Promise<void> {
@@ -118,8 +118,8 @@ export class RoomEnding implements Ending {
 
   /** Ends the room alone. */
   async now(): Promise<void> {
-    const resting = this.rest()
-    if (resting) await resting
+    const draining = this.drain()
+    if (draining) await draining
     const deadline = new Deadline(CLOSE_MS)
     await this.end(deadline.over)
     deadline.clear()

@@ -64,7 +64,7 @@ export async function textOn(trx: AnyTransaction, text: string, values: unknown[
 
 /** The id of a transaction that is known, so that it is not asked for. */
 // biome-ignore lint/suspicious/noExplicitAny: over any tables
-export function knowXid(trx: Transaction<any>, xid: string): void {
+export function rememberXid(trx: Transaction<any>, xid: string): void {
   xids.set(trx, xid)
 }
 const xids = new WeakMap<object, string>()

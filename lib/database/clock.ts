@@ -77,7 +77,7 @@ export interface ClockReading {
 export class ClockReader {
   readonly clock: LocalClock
   /** Hears what other statements bring back. */
-  on: ((heard: ClockReading) => void) | undefined
+  onReading: ((reading: ClockReading) => void) | undefined
 
   constructor(clock = localClock()) {
     this.clock = clock
@@ -98,7 +98,7 @@ export class ClockReader {
   observe(): (row: Clocked | undefined) => void {
     const close = this.open()
     return (row) => {
-      if (row) this.on?.(close(row))
+      if (row) this.onReading?.(close(row))
     }
   }
 }

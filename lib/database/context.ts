@@ -2,7 +2,7 @@
  * What a Lockstep is made of, for the rooms that are not in it: so that a program which only locks does not bundle them.
  */
 
-import type { Closing, Ending } from '../base/index.ts'
+import type { Closing, Shutdown } from '../base/index.ts'
 import { wrongType } from '../base/index.ts'
 import type { Database } from './database.ts'
 import type { SessionPool } from './session-pool.ts'
@@ -14,7 +14,7 @@ export interface Context {
   time: { synchronize(options: { signal?: AbortSignal }): Promise<boolean> }
   closing: Closing
   /** The rooms that were made since, which end before the connections do. */
-  rooms: Set<Ending>
+  rooms: Set<Shutdown>
 }
 
 const KEY = Symbol.for('lockstep.parts') // the same in two copies of this package

@@ -23,8 +23,8 @@ import pg from 'pg'
 import { CLOSE_MS, Closing, Deadline, fromDatabase, outOfRange, UnavailableError, wrongType } from '../base/index.ts'
 import { type Clocked, ClockReader, type ClockReading } from './clock.ts'
 import { allSettled, announcedPid, Pool, type PoolConfig } from './pool.ts'
-import { clientWith, PoolClients, sever } from './pool-clients.ts'
-import { type ServerFacts, unfit, unwritable } from './server-facts.ts'
+import { clientWith, destroyConnection, PoolClients } from './pool-clients.ts'
+import { type ServerFacts, whyReadOnly, whyUnsupported } from './server-facts.ts'
 
 export {
   type AnyTransaction,
@@ -93,7 +93,7 @@ export class Database {
   readonly users: Pool
   readonly maxWaiting: number
   /** Hears of every reading of the database's clock that a statement brings back. */
-  readonly ear = new ClockReader()
+  readonly clockReader = new ClockReader()
   readonly #control: Pool
   readonly #Client: typeof pg.Client
   readonly #client: pg.ClientConfig
@@ -159,20 +159,20 @@ export class Database {
   }
 
   /** As {@link control}, of a statement that selects CLOCK besides. */
-  async overheard<R>(statement: RawBuilder<unknown>): Promise<R[]> {
-    const close = this.ear.observe()
+  async controlWithClock<R>(statement: RawBuilder<unknown>): Promise<R[]> {
+    const close = this.clockReader.observe()
     const rows = await this.control(statement as RawBuilder<R & Clocked>)
     close(rows[0])
     return rows
   }
 
   /** As {@link control}, for one row that brings back the clock. The clocks are read with the connection in hand. */
-  async clocked<R extends Clocked>(statement: RawBuilder<R>): Promise<{ row: R; heard: ClockReading }> {
+  async readClock<R extends Clocked>(statement: RawBuilder<R>): Promise<{ row: R; reading: ClockReading }> {
     try {
       return await this.#control.kysely.connection().execute(async (connection) => {
-        const close = this.ear.open()
+        const close = this.clockReader.open()
         const row = (await statement.execute(connection)).rows[0] as R
-        return { row, heard: close(row) as ClockReading }
+        return { row, reading: close(row) as ClockReading }
       })
     } catch (error) {
       throw fromDatabase(error)
@@ -255,7 +255,7 @@ export class Database {
     )
     if (!engine) throw new UnavailableError('The database did not answer')
     const { current, oldest } = engine
-    const why = unfit(engine) ?? unwritable(engine)
+    const why = whyUnsupported(engine) ?? whyReadOnly(engine)
     if (why !== undefined) throw new UnavailableError(why)
     if (current === null || current < SCHEMA) {
       throw new UnavailableError(`The database has an older schema than ${SCHEMA}: run the migrations`)
@@ -275,7 +275,7 @@ export class Database {
   async close(late?: Promise<unknown>): Promise<void> {
     const deadline = new Deadline(CLOSE_MS)
     this.users.refuse()
-    for (const client of this.#direct) sever(client)
+    for (const client of this.#direct) destroyConnection(client)
     const pools = [this.users, this.#control, ...this.#pools]
     let over = false
     // What they were to cancel has ended with its session; they notice within 20 ms.

@@ -19,7 +19,7 @@ export {
   XID,
 } from './database.ts'
 export { Notifier } from './notifier.ts'
-export { NOT_SHOWN, type ServerFacts, unfit, unwritable } from './server-facts.ts'
-export type { Place, Session } from './session.ts'
+export { LOCKS_NOT_SHOWN, type ServerFacts, whyReadOnly, whyUnsupported } from './server-facts.ts'
+export type { Session, TakeResult } from './session.ts'
 export { SessionPool } from './session-pool.ts'
 export { countdown, sharedSession } from './shared-session.ts'

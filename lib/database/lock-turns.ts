@@ -55,7 +55,7 @@ export class LockTurns {
   #lost: Error | undefined
   /** How many names this connection may have before the server is asked for room. */
   #allowed = 0
-  #room: Promise<boolean> | undefined
+  #checking: Promise<boolean> | undefined
   #full: Stopwatch | undefined
 
   constructor(pid: number, connection: Connection) {
@@ -63,21 +63,21 @@ export class LockTurns {
     this.#connection = connection
   }
 
-  /** Whether one more name may be tried without asking for {@link room}. */
-  get hasRoom(): boolean {
+  /** Whether one more name may be tried without asking for {@link checkCapacity}. */
+  get hasCapacity(): boolean {
     return this.#owned.size + this.#tries.length + this.#asked.size < this.#allowed
   }
 
   /** Whether there is room in the server's lock table for more names of this connection. */
-  room(): Promise<boolean> {
+  checkCapacity(): Promise<boolean> {
     if (this.#full && this.#full.elapsed() < FULL_MS) return Promise.resolve(false)
-    this.#room ??= this.#askRoom().finally(() => {
-      this.#room = undefined
+    this.#checking ??= this.#askCapacity().finally(() => {
+      this.#checking = undefined
     })
-    return this.#room
+    return this.#checking
   }
 
-  async #askRoom(): Promise<boolean> {
+  async #askCapacity(): Promise<boolean> {
     const [row] = await this.#connection.ask(
       'lockstep_room',
       'select held, most, connections from lockstep.lock_room()',
@@ -100,7 +100,7 @@ export class LockTurns {
   }
 
   /** This connection has K of a name in another way than by a try, or is about to. */
-  owns(name: string): void {
+  markOwned(name: string): void {
     this.#owned.add(name)
   }
 

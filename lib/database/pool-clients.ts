@@ -63,13 +63,13 @@ function counted(Client: typeof pg.Client, open: Set<pg.Client>): typeof pg.Clie
 /** Ends connections: those that a server does not end when it is asked to are cut. */
 async function ended(clients: pg.Client[]): Promise<void> {
   if (clients.length === 0) return
-  const cut = setTimeout(() => clients.forEach(sever), POLITE_MS)
+  const cut = setTimeout(() => clients.forEach(destroyConnection), POLITE_MS)
   await Promise.all(clients.map((client) => new Promise((resolve) => client.once('end', resolve))))
   clearTimeout(cut)
 }
 
 /** Cuts a connection, whatever it does. */
-export function sever(client: pg.Client | pg.PoolClient): void {
+export function destroyConnection(client: pg.Client | pg.PoolClient): void {
   ;(client as pg.Client).connection?.stream?.destroy()
 }
 

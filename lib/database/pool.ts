@@ -12,10 +12,10 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Kysely, PostgresDialect, type RawBuilder, type Transaction } from 'kysely'
 import pg from 'pg'
 import { fromDatabase, UnavailableError } from '../base/index.ts'
-import { knowXid } from './caller-transaction.ts'
-import { PoolClients, sever } from './pool-clients.ts'
+import { rememberXid } from './caller-transaction.ts'
+import { destroyConnection, PoolClients } from './pool-clients.ts'
 import { type PoolSource, SharedPool, type Wait } from './shared-pool.ts'
-import { type Connection, type Hand, Supervisor } from './supervised-transaction.ts'
+import { type Connection, type RunWork, SupervisedTransaction } from './supervised-transaction.ts'
 import { uncached } from './uncached.ts'
 
 export interface PoolConfig extends pg.PoolConfig {
@@ -27,17 +27,21 @@ export interface PoolConfig extends pg.PoolConfig {
 }
 
 /** How a transaction of Lockstep's is had, whose work is a user's. Its connection is waited for as {@link Wait} says. */
-export interface Supervision extends Wait {
+export interface SupervisedOptions extends Wait {
   /** @default the role's */
   isolation?: 'read committed'
-  /** Whether its id is asked for at its beginning; else `hand` is given it. @default true */
+  /** Whether its id is asked for at its beginning; else `runWork` is given it. @default true */
   identified?: boolean
   /**
    * Rejects when the work is to be left to itself: then its connection is cut, so that whoever still has `trx` can neither write
    * nor keep anything locked, and the pool has its place back.
    */
-  severed?: Promise<never>
+  abandoned?: Promise<never>
 }
+
+/** The work of a supervised transaction: the part of it that is the user's goes through `runWork`. */
+// biome-ignore lint/suspicious/noExplicitAny: in any schema
+export type SupervisedWork<T> = (trx: Transaction<any>, runWork: RunWork) => Promise<T>
 
 export class Pool {
   // biome-ignore lint/suspicious/noExplicitAny: ours, pg-boss's and the user's tables
@@ -94,31 +98,30 @@ export class Pool {
   }
 
   /**
-   * A transaction whose work is a user's, or a part of it: that goes through `hand` (supervised-transaction.ts).
+   * A transaction whose work is a user's, or a part of it: that goes through `runWork` (supervised-transaction.ts).
    * @throws {UnavailableError} no connection could be had.
    * @throws {TransactionEndedError} the user's part has ended it. And what `work` throws, as it is; and the signal's reason.
    */
-  // biome-ignore lint/suspicious/noExplicitAny: in any schema
-  async supervised<T>(work: (trx: Transaction<any>, hand: Hand) => Promise<T>, how: Supervision = {}): Promise<T> {
-    const { isolation, identified = true, severed, ...wait } = how
+  async supervised<T>(work: SupervisedWork<T>, how: SupervisedOptions = {}): Promise<T> {
+    const { isolation, identified = true, abandoned, ...wait } = how
     const client = await this.#guarded(wait)
-    const supervisor = new Supervisor(client, identified)
+    const supervisor = new SupervisedTransaction(client, identified)
     let ended = false
-    severed?.catch(() => ended || client.sever())
+    abandoned?.catch(() => ended || client.destroy())
     try {
-      const query: Guarded['query'] = (text, values) => supervisor.query(text, values)
+      const query: GuardedClient['query'] = (text, values) => supervisor.query(text, values)
       const kysely = this.#over(async () => ({ ...client, query, release: () => {} }))
       const begun = isolation ? kysely.transaction().setIsolationLevel(isolation) : kysely.transaction()
       return await begun.execute((trx) => {
-        if (supervisor.xid !== undefined) knowXid(trx, supervisor.xid)
-        const hand: Hand = (theirs, xid) => {
-          if (xid !== undefined) knowXid(trx, xid)
-          return supervisor.hand(theirs, xid)
+        if (supervisor.xid !== undefined) rememberXid(trx, supervisor.xid)
+        const runWork: RunWork = (theirs, xid) => {
+          if (xid !== undefined) rememberXid(trx, xid)
+          return supervisor.runWork(theirs, xid)
         }
-        const working = work(trx, hand)
-        if (!severed) return working
+        const working = work(trx, runWork)
+        if (!abandoned) return working
         working.catch(() => {}) // left to itself, perhaps
-        return Promise.race([working, severed])
+        return Promise.race([working, abandoned])
       })
     } catch (error) {
       throw supervisor.explained(error)
@@ -160,7 +163,7 @@ export class Pool {
   /** Ends it, at once: what is in use is cut. */
   async end(): Promise<void> {
     this.refuse()
-    for (const client of this.#out) sever(client)
+    for (const client of this.#out) destroyConnection(client)
     await this.#source.end()
   }
 
@@ -202,7 +205,7 @@ export class Pool {
   }
 
   // A client that failed for any other reason than an answer of the server is not used again.
-  async #guarded(wait?: Wait): Promise<Guarded> {
+  async #guarded(wait?: Wait): Promise<GuardedClient> {
     const client = await this.#connect(wait).catch((error) => {
       if (wait?.signal?.aborted) throw error
       throw this.#closing ? closed(error) : unreachable(error)
@@ -223,14 +226,14 @@ export class Pool {
       status: () => client.getTransactionStatus(),
       release: () => client.release(broken),
       discard: (why) => client.release(broken ?? why),
-      sever() {
+      destroy() {
         broken ??= new Error('The transaction was left to itself')
-        sever(client)
+        destroyConnection(client)
       },
     }
   }
 
-  #over(connect: () => Promise<Guarded>) {
+  #over(connect: () => Promise<GuardedClient>) {
     const { options } = this.#source
     // biome-ignore lint/suspicious/noExplicitAny: Kysely takes the structural subset that it uses
     const subset: any = { options, connect, end: () => this.end() }
@@ -256,13 +259,13 @@ const closed = (cause?: unknown) => new UnavailableError('Lockstep was closed', 
 /** The pid that the server, or a pooler in its name, announced at login. Not in `pg`'s types. */
 export const announcedPid = (client: pg.Client): number => (client as unknown as { processID: number }).processID
 
-interface Guarded extends Connection {
+interface GuardedClient extends Connection {
   processID: number
   release(): void
   /** As release, and it is not used again. */
   discard(why: Error): void
   /** Cuts the connection. */
-  sever(): void
+  destroy(): void
 }
 
 // Whatever it is that kept a connection from being made: each runtime says it in its own words.

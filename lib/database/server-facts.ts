@@ -21,7 +21,11 @@ export interface ServerFacts {
 const OLDEST = 140_000
 
 /** One sentence: why this server will not do; undefined: it will. */
-export function unfit({ version, encoding, shown }: Omit<ServerFacts, 'standby' | 'read_only'>): string | undefined {
+export function whyUnsupported({
+  version,
+  encoding,
+  shown,
+}: Omit<ServerFacts, 'standby' | 'read_only'>): string | undefined {
   if (version < OLDEST) {
     return `Lockstep needs PostgreSQL 14 or newer, and this server says that it is ${Math.floor(version / 10_000)}`
   }
@@ -31,16 +35,16 @@ export function unfit({ version, encoding, shown }: Omit<ServerFacts, 'standby' 
       `make one by CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0`
     )
   }
-  return shown === false ? NOT_SHOWN : undefined
+  return shown === false ? LOCKS_NOT_SHOWN : undefined
 }
 
 /** Why a server can only be read; undefined: it can be written to. */
-export function unwritable({ standby, read_only }: Pick<ServerFacts, 'standby' | 'read_only'>): string | undefined {
+export function whyReadOnly({ standby, read_only }: Pick<ServerFacts, 'standby' | 'read_only'>): string | undefined {
   if (standby) return 'The database is a standby, which can only be read: connect to its primary'
   return read_only ? 'The database can only be read by this role (default_transaction_read_only is on)' : undefined
 }
 
 /** The server does not keep the promise that everything stands on. */
-export const NOT_SHOWN =
+export const LOCKS_NOT_SHOWN =
   'Lockstep needs a server that shows in pg_locks the advisory locks that it takes, and this one does not ' +
   '(YugabyteDB and CockroachDB do not): use PostgreSQL 14 or newer'

@@ -7,7 +7,7 @@
  * server, told so at the start, {@link SERVER_GIVES_UP_MS} after the client was last heard of: the client always
  * first, so that nobody can be granted what a client still believes to hold (but by another server, after a fail-over),
  * and always at last, so that a frozen holder cannot keep a name for ever. Any answer counts; an idle session asks every
- * {@link BEAT_MS}.
+ * {@link HEARTBEAT_MS}.
  *
  * Session locks are re-entrant and belong to the whole connection. Who of this process has a name is therefore told
  * apart in lock/locks.ts, which never asks for a name twice on one session.
@@ -20,12 +20,12 @@ import { fromDatabase, Stopwatch, UnavailableError } from '../base/index.ts'
 import { announcedPid, type Database, run } from './database.ts'
 import { LockTurns } from './lock-turns.ts'
 
-const BEAT_MS = 2_000
+const HEARTBEAT_MS = 2_000
 const TRUST_MS = 8_000
 const SERVER_GIVES_UP_MS = 15_000
 
 /** What asking for a name with K in hand answers: the token, or how long until it is worth asking again. */
-export type Place = { token: bigint; waitMs: null } | { token: null; waitMs: number }
+export type TakeResult = { token: bigint; waitMs: null } | { token: null; waitMs: number }
 
 /** SQLSTATE of lockstep.check_backend. */
 const ANOTHER_BACKEND = 'LS004'
@@ -45,13 +45,13 @@ export class Session {
   lost: Error | undefined
 
   readonly #client: pg.Client
-  readonly #beat: NodeJS.Timeout
+  readonly #heartbeat: NodeJS.Timeout
   readonly #dependents = new Set<Dependent>()
   readonly #turns: LockTurns
   #answered: Stopwatch
   #queueing = false // blocked in the server's queue: no answer is due
   #beating = false
-  readonly #ears = new Map<string, (message: string) => void>()
+  readonly #listeners = new Map<string, (message: string) => void>()
   #witness: Promise<bigint> | undefined
 
   /** Opens a session, or answers `null` where a connection of one's own cannot be had. */
@@ -88,9 +88,9 @@ export class Session {
     })
     client.on('end', () => this.#lose(new UnavailableError('The connection has ended')))
     client.on('error', (error) => this.#lose(error))
-    client.on('notification', ({ channel, payload }) => this.#ears.get(channel)?.(payload ?? ''))
-    this.#beat = setInterval(() => this.#keepUp(), BEAT_MS / 4)
-    this.#beat.unref()
+    client.on('notification', ({ channel, payload }) => this.#listeners.get(channel)?.(payload ?? ''))
+    this.#heartbeat = setInterval(() => this.#checkHeartbeat(), HEARTBEAT_MS / 4)
+    this.#heartbeat.unref()
   }
 
   /** Whether what this session has may be believed now: compares clocks when called. */
@@ -108,14 +108,14 @@ export class Session {
     this.#dependents.delete(dependent)
   }
 
-  /** Whether one more name may be tried without asking for {@link room}. */
-  get hasRoom(): boolean {
-    return this.#turns.hasRoom
+  /** Whether one more name may be tried without asking for {@link checkCapacity}. */
+  get hasCapacity(): boolean {
+    return this.#turns.hasCapacity
   }
 
   /** Whether there is room in the server's lock table for more names of this connection. */
-  room(): Promise<boolean> {
-    return this.#turns.room()
+  checkCapacity(): Promise<boolean> {
+    return this.#turns.checkCapacity()
   }
 
   /** Tries to get K of a name and the name free: its token, or null. The caller does not have it yet. */
@@ -129,23 +129,23 @@ export class Session {
   }
 
   /** Waits in the server's queue for K; `again`: gives it up first, and stands behind those who wait. */
-  async queue(name: string, again: boolean): Promise<Place> {
+  async queue(name: string, again: boolean): Promise<TakeResult> {
     this.#queueing = true
     try {
-      this.#turns.owns(name) // until it is given up, which follows every failure
+      this.#turns.markOwned(name) // until it is given up, which follows every failure
       const [row] = await this.#ask('lockstep_queue', 'select * from lockstep.queue($1, $2)', [name, again])
       // The answer may be as old as the wait. Ask once more before anything is believed.
       if (this.#answered.elapsed() > TRUST_MS / 2) await this.#ask('lockstep_beat', 'select 1', [])
-      return placeOf(row)
+      return takeResultOf(row)
     } finally {
       this.#queueing = false
     }
   }
 
   /** With K in hand: whether the name is free now. */
-  async take(name: string): Promise<Place> {
+  async take(name: string): Promise<TakeResult> {
     const [row] = await this.#ask('lockstep_take', 'select * from lockstep.take($1)', [name])
-    return placeOf(row)
+    return takeResultOf(row)
   }
 
   /** Writes the row of a hold of this session, so that it can be fenced. */
@@ -167,24 +167,24 @@ export class Session {
   /** Calls `wake` whenever a lease of this name is released, until {@link unlisten}. */
   async listen(name: string, wake: () => void): Promise<void> {
     const [row] = await this.#ask(undefined, 'select lockstep.listen($1)', [name])
-    this.#ears.set(row?.[0] as string, wake)
+    this.#listeners.set(row?.[0] as string, wake)
   }
 
   /** Stops listening. Each listening backend makes every NOTIFY of the database dearer. */
   async unlisten(): Promise<void> {
-    if (this.#ears.size === 0) return
-    this.#ears.clear()
+    if (this.#listeners.size === 0) return
+    this.#listeners.clear()
     await this.#ask(undefined, 'unlisten *', [])
   }
 
   /** Hears of everything that is told on a channel. */
   async subscribe(channel: string, hear: (message: string) => void): Promise<void> {
-    this.#ears.set(channel, hear)
+    this.#listeners.set(channel, hear)
     await this.#ask(undefined, `listen ${channel}`, [])
   }
 
   async unsubscribe(channel: string): Promise<void> {
-    this.#ears.delete(channel)
+    this.#listeners.delete(channel)
     await this.#ask(undefined, `unlisten ${channel}`, [])
   }
 
@@ -204,7 +204,7 @@ export class Session {
    * Waits until another connection has ended, by its {@link witness}. After a failure, a cancel too, this session may have
    * the lock: it is not to be used again.
    */
-  async outlive(witness: bigint): Promise<void> {
+  async waitForEnd(witness: bigint): Promise<void> {
     this.#queueing = true
     try {
       await this.#ask(undefined, 'select pg_advisory_lock_shared($1), pg_advisory_unlock_shared($1)', [witness])
@@ -247,12 +247,12 @@ export class Session {
     }
   }
 
-  #keepUp() {
+  #checkHeartbeat() {
     if (this.#queueing) return
     const silent = this.#answered.elapsed()
     if (silent >= TRUST_MS) {
       this.#lose(new UnavailableError(`No answer from the database for ${Math.round(silent)} ms`))
-    } else if (silent >= BEAT_MS && !this.#beating) {
+    } else if (silent >= HEARTBEAT_MS && !this.#beating) {
       this.#beating = true
       this.#ask('lockstep_beat', 'select 1', [])
         .catch(() => {}) // its connection's end says the same
@@ -268,7 +268,7 @@ export class Session {
     const error =
       known instanceof UnavailableError ? known : new UnavailableError('The connection is lost', { cause: why })
     this.lost = error
-    clearInterval(this.#beat)
+    clearInterval(this.#heartbeat)
     const dependents = [...this.#dependents]
     this.#dependents.clear()
     for (const dependent of dependents) dependent.connectionLost(error)
@@ -278,7 +278,7 @@ export class Session {
   }
 }
 
-function placeOf(row: unknown[] | undefined): Place {
+function takeResultOf(row: unknown[] | undefined): TakeResult {
   const [token, waitMs] = row as [string | null, number | null]
   return token === null ? { token, waitMs: waitMs ?? 0 } : { token: BigInt(token), waitMs: null }
 }

@@ -49,24 +49,24 @@ export interface SharedPoolOptions {
   remedy?: string | undefined
 }
 
-const AGAIN_MS = { first: 25, most: 250 }
+const RETRY_MS = { first: 25, most: 250 }
 // A timer's longest.
 const LONGEST_MS = 2 ** 31 - 1
 
 export class SharedPool implements PoolSource {
   readonly #pool: LentPool
-  readonly #places: number
+  readonly #size: number
   readonly #owner: boolean
   readonly #remedy: string | undefined
-  readonly #line: { enter(): void; leave(error: unknown): void }[] = []
+  readonly #waitQueue: { enter(): void; leave(error: unknown): void }[] = []
   #free: number
   #ended = false
 
   /** @param places  connections of this share at a time. */
-  constructor(pool: LentPool, places: number, { owner = false, remedy }: SharedPoolOptions = {}) {
+  constructor(pool: LentPool, size: number, { owner = false, remedy }: SharedPoolOptions = {}) {
     this.#pool = pool
-    this.#places = places
-    this.#free = places
+    this.#size = size
+    this.#free = size
     this.#owner = owner
     this.#remedy = remedy
   }
@@ -85,7 +85,7 @@ export class SharedPool implements PoolSource {
     const limit = this.options.connectionTimeoutMillis ?? Infinity
     await this.#enter(signal, ms ?? limit)
     // Without a time of its own, a refusal of the server is worth waiting for if another connection comes free here, or is.
-    const others = () => this.#places - this.#free > 1 || this.#pool.idle
+    const others = () => this.#size - this.#free > 1 || this.#pool.idle
     const patience = () => ms ?? (others() ? limit : 0)
     try {
       const client = await this.#open(signal, () => patience() - since.elapsed())
@@ -104,7 +104,7 @@ export class SharedPool implements PoolSource {
   /** Those that wait are turned away. */
   async end(): Promise<void> {
     this.#ended = true
-    for (const { leave } of this.#line.splice(0)) leave(new Error(ENDED))
+    for (const { leave } of this.#waitQueue.splice(0)) leave(new Error(ENDED))
     if (this.#owner) await this.#pool.end()
   }
 
@@ -116,11 +116,11 @@ export class SharedPool implements PoolSource {
     }
     if (ms <= 0) throw this.#busy(0)
     const { promise, resolve, reject } = Promise.withResolvers<void>()
-    const place = { enter: resolve, leave: reject }
-    this.#line.push(place)
+    const waiter = { enter: resolve, leave: reject }
+    this.#waitQueue.push(waiter)
     const turnAway = (error: unknown) => {
-      const at = this.#line.indexOf(place)
-      if (at >= 0) this.#line.splice(at, 1)
+      const at = this.#waitQueue.indexOf(waiter)
+      if (at >= 0) this.#waitQueue.splice(at, 1)
       reject(error)
     }
     const late = ms > LONGEST_MS ? undefined : setTimeout(() => turnAway(this.#busy(ms)), ms)
@@ -134,7 +134,7 @@ export class SharedPool implements PoolSource {
 
   // With a place: there is a connection, or one may be opened. `left`: milliseconds that a refusal is worth asking again.
   async #open(signal: AbortSignal | undefined, left: () => number): Promise<pg.PoolClient> {
-    for (let pauseMs = AGAIN_MS.first; ; pauseMs = Math.min(pauseMs * 1.5, AGAIN_MS.most)) {
+    for (let pauseMs = RETRY_MS.first; ; pauseMs = Math.min(pauseMs * 1.5, RETRY_MS.most)) {
       signal?.throwIfAborted()
       if (this.#ended) throw new Error(ENDED)
       const opening = this.#pool.connect()
@@ -150,14 +150,14 @@ export class SharedPool implements PoolSource {
   }
 
   #leave(): void {
-    const next = this.#line.shift()
+    const next = this.#waitQueue.shift()
     if (next) next.enter()
     else this.#free += 1
   }
 
   #busy(ms: number): UnavailableError {
-    const all = this.#places === 1 ? 'The only connection' : `All ${this.#places} connections`
-    const what = `${all} of this pool ${this.#places === 1 ? 'is' : 'are'} in use`
+    const all = this.#size === 1 ? 'The only connection' : `All ${this.#size} connections`
+    const what = `${all} of this pool ${this.#size === 1 ? 'is' : 'are'} in use`
     const how = ms > 0 ? `${what}, and none came free within ${Math.round(ms)} ms` : what
     return new UnavailableError(this.#remedy === undefined ? how : `${how}: ${this.#remedy}`)
   }

@@ -28,13 +28,13 @@ export interface Connection {
 }
 
 /** Runs the user's part of the transaction. @param xid  its id, if it was not begun with one. */
-export type Hand = <T>(work: () => Promise<T> | T, xid?: string) => Promise<T>
+export type RunWork = <T>(work: () => Promise<T> | T, xid?: string) => Promise<T>
 
-export class Supervisor {
+export class SupervisedTransaction {
   readonly #client: Connection
   readonly #identified: boolean
   #begun = false
-  #handed = false
+  #workRuns = false
   #xid: string | undefined
   /** Its COMMIT was answered: with an error, it is rolled back. */
   #answered = false
@@ -56,23 +56,23 @@ export class Supervisor {
   /** As of a client: for Kysely, and through it for the work. */
   // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
   async query(text: string, values?: readonly unknown[]): Promise<any> {
-    if (this.#handed) return this.#theirs(text, values)
+    if (this.#workRuns) return this.#theirs(text, values)
     if (!this.#begun) return this.#begin(text)
     if (text === 'commit') return this.#commit()
     if (text === 'rollback') return this.#rollback()
     return this.#send(text, values)
   }
 
-  readonly hand: Hand = async (work, xid = this.#xid) => {
+  readonly runWork: RunWork = async (work, xid = this.#xid) => {
     this.#xid = xid
-    this.#handed = true
+    this.#workRuns = true
     try {
       const result = await work()
       this.#look()
       if (this.#ended) throw this.#ended
       return result
     } finally {
-      this.#handed = false
+      this.#workRuns = false
     }
   }
 

@@ -37,7 +37,7 @@ import {
   checkInteger,
   checkOptions,
   GRACE_MS,
-  RoomEnding,
+  RoomShutdown,
   UnavailableError,
   warn,
   wrongType,
@@ -115,7 +115,7 @@ class Room implements Events {
   readonly #pool: Pool
   readonly #waiters: Pool
   readonly #closing: Closing
-  readonly #ending: RoomEnding
+  readonly #ending: RoomShutdown
   readonly #renewer = new Renewer()
   readonly #notifier: StreamNotifier
   readonly #consumers = new Set<GroupConsumer>()
@@ -159,8 +159,8 @@ class Room implements Events {
       this.#consumers.add(consumer)
       return consumer
     }
-    const how = { rest: () => this.#rest(), end: (late: Promise<void>) => this.#end(late) }
-    this.#ending = new RoomEnding(this.#closing, rooms, how)
+    const how = { drain: () => this.#rest(), end: (late: Promise<void>) => this.#end(late) }
+    this.#ending = new RoomShutdown(this.#closing, rooms, how)
   }
 
   append(stream: string, events: NewEvent | readonly NewEvent[], options?: AppendOptions): Promise<Appended> {

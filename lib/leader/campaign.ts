@@ -69,7 +69,7 @@ export class Ballot {
         witness: witness?.toString(),
       })),
     )
-    const answers = await this.#database.overheard<Answer & { i: string }>(
+    const answers = await this.#database.controlWithClock<Answer & { i: string }>(
       sql`select *, ${CLOCK} from lockstep.campaign(${text}::jsonb)`,
     )
     const received = performance.now()

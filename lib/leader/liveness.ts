@@ -44,7 +44,7 @@ export class LivenessChecks {
     let clean = true
     if (vigil.ears.size > 0) {
       vigil.waiting = true
-      await session.outlive(witness).catch(() => {
+      await session.waitForEnd(witness).catch(() => {
         clean = false // cancelled, or our own connection has ended: no more is known
       })
       vigil.waiting = false

@@ -25,6 +25,6 @@ export type ElectionNotifier = Notifier<Told>
 
 export const electionNotifier = (sessions: SessionPool): ElectionNotifier =>
   new Notifier(sessions, 'lockstep_leader', (message) => {
-    const told = JSON.parse(message) as Told
-    return [{ name: told.name, told }]
+    const payload = JSON.parse(message) as Told
+    return [{ name: payload.name, payload }]
   })

@@ -11,7 +11,7 @@ import type { Transaction } from 'kysely'
 import { LeaseLostError } from '../base/index.ts'
 import { type AnyTransaction, checkTransaction, type Database } from '../database/index.ts'
 import { denied, otherHoldLost } from './denied-holds.ts'
-import { type Hold, type Leases, RELEASE_WAITS_MS, stillOpen } from './leases.ts'
+import { type Hold, type Leases, RELEASE_WAITS_MS, transactionStillOpen } from './leases.ts'
 
 export abstract class AbstractHold implements Hold {
   readonly name: string
@@ -39,7 +39,7 @@ export abstract class AbstractHold implements Hold {
   }
 
   /** Whether clocks say that it may be believed. */
-  protected abstract believed(): boolean
+  protected abstract withinTrust(): boolean
   /** Loses the hold if clocks say that it may not be believed any more. */
   protected check(): void {}
   /** Makes the row visible to fences. */
@@ -60,7 +60,7 @@ export abstract class AbstractHold implements Hold {
   }
 
   isTrusted(): boolean {
-    return !this.#lost && !this.#released && !this.#release && !this.#releasedInside && this.believed()
+    return !this.#lost && !this.#released && !this.#release && !this.#releasedInside && this.withinTrust()
   }
 
   async assertHeld(trx: AnyTransaction): Promise<void> {
@@ -69,11 +69,11 @@ export abstract class AbstractHold implements Hold {
 
   // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
   async transaction<T>(work: (trx: Transaction<any>) => Promise<T>): Promise<T> {
-    this.assertOurs()
+    this.assertNotOver()
     const running = this.#database.users.supervised(
-      async (trx, hand) => {
+      async (trx, runWork) => {
         await this.#inside(trx, 'assertHeld', this.#lost)
-        return await hand(() => work(trx))
+        return await runWork(() => work(trx))
       },
       { signal: this.signal },
     )
@@ -117,7 +117,7 @@ export abstract class AbstractHold implements Hold {
   }
 
   /** The row says another token, or none: lost, unless a transaction of our own released it. */
-  gone(): void {
+  rowGone(): void {
     if (this.#releasedInside) void this.release().catch(() => {})
     else this.lose('it expired or passed on')
   }
@@ -169,7 +169,7 @@ export abstract class AbstractHold implements Hold {
       sleep(RELEASE_WAITS_MS, late, { signal: timer.signal, ref: false }).catch(() => {}), // their connections keep the process
     ])
     timer.abort()
-    if (ended === late) throw stillOpen()
+    if (ended === late) throw transactionStillOpen()
   }
 
   // release({ trx }) is done when that transaction commits, and undone when it rolls back. Both are seen from outside.
@@ -183,8 +183,8 @@ export abstract class AbstractHold implements Hold {
     for (let pause = 10; !this.#released && !this.#lost && !this.#release; pause = Math.min(pause * 2, 1_000)) {
       try {
         const attempts = this.#attempts
-        const state = await this.#leases.stands(this.name, this.token)
-        if (state === 'gone') return this.gone()
+        const state = await this.#leases.rowState(this.name, this.token)
+        if (state === 'gone') return this.rowGone()
         if (state === 'held' && attempts === this.#attempts) {
           this.#releasedInside = false
           return
@@ -219,7 +219,7 @@ export abstract class AbstractHold implements Hold {
   }
 
   /** @throws {LeaseLostError} lost or given up. */
-  protected assertOurs(): void {
+  protected assertNotOver(): void {
     const over = this.#whyOver()
     if (over) throw over
   }

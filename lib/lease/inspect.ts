@@ -1,9 +1,9 @@
 /**
- * Who holds what: to look at, never to decide by. By the time the answer is read it may be otherwise; what must not
+ * Who holds what: to lockState at, never to decide by. By the time the answer is read it may be otherwise; what must not
  * be otherwise is done under a hold, or fenced by its token.
  *
  * A lease is in its row. A connection or transaction hold is only in the server's lock table, as K, until a fence asks
- * for it; then it has a row too. So `list` cannot name the holds that have no row, and `query` of one name can.
+ * for it; then it has a row too. So `listHeld` cannot name the holds that have no row, and `query` of one name can.
  */
 import { sql } from 'kysely'
 import { checkPage } from '../base/index.ts'
@@ -58,7 +58,7 @@ const FREE = {
  * @param here      contenders of this process.
  * @param ourPids   its connections that wait or have waited.
  */
-export async function look(database: Database, name: string, here: number, ourPids: number[]): Promise<LockState> {
+export async function lockState(database: Database, name: string, here: number, ourPids: number[]): Promise<LockState> {
   const [row] = await database.control<Look>(sql`select * from lockstep.look(${name})`)
   const elsewhere = (pid: number | null): pid is number => pid !== null && !ourPids.includes(pid)
   const waiting = here + (row?.waiting_pids.filter(elsewhere).length ?? 0)
@@ -72,7 +72,7 @@ export async function look(database: Database, name: string, here: number, ourPi
 }
 
 /** @param room  what stands before the names of the room; it is not shown. Names of other rooms have a control character. */
-export async function list(
+export async function listHeld(
   database: Database,
   page: { prefix?: string; limit?: number; after?: string },
   room = '',

@@ -53,7 +53,7 @@ import { LOCKS, type Namespace } from './namespace.ts'
 
 /** For how long a release waits for transactions of its own hold. */
 export const RELEASE_WAITS_MS = 10_000
-export const stillOpen = () =>
+export const transactionStillOpen = () =>
   new UnavailableError(
     `A transaction fenced by this hold has been open for ${RELEASE_WAITS_MS} ms: end it first, or release inside it with release({ trx })`,
   )
@@ -143,7 +143,7 @@ export class Leases {
         const names = column(asks, 'text', (a) => namespace.prefix + a.name)
         const tokens = column(asks, 'bigint', (a) => a.token)
         const ttls = column(asks, 'integer', (a) => a.ttlMs)
-        return database.overheard<Renewal>(
+        return database.controlWithClock<Renewal>(
           sql`select *, ${CLOCK} from lockstep.renew_leases(${names}, ${tokens}, ${ttls})`,
         )
       },
@@ -166,7 +166,7 @@ export class Leases {
    * @throws {LeaseLostError} not held under this token.
    */
   async renew(name: string, token: bigint, ttlMs: number | null): Promise<Grant> {
-    const answer = await this.untilFree(() => this.#renew({ name, token, ttlMs }))
+    const answer = await this.retryWhileBusy(() => this.#renew({ name, token, ttlMs }))
     if (answer.outcome !== 'renewed') throw new LeaseLostError(name, token, 'it expired or passed on')
     return {
       name,
@@ -189,12 +189,12 @@ export class Leases {
    */
   async revoke(name: string, token: bigint): Promise<void> {
     let answer = await this.#revoke({ name, token })
-    if (answer.outcome === 'busy') answer = await this.untilFree(() => this.#revoke({ name, token }))
+    if (answer.outcome === 'busy') answer = await this.retryWhileBusy(() => this.#revoke({ name, token }))
     if (answer.outcome === 'lost') throw new LeaseLostError(name, token, 'it expired or passed on')
   }
 
   /** Whether the row still says (name, token), whatever the time. `busy`: a transaction that may change that is open. */
-  async stands(name: string, token: bigint): Promise<'held' | 'gone' | 'busy'> {
+  async rowState(name: string, token: bigint): Promise<'held' | 'gone' | 'busy'> {
     const row = sql`from lockstep.lease where name = ${this.#namespace.prefix + name} and token = ${token} and holder is not null`
     const [state] = await this.#database.control<{ free: boolean; stands: boolean }>(sql`
       with found as (select ${row} for no key update skip locked)
@@ -223,12 +223,12 @@ export class Leases {
    * soon or is at fault.
    * @throws {UnavailableError} after 10 s.
    */
-  async untilFree<R extends { outcome: string }>(attempt: () => Promise<R>): Promise<R> {
+  async retryWhileBusy<R extends { outcome: string }>(attempt: () => Promise<R>): Promise<R> {
     const since = new Stopwatch()
     for (let pause = 2; ; pause = Math.min(pause * 2, 100)) {
       const answer = await attempt()
       if (answer.outcome !== 'busy') return answer
-      if (since.elapsed() > RELEASE_WAITS_MS) throw stillOpen()
+      if (since.elapsed() > RELEASE_WAITS_MS) throw transactionStillOpen()
       await sleep(pause)
     }
   }

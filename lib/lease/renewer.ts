@@ -35,7 +35,7 @@ export class LeaseHold extends AbstractHold {
     renewer.keep(this)
   }
 
-  protected believed(): boolean {
+  protected withinTrust(): boolean {
     return this.#kept.elapsed() < trusted(this.ttlMs)
   }
 
@@ -57,7 +57,7 @@ export class LeaseHold extends AbstractHold {
 
   /** Ends the hold when trust has run out. */
   override check(): void {
-    if (!this.believed()) this.lose(`not renewed for ${Math.round(this.#kept.elapsed())} of its ${this.ttlMs} ms`)
+    if (!this.withinTrust()) this.lose(`not renewed for ${Math.round(this.#kept.elapsed())} of its ${this.ttlMs} ms`)
   }
 
   async renew(): Promise<void> {
@@ -72,7 +72,7 @@ export class LeaseHold extends AbstractHold {
         this.#kept = attempted
         this.#pauseMs = this.ttlMs / 3
       } else if (outcome === 'deposed') this.lose('it was asked to step down')
-      else if (outcome === 'lost') this.gone()
+      else if (outcome === 'lost') this.rowGone()
     } catch {
       // The database is away. Trust ends by the clock.
     } finally {

@@ -35,8 +35,8 @@ import {
   LeaseHold,
   Leases,
   type LockState,
-  list,
-  look,
+  listHeld,
+  lockState,
   Renewer,
 } from '../lease/index.ts'
 import type { Contender } from './contender.ts'
@@ -117,8 +117,8 @@ export class Locks {
     let direct = leased ? null : (sessions.current ?? (await shared()))
     if (direct && waitMs === 0) await this.#settled(name)
     // Where all connection holds together have as many locks of the server as they may, the next one is a lease.
-    while (direct && !direct.hasRoom) {
-      if (!(await direct.room())) direct = null
+    while (direct && !direct.hasCapacity) {
+      if (!(await direct.checkCapacity())) direct = null
       else if (waitMs === 0) await this.#settled(name)
     }
     signal?.throwIfAborted()
@@ -229,7 +229,7 @@ export class Locks {
   async query(name: string): Promise<LockState> {
     this.#closing.check()
     checkText('name', name)
-    return look(this.#database, name, this.#desk.lines.get(name)?.length ?? 0, this.#desk.sessions.waitingPids)
+    return lockState(this.#database, name, this.#desk.lines.get(name)?.length ?? 0, this.#desk.sessions.waitingPids)
   }
 
   /**
@@ -239,7 +239,7 @@ export class Locks {
    */
   async list(options: { prefix?: string; limit?: number; after?: string } = {}): Promise<Omit<LockState, 'waiting'>[]> {
     this.#closing.check()
-    return list(this.#database, options)
+    return listHeld(this.#database, options)
   }
 
   // ── The verbs without memory: for a holder that lives elsewhere, over HTTP ──
@@ -289,7 +289,7 @@ export class Locks {
   async forceRevoke(name: string): Promise<boolean> {
     this.#closing.check()
     checkText('name', name)
-    const { outcome } = await this.#leases.untilFree(async () => {
+    const { outcome } = await this.#leases.retryWhileBusy(async () => {
       const [row] = await this.#database.control<{ outcome: string }>(
         sql`select lockstep.force_revoke(${name}) as outcome`,
       )

@@ -43,11 +43,11 @@ export async function transaction<T>(
     let entered = false
     try {
       return await desk.database.users.supervised(
-        async (trx, hand) => {
+        async (trx, runWork) => {
           signal?.throwIfAborted()
           const { token, xid } = await enter(trx, desk, name, left, signal)
           entered = true
-          return await hand(() => work(trx, { name, token }), xid)
+          return await runWork(() => work(trx, { name, token }), xid)
         },
         { isolation: 'read committed', identified: false, signal, ms: left() },
       )

@@ -19,7 +19,7 @@
  */
 
 import { fromDatabase, LeaseHeldError, noConnectionLeft, Stopwatch, UnavailableError, Waker } from '../base/index.ts'
-import type { Database, Place, Session, SessionPool } from '../database/index.ts'
+import type { Database, Session, SessionPool, TakeResult } from '../database/index.ts'
 import { type Grant, grantAll, type Leases } from '../lease/index.ts'
 import { ConnectionHold } from './connection-hold.ts'
 import type { ByConnection, ByLease, ByTransaction, Contender } from './contender.ts'
@@ -241,7 +241,7 @@ export class Line {
   }
 
   // K in hand, and whether the name is free; undefined: not there yet.
-  async #reach(): Promise<Place | undefined> {
+  async #reach(): Promise<TakeResult | undefined> {
     const gate = this.#gate
     if (gate && !this.#spent) return gate.take(this.name)
     this.#spent = false
@@ -256,7 +256,7 @@ export class Line {
     return place
   }
 
-  async #queueOn(gate: Session, again: boolean): Promise<Place | undefined> {
+  async #queueOn(gate: Session, again: boolean): Promise<TakeResult | undefined> {
     this.#gate = gate
     this.#inQueue = true
     try {
@@ -321,7 +321,7 @@ export class Line {
     contender.granted(grant, attempted)
   }
 
-  async #poll(): Promise<Place | undefined> {
+  async #poll(): Promise<TakeResult | undefined> {
     const first = this.#contenders[0]
     if (first?.kind === 'connection') {
       const session = await this.#desk.sessions.shared()

@@ -19,9 +19,9 @@ import * as path from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { abortable } from '../base/index.ts'
 import type { Guarded, User } from './guarded-process.ts'
-import { guarded, idsOf, lives, self, serverUser, temporaryFolder } from './guarded-process.ts'
+import { guarded, idsOf, isAlive, processIdentity, serverUser, temporaryFolder } from './guarded-process.ts'
 
-export interface Place {
+export interface DataFolder {
   dir: string
   /** Major version of the cluster in it; undefined: there is none yet. */
   version?: string
@@ -29,13 +29,13 @@ export interface Place {
   owner?: User
 }
 
-export function temporaryPlace(): Place {
+export function temporaryDataFolder(): DataFolder {
   return { dir: path.join(temporaryFolder(serverUser()), `lockstep-${randomBytes(6).toString('hex')}`) }
 }
 
-export function givenPlace(given: string): Place {
+export function dataFolder(folder: string): DataFolder {
   const asRoot = process.getuid?.() === 0
-  const wanted = path.resolve(given)
+  const wanted = path.resolve(folder)
   const above = path.dirname(wanted)
   const made = fs.mkdirSync(above, { recursive: true })
   if (made !== undefined && asRoot) {
@@ -73,9 +73,9 @@ export async function initialise(
   const [parent, prefix] = [path.dirname(dir), `${path.basename(dir)}.initdb-`]
   for (const name of fs.readdirSync(parent)) {
     const owner = name.startsWith(prefix) && name.slice(prefix.length).split('.')[0]
-    if (owner && !lives(owner)) await remove(path.join(parent, name))
+    if (owner && !isAlive(owner)) await remove(path.join(parent, name))
   }
-  const draft = path.join(parent, `${prefix}${self()}.${randomBytes(3).toString('hex')}`)
+  const draft = path.join(parent, `${prefix}${processIdentity()}.${randomBytes(3).toString('hex')}`)
   try {
     fs.mkdirSync(draft, { mode: 0o700 })
     if (user) fs.chownSync(draft, user.uid, user.gid)
@@ -86,7 +86,7 @@ export async function initialise(
     const options = ['-D', draft, '-U', 'postgres', '--auth=trust', ...locale, ...(durable ? [] : ['--no-sync'])]
     const initdb = guarded([path.join(bin, 'initdb'), ...options], { user, stopWith: 'INT' })
     const status = await unlessAborted(initdb, initdb.exited, signal)
-    if (status !== 0) throw new Error(`PostgreSQL could not make its data folder ${dir}: ${lastWords(initdb)}`)
+    if (status !== 0) throw new Error(`PostgreSQL could not make its data folder ${dir}: ${logTail(initdb)}`)
     renameUnlessThere(draft, dir)
     if (durable) sync(parent) // the name must survive the power cut that the data under it survives
   } catch (error) {
@@ -255,5 +255,5 @@ export async function unlessAborted<T>(child: Guarded, work: Promise<T>, signal?
 }
 
 /** For an error message. */
-export const lastWords = (child: Guarded) => child.log().trim().split('\n').slice(-5).join(' | ')
+export const logTail = (child: Guarded) => child.log().trim().split('\n').slice(-5).join(' | ')
 export const codeOf = (error: unknown) => (error as NodeJS.ErrnoException).code

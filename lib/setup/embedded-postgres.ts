@@ -23,9 +23,17 @@ import * as fs from 'node:fs'
 import * as path from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { outOfRange } from '../base/index.ts'
-import { binaries, codeOf, givenPlace, initialise, lastWords, temporaryPlace, unlessAborted } from './embedded-files.ts'
+import {
+  binaries,
+  codeOf,
+  dataFolder,
+  initialise,
+  logTail,
+  temporaryDataFolder,
+  unlessAborted,
+} from './embedded-files.ts'
 import type { Guarded } from './guarded-process.ts'
-import { canEnter, commandLine, freePort, guarded, lives, self, serverUser } from './guarded-process.ts'
+import { canEnter, commandLine, freePort, guarded, isAlive, processIdentity, serverUser } from './guarded-process.ts'
 
 export interface PostgresOptions {
   /** Folder for the data, kept after `stop`; made when missing. @default a temporary one, removed on `stop` */
@@ -89,7 +97,7 @@ export async function startPostgres(options: PostgresOptions = {}): Promise<Post
 
 async function start(options: PostgresOptions, port: number): Promise<Postgres> {
   const { signal } = options
-  const place = options.dir === undefined ? temporaryPlace() : givenPlace(options.dir)
+  const place = options.dir === undefined ? temporaryDataFolder() : dataFolder(options.dir)
   const { dir } = place
   const user = place.owner ?? serverUser()
   if (user && !canEnter(path.dirname(dir), user)) {
@@ -117,7 +125,7 @@ async function start(options: PostgresOptions, port: number): Promise<Postgres> 
     timezone: 'UTC',
     ...(durable ? {} : { fsync: 'off', synchronous_commit: 'off', full_page_writes: 'off' }),
     ...options.settings,
-    'lockstep.owner': self(),
+    'lockstep.owner': processIdentity(),
   }
   const server = guarded(
     [
@@ -177,7 +185,7 @@ async function previousGone(dir: string, signal?: AbortSignal): Promise<number |
     if (!command?.includes(` -D ${dir} `)) return file.pid
     const owner = / lockstep\.owner=(\S+) /.exec(command)?.[1]
     const which = `${dir} (pid ${file.pid}, port ${file.port})`
-    if (owner === undefined || lives(owner)) {
+    if (owner === undefined || isAlive(owner)) {
       throw new Error(`PostgreSQL runs already on ${which}: stop the process that uses it, or choose another folder`)
     }
     if (performance.now() - since > 10_000) {
@@ -196,7 +204,7 @@ async function ready(server: Guarded, dir: string, port: number, signal?: AbortS
     if (file?.pid === pid && file.status === 'ready') return pid
     const event = await unlessAborted(server, Promise.race([server.exited, delay(15, 'waiting')]), signal)
     if (event === 'waiting') continue
-    const message = `PostgreSQL did not start on ${dir}: ${lastWords(server)}`
+    const message = `PostgreSQL did not start on ${dir}: ${logTail(server)}`
     if (server.log().includes('Address already in use')) throw new PortTakenError(port)
     if (/pre-existing shared memory block/.test(server.log())) throw new RemainsError(message)
     await previousGone(dir, signal) // another start on the same folder may have been first

@@ -16,7 +16,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Kysely, sql } from 'kysely'
-import { alone, type MigrationFiles, pinned } from './migration-files.ts'
+import { lockMigrations, type MigrationFiles, pinnedTransaction } from './migration-files.ts'
 
 /** What a migration waits for. */
 export interface Blocker {
@@ -47,7 +47,7 @@ export interface WaitOptions {
 }
 
 const GRACE_MS = 1_000
-const TELL_MS = 5_000
+const REPORT_MS = 5_000
 const POLL_MS = { first: 20, most: 250 }
 
 /** The closing that the database is in; null: it is open. */
@@ -71,29 +71,30 @@ export async function untilQuiet<DB>(
   { waitMs = 30_000, terminate = false, signal, onWait }: WaitOptions,
   left: () => number,
 ): Promise<boolean> {
-  let told = performance.now() + GRACE_MS - TELL_MS
-  const kind = performance.now() + GRACE_MS
-  const transactions = await look(db, closing, openTransactions)
+  let reported = performance.now() + GRACE_MS - REPORT_MS
+  const terminateFrom = performance.now() + GRACE_MS
+  const transactions = await whileClosing(db, closing, openTransactions)
   if (transactions === null) return false
   for (let pauseMs = POLL_MS.first; ; pauseMs = Math.min(pauseMs * 1.5, POLL_MS.most)) {
     signal?.throwIfAborted()
-    const blockers = await look(db, closing, (trx) => unquiet(trx, transactions))
+    const blockers = await whileClosing(db, closing, (trx) => unquiet(trx, transactions))
     if (blockers === null || blockers.length === 0) return blockers !== null
     const now = performance.now()
     if (left() <= 0) throw notQuiet(blockers, waitMs, terminate)
-    if (onWait && now - told >= TELL_MS) {
-      told = now
+    if (onWait && now - reported >= REPORT_MS) {
+      reported = now
       onWait(blockers)
     }
-    if (terminate && now >= kind) await look(db, closing, (trx) => end(trx, transactions, blockers))
+    if (terminate && now >= terminateFrom)
+      await whileClosing(db, closing, (trx) => terminateBlockers(trx, transactions, blockers))
     await sleep(Math.min(pauseMs, Math.max(left(), 1)), undefined, { signal }).catch(() => {})
   }
 }
 
 /** Opens the database again, if it is closed: the files from its barrier on have not been applied. */
 export async function reopen<DB>(db: Kysely<DB>, files: MigrationFiles): Promise<void> {
-  await pinned(db, async (trx) => {
-    await alone(trx)
+  await pinnedTransaction(db, async (trx) => {
+    await lockMigrations(trx)
     if ((await closingOf(trx)) === null) return
     await sql`select lockstep.reopen()`.execute(trx)
     const { rows } = await sql<{ name: string }>`select name from lockstep.migration order by name`.execute(trx)
@@ -122,9 +123,13 @@ function notQuiet(blockers: Blocker[], waitMs: number, terminate: boolean): Erro
 }
 
 // In a transaction of its own; null when this closing is over.
-async function look<DB, T>(db: Kysely<DB>, closing: number, work: (trx: Kysely<DB>) => Promise<T>): Promise<T | null> {
+async function whileClosing<DB, T>(
+  db: Kysely<DB>,
+  closing: number,
+  work: (trx: Kysely<DB>) => Promise<T>,
+): Promise<T | null> {
   try {
-    return await pinned(db, async (trx) => ((await closingOf(trx)) === closing ? await work(trx) : null))
+    return await pinnedTransaction(db, async (trx) => ((await closingOf(trx)) === closing ? await work(trx) : null))
   } catch (error) {
     if (/^(42883|42P01)$/.test(String((error as { code?: unknown }).code))) return null // opened in this moment
     throw error
@@ -175,7 +180,7 @@ async function unquiet<DB>(trx: Kysely<DB>, transactions: string[]): Promise<Blo
   })
 }
 
-async function end<DB>(trx: Kysely<DB>, transactions: string[], blockers: Blocker[]): Promise<void> {
+async function terminateBlockers<DB>(trx: Kysely<DB>, transactions: string[], blockers: Blocker[]): Promise<void> {
   try {
     await sql`
       select pg_terminate_backend(u.pid) from lockstep.unquiet(${transactions}) u where u.pid is not null`.execute(trx)

@@ -134,10 +134,10 @@ export async function freePort(): Promise<number> {
 }
 
 /** This process, told apart from a later one with the same pid by its start time: `pid-start`. */
-export const self = () => `${process.pid}-${startTime(process.pid)}`
+export const processIdentity = () => `${process.pid}-${startTime(process.pid)}`
 
-/** Whether the process that called {@link self} still lives. */
-export function lives(owner: string): boolean {
+/** Whether the process that called {@link processIdentity} still lives. */
+export function isAlive(owner: string): boolean {
   const [pid, started] = owner.split('-')
   return startTime(Number(pid)) === started
 }

@@ -24,9 +24,9 @@ import { Kysely, PostgresDialect, sql } from 'kysely'
 import { Migrator } from 'kysely/migration'
 import pg from 'pg'
 import { checkMs, fromDatabase, UnavailableError, WAIT, wrongType } from '../base/index.ts'
-import { NOT_SHOWN, type ServerFacts, unfit, unwritable } from '../database/index.ts'
+import { LOCKS_NOT_SHOWN, type ServerFacts, whyReadOnly, whyUnsupported } from '../database/index.ts'
 import { type Blocker, closingOf, described, reopen, untilQuiet, type WaitOptions } from './exclusive-migration.ts'
-import { alone, type MigrationFiles, migrationFiles, pinned } from './migration-files.ts'
+import { lockMigrations, type MigrationFiles, migrationFiles, pinnedTransaction } from './migration-files.ts'
 import { checkRole, grant } from './role-rights.ts'
 
 export { type Blocker, described }
@@ -109,7 +109,7 @@ export async function schemaState<DB>(
   options: Pick<MigrateOptions, 'folder'> = {},
 ): Promise<SchemaState> {
   const files = await migrationFiles(options.folder)
-  return pinned(db, (trx) => stateOf(trx, files)).then(
+  return pinnedTransaction(db, (trx) => stateOf(trx, files)).then(
     ({ current, latest, pending, newer }) => ({ current, latest, pending, newer }),
     (error) => {
       throw fromDatabase(error)
@@ -124,16 +124,19 @@ async function apply<DB>(db: Kysely<DB>, options: MigrateOptions): Promise<Migra
   const left = () => (options.waitMs ?? 30_000) - (performance.now() - since)
   let closed: 'no' | 'perhaps' | 'yes' = 'no'
   try {
-    const before = await pinned(db, async (trx) => ({ ...(await prove(trx)), ...(await stateOf(trx, files)) }))
+    const before = await pinnedTransaction(db, async (trx) => ({
+      ...(await checkServer(trx)),
+      ...(await stateOf(trx, files)),
+    }))
     refuseNewer(before)
     if (before.pending.length === 0 && !before.misaligned && options.grant === undefined) return done
-    const why = unwritable(before)
+    const why = whyReadOnly(before)
     if (why !== undefined) throw new UnavailableError(why)
     if (before.current !== null && before.pending.some((name) => files.get(name)?.ends === 'barrier'))
       closed = 'perhaps'
     for (let quiet: number | null = null; ; ) {
       options.signal?.throwIfAborted()
-      const step: Step = await pinned(db, (trx) => advance(trx, files, options, quiet))
+      const step: Step = await pinnedTransaction(db, (trx) => advance(trx, files, options, quiet))
       if (step.resumed && closed !== 'yes') done.resumed = true
       done.applied.push(...step.applied)
       if (step.finished) return { ...done, ...step.finished }
@@ -142,7 +145,7 @@ async function apply<DB>(db: Kysely<DB>, options: MigrateOptions): Promise<Migra
     }
   } catch (error) {
     const known = fromDatabase(error)
-    if (closed === 'yes') await takeBack(db, files, error)
+    if (closed === 'yes') await undoClosing(db, files, error)
     // It may have closed, and the answer was lost.
     else if (closed === 'perhaps' && known instanceof UnavailableError) await reopen(db, files).catch(() => {})
     throw known
@@ -166,7 +169,7 @@ async function advance<DB>(
   options: MigrateOptions,
   quiet: number | null,
 ): Promise<Step> {
-  await alone(trx)
+  await lockMigrations(trx)
   const { current, pending, ...state } = await stateOf(trx, files)
   refuseNewer(state)
   const ends = (name: string | null | undefined) => files.get(name ?? '')?.ends
@@ -187,7 +190,7 @@ async function advance<DB>(
   return { applied, resumed, closing: null, finished: granted }
 }
 
-async function takeBack<DB>(db: Kysely<DB>, files: MigrationFiles, error: unknown): Promise<void> {
+async function undoClosing<DB>(db: Kysely<DB>, files: MigrationFiles, error: unknown): Promise<void> {
   await reopen(db, files).catch((cause) => {
     const why = error instanceof Error ? error.message : String(error)
     throw new UnavailableError(
@@ -198,24 +201,24 @@ async function takeBack<DB>(db: Kysely<DB>, files: MigrationFiles, error: unknow
 }
 
 /** By statements that any server understands which speaks Postgres. @throws {Error} */
-async function prove<DB>(trx: Kysely<DB>): Promise<ServerFacts> {
+async function checkServer<DB>(trx: Kysely<DB>): Promise<ServerFacts> {
   const { rows } = await sql<ServerFacts>`
     select current_setting('server_version_num')::int as version, current_setting('server_encoding') as encoding,
            pg_is_in_recovery() as standby, current_setting('transaction_read_only')::boolean as read_only, null as shown`.execute(
     trx,
   )
   const engine = rows[0] as ServerFacts
-  const why = unfit(engine)
+  const why = whyUnsupported(engine)
   if (why !== undefined) throw new Error(why)
   // 'lock', 'eyed' in ASCII, as in lockstep.engine
   await sql`select pg_advisory_xact_lock_shared(1819239275, 1702454628)`.execute(trx).catch((error) => {
-    throw (error as { severity?: unknown }).severity === 'ERROR' ? new Error(NOT_SHOWN, { cause: error }) : error
+    throw (error as { severity?: unknown }).severity === 'ERROR' ? new Error(LOCKS_NOT_SHOWN, { cause: error }) : error
   })
   const shown = await sql`
     select from pg_locks l
      where l.locktype = 'advisory' and l.pid = pg_backend_pid() and l.granted
        and l.classid = 1819239275 and l.objid = 1702454628 and l.objsubid = 2`.execute(trx)
-  if (shown.rows.length === 0) throw new Error(NOT_SHOWN)
+  if (shown.rows.length === 0) throw new Error(LOCKS_NOT_SHOWN)
   return engine
 }
 

@@ -25,7 +25,7 @@ export interface MigrationFile extends Migration {
 /**
  * A READ COMMITTED transaction in which every name is what pg_catalog has by it, and which the limits of a role's queries do not end.
  */
-export function pinned<DB, T>(db: Kysely<DB>, work: (trx: Transaction<DB>) => Promise<T>): Promise<T> {
+export function pinnedTransaction<DB, T>(db: Kysely<DB>, work: (trx: Transaction<DB>) => Promise<T>): Promise<T> {
   return db
     .transaction()
     .setIsolationLevel('read committed')
@@ -43,7 +43,7 @@ export function pinned<DB, T>(db: Kysely<DB>, work: (trx: Transaction<DB>) => Pr
  * Only one process has this at a time, until its transaction ends: a session's lock would stay behind on a transaction pooler. The
  * lock is ours and not only Kysely's because making the schema itself is a race that Kysely leaves outside its lock.
  */
-export async function alone<DB>(trx: Kysely<DB>): Promise<void> {
+export async function lockMigrations<DB>(trx: Kysely<DB>): Promise<void> {
   // two integers ('lock', 'step' in ASCII): a key space apart from that of the locks themselves
   await sql`select pg_advisory_xact_lock(1819239275, 1937007984)`.execute(trx)
 }

@@ -77,7 +77,7 @@ export const NEEDED: readonly string[] = RIGHTS.trim()
  * @throws {Error} one sentence: there is no such role, it may do everything anyway, or who asks may not grant.
  */
 export async function grant<DB>(db: Kysely<DB>, role: string): Promise<string[]> {
-  const { asker, owner, tables } = await lookAt(db, role)
+  const { asker, owner, tables } = await roleFacts(db, role)
   const wanted = [
     ...NEEDED,
     ...tables.flatMap((table) => atoms(PARTITION, table)),
@@ -89,7 +89,7 @@ export async function grant<DB>(db: Kysely<DB>, role: string): Promise<string[]>
       cause,
     })
   try {
-    await give(db, role, owner, tables)
+    await grantRights(db, role, owner, tables)
   } catch (error) {
     throw (error as { code?: unknown }).code === '42501' ? refused(error) : error
   }
@@ -101,7 +101,7 @@ export async function grant<DB>(db: Kysely<DB>, role: string): Promise<string[]>
   return wanted
 }
 
-async function give<DB>(db: Kysely<DB>, role: string, owner: string, tables: string[]): Promise<void> {
+async function grantRights<DB>(db: Kysely<DB>, role: string, owner: string, tables: string[]): Promise<void> {
   const defaults = `alter default privileges for role ${quoted(owner)} in schema lockstep_boss`
   const lines = [
     ...EVERYTHING.map((what) => `revoke all on ${what} from`),
@@ -129,7 +129,7 @@ export function checkRole(role: unknown): asserts role is string {
 }
 
 /** Who asks, who owns the tables, and those that belong to one queue. */
-async function lookAt<DB>(db: Kysely<DB>, role: string) {
+async function roleFacts<DB>(db: Kysely<DB>, role: string) {
   const { rows } = await sql<{ asker: string; owner: string; exists: boolean; superuser: boolean; owns: boolean }>`
     with ours as (select oid, nspname, nspowner from pg_namespace where nspname in ('lockstep', 'lockstep_boss')),
     owners as (

@@ -29,7 +29,7 @@ import {
   combineSignals,
   GRACE_MS,
   NotFoundError,
-  RoomEnding,
+  RoomShutdown,
   UnavailableError,
   warn,
   wrongType,
@@ -102,7 +102,7 @@ export function createTasks(lockstep: Lockstep, options: TasksOptions = {}): Tas
 class Room implements Tasks {
   readonly #database: Database
   readonly #closing: Closing
-  readonly #ending: RoomEnding
+  readonly #ending: RoomShutdown
   readonly #notifier: Notifier<null>[]
   readonly #pulse: Pulse
   readonly #queues: Queues
@@ -161,8 +161,8 @@ class Room implements Tasks {
     this.#cron = new Cron({ pool, boss, ensure: (queue) => this.#queues.ensure(queue) })
     this.#members = new Members(work)
     this.#ticks = new Ticks({ pool, boss, cron: this.#cron, members: this.#members, queues: this.#queues, jobs, work })
-    const how = { rest: () => this.#rest(), end: (late: Promise<void>) => this.#end(late) }
-    this.#ending = new RoomEnding(this.#closing, rooms, how)
+    const how = { drain: () => this.#rest(), end: (late: Promise<void>) => this.#end(late) }
+    this.#ending = new RoomShutdown(this.#closing, rooms, how)
     const { signal } = this.#closing
     signal.addEventListener('abort', () => this.#results.close(signal.reason))
   }
@@ -356,4 +356,4 @@ const nameOf = (queue: AnyQueue): string => (typeof queue === 'string' ? queue :
 
 // What is told is only that it is worth a look.
 const news = (sessions: ReturnType<typeof contextOf>['sessions'], channel: string): Notifier<null> =>
-  new Notifier(sessions, channel, (message) => [{ name: message, told: null }])
+  new Notifier(sessions, channel, (message) => [{ name: message, payload: null }])

@@ -101,12 +101,12 @@ export class Anchors {
   }
 
   async #ask(nonce: string, from: RawBuilder<unknown>, seen?: (row: Row) => void): Promise<Sample> {
-    const { row, heard } = await this.#database.clocked<Row>(
+    const { row, reading } = await this.#database.readClock<Row>(
       sql`select *, us as clock_us, server as clock_server from ${from}`,
     )
     if (!row.nonce_.endsWith(nonce)) throw new UnavailableError('The answer came out of a cache: the clock of then')
     seen?.(row)
-    return { heard, anchor: anchorIn(row), claimed: row.claimed }
+    return { heard: reading, anchor: anchorIn(row), claimed: row.claimed }
   }
 }
 

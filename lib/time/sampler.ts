@@ -59,12 +59,12 @@ export class Sampler {
     this.#ntp = ntp
     this.#background = background
     this.#anchors = new Anchors(database)
-    this.estimate = new Estimate(database.ear.clock, { source, freezes: !background })
-    if (this.asksDatabase) database.ear.on = (heard) => this.#heard(this.estimate.hear(heard))
+    this.estimate = new Estimate(database.clockReader.clock, { source, freezes: !background })
+    if (this.asksDatabase) database.clockReader.onReading = (heard) => this.#heard(this.estimate.hear(heard))
     closing.signal.addEventListener('abort', () => {
       clearInterval(this.#timer)
       clearTimeout(this.#again)
-      database.ear.on = undefined
+      database.clockReader.onReading = undefined
     })
   }
 

@@ -8,7 +8,7 @@ import * as path from 'node:path'
 import pg from 'pg'
 import { afterEach, describe, expect, inject, test } from 'vitest'
 import { SCHEMA } from '../../lib/database/database.ts'
-import { unfit } from '../../lib/database/server-facts.ts'
+import { whyUnsupported } from '../../lib/database/server-facts.ts'
 import { createLockstep } from '../../lib/index.ts'
 import { migrate } from '../../lib/setup/migrate.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
@@ -109,8 +109,8 @@ test.each(['LATIN1', 'WIN1252', 'EUC_JP', 'SQL_ASCII'])(
 
 test('a server older than 14 is refused', () => {
   const fits = { encoding: 'UTF8', shown: true }
-  expect(unfit({ ...fits, version: 140_000 })).toBeUndefined()
-  expect(unfit({ ...fits, version: 130_015 })).toBe(
+  expect(whyUnsupported({ ...fits, version: 140_000 })).toBeUndefined()
+  expect(whyUnsupported({ ...fits, version: 130_015 })).toBe(
     'Lockstep needs PostgreSQL 14 or newer, and this server says that it is 13',
   )
 })

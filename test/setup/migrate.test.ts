@@ -36,7 +36,7 @@ test('the migrations of this package bring an empty database to the latest schem
 test('a lock held through the migration to elections stays held, renewed and fenced', async () => {
   const db = await fresh()
   const sqlOf = (name: string) =>
-    fs.readFileSync(path.join(import.meta.dirname, `../db/migrations/${name}.sql`), 'utf8')
+    fs.readFileSync(path.join(import.meta.dirname, `../../db/migrations/${name}.sql`), 'utf8')
   await migrate(db.url, { folder: folderOf({ '0001_lease': sqlOf('0001_lease') }) })
   await using lockstep = createLockstep({ connectionString: db.url })
   const held = await lockstep.locks.acquire('a', { ttlMs: 1_000 })

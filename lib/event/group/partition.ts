@@ -195,10 +195,10 @@ export class Partition {
     const sources = [this.hold.signal, this.#cut.signal, late.signal]
     const pass = () => own.abort(sources.find(({ aborted }) => aborted)?.reason)
     for (const source of sources) source.addEventListener('abort', pass)
-    const severed = Promise.withResolvers<never>()
-    severed.promise.catch(() => {}) // perhaps before there is a connection
+    const abandoned = Promise.withResolvers<never>()
+    abandoned.promise.catch(() => {}) // perhaps before there is a connection
     const timers: NodeJS.Timeout[] = []
-    const aborted = () => timers.push(setTimeout(() => severed.reject(signal.reason), SETTLE_MS))
+    const aborted = () => timers.push(setTimeout(() => abandoned.reject(signal.reason), SETTLE_MS))
     signal.addEventListener('abort', aborted)
     if (sources.some(({ aborted }) => aborted)) pass()
     // For a connection it waits as long as it has the partition and shall go on: that all are in use is no failure of an event.
@@ -207,16 +207,16 @@ export class Partition {
     for (const source of [signal, this.#stop.signal]) source.addEventListener('abort', leave)
     if (signal.aborted) leave()
     const wait = { signal: waiting.signal, ms: Infinity }
-    const how = { isolation: 'read committed', identified: false, severed: severed.promise, ...wait } as const
+    const how = { isolation: 'read committed', identified: false, abandoned: abandoned.promise, ...wait } as const
     let at = -1 // it has not begun
     let committing = false
     try {
-      return await database.users.supervised(async (trx, hand) => {
+      return await database.users.supervised(async (trx, runWork) => {
         const tooLate = new Error(`The events were not applied within ${timeoutMs} ms`)
         timers.push(setTimeout(() => late.abort(tooLate), timeoutMs))
         const { rows } = await beginning(told, timeoutMs).execute(trx)
         const xid = rows[0]?.xid
-        for (at = 0; at < events.length; at++) await hand(() => this.#handle(events, at, trx, signal), xid)
+        for (at = 0; at < events.length; at++) await runWork(() => this.#handle(events, at, trx, signal), xid)
         if (events.length > 0) await this.#check(trx, xid, events.length)
         signal.throwIfAborted() // the last may only have stopped in time
         committing = true

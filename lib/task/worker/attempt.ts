@@ -215,15 +215,15 @@ export class Running {
     // waits, as long as the attempt lasts: that all are in use is nothing that it has failed by.
     const how = {
       isolation: 'read committed',
-      severed: this.#given.promise,
+      abandoned: this.#given.promise,
       signal: this.#signal,
       ms: Infinity,
     } as const
-    await this.#parts.database.users.supervised(async (trx, hand) => {
+    await this.#parts.database.users.supervised(async (trx, runWork) => {
       const leftMs = Math.max(Math.ceil(this.#job.expireInSeconds * 1_000 - this.#began.elapsed()), 1)
       // Nor must a process that stands still keep for ever what the handler has locked.
       await sql`select set_config('idle_in_transaction_session_timeout', ${String(leftMs)}, true)`.execute(trx)
-      const output = await hand(() => this.#handle(trx))
+      const output = await runWork(() => this.#handle(trx))
       if (this.#reason) throw this.#reason
       if (!(await this.#parts.settle.completeWithin(trx, this.of, output))) {
         this.end('lost', 'it was cancelled, or its worker was taken for dead')
