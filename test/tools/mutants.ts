@@ -1,8 +1,8 @@
 /**
- * `npm run test:mutants [-- --only WORDS]`: bugs that would be fatal, put in on purpose, each in a copy of the project. For each it
- * says which tests find it; one that none finds is exit code 1.
+ * `npm run test:mutants [-- --only WORDS]`: mutation tests. Each mutant is a fatal bug, put on purpose into a copy of the
+ * project. The command prints which tests find each mutant; its exit code is 1 if no test finds one of them.
  *
- * The first three are the ones that a lock on a database can most easily have without anybody's noticing.
+ * The first three are bugs that a lock on a database can easily have without anybody's noticing.
  */
 import { spawnSync } from 'node:child_process'
 import * as fs from 'node:fs'
@@ -15,7 +15,7 @@ interface Mutant {
   file: string
   from: string
   to: string
-  /** Who should find it: files of test/, and the beginning of some names. */
+  /** The tests that should find it: files of test/, and a part of some names. */
   files: string[]
   tests?: string
 }
@@ -28,7 +28,7 @@ const MUTANTS: Mutant[] = [
     file: 'db/migrations/0012_transaction.sql',
     from: 'if pg_current_xact_id_if_assigned() is distinct from xid then',
     to: 'if false then',
-    files: ['transaction.test.ts'],
+    files: ['database/transaction.test.ts'],
     tests: 'in no transaction is refused|has ended is none',
   },
   {
@@ -36,7 +36,7 @@ const MUTANTS: Mutant[] = [
     file: 'lib/database/supervised-transaction.ts',
     from: "if (this.#xid === undefined) return this.#client.query('commit')",
     to: "if (this.#xid !== '') return this.#client.query('commit')",
-    files: ['transaction.test.ts'],
+    files: ['database/transaction.test.ts'],
     tests: 'rejects if its work ended it',
   },
   {
@@ -44,7 +44,7 @@ const MUTANTS: Mutant[] = [
     file: 'lib/task/job/attempts.ts',
     from: 'if (final) await',
     to: 'if (false) await',
-    files: ['transaction.test.ts'],
+    files: ['database/transaction.test.ts'],
     tests: 'has failed for good',
   },
   {
@@ -52,7 +52,7 @@ const MUTANTS: Mutant[] = [
     file: FENCE,
     from: '\n      for key share;\n  if not found then\n    raise exception',
     to: ';\n  if not found then\n    raise exception',
-    files: ['fence.test.ts', 'interleave.test.ts'],
+    files: ['lock/fence.test.ts', 'lock/interleave/interleave.test.ts'],
     tests: 'keeps a takeover out|statement by statement',
   },
   {
@@ -60,21 +60,21 @@ const MUTANTS: Mutant[] = [
     file: FENCE,
     from: '      ignored := lockstep.check_hold(tg_relid, was);\n',
     to: '      ignored := true;\n',
-    files: ['fence.rows.test.ts'],
+    files: ['lock/fence-rows.test.ts'],
   },
   {
     bug: 'K in shared mode lets a transaction write',
     file: FENCE,
     from: "and l.granted and l.mode = 'ExclusiveLock' and",
     to: 'and l.granted and',
-    files: ['fence.rows.test.ts'],
+    files: ['lock/fence-rows.test.ts'],
   },
   {
     bug: 'the trust timer taken out: a hold that cannot be renewed is believed for ever',
     file: 'lib/lease/renewer.ts',
     from: 'for (const hold of this.#held) hold.check()\n',
     to: '\n',
-    files: ['loss.test.ts', 'term.test.ts'],
+    files: ['lock/loss.test.ts', 'leader/loss.test.ts'],
     tests: 'whose renewals hang|went silent',
   },
   {
@@ -84,28 +84,28 @@ const MUTANTS: Mutant[] = [
     granted_at := clock_timestamp();`,
     to: `    base := coalesce((select max(l.token) from lockstep.lease l where l.name = any (names)), 0) + 1;
     granted_at := clock_timestamp();`,
-    files: ['lock.test.ts', 'interleave.test.ts'],
+    files: ['lock/lock.test.ts', 'lock/interleave/interleave.test.ts'],
   },
   {
     bug: 'trust begins with the answer, not with the attempt',
     file: 'lib/lease/renewer.ts',
     from: 'this.#kept = attempted\n        this.#pauseMs',
     to: 'this.#kept = new Stopwatch()\n        this.#pauseMs',
-    files: ['loss.test.ts', 'term.test.ts'],
+    files: ['lock/loss.test.ts', 'leader/loss.test.ts'],
   },
   {
     bug: 'a lease is granted without the gate that connection holds stand at',
     file: LEASE,
     from: `then pg_try_advisory_xact_lock(lockstep.key(a.name)) end),`,
     to: `then true end),`,
-    files: ['lock.test.ts', 'interleave.test.ts'],
+    files: ['lock/lock.test.ts', 'lock/interleave/interleave.test.ts'],
   },
   {
     bug: 'a slot is moved on, and not sent',
     file: 'lib/task/schedule/due.ts',
     from: `reason instanceof UnavailableError || passing`,
     to: `false`,
-    files: ['cron.test.ts'],
+    files: ['task/schedule.test.ts'],
     tests: 'a schedule that cannot be sent',
   },
   {
@@ -113,7 +113,7 @@ const MUTANTS: Mutant[] = [
     file: 'lib/event/group/polls.ts',
     from: 'if (!stays) {',
     to: 'if (false) {',
-    files: ['group.test.ts'],
+    files: ['event/group.test.ts'],
     tests: 'poll, commit, fail',
   },
   {
@@ -121,7 +121,7 @@ const MUTANTS: Mutant[] = [
     file: 'lib/database/lock-turns.ts',
     from: '      await this.#recover()\n',
     to: '',
-    files: ['faults.test.ts'],
+    files: ['faults/locks.test.ts'],
     tests: 'tries of the same names by others',
   },
   {
@@ -129,7 +129,7 @@ const MUTANTS: Mutant[] = [
     file: 'lib/lease/hold.ts',
     from: `        this.lose('its release failed, and perhaps had its effect', error)\n`,
     to: '',
-    files: ['faults.test.ts'],
+    files: ['faults/locks.test.ts'],
     tests: 'a release of a lease|a resignation ',
   },
   {
@@ -137,7 +137,7 @@ const MUTANTS: Mutant[] = [
     file: 'lib/database/session-pool.ts',
     from: 'if (this.#shared === opening) this.#shared = undefined',
     to: 'this.#shared = undefined',
-    files: ['session.test.ts'],
+    files: ['database/session.test.ts'],
     tests: 'callers that meet at a lost session',
   },
   {
@@ -145,7 +145,7 @@ const MUTANTS: Mutant[] = [
     file: 'db/migrations/0011_hold.sql',
     from: 'if not exists (select from lockstep.keys_of(pid)',
     to: 'if exists (select from lockstep.keys_of(0)',
-    files: ['session.test.ts'],
+    files: ['database/session.test.ts'],
     tests: 'only by the connection',
   },
   {
@@ -153,7 +153,7 @@ const MUTANTS: Mutant[] = [
     file: 'db/migrations/0011_hold.sql',
     from: '    where l.token = excluded.token or l.holder is null and l.token < excluded.token;',
     to: '    where true;',
-    files: ['session.test.ts'],
+    files: ['database/session.test.ts'],
     tests: 'never under a token older',
   },
   {
@@ -161,14 +161,14 @@ const MUTANTS: Mutant[] = [
     file: 'lib/setup/exclusive-migration.ts',
     from: 'if (blockers === null || blockers.length === 0) return blockers !== null',
     to: 'return true',
-    files: ['close-migration.test.ts'],
+    files: ['setup/exclusive-migration.test.ts'],
   },
   {
     bug: 'a migration that closes waits for locks, and not for transactions that can still take them',
     file: 'db/migrations/0008_close.sql',
     from: 'and l.virtualtransaction = any (transactions)',
     to: 'and false',
-    files: ['close-migration.test.ts'],
+    files: ['setup/exclusive-migration.test.ts'],
     tests: 'a transaction that was open|a call that began before',
   },
   {
@@ -176,7 +176,7 @@ const MUTANTS: Mutant[] = [
     file: 'db/migrations/0008_close.sql',
     from: `        ('begin_append', refused),     -- what every append begins with, before it takes a gate\n`,
     to: '',
-    files: ['close-migration.test.ts'],
+    files: ['setup/exclusive-migration.test.ts'],
     tests: 'a process of 0.6 that holds|killed after K',
   },
   {
@@ -184,14 +184,14 @@ const MUTANTS: Mutant[] = [
     file: 'db/migrations/0009_keys.sql',
     from: `return lockstep.key_of('lock', name);`,
     to: 'return hashtextextended(name collate "C", 5497548331942713701);',
-    files: ['keys.test.ts'],
+    files: ['lock/keys.test.ts'],
   },
 ]
 
 const { values } = parseArgs({ options: { only: { type: 'string' } } })
 const chosen = MUTANTS.filter(({ bug }) => bug.includes(values.only ?? ''))
 if (chosen.length === 0) throw new Error(`--only is part of one of: ${MUTANTS.map(({ bug }) => bug).join(' · ')}`)
-const root = path.resolve(import.meta.dirname, '..')
+const root = path.resolve(import.meta.dirname, '../..')
 let missed = 0
 for (const mutant of chosen) {
   const found = tried(mutant)
@@ -202,7 +202,7 @@ for (const mutant of chosen) {
 }
 process.exit(missed > 0 ? 1 : 0)
 
-/** The names of the tests that fail with it. */
+/** The names of the tests that fail with the mutant. */
 function tried({ file, from, to, files, tests }: Mutant): string[] {
   const copy = fs.mkdtempSync(path.join(temporaryFolder(serverUser()), 'lockstep-mutant-'))
   try {
@@ -220,7 +220,7 @@ function tried({ file, from, to, files, tests }: Mutant): string[] {
     }
     fs.symlinkSync(path.join(root, 'node_modules'), path.join(copy, 'node_modules'))
     const text = fs.readFileSync(path.join(copy, file), 'utf8')
-    if (text.split(from).length !== 2) throw new Error(`${file} has no one place that says ${from}`)
+    if (text.split(from).length !== 2) throw new Error(`${file} does not have exactly one place with ${from}`)
     fs.writeFileSync(
       path.join(copy, file),
       text.replace(from, () => to),
