@@ -1,4 +1,4 @@
-/** What others use of this room. */
+/** The exports of this room. */
 
 export { abortable, combineSignals, onAbort } from './abortable.ts'
 export {

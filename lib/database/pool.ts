@@ -134,17 +134,17 @@ export class Pool {
   /** It will end. Who waits for the first connection waits no more; else what is asked gets its answer. */
   closing(): void {
     this.#closing = true
-    if (!this.#source.live) this.#turnAway()
+    if (!this.#source.live) this.#rejectWaiting()
   }
 
   /** Refuses whoever asks from now on, and who stands in line; what is in use goes on. */
   refuse(): void {
     this.#closing = true
     this.#refusing = true
-    this.#turnAway()
+    this.#rejectWaiting()
   }
 
-  #turnAway(): void {
+  #rejectWaiting(): void {
     for (const refuse of this.#asking) refuse(closed())
     this.#asking.clear()
     this.#told()
