@@ -1,60 +1,57 @@
 /**
- * What the database tells of one kind of thing: a LISTEN on this process's session, for as long as somebody here wants to
- * know.
+ * NOTIFY messages of one channel, delivered to listeners in this process. Each kind of thing has its own channel. The shared session
+ * does the LISTEN, as long as anybody in this process listens.
  *
- * Behind a pooler there is none, and who wants to know asks. Whenever the connection came or went something may have been
- * missed; then everybody is payload `null`: look for yourself.
+ * Behind a pooler there is no LISTEN; there a caller has to poll. When the connection is made or lost, a message may have been
+ * missed. Then every listener is called with `null`, which means: read the state from the database.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
+import { BackoffDelays } from '../base/index.ts'
 import type { Session } from './session.ts'
 import type { SessionPool } from './session-pool.ts'
 
 type Listener<T> = (payload: T | null) => void
+type AnyListener<T> = (name: string | null, payload: T | null) => void
+/** Which names a message is about, and what it says of each; an empty array: perhaps about any. May throw. */
+type Parse<T> = (message: string) => { name: string; payload: T }[]
 
-/** What a session that listens does besides. */
+/** Statements on the session that listens. With an advisory lock others can see whether anybody listens. */
 export interface ListenHooks {
+  /** Called after LISTEN. */
   afterListen(session: Session): Promise<unknown>
+  /** Called before UNLISTEN. */
   beforeUnlisten(session: Session): Promise<unknown>
 }
 
-// LISTEN makes every NOTIFY of the database dearer, and who wants to know often wants to again.
+// LISTEN makes every NOTIFY of the database slower. But a new listener often follows soon after the last one has left.
 const LINGER_MS = 10_000
 
 export class Notifier<T> {
   readonly #sessions: SessionPool
   readonly #channel: string
-  readonly #parse: (message: string) => { name: string; payload: T }[]
+  readonly #parse: Parse<T>
   readonly #hooks: ListenHooks | undefined
   readonly #listeners = new Map<string, Set<Listener<T>>>()
-  readonly #anyListeners = new Set<(name: string | null, payload: T | null) => void>()
+  readonly #anyListeners = new Set<AnyListener<T>>()
   #session: Session | undefined
   #subscribing = false
   #lingerTimer: NodeJS.Timeout | undefined
   readonly #closed = new AbortController()
-  #unsubscribe = () => {}
+  #endIfUnneeded = () => {}
 
-  /**
-   * @param parse   what a message says, of which names; nothing: perhaps of any. May throw.
-   * @param hooks  so that it is known whether anybody listens.
-   */
-  constructor(
-    sessions: SessionPool,
-    channel: string,
-    parse: (message: string) => { name: string; payload: T }[],
-    hooks?: ListenHooks,
-  ) {
+  constructor(sessions: SessionPool, channel: string, parse: Parse<T>, hooks?: ListenHooks) {
     this.#sessions = sessions
     this.#channel = channel
     this.#parse = parse
     this.#hooks = hooks
   }
 
-  /** The session over which news comes now. */
+  /** The session that listens now. */
   get session(): Session | undefined {
     return this.#session?.lost ? undefined : this.#session
   }
 
-  /** Hears of one name until the answer is called. */
+  /** Calls `listener` for each message about one name. @returns a function that unsubscribes it. */
   on(name: string, listener: Listener<T>): () => void {
     const listeners = this.#listeners.get(name) ?? new Set()
     this.#listeners.set(name, listeners.add(listener))
@@ -67,8 +64,8 @@ export class Notifier<T> {
     }
   }
 
-  /** Hears that there was news, and of what name; null: perhaps of any. Until the answer is called. */
-  onAny(listener: (name: string | null, payload: T | null) => void): () => void {
+  /** Calls `listener` for each message, with its name; null: perhaps about any. @returns a function that unsubscribes it. */
+  onAny(listener: AnyListener<T>): () => void {
     this.#anyListeners.add(listener)
     this.#begin()
     return () => {
@@ -77,13 +74,13 @@ export class Notifier<T> {
     }
   }
 
-  /** Nobody hears anything any more. */
+  /** Removes all listeners, and stops listening. */
   close(): void {
     this.#closed.abort()
     this.#listeners.clear()
     this.#anyListeners.clear()
     clearTimeout(this.#lingerTimer)
-    this.#unsubscribe()
+    this.#endIfUnneeded()
   }
 
   get #wanted(): boolean {
@@ -98,18 +95,19 @@ export class Notifier<T> {
   #endSoon(): void {
     if (this.#wanted || this.#closed.signal.aborted) return
     clearTimeout(this.#lingerTimer)
-    this.#lingerTimer = setTimeout(() => this.#unsubscribe(), LINGER_MS)
+    this.#lingerTimer = setTimeout(() => this.#endIfUnneeded(), LINGER_MS)
     this.#lingerTimer.unref()
   }
 
-  // A session, and another when it is lost, while there is somebody to tell.
+  // Listens on a session, and on the next one when it is lost, as long as there are listeners.
   async #subscribe(): Promise<void> {
     this.#subscribing = true
     const { signal } = this.#closed
-    for (let pauseMs = 100; this.#wanted && !signal.aborted; pauseMs = Math.min(pauseMs * 2, 2_000)) {
+    const delays = new BackoffDelays({ firstMs: 100, mostMs: 2_000 })
+    while (this.#wanted && !signal.aborted) {
       try {
         const session = await this.#sessions.shared()
-        if (session === null) break // behind a pooler: for good
+        if (session === null) break // behind a pooler, which does not change
         await session.subscribe(this.#channel, (message) => this.#deliver(message))
         await this.#hooks?.afterListen(session)
         this.#session = session
@@ -117,31 +115,31 @@ export class Notifier<T> {
         await this.#untilUnneeded(session)
         this.#session = undefined
         this.#notifyAll()
-        pauseMs = 50
+        delays.reset()
         if (session.lost) continue
         await this.#hooks?.beforeUnlisten(session)
         await session.unsubscribe(this.#channel)
       } catch {
-        // not kept alive by this: who asks by itself does
-        await sleep(pauseMs, undefined, { ref: false, signal }).catch(() => {})
+        // The timer does not keep the process alive: callers that poll have timers of their own.
+        await sleep(delays.next(), undefined, { ref: false, signal }).catch(() => {})
       }
     }
     this.#subscribing = false
   }
 
-  // Until the session is lost, or nobody has wanted to know for a while.
+  // Resolves when the session is lost, or when there has been no listener for a while.
   async #untilUnneeded(session: Session): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>()
     const dependent = { connectionLost: () => resolve() }
     session.attach(dependent)
-    this.#unsubscribe = () => {
+    this.#endIfUnneeded = () => {
       if (!this.#wanted) resolve()
     }
     await promise
     session.detach(dependent)
   }
 
-  // Whoever may connect may notify: what makes no sense is no reason to fail, but one to look.
+  // Every role that may connect may NOTIFY. A message that makes no sense is not an error: the listeners read the state instead.
   #deliver(message: string): void {
     try {
       const all = this.#parse(message)

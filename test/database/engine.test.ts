@@ -139,7 +139,7 @@ describe('the schema', () => {
       `create or replace function lockstep.oldest_code() returns text language sql immutable return '9998_later'`,
     )
     expect(await notReady(db.url)).toBe(
-      `The database has the schema 9998_later, which serves code of 9998_later and later, and this is of ${SCHEMA}: deploy the newer version`,
+      `The database has the schema 9998_later, which supports code of 9998_later and later, and this code is of ${SCHEMA}: deploy the newer version`,
     )
   })
 })

@@ -26,7 +26,7 @@ export function types(
   void held.assertHeld(trx)
   void held.assertHeld(client)
   void held.assertHeld(lent)
-  // @ts-expect-error a pool: each statement may have another connection
+  // @ts-expect-error a pool: it may run each statement on another connection
   void held.assertHeld(pool)
   // @ts-expect-error a Kysely that is no transaction
   void held.assertHeld(kysely)
@@ -167,7 +167,7 @@ function suite(pooled: boolean) {
     ['one whose query answers nothing', () => ({ query() {} }), /does not answer \{ rows \}/],
     ['one whose query fails', () => ({ query: () => (undefined as unknown as Date).getTime() }), /fails/],
     [
-      'one that throws when looked at',
+      'one that throws when it is inspected',
       () =>
         new Proxy(
           {},
@@ -177,7 +177,7 @@ function suite(pooled: boolean) {
             },
           },
         ),
-      /looked at/,
+      /cannot be inspected/,
     ],
   ]
 

@@ -1,6 +1,7 @@
 /** What a schedule promises: each slot once, whoever ticks, whenever, whatever the clocks of the zone do, and whoever dies. */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
-import { Database, type Pool } from '../../lib/database/database.ts'
+import { Database } from '../../lib/database/database.ts'
+import type { Pool } from '../../lib/database/pool.ts'
 import { makeBoss, noQueue } from '../../lib/task/pgboss/adapter.ts'
 import { Cron, type Schedule, type ScheduleOptions } from '../../lib/task/schedule/schedules.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
