@@ -127,7 +127,7 @@ const MUTANTS: Mutant[] = [
   {
     bug: 'a hold whose release failed is believed again',
     file: 'lib/lease/hold.ts',
-    from: `        this.lose('its release failed, and perhaps had its effect', error)\n`,
+    from: `        this.lose('its release failed, and may have taken effect', error)\n`,
     to: '',
     files: ['faults/locks.test.ts'],
     tests: 'a release of a lease|a resignation ',
