@@ -29,7 +29,7 @@ const MUTANTS: Mutant[] = [
     from: 'if pg_current_xact_id_if_assigned() is distinct from xid then',
     to: 'if false then',
     files: ['database/transaction.test.ts'],
-    tests: 'in no transaction is refused|has ended is none',
+    tests: 'outside of a transaction is refused|has ended is refused',
   },
   {
     bug: 'a COMMIT of another transaction than the one that was begun',
@@ -37,7 +37,7 @@ const MUTANTS: Mutant[] = [
     from: "if (this.#xid === undefined) return this.#client.query('commit')",
     to: "if (this.#xid !== '') return this.#client.query('commit')",
     files: ['database/transaction.test.ts'],
-    tests: 'rejects if its work ended it',
+    tests: 'rejects if its work has ended it',
   },
   {
     bug: 'an attempt whose handler ended its transaction is tried again',
@@ -138,7 +138,7 @@ const MUTANTS: Mutant[] = [
     from: 'if (this.#shared === opening) this.#shared = undefined',
     to: 'this.#shared = undefined',
     files: ['database/session.test.ts'],
-    tests: 'callers that meet at a lost session',
+    tests: 'callers of a lost session',
   },
   {
     bug: 'a row is written for a connection that does not have the lock',
@@ -154,7 +154,7 @@ const MUTANTS: Mutant[] = [
     from: '    where l.token = excluded.token or l.holder is null and l.token < excluded.token;',
     to: '    where true;',
     files: ['database/session.test.ts'],
-    tests: 'never under a token older',
+    tests: 'never written under a token older',
   },
   {
     bug: 'a migration that closes goes on without waiting until it is quiet',
