@@ -224,7 +224,7 @@ export function fromDatabase(error: unknown): unknown {
   const sqlState = severity === undefined ? undefined : code // only the server gives a severity; EPIPE has five letters too
   if (sqlState === '53200' && /shared memory/.test(error.message)) {
     return new UnavailableError(
-      'The database has no room for another advisory lock: raise max_locks_per_transaction (it holds about ' +
+      'The database has no space for another advisory lock: raise max_locks_per_transaction (it has space for about ' +
         'max_locks_per_transaction × max_connections of them)',
       { cause: error },
     )

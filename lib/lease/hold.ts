@@ -169,7 +169,8 @@ export abstract class AbstractHold implements Hold {
     const timer = new AbortController()
     const ended = await Promise.race([
       Promise.allSettled(transactions),
-      sleep(RELEASE_WAITS_MS, late, { signal: timer.signal, ref: false }).catch(() => {}), // the connections of the transactions keep the process alive
+      // the connections of the transactions keep the process alive, not this timer
+      sleep(RELEASE_WAITS_MS, late, { signal: timer.signal, ref: false }).catch(() => {}),
     ])
     timer.abort()
     if (ended === late) throw transactionStillOpen()

@@ -79,20 +79,20 @@ export async function lockState(database: Database, name: string, here: number, 
 
 /**
  * The holds that have a row, a page at a time.
- * @param room  the prefix of the names of one room. It is removed from the names. Names of other rooms have a control character.
+ * @param namespace  the prefix of a namespace. It is removed from the names. Names of other namespaces have a control character.
  */
 export async function listHeld(
   database: Database,
   page: { prefix?: string; limit?: number; after?: string },
-  room = '',
+  namespace = '',
 ): Promise<Omit<LockState, 'waiting'>[]> {
   const { prefix, limit, after } = checkPage(page)
   const rows = await database.control<Row>(
-    sql`select substr(name, ${room.length + 1}::integer) as name, holder, token, granted_at, expires_at, ttl_ms, meta
+    sql`select substr(name, ${namespace.length + 1}::integer) as name, holder, token, granted_at, expires_at, ttl_ms, meta
           from lockstep.lease l
          where holder is not null and expires_at > clock_timestamp()
-           and l.name > ${room + after} and l.name >= ${room + prefix} and starts_with(l.name, ${room + prefix})
-           and strpos(substr(l.name, ${room.length + 1}::integer), E'\\t') = 0
+           and l.name > ${namespace + after} and l.name >= ${namespace + prefix} and starts_with(l.name, ${namespace + prefix})
+           and strpos(substr(l.name, ${namespace.length + 1}::integer), E'\\t') = 0
          order by l.name limit ${limit}`,
   )
   return rows.map(stateOf)

@@ -196,7 +196,7 @@ async function undoClosing<DB>(db: Kysely<DB>, files: MigrationFiles, error: unk
   await reopen(db, files).catch((cause) => {
     const why = error instanceof Error ? error.message : String(error)
     throw new UnavailableError(
-      `The migration was broken off (${why}) and could not be undone: until it is run again locks and appends are refused`,
+      `The migration was aborted (${why}) and could not be undone: until it is run again locks and appends are refused`,
       { cause },
     )
   })

@@ -99,7 +99,7 @@ const USES: Record<string, (lockstep: Lockstep, tasks: Tasks, events: Events) =>
     await following[0]?.next()
     await following[0]?.next()
     for (const each of following) waits.push(each.next())
-    await events.subscribe({ stream: name }).next() // and rests
+    await events.subscribe({ stream: name }).next() // and is idle
   },
   async time({ time }) {
     await time.ready(servers === '' ? {} : { maxBoundMs: 1_000 })

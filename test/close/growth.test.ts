@@ -51,7 +51,7 @@ async function left(rounds: number, round: (i: number) => Promise<unknown>): Pro
       await Promise.all(Array.from({ length: Math.min(20, upto - i) }, (_, k) => round(i + k)))
     }
   }
-  await run(0, 100) // what is made once
+  await run(0, 100) // objects that are made once
   const before = await objects()
   await run(100, 100 + rounds)
   return ((await objects()) - before) / rounds
@@ -110,7 +110,7 @@ describe('nothing is left of', () => {
       await others.read('followed')
       await Promise.all([more.close(), others.close()])
     }
-    expect(await left(200, round)).toBeLessThan(200) // it has 700, of which those of the last may be there
+    expect(await left(200, round)).toBeLessThan(200) // a run makes 700; those of the last run may still be there
   }, 60_000)
 
   test('listeners that a caller has left on a combined signal, ten thousand times', async () => {
@@ -154,6 +154,6 @@ test('a time zone has one entry, however its name is spelt', async () => {
     [...'europe/berlin'].map((letter, k) => ((i >> k) & 1 ? letter.toUpperCase() : letter)).join('')
   const preview = async (i: number) => tasks.preview('0 0 1 1 *', spelt(i), 1)
   expect(await preview(3)).toEqual(tasks.preview('0 0 1 1 *', 'Europe/Berlin', 1))
-  for (let i = 0; i < 600; i++) await preview(i) // more than are remembered
+  for (let i = 0; i < 600; i++) await preview(i) // more than the cache keeps
   expect(await left(2_000, (i) => preview(600 + i))).toBeLessThan(0.5)
 })

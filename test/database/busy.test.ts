@@ -72,9 +72,9 @@ describe.each([
       const ended = expect(waits).rejects.toBe(reason)
       await new Promise(setImmediate) // it waits for a connection
       stop.abort(reason)
-      await free() // now it could have one
+      await free() // now there is one for it
       await ended
-      await (await hog(a, 2))() // all are there again
+      await (await hog(a, 2))() // all are free again
       expect(ran).toBe(false)
     })
 

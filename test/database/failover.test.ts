@@ -141,7 +141,7 @@ describe('with a synchronous standby', () => {
       return said
     }
     expect(await ended('terminated', 'pg_terminate_backend')).toBeInstanceOf(UnavailableError)
-    expect(await ended('cancelled', 'pg_cancel_backend')).toBe('acknowledged') // by PostgreSQL, with a warning
+    expect(await ended('cancelled', 'pg_cancel_backend')).toBe('acknowledged') // PostgreSQL acknowledges it, with a warning
     await database.failOver()
     for (const name of ['terminated', 'cancelled']) expect(await a.locks.query(name)).toMatchObject({ held: false })
   })

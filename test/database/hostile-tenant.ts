@@ -209,7 +209,7 @@ async function operators(pool: pg.Pool): Promise<string[]> {
     const array = `${t}[]`
     if (t !== 'json')
       for (const name of ['=', '<>', '@>', '<@', '&&']) made.push(operator(name, array, array, 'boolean', made.length))
-    if (t === 'name') continue // or `name || 'literal'` means nothing any more, and statements of callers fail
+    if (t === 'name') continue // else `name || 'literal'` would be ambiguous, and statements of callers would fail
     made.push(operator('||', array, array, array, made.length))
     made.push(operator('||', array, t, array, made.length))
     made.push(operator('||', t, array, array, made.length))

@@ -83,7 +83,7 @@ test('tables without their sequences: appends are refused until the migrations a
     'select (select last_value from lockstep.token) as token, (select last_value from lockstep.event_sequence) as event'
   const { rows } = await target.query(values)
   expect(Number(rows[0].event)).toBe(300)
-  await migrate(server.url) // and once is enough
+  await migrate(server.url) // one run is enough
   expect((await target.query(values)).rows).toEqual(rows)
   await goesOn(events, token, server.url)
   await lockstep.close()

@@ -58,7 +58,7 @@ async function started(dir: string, settings: Record<string, string>): Promise<S
     settings: {
       ...{ synchronous_commit: 'on', wal_level: 'replica', max_wal_senders: 4, wal_keep_size: '256MB' },
       ...{ hot_standby: 'on', wal_retrieve_retry_interval: '100ms' },
-      dynamic_shared_memory_type: 'mmap', // files in its folder: nothing else removes those of a server that was killed
+      dynamic_shared_memory_type: 'mmap', // shared memory as files in its folder: nothing else removes that of a server that was killed
       ...settings,
     },
   })
@@ -112,7 +112,7 @@ async function backup(url: string, from: string, to: string): Promise<void> {
     const { rows } = await client.query('show server_version_num')
     const [start, stop] = Number(rows[0].server_version_num) < 150_000 ? OLD_BACKUP : BACKUP
     await client.query(start)
-    await promisify(execFile)('cp', ['-a', from, to]).catch(() => {}) // what vanishes meanwhile is none that is needed
+    await promisify(execFile)('cp', ['-a', from, to]).catch(() => {}) // a file that vanishes meanwhile is not needed
     const label = await client.query(stop)
     for (const name of ['postmaster.pid', 'postmaster.opts', 'postgresql.auto.conf']) {
       fs.rmSync(path.join(to, name), { force: true })

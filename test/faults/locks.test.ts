@@ -319,7 +319,7 @@ async function trustedAreHeld(holds: (Hold | Term)[], inTransactions: Set<Hold |
     }
     const state =
       'failover' in hold ? { ...(await b.leaders.leader(hold.name)), held: true } : await b.locks.query(hold.name)
-    if (!hold.isTrusted()) continue // lost while we looked
+    if (!hold.isTrusted()) continue // it was lost during the check
     expect(state, `${hold.name} is trusted`).toMatchObject({ held: true })
     if (state.token) expect(state.token).toBe(hold.token)
     expect(hold.signal.aborted).toBe(false)

@@ -118,7 +118,7 @@ const SCENARIOS: Record<string, Scenario> = {
     }
   },
   'a job claimed, kept and completed': async ({ tasks, name }) => {
-    await tasks.declare(name, { heartbeatMs: 10_000 }) // after which a claim whose answer was lost is found
+    await tasks.declare(name, { heartbeatMs: 10_000 }) // after that time a claim whose answer was lost is found
     await tasks.send(name, 'x')
     return {
       act: async () => {

@@ -73,7 +73,7 @@ describe('the owner dies by SIGKILL', () => {
     const child = owner({ dir })
     const { pid, url } = await child.server
     await query(url, 'create table kept as select 7 as seven')
-    process.kill(pid, 'SIGSTOP') // it cannot stop now, however long we look
+    process.kill(pid, 'SIGSTOP') // so it cannot stop, however long the test takes
     child.process.kill('SIGKILL')
     await child.exited
     const next = startPostgres({ dir, port: await freePort() }) // up to its first wait this runs at once
@@ -120,7 +120,7 @@ describe('the owner dies by SIGKILL', () => {
     expect(alive(stranger.pid as number)).toBe(true)
     await third.stop()
 
-    fs.writeFileSync(file, '') // the power went between its making and its first line
+    fs.writeFileSync(file, '') // the power cut came between its creation and its first line
     const fourth = await startPostgres({ dir })
     cleanUp(fourth.stop)
     expect(await query(fourth.url, 'select * from kept')).toEqual([{ seven: 7 }])

@@ -147,7 +147,7 @@ async function tasks({ lockstep, onError }: Tourist): Promise<void> {
   tasks.define('transactional', async (_: null, { progress }) => progress(1), { transactional: true })
   const ends = async (_: null, { trx }: TransactionalContext) => {
     await sql`set local standard_conforming_strings = off`.execute(trx)
-    await sql.raw(`select 'a\\''; commit -- '`).execute(trx) // where a backslash is no escape the string goes on
+    await sql.raw(`select 'a\\''; commit -- '`).execute(trx) // where a backslash is not an escape the string goes on
   }
   tasks.define('ending', ends, { transactional: true })
   await tasks.declare('other')
@@ -169,7 +169,7 @@ async function tasks({ lockstep, onError }: Tourist): Promise<void> {
   await tasks.complete('other', ...of(job), 'done')
   await tasks.fail('other', ...of(second), new Error('as it shall'))
   await tasks.handBack('other', [{ id: third?.id as string, token: third?.token as bigint }])
-  await sql`select lockstep.beat_jobs('other', '{}', '{}')`.execute(lockstep.kysely) // a worker does, every few seconds
+  await sql`select lockstep.beat_jobs('other', '{}', '{}')`.execute(lockstep.kysely) // a worker does that every few seconds
   tasks.define('other', () => {})
   await tasks.drain()
   const id = (await tasks.send('other', 6, { startAfterMs: 60_000 })) as string

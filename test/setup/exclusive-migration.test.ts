@@ -119,7 +119,7 @@ test('a caller in the queue gives up the lock that it gets during the migration,
   await until('it stands in the queue', async () => (await waitingFor(db)) === 1)
   const migrating = started(db.url)
   await migrating.waits()
-  await raw.query(`select pg_advisory_unlock(lockstep.key('a'))`) // K is given to the one who waits, in the function of before
+  await raw.query(`select pg_advisory_unlock(lockstep.key('a'))`) // the waiting caller gets K, in the old function
   expect(await waiting).toBe('UNAVAILABLE')
   expect(await migrating.result).toMatchObject({ applied: NEW })
   await old('acquire', 'a')
@@ -301,7 +301,7 @@ test('when the answer to its first commit is lost, it undoes what it may have do
     // biome-ignore lint/suspicious/noExplicitAny: pg's overloads
     override async query(...args: any[]): Promise<any> {
       const answer = await super.query(...(args as [string]))
-      if (args[0] !== 'commit' || ++commits !== 2) return answer // the first is that of a look
+      if (args[0] !== 'commit' || ++commits !== 2) return answer // the first commit is that of a read
       expect(await applied(db)).toContain('0008_close')
       this.connection?.stream.destroy()
       throw Object.assign(new Error('read ECONNRESET'), { code: 'ECONNRESET' })
@@ -374,7 +374,7 @@ test('killed while it waits: the database stays closed, and the next migration c
   await using now = createLockstep({ connectionString: db.url })
   await expect(now.ready()).rejects.toMatchObject({ code: 'UNAVAILABLE' })
   await expect(migrate(db.url, { waitMs: 200 })).rejects.toThrow('did not become quiet')
-  await old('acquire', 'x') // that opened it again
+  await old('acquire', 'x') // the wait ended, and it was opened again
   await old('release', 'x')
 
   const again = cli(db.url, 'migrate')

@@ -96,7 +96,7 @@ test('it contains what is built and nothing else', () => {
   const sources = ['lib', 'functions'].flatMap((room) =>
     fs
       .readdirSync(path.join(ROOT, room), { recursive: true, encoding: 'utf8' })
-      .filter((file) => file.endsWith('.ts') && !file.endsWith('.d.ts')) // of a package that has no types, for ourselves
+      .filter((file) => file.endsWith('.ts') && !file.endsWith('.d.ts')) // types that Lockstep declares for a package without types
       .map((file) => `${room}/${file.replace(/\.ts$/, '')}`),
   )
   expect(built('.js')).toEqual(sources.sort())
@@ -110,7 +110,7 @@ describe('for a project with strict types', () => {
     lib: ['es2024', 'esnext.disposable'],
     strict: true,
     exactOptionalPropertyTypes: true,
-    skipLibCheck: false, // our declarations too, and whatever they import
+    skipLibCheck: false, // check Lockstep's declarations too, and everything they import
     noEmit: true,
     types: ['node'],
   }
@@ -230,5 +230,5 @@ describe('with a database', () => {
     await server.close()
     const { rows } = await database.pool.query('select state, token > 0 as token from orders')
     expect(rows).toEqual([{ state: 'billed', token: true }])
-  }, 120_000) // each of them is a process
+  }, 120_000) // each program is a process
 })

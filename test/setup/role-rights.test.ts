@@ -1,6 +1,6 @@
 /**
- * `migrate --grant`: the role can run everything (test/setup/every-statement.ts, and every route of the HTTP functions, runtime/contract.ts), has no
- * right that is not listed, and none that no statement needs.
+ * `migrate --grant`: the role can run everything (every-statement.ts, and every route of the HTTP functions, runtime/contract.ts), has
+ * no right that is not listed, and none that no statement needs.
  *
  * A denial is read from the wire, not only from the caller's error: loops try again, and maintenance skips what fails. On every
  * database but one, EXECUTE is first revoked from PUBLIC, so that the role has functions by its own rights or not at all.
@@ -79,7 +79,7 @@ describe('a role with the granted rights has', () => {
       const superfluous: string[] = []
       for (const right of NEEDED) {
         const [, privilege = '', object = '', column = ''] = /^(\w+) on (.+?)( \(\w+\))?$/.exec(right) ?? []
-        await using db = await hardened() // what one tour leaves must not spare the next a statement
+        await using db = await hardened() // rows that one round leaves must not save the next round a statement
         await db.pool.query(`revoke ${privilege}${column} on ${object} from ${db.role}`)
         const [denied = 'nothing was denied'] = await tour(db, inOrder(right))
         console.log(`${right}: ${denied}`)

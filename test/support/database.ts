@@ -78,7 +78,7 @@ export async function freshDatabase(options: FreshOptions = {}): Promise<Made> {
   pool.on('error', () => {}) // dropping the database ends idle connections
   const closed = async () => {
     for (const each of poolers) await each.stop()
-    await onServer(`drop database if exists ${name} with (force)`) // and with it all that the role was granted
+    await onServer(`drop database if exists ${name} with (force)`) // and with it all rights of the role
     if (role) await onServer(`drop role if exists ${role.role}`)
     await pool.end()
   }
@@ -141,7 +141,7 @@ export async function dedicatedServer(
     url,
     stop,
     async crash() {
-      if (server) process.kill(server.pid, 'SIGQUIT') // its children too, without a checkpoint
+      if (server) process.kill(server.pid, 'SIGQUIT') // kills its children too, without a checkpoint
       await stop()
     },
     async start() {

@@ -32,7 +32,7 @@ export function wrongClock(how: string): WrongClock {
   const file = path.join(dir, 'clock')
   const set = (to: string) => {
     fs.writeFileSync(`${file}.new`, `${to}\n`, { mode: 0o644 })
-    fs.renameSync(`${file}.new`, file) // never half of it
+    fs.renameSync(`${file}.new`, file) // so that no reader sees half of it
   }
   set(how)
   const env = {

@@ -53,7 +53,7 @@ export async function wire(targetUrl: string): Promise<Wire> {
 
   const listener = net.createServer({ noDelay: true }, (client) => {
     const server = net.connect({ host: target.hostname, port: Number(target.port), noDelay: true })
-    const queue: Request[] = [{ fault: undefined }] // the first: logging in
+    const queue: Request[] = [{ fault: undefined }] // the first message is the login
     const prepared = new Map<string, string>()
     let group: Buffer[] = []
     let text = ''

@@ -56,7 +56,7 @@ export async function tcpProxy(targetUrl: string): Promise<TcpProxy> {
       from.on('error', () => {})
       from.on('close', () => {
         if (mode === 'blackhole' || mode === 'hold')
-          pair.gap = true // the other side learns of it on `resume`
+          pair.gap = true // the other side sees it on `resume`
         else if (pairs.delete(pair)) to.destroySoon()
       })
     }
