@@ -12,15 +12,16 @@
  *           │                                               │   └─ renew ──┘ (same token, in time)
  *           └── revoke: waits for fenced transactions ◄─────┘
  *
- * HOW. Each name has two things in the database: an advisory lock, whose key is K(name), and a row in lockstep.lease. The
+ * HOW. A name has two things in the database: an advisory lock, whose key is K(name), and a row in lockstep.lease. The
  * advisory lock is the queue and the gate: contenders wait for it, and every grant needs it. The row is what a transaction is
  * fenced against. There are three ways to hold, and each grant has K: a lease for its statement, a connection hold
  * for the life of the connection, a transaction hold for the transaction. So the three exclude each other.
  *
  * The row is locked in three modes. A statement that takes or frees the name locks it FOR UPDATE. A fenced transaction locks it
- * FOR KEY SHARE, so that a taker has to wait. A renewal locks it FOR NO KEY UPDATE: it does not wait for fenced transactions,
- * but it waits for a taker. The SQL is db/migrations/0001_lease.sql, a function for each verb. A term of a leader is the same kind
- * of row under another name. Only rows can hold it, so it does without K (0002_election.sql).
+ * FOR KEY SHARE, so that a taker has to wait. A renewal locks it FOR NO KEY UPDATE: a fence allows that and a taker does not. A
+ * renewal never waits: if it cannot lock the row it answers `busy`. The SQL is db/migrations/0001_lease.sql, a function for each
+ * verb. A term of a leader is the same kind of row under another name. Only rows can hold it, so it does without K
+ * (0002_election.sql).
  *
  * Two things are simpler than in the first design. That design gave the row a unique index on (name, token), so that a change of
  * the token would be a key update. An explicit row lock has the same effect without an index on the token: so grants, renewals
