@@ -1,6 +1,6 @@
-/** The front door: everything that is public, and nothing else. And the end: who makes a thing ends it, here. */
+/** The front door: all public names, how a Lockstep is made, and how it is closed. */
 
-import { CLOSE_MS, Closing, Deadline, type Ending } from './base/index.ts'
+import { CLOSE_MS, Closing, Deadline, type Shutdown } from './base/index.ts'
 import { type ConnectOptions, Database, keepContext, SessionPool } from './database/index.ts'
 import { Leaders } from './leader/index.ts'
 import { Locks } from './lock/index.ts'
@@ -37,41 +37,47 @@ export type {
   Term,
   TryCampaignOptions,
 } from './leader/index.ts'
-/** @deprecated since 0.7: it is called `Hold`. */
+/** `Held` is deprecated since 0.7: it is called `Hold`. */
 export type { Grant, Hold, Hold as Held, LockState } from './lease/index.ts'
 export type { AcquireOptions, Locks, TransactionOptions, TransactionWork, TryOptions } from './lock/index.ts'
 export type { Reading, ReadyOptions, Time, TimeOptions, TimeSource, TimeStatus } from './time/index.ts'
 export { cristian, type RemoteTime, type TimeAnswer } from './time/index.ts'
 
+/** How to reach the database, and how to measure time. */
 export interface LockstepOptions extends ConnectOptions {
-  /** How time is defined, and who measures it. */
+  /** What true time is, and how it is measured. Each option has a default. */
   time?: TimeOptions
 }
 
+/** Locks, elections and time on one database. Close it at the end, or declare it by `await using`. */
 export interface Lockstep extends AsyncDisposable {
+  /** Locks. */
   readonly locks: Locks
+  /** Leader elections. */
   readonly leaders: Leaders
+  /** True time. */
   readonly time: Time
-  /** Lockstep's pool, for your own transactions. */
+  /** A Kysely on Lockstep's pool, for your own transactions. */
   readonly kysely: Database['kysely']
   /**
-   * Resolves when the database answers and has the schema. One statement.
-   * @throws {UnavailableError}
+   * Resolves when the database answers, is supported, and has the schema that this version needs. One statement.
+   * @throws {UnavailableError} one sentence that says what is wrong.
    */
   ready(): Promise<void>
   /**
-   * Ends all of it: every verb of every room rejects from now on with an `UnavailableError`, "Lockstep was closed", and so does
-   * every wait; what this process holds is released; no connection, timer or listener is left. Calling it again does nothing.
+   * Closes Lockstep. From now on every verb and every wait rejects with an `UnavailableError`, "Lockstep was closed". All holds of
+   * this process are released; no connection, timer or listener is left. A second call does nothing.
    *
-   * What is under way gets 5 s: jobs and batches of events one second, as when their worker stops, and until then everything
-   * still works for them; transactions of yours, and statements. Then it is cut, also where the database does not answer. A
-   * hold that could not be given up by then ends by its ttl, and its signal has aborted.
+   * Work that is under way gets at most 5 s. Handlers of jobs and of events get one second of it, as when their worker stops, and
+   * until then everything still works for them. Your transactions, and statements, may go on for the rest. Then the connections are
+   * destroyed, also when the database does not answer. A hold that could not be released by then ends by its ttl, and its signal
+   * has aborted.
    */
   close(): Promise<void>
 }
 
 /**
- * Makes the one object of a process. Connects at first use, and again by itself after any fault.
+ * Makes a Lockstep; one is enough for a process. It connects at first use, and reconnects by itself after any fault.
  *
  * ```ts
  * await using lockstep = createLockstep({ connectionString: 'postgres://…' })
@@ -87,16 +93,16 @@ export function createLockstep(options: LockstepOptions): Lockstep {
   const locks = new Locks(database, sessions, closing)
   const leaders = new Leaders(database, sessions, closing)
   const time = new Time(database, closing, options.time)
-  const rooms = new Set<Ending>()
+  const rooms = new Set<Shutdown>()
   const closeAll = async () => {
     const deadline = new Deadline(CLOSE_MS)
     const all = [...rooms]
-    // What handlers of jobs and events do within their last second may need every room; else it is now.
-    const resting = all.flatMap((room) => room.rest() ?? [])
-    if (resting.length > 0) await deadline.race(Promise.all(resting))
+    // Handlers of jobs and events may need every room during their last second; so the rest is closed after them.
+    const draining = all.flatMap((room) => room.drain() ?? [])
+    if (draining.length > 0) await deadline.race(Promise.all(draining))
     closing.close()
     await deadline.race(Promise.allSettled(all.map((room) => room.end(deadline.over))))
-    await leaders.close(deadline.over) // before the connection ends by which terms may be held
+    await leaders.close(deadline.over) // before the sessions: a term may end with its connection
     await locks.close(deadline.over)
     await deadline.race(closing.settled())
     await deadline.race(sessions.close())

@@ -2,7 +2,8 @@
 
 /**
  * Calls `listener` when the signal aborts; at once, if it has aborted already.
- * @returns a function that takes the listener off. A signal may live as long as the process: what is left on it is kept for as long.
+ * @returns a function that removes the listener. A signal may live as long as the process, and it keeps every listener that
+ *   is not removed.
  */
 export function onAbort(signal: AbortSignal | undefined, listener: () => void): () => void {
   if (!signal) return () => {}
@@ -12,8 +13,8 @@ export function onAbort(signal: AbortSignal | undefined, listener: () => void): 
 }
 
 /**
- * The result of `work`, or the signal's reason, whichever is first; the reason, if the signal has aborted already. The work itself
- * goes on, and nobody hears of it any more.
+ * Waits for `work`, or until the signal aborts: then it rejects with the signal's reason. If the signal has aborted already, it
+ * rejects at once. The work itself goes on; its result is ignored.
  */
 export async function abortable<T>(signal: AbortSignal | undefined, work: T | Promise<T>): Promise<T> {
   if (!signal) return work
@@ -23,8 +24,9 @@ export async function abortable<T>(signal: AbortSignal | undefined, work: T | Pr
 }
 
 /**
- * A signal that aborts with the first of several, until `end` takes it off them. Not AbortSignal.any: what is left on such a signal
- * is kept for as long as its sources live, and one of them may live as long as the process.
+ * A signal that aborts when the first of several signals aborts, with its reason. `end` detaches it from them. It is not made by
+ * AbortSignal.any: listeners on such a signal are kept for as long as its sources live, and a source may live as long as the
+ * process.
  */
 export function combineSignals(...signals: (AbortSignal | undefined)[]): { signal: AbortSignal; end: () => void } {
   const own = new AbortController()

@@ -1,5 +1,5 @@
 /**
- * What a caller may say: the range of every option, and the checks. A refusal names the field and the range.
+ * The range of every option, and the checks of arguments. An error names the field and the range.
  */
 import { outOfRange, wrongType } from './errors.ts'
 
@@ -10,19 +10,19 @@ export const LIMITS = {
   /** Characters (Unicode code points), no control characters. */
   holder: { min: 1, max: 255 },
   ttlMs: { min: 1_000, max: 3_600_000, default: 15_000 },
-  /** Over HTTP; in code a wait may be endless. */
+  /** Milliseconds, over HTTP. In code a wait may be endless. */
   waitMs: { min: 0, max: 20_000 },
-  /** Of a candidate; the higher comes first. */
+  /** Of a candidate. The candidate with the highest priority is elected first. */
   priority: { min: -1_000, max: 1_000, default: 0 },
   /** Bytes of JSON. */
   metaBytes: 4_096,
-  /** Bytes of JSON: of a job's data, and of its output. */
+  /** Bytes of JSON, both for the data of a job and for its output. */
   dataBytes: 1_048_576,
-  /** Characters that a job says of its progress, no control characters. */
+  /** Characters of a job's progress note, no control characters. */
   note: { min: 0, max: 1_000 },
 } as const
 
-/** For how long a wait in code may last. */
+/** The range of a wait in code, in milliseconds. */
 export const WAIT = { min: 0, max: Infinity }
 
 /** @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
@@ -38,7 +38,7 @@ export function checkText(
     throw outOfRange(field, expected, value)
   }
 }
-// biome-ignore lint/suspicious/noControlCharactersInRegex: \p{Cc}, which takes ten times as long
+// biome-ignore lint/suspicious/noControlCharactersInRegex: the same as \p{Cc}, which takes ten times as long
 const CONTROL = /[\0-\x1f\x7f-\x9f]/
 
 /** @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
@@ -71,7 +71,8 @@ export function checkWord(field: string, value: unknown, words: readonly string[
 }
 
 /**
- * What a call is told besides, which is an object; and its `signal`, if it has one. Who calls from JavaScript may give anything.
+ * Checks that the options of a call are an object, and that their `signal`, if there is one, is an AbortSignal. A caller in plain
+ * JavaScript may pass anything.
  * @throws {TypeError} with `code` INVALID_ARGUMENT and `field`.
  */
 export function checkOptions(value: unknown, field = 'options'): asserts value is object {
@@ -82,14 +83,14 @@ export function checkOptions(value: unknown, field = 'options'): asserts value i
   }
 }
 
-/** A fencing token. @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
+/** Checks a fencing token. @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
 export function checkToken(value: unknown): asserts value is bigint {
   const expected = 'a bigint, 0n–9223372036854775807n'
   if (typeof value !== 'bigint') throw wrongType('token', expected, value)
   if (value < 0n || value >= 2n ** 63n) throw outOfRange('token', expected, value)
 }
 
-/** A page of a list. @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
+/** Checks which page of a list is asked for, and fills in the defaults. @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
 export function checkPage(page: { prefix?: string; limit?: number; after?: string }) {
   checkOptions(page)
   const { prefix = '', limit = 100, after = '' } = page
@@ -99,7 +100,7 @@ export function checkPage(page: { prefix?: string; limit?: number; after?: strin
   return { prefix, limit, after }
 }
 
-/** What has a budget of time: 100–86,400,000 ms, 10,000 if nothing is said. @throws {TypeError | RangeError} */
+/** Options with a time budget `budgetMs`: milliseconds, 100–86_400_000. @default 10_000 @throws {TypeError | RangeError} */
 export function budgeted<O extends { budgetMs?: number }>(options: O): O & { budgetMs: number } {
   checkOptions(options)
   const { budgetMs = 10_000 } = options
@@ -107,28 +108,28 @@ export function budgeted<O extends { budgetMs?: number }>(options: O): O & { bud
   return { ...options, budgetMs }
 }
 
-/** JSON text of `meta`, or null. @throws {TypeError | RangeError} */
+/** The JSON text of `meta`; null if there is none. @throws {TypeError | RangeError} */
 export function metaText(meta: unknown): string | null {
   return meta === undefined ? null : jsonText('meta', meta, LIMITS.metaBytes)
 }
 
-/** JSON text that Postgres can keep. @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
+/** The JSON text of a value, which Postgres can store as jsonb. @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
 export function jsonText(field: string, value: unknown, maxBytes: number): string {
   const expected = `JSON of at most ${maxBytes} bytes`
   let text: string | undefined
   try {
     text = JSON.stringify(value)
   } catch {}
-  // what JSON can write and jsonb cannot keep: U+0000 and half a surrogate pair
+  // JSON can express U+0000 and half of a surrogate pair; jsonb cannot store them
   if (text === undefined || (text.includes('\\u') && /(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/.test(text)))
     throw wrongType(field, `${expected}, of whole characters`, value)
-  // a character is three bytes at most: most texts need not be counted
+  // a UTF-16 unit is three bytes at most, so most texts need not be encoded to know their size
   if (text.length * 3 > maxBytes && new TextEncoder().encode(text).length > maxBytes)
     throw outOfRange(field, expected, value)
   return text
 }
 
-/** Of calls that end with `(…, work)` or `(…, options, work)`. @throws {TypeError} */
+/** The last arguments of a call that ends with `(…, work)` or `(…, options, work)`. @throws {TypeError} */
 export function optionsAndWork<O extends object, W>(rest: unknown[]): [O, W] {
   const work = rest.at(-1)
   if (typeof work !== 'function') throw wrongType('work', 'a function', work)
@@ -137,12 +138,12 @@ export function optionsAndWork<O extends object, W>(rest: unknown[]): [O, W] {
   return [options as O, work as W]
 }
 
-// Holders of our own making: this process, and a number. Not made before it is needed: a Worker has no random numbers
+// A generated holder is an id of this process and a number. The id is made at first use, because a Worker has no random numbers
 // while it loads.
 let ours: string | undefined
 let fresh = 1
 
-/** The default holder: another one each time, so that every call is a contender of its own. */
+/** The default holder. It is different each time, so every call is a separate contender. */
 export function freshHolder(): string {
   ours ??= crypto.randomUUID()
   return `${ours}.${fresh++}`

@@ -1,13 +1,17 @@
-/** The pauses between attempts of what failed, or is not there yet. */
+/** Growing pauses between attempts, for work that failed or whose result is not there yet. */
 
 export interface DelayOptions {
-  /** Milliseconds of the first pause. */
+  /** The first pause, in milliseconds. */
   firstMs: number
-  /** Milliseconds that no pause exceeds, but for the spread. */
+  /** The longest pause, in milliseconds, before `spread` is applied. */
   mostMs: number
-  /** Each pause is so many times the one before. @default 2 */
+  /** Each pause is the one before multiplied by this. @default 2 */
   factor?: number
-  /** A part of each pause, 0–1, by which chance makes it shorter or longer: callers that failed together come back apart. @default 0 */
+  /**
+   * Random variation, 0–1: each pause is shorter or longer by at most this part of itself. Callers that failed together then
+   * come back at different times.
+   * @default 0
+   */
   spread?: number
 }
 
@@ -29,7 +33,7 @@ export class BackoffDelays {
     return ms * (1 - spread + 2 * spread * Math.random())
   }
 
-  /** The attempt was successful: the next pause is a first one. */
+  /** The attempt succeeded: the next pause is `firstMs` again. */
   reset(): void {
     this.#nextMs = this.#options.firstMs
   }

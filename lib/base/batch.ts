@@ -1,17 +1,18 @@
 /**
  * Many calls, one statement.
  *
- * The first call goes at once; whatever arrives while its statement is in flight goes together in the next, or beside it
- * when it is many: then the server works on one while we work on the other. So 64 callers cost two commits, not 64, and
- * a single caller waits for nobody.
+ * The first call is sent at once. Calls that arrive while its statement is in flight are sent together in the next statement.
+ * If they are many, that statement is sent before the first is answered: then the server works on one while this process works
+ * on the other. So 64 callers cost two commits, not 64, and a single caller waits for nobody.
  */
 
 /**
- * Calls of one tick go together; calls with the same `key` go one after another.
+ * Gathers calls into statements. Calls of one tick share a statement; calls with the same `key` are sent one after another.
  *
- * @param run       one statement for many items; answers in their order.
- * @param most      items in one statement. @default 32
- * @param together  calls with the same key may share a statement; it is only that no two statements have it. @default false
+ * @param run       runs one statement for many items. It answers in their order.
+ * @param most      how many items one statement takes. @default 32
+ * @param together  whether calls with the same key may share a statement. Two statements in flight never have the same key.
+ *   @default false
  */
 export function batched<T, R>(
   run: (items: T[]) => Promise<R[]>,
@@ -23,7 +24,7 @@ export function batched<T, R>(
   let waiting: Call[] = []
   let inFlight = 0
   let soon = false
-  const keys = new Set<string>() // of what is in flight
+  const keys = new Set<string>() // of the calls in flight
 
   function sendSoon() {
     if (soon || waiting.length === 0 || inFlight >= (waiting.length >= most / 4 ? 2 : 1)) return
@@ -45,7 +46,7 @@ export function batched<T, R>(
       }
     }
     waiting = later
-    if (calls.length === 0) return // all of them wait for one of their own key
+    if (calls.length === 0) return // all of them wait for a call in flight with the same key
     inFlight++
     try {
       const results = await run(calls.map((call) => call.item))

@@ -1,13 +1,16 @@
-/** A map for what can be found out again: when there is too much, it forgets what it has had for the longest. */
+/** A cache: a map with a limit. A new entry beyond the limit removes the oldest entry. */
 export class BoundedMap<K, V> extends Map<K, V> {
   readonly #most: number
-  readonly #forgot: (() => void) | undefined
+  readonly #onEvict: (() => void) | undefined
 
-  /** @param forgot  is told each time that something was forgotten. */
-  constructor(most: number, forgot?: () => void) {
+  /**
+   * @param most     how many entries it keeps.
+   * @param onEvict  called each time that an entry was removed for a new one.
+   */
+  constructor(most: number, onEvict?: () => void) {
     super()
     this.#most = most
-    this.#forgot = forgot
+    this.#onEvict = onEvict
   }
 
   override set(key: K, value: V): this {
@@ -16,7 +19,7 @@ export class BoundedMap<K, V> extends Map<K, V> {
         this.delete(oldest)
         break
       }
-      this.#forgot?.()
+      this.#onEvict?.()
     }
     return super.set(key, value)
   }

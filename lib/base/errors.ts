@@ -1,14 +1,14 @@
 /**
- * The errors, all of them.
+ * All errors of Lockstep.
  *
- * A caller decides by `code`, never by message or `instanceof` alone: two copies of this package in one
- * process (a bundler's work) have two classes of each name but the same codes. An expected refusal is not
- * here at all: `tryAcquire` answers `null`. An aborted call rejects with the caller's own `signal.reason`.
+ * Decide by `code`, never by the message or by `instanceof` alone: a bundler may put two copies of this package into one
+ * process, and then there are two classes of each name, but the codes are the same. An expected refusal is not an error:
+ * `tryAcquire` answers `null`. An aborted call rejects with the caller's own `signal.reason`.
  */
 
 export { SQLSTATE } from './sqlstates.ts'
 
-/** What every error of ours carries. */
+/** The `code` of every error of Lockstep. */
 export type ErrorCode =
   | 'LEASE_HELD'
   | 'LEASE_LOST'
@@ -22,12 +22,14 @@ export type ErrorCode =
   | 'FORBIDDEN'
   | 'TRANSACTION_ENDED'
 
-/** Somebody else still held it when the wait ran out. Try later. */
+/** Another holder still held the name when the wait ended. Try again later. */
 export class LeaseHeldError extends Error {
   override readonly name = 'LeaseHeldError'
+  /** Always `LEASE_HELD`. */
   readonly code = 'LEASE_HELD'
+  /** The name of the lock or election. */
   readonly leaseName: string
-  /** Milliseconds until the present hold ends by itself unless renewed; undefined when it has no expiry. */
+  /** Milliseconds until the present hold expires unless it is renewed; undefined when it has no expiry. */
   readonly retryAfterMs: number | undefined
 
   constructor(leaseName: string, waitMs: number, retryAfterMs?: number) {
@@ -37,11 +39,14 @@ export class LeaseHeldError extends Error {
   }
 }
 
-/** The hold was taken from us, or ran out, or was never ours: stop the work it guarded. */
+/** The name is not held under this token: the hold has expired, was taken away, or never existed. Stop the work that it guarded. */
 export class LeaseLostError extends Error {
   override readonly name = 'LeaseLostError'
+  /** Always `LEASE_LOST`. */
   readonly code = 'LEASE_LOST'
+  /** The name of the lock or election. */
   readonly leaseName: string
+  /** The fencing token of the lost hold; 0n: the transaction named no token. */
   readonly token: bigint
 
   constructor(leaseName: string, token: bigint, why: string, options?: ErrorOptions) {
@@ -51,16 +56,19 @@ export class LeaseLostError extends Error {
   }
 }
 
-/** Where an append expects its stream to be: at a position, empty, not empty, or anywhere. */
+/** Where an append expects its stream to be: at a position, empty (`none`), not empty (`exists`), or anywhere (`any`). */
 export type Expected = bigint | 'none' | 'exists' | 'any'
 
-/** The stream is not where the append expected it: read what has been appended, decide anew. */
+/** The stream is not at the position that the append expected. Read the new events, then decide again. */
 export class PositionConflictError extends Error {
   override readonly name = 'PositionConflictError'
+  /** Always `POSITION_CONFLICT`. */
   readonly code = 'POSITION_CONFLICT'
+  /** The name of the stream. */
   readonly stream: string
+  /** The position that the append expected. */
   readonly expected: Expected
-  /** Of the stream's last event; 0n: it has none. */
+  /** The position of the stream's last event; 0n: it has none. */
   readonly actual: bigint
 
   constructor(stream: string, expected: Expected, actual: bigint) {
@@ -71,35 +79,42 @@ export class PositionConflictError extends Error {
   }
 }
 
-/** The database cannot be asked now. Nothing is known about the outcome of the call; back off and retry. */
+/** The database did not answer. The outcome of the call is unknown. Back off and retry. */
 export class UnavailableError extends Error {
   override readonly name = 'UnavailableError'
+  /** Always `UNAVAILABLE`. */
   readonly code = 'UNAVAILABLE'
 }
 
-/** The database role of this process may not do that; the message says what to grant it. */
+/** The database role of this process lacks a right. The message says which one to grant. */
 export class ForbiddenError extends Error {
   override readonly name = 'ForbiddenError'
+  /** Always `FORBIDDEN`. */
   readonly code = 'FORBIDDEN'
 }
 
 /** There is no such queue, job or schedule. */
 export class NotFoundError extends Error {
   override readonly name = 'NotFoundError'
+  /** Always `NOT_FOUND`. */
   readonly code = 'NOT_FOUND'
 }
 
 /**
- * A job that was waited for has failed for good, or was cancelled. `message` and `cause` are those of the error that its
+ * A job that the caller waited for has failed for good, or was cancelled. `message` and `cause` are those of the error that its
  * handler threw, in the process where it ran.
  */
 export class JobFailedError extends Error {
   override readonly name = 'JobFailedError'
+  /** Always `JOB_FAILED`. */
   readonly code = 'JOB_FAILED'
+  /** The queue of the job. */
   readonly queue: string
+  /** The id of the job. */
   readonly id: string
+  /** How the job ended. */
   readonly state: 'failed' | 'cancelled'
-  /** What the handler threw, as it was stored: `name`, `message`, `stack`, `code` and whatever else it carried. */
+  /** The error that the handler threw, as it was stored: `name`, `message`, `stack`, `code` and its other properties. */
   readonly output: unknown
 
   constructor(queue: string, id: string, state: 'failed' | 'cancelled', output: unknown) {
@@ -116,12 +131,14 @@ export class JobFailedError extends Error {
   }
 }
 
-/** The wait for a job ran out. The job goes on: look for it by its id. */
+/** The job did not end within the wait. It goes on; its id finds it. */
 export class RunTimeoutError extends Error {
   override readonly name = 'RunTimeoutError'
+  /** Always `RUN_TIMEOUT`. */
   readonly code = 'RUN_TIMEOUT'
+  /** The queue of the job. */
   readonly queue: string
-  /** Those that were not over; one, unless a pool was run. */
+  /** The ids of the jobs that had not ended: one, unless a pool was run. */
   readonly ids: string[]
 
   constructor(queue: string, ids: string[], waitMs: number) {
@@ -138,23 +155,25 @@ export class RunTimeoutError extends Error {
   }
 }
 
-/** Why a handler's signal aborts though nothing is wrong with its job: somebody else will run it again, soon. */
+/** The reason of a handler's signal when its worker stops: the job is handed back, and another worker will run it again soon. */
 export class HandedBackError extends Error {
   override readonly name = 'HandedBackError'
+  /** Always `HANDED_BACK`. */
   readonly code = 'HANDED_BACK'
 }
 
-/** What became of a transaction that its own work ended; `unknown`: the connection was lost with it. */
+/** The outcome of a transaction that its own work ended; `unknown`: the connection was lost too. */
 export type EndedOutcome = 'committed' | 'rolled back' | 'unknown'
 
 /**
- * Work that was given a transaction of Lockstep's has ended it, by a COMMIT or a ROLLBACK of its own in a way that could not
- * be refused. What the work did since then was in no transaction of Lockstep's, and under no fence.
+ * The work has ended the transaction that Lockstep began for it, by its own COMMIT or ROLLBACK, in a way that could not be
+ * refused. Everything that the work did after that was outside the transaction, and under no fence.
  */
 export class TransactionEndedError extends Error {
   override readonly name = 'TransactionEndedError'
+  /** Always `TRANSACTION_ENDED`. */
   readonly code = 'TRANSACTION_ENDED'
-  /** Of what the work wrote before: it is there, it is gone, or that is not known. */
+  /** What happened to the writes in that transaction: they were committed, they were rolled back, or that is unknown. */
   readonly outcome: EndedOutcome
 
   constructor(outcome: EndedOutcome, options?: ErrorOptions) {
@@ -168,10 +187,10 @@ const ENDED: Record<EndedOutcome, string> = {
   unknown: 'whether what the work wrote in it is there is not known',
 }
 
-/** Marks a `TypeError` or `RangeError` as a mistake in a call: `code` INVALID_ARGUMENT and the `field`. */
+/** A `TypeError` or `RangeError` about a mistake in a call. Its `code` is INVALID_ARGUMENT, its `field` the name of the argument. */
 export type InvalidArgument = (TypeError | RangeError) & { code: 'INVALID_ARGUMENT'; field: string }
 
-/** A value of the wrong type. */
+/** An error for a value of the wrong type. */
 export function wrongType(field: string, expected: string, got: unknown): InvalidArgument {
   return Object.assign(new TypeError(`Expected \`${field}\` to be ${expected}, got ${shown(got)}`), {
     code: 'INVALID_ARGUMENT' as const,
@@ -179,7 +198,7 @@ export function wrongType(field: string, expected: string, got: unknown): Invali
   })
 }
 
-/** A value of the right type outside its range. */
+/** An error for a value of the right type outside its range. */
 export function outOfRange(field: string, expected: string, got: unknown): InvalidArgument {
   return Object.assign(new RangeError(`Expected \`${field}\` to be ${expected}, got ${shown(got)}`), {
     code: 'INVALID_ARGUMENT' as const,
@@ -196,18 +215,18 @@ function shown(value: unknown): string {
 }
 
 /**
- * A failure below the protocol, told apart: what the database or the network did to us becomes an
- * {@link UnavailableError}; anything else (a bug, a missing migration) is returned as it came.
+ * Classifies a failure. A failure of the database or of the network, or a missing migration, becomes an
+ * {@link UnavailableError}; every other error (a bug, a constraint) is returned unchanged.
  *
  * @see https://www.postgresql.org/docs/current/errcodes-appendix.html
  */
 export function fromDatabase(error: unknown): unknown {
   if (!(error instanceof Error)) return error
   const { code, severity } = error as { code?: string; severity?: string }
-  const sqlState = severity === undefined ? undefined : code // an answer of the server; EPIPE has five letters too
+  const sqlState = severity === undefined ? undefined : code // only the server gives a severity; EPIPE has five letters too
   if (sqlState === '53200' && /shared memory/.test(error.message)) {
     return new UnavailableError(
-      'The database has no room for another advisory lock: raise max_locks_per_transaction (it holds about ' +
+      'The database has no space for another advisory lock: raise max_locks_per_transaction (it has space for about ' +
         'max_locks_per_transaction × max_connections of them)',
       { cause: error },
     )
@@ -226,8 +245,8 @@ export function fromDatabase(error: unknown): unknown {
         })
       : error
   }
-  // 08 connection, 25006 a standby, 25P03 and 25P04 a transaction that was ended, 28 login, 3D000 no such database, 40 others were
-  // in the way, 53 resources, 55P03 a lock was waited for too long, 57P0x shutdown, 57014 cancelled, 58 and XX faults of its own
+  // 08 connection, 25006 a standby, 25P03 and 25P04 a timeout ended the transaction, 28 login, 3D000 no such database, 40
+  // serialization failure or deadlock, 53 resources, 55P03 lock timeout, 57P0x shutdown, 57014 cancelled, 58 and XX internal errors
   if (sqlState !== undefined) {
     return /^(08|25006|25P0[34]|28|3D000|40|53|55P03|57P|57014|58|XX)/.test(sqlState)
       ? new UnavailableError('The database is not available', { cause: error })
@@ -241,13 +260,13 @@ export function fromDatabase(error: unknown): unknown {
 
 const NO_CONNECTION_LEFT = '53300'
 
-/** Whether the server refused a connection because there are too many, as it said it or as {@link fromDatabase} does. */
+/** Whether the server refused a connection because it has too many: its own error, or the one that {@link fromDatabase} makes of it. */
 export function noConnectionLeft(error: unknown): boolean {
   const { code, cause } = (error ?? {}) as { code?: unknown; cause?: { code?: unknown } | null }
   return code === NO_CONNECTION_LEFT || (error instanceof UnavailableError && cause?.code === NO_CONNECTION_LEFT)
 }
 
-// pg has no error class of its own for a lost connection: node's codes, and these sentences of pg, pg-pool and workerd.
+// pg has no error class for a lost connection. These are the codes of Node and the messages of pg, pg-pool and workerd.
 function isTransport(error: Error & { code?: unknown }): boolean {
   return (
     (typeof error.code === 'string' && /^E(?!RR_)[A-Z_]+$/.test(error.code)) ||

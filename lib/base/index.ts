@@ -1,4 +1,4 @@
-/** What others use of this room. */
+/** The exports of this room. */
 
 export { abortable, combineSignals, onAbort } from './abortable.ts'
 export {
@@ -40,7 +40,7 @@ export {
   UnavailableError,
   wrongType,
 } from './errors.ts'
-export { CLOSE_MS, Closing, Deadline, type Ending, GRACE_MS, RoomEnding } from './shutdown.ts'
+export { CLOSE_MS, Closing, Deadline, GRACE_MS, RoomShutdown, type Shutdown } from './shutdown.ts'
 export { SQLSTATE } from './sqlstates.ts'
 export { Stopwatch, trusted } from './stopwatch.ts'
 export { Waker } from './waker.ts'

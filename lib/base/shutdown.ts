@@ -1,28 +1,30 @@
 /**
- * The end of a Lockstep, or of a room of it: from then on every verb rejects, at once and without asking anything, and so does
- * every wait that is under way. What such a wait had begun is seen to its end behind it, so that nothing is granted to nobody.
+ * Closing a Lockstep, or one room of it. After the close every verb rejects at once, without a statement, and so does every wait
+ * that is under way. The statement of such a wait still runs to its end in the background: if it is granted something, that is
+ * given back, so no hold is left without an owner.
  */
 
-import { abortable, combineSignals } from './abortable.ts'
+import { abortable, combineSignals, onAbort } from './abortable.ts'
 import { UnavailableError } from './errors.ts'
 
-/** For what is under way. */
+/** How long a close waits for statements and transactions that are under way. */
 export const CLOSE_MS = 5_000
-/** For handlers that run, as when a worker or a consumer stops. */
+/** How long a close waits for running handlers, as when a worker or a consumer stops. */
 export const GRACE_MS = 1_000
 
+/** Whether something is closed, and how its verbs and waits end with it. */
 export class Closing {
   readonly #controller = new AbortController()
   readonly #calls = new Set<Promise<unknown>>()
 
-  /** @param of  closes with it. */
-  constructor(of?: Closing) {
+  /** @param parent  when it closes, this one closes too. */
+  constructor(parent?: Closing) {
     const close = () => this.close()
-    if (of?.closed) close()
-    of?.signal.addEventListener('abort', close, { signal: this.signal })
+    if (parent?.closed) close()
+    parent?.signal.addEventListener('abort', close, { signal: this.signal }) // removed again when this one closes
   }
 
-  /** Aborts when it is closed; the reason is what verbs reject with. */
+  /** Aborts at the close. Verbs reject with its reason. */
   get signal(): AbortSignal {
     return this.#controller.signal
   }
@@ -40,21 +42,21 @@ export class Closing {
     if (this.closed) throw this.signal.reason
   }
 
-  /** A verb that is one question: after the close it rejects; one that was asked before gets its answer. */
+  /** Runs a verb that is one statement. After the close it rejects; a statement that was sent before gets its answer. */
   verb<T>(run: () => Promise<T>): Promise<T> {
     return this.closed ? Promise.reject(this.signal.reason) : run()
   }
 
-  /** What `work` comes to, or the end of it all, whichever is first. */
+  /** Waits for `work`, or rejects at the close, whichever is first. */
   abortable<T>(work: T | Promise<T>): Promise<T> {
     return abortable(this.signal, work)
   }
 
   /**
-   * A verb that may wait.
-   * @param signal  of the caller.
-   * @param run     heeds `stop`, which aborts with the caller's signal and with the close; once it calls `begun` it is no wait
-   *   any more, and the caller gets what it comes to.
+   * Runs a verb that may wait.
+   * @param signal  the caller's signal.
+   * @param run     the verb. It ends when `stop` aborts, which happens with the caller's signal and with the close. It calls
+   *   `begun` when its wait is over: from then on the close does not reject the call, and the caller gets its result.
    */
   async wait<T>(
     signal: AbortSignal | undefined,
@@ -64,9 +66,7 @@ export class Closing {
     const stop = combineSignals(signal, this.signal)
     const closed = Promise.withResolvers<never>()
     closed.promise.catch(() => {})
-    const onClose = () => closed.reject(this.signal.reason)
-    this.signal.addEventListener('abort', onClose)
-    const begun = () => this.signal.removeEventListener('abort', onClose)
+    const begun = onAbort(this.signal, () => closed.reject(this.signal.reason))
     const work = run(stop.signal, begun)
     this.#calls.add(work)
     const over = () => {
@@ -78,36 +78,36 @@ export class Closing {
     return Promise.race([work, closed.promise])
   }
 
-  /** Resolves when nothing runs any more that {@link wait} had begun. */
+  /** Resolves when every call of {@link wait} has ended. */
   async settled(): Promise<void> {
     while (this.#calls.size > 0) await Promise.allSettled(this.#calls)
   }
 }
 
-/** How a room ends with its Lockstep (index.ts). */
-export interface Ending {
-  /** Begins nothing new. Handlers that run may go on for a second, with all that there is; undefined: none runs. */
-  rest(): Promise<void> | undefined
-  /** Rejects every verb and every wait, gives up what it has, and ends what it has made: at the latest when `late` resolves. */
+/** How a room is closed together with its Lockstep (index.ts). */
+export interface Shutdown {
+  /** Begins nothing new. Running handlers may go on for a second, and everything still works for them; undefined: none runs. */
+  drain(): Promise<void> | undefined
+  /** Rejects every verb and every wait, releases every hold, and ends every connection and timer: at the latest when `late` resolves. */
   end(late: Promise<void>): Promise<void>
 }
 
-/** The end of a room that was made after its Lockstep, and may end before it. */
-export class RoomEnding implements Ending {
+/** The shutdown of a room that was made after its Lockstep, and may be closed before it. */
+export class RoomShutdown implements Shutdown {
   readonly #closing: Closing
-  readonly #rooms: Set<Ending>
-  readonly #how: Ending
+  readonly #rooms: Set<Shutdown>
+  readonly #how: Shutdown
   #ended: Promise<void> | undefined
 
-  /** @param how  what there is to do, once. */
-  constructor(closing: Closing, rooms: Set<Ending>, how: Ending) {
+  /** @param how  the shutdown of the room, which runs once. */
+  constructor(closing: Closing, rooms: Set<Shutdown>, how: Shutdown) {
     this.#closing = closing
     this.#how = how
     this.#rooms = rooms.add(this)
   }
 
-  rest(): Promise<void> | undefined {
-    return this.#how.rest()
+  drain(): Promise<void> | undefined {
+    return this.#how.drain()
   }
 
   end(late: Promise<void>): Promise<void> {
@@ -116,17 +116,17 @@ export class RoomEnding implements Ending {
     return this.#ended
   }
 
-  /** Ends the room alone. */
+  /** Closes this room only. */
   async now(): Promise<void> {
-    const resting = this.rest()
-    if (resting) await resting
+    const draining = this.drain()
+    if (draining) await draining
     const deadline = new Deadline(CLOSE_MS)
     await this.end(deadline.over)
     deadline.clear()
   }
 }
 
-/** A time that may be waited for beside something else, and is given back. */
+/** A time limit with a timer; `clear` ends the timer. */
 export class Deadline {
   readonly over: Promise<void>
   readonly #timer: NodeJS.Timeout
@@ -137,7 +137,7 @@ export class Deadline {
     this.#timer = setTimeout(resolve, ms)
   }
 
-  /** Waits for `work`, or until it is over; how it ends is of no interest. */
+  /** Waits for `work`, at most until the deadline. It ignores errors of `work`. */
   async race(work: Promise<unknown>): Promise<void> {
     await Promise.race([work.catch(() => {}), this.over])
   }

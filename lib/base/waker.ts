@@ -1,4 +1,4 @@
-/** A wait that ends when its time has passed or when it is woken. A call of `wake` before the wait is not lost. */
+/** A pause that `wake` ends early. A call of `wake` before `wait` is not lost: the next `wait` returns at once. */
 export class Waker {
   #woken = false
   #wake: (() => void) | undefined
@@ -8,7 +8,7 @@ export class Waker {
     this.#wake?.()
   }
 
-  /** @param ms  any number; a timer's longest is 24 days. @returns whether it was woken. */
+  /** @param ms  any number of milliseconds; 24 days, the limit of a timer, at most. @returns whether it was woken. */
   async wait(ms: number): Promise<boolean> {
     if (!this.#woken) {
       const { promise, resolve } = Promise.withResolvers<void>()

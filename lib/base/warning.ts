@@ -1,6 +1,6 @@
-/** What nobody waits for has failed: a warning of the process, where there is one to hear it. */
+/** Warnings of the process, for failures in the background that no caller waits for. */
 
-/** @param what  what failed, as the beginning of a sentence. */
+/** Emits a warning, where the runtime has such. @param what  what failed, as the beginning of a sentence. */
 export function warn(what: string, error: unknown): void {
   const text = error instanceof Error ? (error.stack ?? error.message) : String(error)
   globalThis.process?.emitWarning?.(`${what}: ${text}`, 'LockstepWarning')

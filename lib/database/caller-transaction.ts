@@ -1,44 +1,47 @@
 /**
- * Statements in a transaction of the caller's, whatever client it is.
+ * Statements in a transaction of the caller, on whatever client the caller has.
  *
- * A FENCE OUTSIDE OF A TRANSACTION FENCES NOTHING: it would hold for one statement. So what is given as `trx` must be an open
- * transaction. What is none by its own sign is refused before anything is sent: a pool, a plain Kysely, an object of another
- * library. A client of pg does not tell all: BEGIN may be sent and not yet answered, or COMMIT; and of other clients nothing
- * is known. So the database is asked.
+ * A FENCE OUTSIDE OF A TRANSACTION FENCES NOTHING: it would end with its own statement. So `trx` must be an open transaction.
+ * Some objects show that they are not one: a pool, a plain Kysely, an object of another library. These are refused before
+ * anything is sent. A client of pg does not show everything: it may have sent BEGIN or COMMIT and not have the answer yet. Other
+ * clients show nothing at all. So the database is asked.
  *
- * It cannot be asked by its clocks. `statement_timestamp()` is later than `transaction_timestamp()` in any statement that has
- * parameters, also outside of a transaction: it is set at each message, and such a statement is several. What tells is the
- * transaction's id: a first statement brings it, and the one that has the effect fails with LS008 if it runs in another
- * (check_transaction, in 0012_transaction.sql). Outside of a transaction each statement is one of its own; so it fails, and
- * nothing of it stays. An id is assigned thereby, which the effect, a lock on a row at least, would do in any case.
+ * Its clocks cannot answer this. `statement_timestamp()` is later than `transaction_timestamp()` in every statement that has
+ * parameters, also outside of a transaction: it is set at each protocol message, and such a statement takes several messages.
+ * The transaction's id can answer it. A first statement reads the id. The statement that has the effect then fails with LS008
+ * if it runs under another id (check_transaction, in 0012_transaction.sql). Outside of a transaction each statement is a
+ * transaction of its own; so the second one fails, and nothing of it stays. Reading the id assigns one; the effect locks a row
+ * at least, so it would assign one anyway.
  *
- * An object of Kysely stands for one transaction, so its id is asked for once. A client has many.
+ * A transaction object of Kysely is always the same transaction, so its id is read once. A client has many transactions, one
+ * after another.
  */
 import { CompiledQuery, Kysely, PostgresDialect, type RawBuilder, sql, type Transaction } from 'kysely'
 import { SQLSTATE } from '../base/index.ts'
 
 /**
- * A client of `pg`, or one with its `query`, between BEGIN and COMMIT. Not a pool, of which each statement may have another
+ * A client of `pg`, or one with the same `query`, between BEGIN and COMMIT. Not a pool: it may run each statement on another
  * connection.
  */
 export interface ClientInTransaction {
+  /** Runs one statement, as `query` of a `pg` client does. */
   // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
   query(text: string, values: unknown[]): Promise<{ rows: any[] }>
-  /** Pools have it. */
+  /** A pool has this field, so the type refuses a pool. */
   totalCount?: never
 }
 
 /** An open transaction of yours: Kysely's, or a `pg` client between BEGIN and COMMIT. Anything else is INVALID_ARGUMENT `trx`. */
-// biome-ignore lint/suspicious/noExplicitAny: a transaction over any tables will do
+// biome-ignore lint/suspicious/noExplicitAny: a transaction over any tables
 export type AnyTransaction = Transaction<any> | ClientInTransaction
 
-/** Runs one statement that answers a row, in the caller's transaction or not at all. @throws INVALID_ARGUMENT `trx`. */
+/** Runs one statement that returns a row: in the caller's transaction, or not at all. @throws INVALID_ARGUMENT `trx`. */
 export async function within<R>(trx: AnyTransaction, statement: RawBuilder<R>): Promise<R[]> {
   checkTransaction(trx)
   return checked(trx, (xid) => run(trx, guarded(statement, xid)))
 }
 
-/** As {@link within}, for SQL that is text already; so the check goes before it. */
+/** The same as {@link within}, for SQL text: the check is sent as a statement before it. */
 // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
 export async function textWithin(trx: AnyTransaction, text: string, values: unknown[] = []): Promise<{ rows: any[] }> {
   checkTransaction(trx)
@@ -48,14 +51,14 @@ export async function textWithin(trx: AnyTransaction, text: string, values: unkn
   })
 }
 
-/** Runs a statement on a client of our own, or in a transaction of our own: no questions asked. */
+/** Runs a statement on Lockstep's own client or in its own transaction, without the check. */
 export async function run<R>(trx: AnyTransaction, statement: RawBuilder<R>): Promise<R[]> {
   if (isKysely(trx)) return (await statement.execute(trx.withoutPlugins())).rows
   const compiled = statement.compile(compiler)
   return (await trx.query(compiled.sql, [...compiled.parameters]))?.rows
 }
 
-/** As {@link run}, for SQL that is text already. */
+/** The same as {@link run}, for SQL text. */
 // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
 export async function textOn(trx: AnyTransaction, text: string, values: unknown[] = []): Promise<{ rows: any[] }> {
   if (!isKysely(trx)) return trx.query(text, values)
@@ -63,28 +66,28 @@ export async function textOn(trx: AnyTransaction, text: string, values: unknown[
   return { rows }
 }
 
-/** The id of a transaction that is known, so that it is not asked for. */
+/** Remembers the id of a transaction, so that it need not be read. */
 // biome-ignore lint/suspicious/noExplicitAny: over any tables
-export function knowXid(trx: Transaction<any>, xid: string): void {
+export function rememberXid(trx: Transaction<any>, xid: string): void {
   xids.set(trx, xid)
 }
 const xids = new WeakMap<object, string>()
 
-/** The id of the current transaction, which is assigned if it has none; text that goes into any statement. */
+/** SQL for the id of the current transaction. One is assigned if the transaction has none. */
 export const XID = 'pg_catalog.pg_current_xact_id()::text'
 
-/** @throws INVALID_ARGUMENT `trx`: it is no open transaction, by its own sign. Nothing is sent. */
+/** Refuses an object that shows that it is not an open transaction. Nothing is sent. @throws INVALID_ARGUMENT `trx`. */
 export function checkTransaction(trx: unknown): asserts trx is AnyTransaction {
   let what: string | undefined
   try {
     what = otherThanTransaction(trx)
   } catch {
-    what = 'an object that cannot be looked at'
+    what = 'an object that cannot be inspected'
   }
   if (what !== undefined) throw noTransaction(what)
 }
 
-// Volatile, and not to be flattened: the check is made before the effect, whatever the planner thinks.
+// check_transaction is volatile, and `offset 0` keeps the planner from merging the subqueries: so the check runs before the effect.
 const guarded = <R>(statement: RawBuilder<R>, xid: string) => sql<R>`
   select q.* from (select lockstep.check_transaction(${xid}::xid8) as open offset 0) c
    cross join lateral (select s.* from (${statement}) s where c.open offset 0) q`
@@ -132,7 +135,7 @@ const noTransaction = (got: string, cause?: unknown) =>
     { code: 'INVALID_ARGUMENT' as const, field: 'trx' },
   )
 
-/** What it is, unless it may be an open transaction. */
+/** What the object is, in words; undefined: it may be an open transaction. */
 function otherThanTransaction(trx: unknown): string | undefined {
   if (trx === null || (typeof trx !== 'object' && typeof trx !== 'function')) {
     return typeof trx === 'string' ? 'a string' : String(trx)
@@ -154,7 +157,7 @@ function otherThanTransaction(trx: unknown): string | undefined {
   if (has('createQueryRunner') || 'isTransactionActive' in it || 'queryRunner' in it) return 'an object of TypeORM'
   if (Array.isArray(trx)) return 'an array'
   if (!has('query')) return 'an object without `query`'
-  return typeof it.totalCount === 'number' ? 'a pool, of which each statement may have another connection' : undefined
+  return typeof it.totalCount === 'number' ? 'a pool, which may run each statement on another connection' : undefined
 }
 const DRIZZLE = Symbol.for('drizzle:entityKind')
 

@@ -1,29 +1,29 @@
 /**
- * The clocks of this process, and the readings of the database's clock that its statements bring back.
+ * The clocks of this process, and readings of the database's clock.
  *
- * The monotonic clock is what everything is measured by: nobody sets it. But it stands still while a machine sleeps (Node's
- * on Linux does, nodejs/node #47724), and then the wall clock, which does not, shows a gap between the two.
+ * Everything is measured by the monotonic clock, because it cannot be set. But it stands still while the machine sleeps (Node's
+ * on Linux does, nodejs/node #47724). The wall clock does not, so a sleep changes the gap between the two clocks.
  *
  * A Cloudflare Worker has no monotonic clock. `performance.now()` is `Date.now()` there, in whole milliseconds, and both
- * stand still between two waits for I/O: what they show is how late it *was*. So an instant read in a Worker may lie
- * up to `lag` further on; {@link WORKER} allows 50 ms of computing. Code that computes longer before it looks at the clock
- * must not trust `latest` and `before()` there: `earliest` and `after()` stay right.
+ * stand still between two waits for I/O: they show the time of the last I/O. So the true instant may be up to `lag` later than
+ * the clock says; {@link WORKER} allows 50 ms of computing. Code that computes for longer before it reads the clock must not
+ * trust `latest` and `before()` there; `earliest` and `after()` stay right.
  */
 import { sql } from 'kysely'
 
-/** Microseconds, all of it. */
+/** The clocks of this process, in microseconds. */
 export interface LocalClock {
-  /** That nobody sets. From an arbitrary beginning. */
+  /** The monotonic clock, in microseconds since an arbitrary start. */
   mono(): number
-  /** Since 1970. */
+  /** The wall clock, in microseconds since 1970. */
   wall(): number
-  /** Between two readings of `mono` that differ. */
+  /** The smallest step of `mono`, in microseconds. */
   readonly granularity: number
-  /** By how much `mono` may be late. */
+  /** By how many microseconds `mono` may be late. */
   readonly lag: number
 }
 
-/** Microseconds between two readings that are as good as one. */
+/** Two readings that are at most this many microseconds apart count as simultaneous. */
 const NEAR_US = 1_000
 
 const mono = () => performance.now() * 1_000
@@ -38,8 +38,8 @@ export function localClock(): LocalClock {
 }
 
 /**
- * The wall clock less the monotonic one. Who is kept from the processor between the two readings, or collects garbage, would take
- * that for a sleep: then they are read again.
+ * The wall clock minus the monotonic clock. If the process was preempted or collected garbage between the two readings, the
+ * difference would look like a sleep of the machine: then both clocks are read again, four times at most.
  */
 export function gapOf(clock: LocalClock): number {
   for (let tries = 1; ; tries++) {
@@ -49,41 +49,43 @@ export function gapOf(clock: LocalClock): number {
   }
 }
 
-/** What a statement selects besides, to bring back the database's clock, and whose it is. Evaluated once, not once a row. */
+/** Columns for a statement that also reads the database's clock, and which server's clock it is. Evaluated once, not once a row. */
 export const CLOCK = sql`(select (extract(epoch from clock_timestamp()) * 1000000)::bigint) as clock_us,
   (select (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint) as clock_server`
 
-/** Of a row that has {@link CLOCK} in it. */
+/** A row of a statement that selects {@link CLOCK}. */
 export interface Clocked {
   clock_us: string
   clock_server: string
 }
 
-/** The database's clock was read between two instants of ours. */
+/** One reading of the database's clock, and the local clocks before and after it. */
 export interface ClockReading {
   /** `mono` before the statement was sent. */
   before: number
-  /** `mono` when it was answered, the latest that it can have been. */
+  /** `mono` when the answer had arrived, rounded up by the clock's granularity. */
   after: number
-  /** The wall clock less the monotonic one: before, and when it was answered. */
+  /** The wall clock minus the monotonic clock, before the statement was sent. */
   gapBefore: number
+  /** The wall clock minus the monotonic clock, when the answer had arrived. */
   gap: number
-  /** Microseconds since 1970, rounded. */
+  /** The database's clock: microseconds since 1970, rounded. */
   us: number
+  /** Which server it was: the time of its start. */
   server: string
 }
 
-/** Where readings of the database's clock come in. */
+/** Takes readings of the database's clock. */
 export class ClockReader {
   readonly clock: LocalClock
-  /** Hears what other statements bring back. */
-  on: ((heard: ClockReading) => void) | undefined
+  /** Called with each reading of {@link observe}. */
+  onReading: ((reading: ClockReading) => void) | undefined
 
   constructor(clock = localClock()) {
     this.clock = clock
   }
 
-  /** Call it before a statement is sent; call what it answers with a row of its answer. */
+  /** Begins a reading; call it before a statement is sent. @returns a function that takes a row of the answer and completes it. */
   open(): (row: Clocked) => ClockReading {
     const { clock } = this
     const before = clock.mono()
@@ -94,11 +96,11 @@ export class ClockReader {
     }
   }
 
-  /** The same, for a statement that is sent for another reason: who keeps time hears of it. */
+  /** The same, for a statement that is sent for another reason. The reading goes to {@link onReading}. */
   observe(): (row: Clocked | undefined) => void {
     const close = this.open()
     return (row) => {
-      if (row) this.on?.(close(row))
+      if (row) this.onReading?.(close(row))
     }
   }
 }

@@ -1,99 +1,56 @@
 /**
- * The database as Lockstep uses it: three kinds of connections, kept apart so that none can starve another.
+ * The database connections of a Lockstep: four kinds, kept apart so that none can starve another.
  *
  * - **control** (at most 2): the verbs on leases. Their statements never wait for a lock, so a renewal or a release
- *   is never behind anything that waits. What arrives while a statement is in flight goes together in the next one
+ *   never waits behind a statement that does. Calls that arrive while a statement is in flight share the next one
  *   (base/batch.ts): 64 callers cost one commit, not 64.
- * - **direct**: connections of one's own for session advisory locks and LISTEN (session.ts). Behind a transaction
- *   pooler both fail silently and let two holders in (PgBouncer 1.18: the second `pg_try_advisory_lock` also answers
- *   true), so {@link Database.direct} finds out first and answers `null` there. The proof is one comparison: the pid
- *   that the server announced when this connection was opened is the pid of the backend that answers. A pooler
- *   announces numbers of its own, because it must route cancel requests itself. (Asking twice whether two statements
- *   meet two backends proves nothing: an idle PgBouncer gives the same one again.)
- * - **the pool** (`kysely`): the user's own transactions.
+ * - **direct**: connections outside of any pool, for session advisory locks and LISTEN (session.ts). Behind a transaction
+ *   pooler both fail silently, and two holders would get one lock (PgBouncer 1.18: the second `pg_try_advisory_lock` also
+ *   answers true). So {@link Database.direct} first tests the connection, and answers `null` behind a pooler. The test is one
+ *   comparison: on a direct connection, the pid that the server announced at login is the pid of the backend that runs the
+ *   statement. A pooler announces numbers of its own, because it must route cancel requests itself. (To compare the backends of
+ *   two statements would prove nothing: an idle PgBouncer uses the same backend again.)
+ * - **the users' pool** (`kysely`): the user's own transactions.
+ * - **pools of the rooms** ({@link Database.pool}): statements of tasks and events, which may wait for each other.
  *
- * - **pools of a room's own** ({@link Database.pool}): statements that may wait for one another, of tasks and events.
- *
- * Where connections are scarcer than time (`shared`: a Lambda, a Worker) the limits stay apart, and the connections do not
+ * With `shared` (a Lambda, a Worker), where connections are scarce, each kind keeps its limit but all use the same connections
  * (shared-pool.ts).
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Kysely, type RawBuilder, sql } from 'kysely'
 import pg from 'pg'
-import { CLOSE_MS, Closing, Deadline, fromDatabase, outOfRange, UnavailableError, wrongType } from '../base/index.ts'
+import { CLOSE_MS, Closing, Deadline, fromDatabase, UnavailableError } from '../base/index.ts'
 import { type Clocked, ClockReader, type ClockReading } from './clock.ts'
+import { type ConnectOptions, checkedConnectOptions } from './connect-options.ts'
 import { allSettled, announcedPid, Pool, type PoolConfig } from './pool.ts'
-import { clientWith, PoolClients, sever } from './pool-clients.ts'
-import { type ServerFacts, unfit, unwritable } from './server-facts.ts'
-
-export {
-  type AnyTransaction,
-  type ClientInTransaction,
-  checkTransaction,
-  run,
-  textOn,
-  textWithin,
-  within,
-  XID,
-} from './caller-transaction.ts'
-export { announcedPid, type Pool } from './pool.ts'
-export type { Tables } from './tables.ts'
-
-export interface ConnectOptions {
-  /** `postgres://user:password@host:port/database?…`, direct or through a transaction pooler. */
-  connectionString: string
-  /**
-   * A way around the pooler, for session locks and LISTEN. `null`: never try (a Lambda, a Worker).
-   * @default connectionString
-   */
-  directConnectionString?: string | null
-  /** Connections for your own transactions, ≥ 1. @default 10 */
-  max?: number
-  /** Connections that may wait in the database's queues, ≥ 0; who finds none free polls. @default 8 */
-  maxWaiting?: number
-  /**
-   * Asked at each new connection, instead of a password in connectionString: a secret that rotates, a token of IAM.
-   * @default the one in connectionString
-   */
-  password?: () => string | Promise<string>
-  /**
-   * One pool for all statements of this process, so that they need one connection as long as they come one after another: for
-   * a Lambda or a Worker, where each process serves one request. `max` and what the rooms may have besides is as before.
-   * @default false: pools of their own
-   */
-  shared?: boolean
-  /**
-   * Every statement that reads calls a volatile function, so that no proxy answers it out of a cache (Cloudflare's Hyperdrive).
-   * @default false
-   */
-  volatile?: boolean
-  /** Seen in pg_stat_activity, and as the holder of a connection hold in `query`. @default 'lockstep' */
-  applicationName?: string
-}
+import { clientWith, destroyConnection, PoolClients } from './pool-clients.ts'
+import { type ServerFacts, whyReadOnly, whyUnsupported } from './server-facts.ts'
 
 /** The last migration that this code needs. */
 export const SCHEMA = '0014_read'
 
 const CONTROL_CONNECTIONS = 2
 const CONNECT_TIMEOUT_MS = 5_000
-// Control statements never wait, so one without an answer for this long is on a dead connection.
+// Control statements never wait for a lock, so one without an answer for this long is on a dead connection.
 const CONTROL_TIMEOUT_MS = 5_000
-// Longer than the default ttl: what renews or waits should not connect anew each time.
+// Longer than the default ttl: a process that renews or polls should not open a new connection each time.
 const CONTROL_IDLE_MS = 60_000
-// Upkeep of a large table lasts; a dead connection must be found out all the same.
+// Maintenance of a large table takes long; but a dead connection must be detected too.
 const POOL_TIMEOUT_MS = 30_000
-// Of a shared pool: each share of it has a limit of its own.
-const EVERYBODY = 1_000
+// The size of a shared pool: each pool that uses it has its own limit.
+const SHARED_POOL_SIZE = 1_000
 
+/** All connections of a Lockstep to its database. */
 export class Database {
-  /** The pool for your own transactions. */
+  /** A Kysely for the user's own transactions. */
   // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
   readonly kysely: Kysely<any>
-  /** The same. */
+  /** The pool of {@link kysely}. */
   readonly users: Pool
+  /** How many connections may wait in the database's lock queues. */
   readonly maxWaiting: number
-  /** Hears of every reading of the database's clock that a statement brings back. */
-  readonly ear = new ClockReader()
+  /** Gets every reading of the database's clock. */
+  readonly clockReader = new ClockReader()
   readonly #control: Pool
   readonly #Client: typeof pg.Client
   readonly #client: pg.ClientConfig
@@ -102,24 +59,14 @@ export class Database {
   readonly #closing: Closing
   readonly #pools = new Set<Pool>()
   readonly #cancels = new Set<Promise<void>>()
-  /** Connections of {@link direct} that are open. */
+  /** The open connections of {@link direct}. */
   readonly #direct = new Set<pg.Client>()
   #pooled: boolean
   #proved = false
 
-  /** @param closing  once it is closed there are no transactions for users any more, and no direct connections. */
+  /** @param closing  after it is closed no user's transaction begins, and no direct connection is opened. */
   constructor(options: ConnectOptions, closing = new Closing()) {
-    if (typeof options !== 'object' || options === null) throw wrongType('options', 'an object', options)
-    const { connectionString, directConnectionString = connectionString, max = 10, maxWaiting = 8 } = options
-    if (typeof connectionString !== 'string' || connectionString === '') {
-      throw wrongType('connectionString', 'a Postgres URL', connectionString)
-    }
-    for (const [field, value, min] of [
-      ['max', max, 1],
-      ['maxWaiting', maxWaiting, 0],
-    ] as const) {
-      if (!Number.isInteger(value) || value < min) throw outOfRange(field, `an integer ≥ ${min}`, value)
-    }
+    const { connectionString, directConnectionString, max, maxWaiting } = checkedConnectOptions(options)
     this.#Client = options.password ? clientWith(options.password) : pg.Client
     const common = {
       connectionString,
@@ -128,7 +75,7 @@ export class Database {
       application_name: options.applicationName ?? 'lockstep',
       connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
       keepAlive: true,
-      keepAliveInitialDelayMillis: 5_000, // with Node's 10 probes a second apart: a dead peer is known after 15 s
+      keepAliveInitialDelayMillis: 5_000, // Node sends 10 probes a second apart: so a dead peer is detected after 15 s
     }
     this.maxWaiting = maxWaiting
     this.#closing = closing
@@ -139,40 +86,43 @@ export class Database {
     this.#pooled = directConnectionString === null
     this.#common = common
     this.#shared = options.shared
-      ? new PoolClients({ ...common, max: EVERYBODY, idleTimeoutMillis: CONTROL_IDLE_MS })
+      ? new PoolClients({ ...common, max: SHARED_POOL_SIZE, idleTimeoutMillis: CONTROL_IDLE_MS })
       : undefined
     this.#client = { ...common, connectionString: directConnectionString ?? connectionString, pipeline: true }
     this.users = new Pool({ ...common, max, remedy: 'raise `max`, or let transactions end sooner' }, this.#shared)
     this.kysely = this.users.kysely
     const control = { query_timeout: CONTROL_TIMEOUT_MS, idleTimeoutMillis: CONTROL_IDLE_MS }
-    // One, where a second would be dearer than a moment's wait.
+    // With `shared`, a short wait is cheaper than a second connection.
     const controls = options.shared ? 1 : CONTROL_CONNECTIONS
     this.#control = new Pool({ ...common, ...control, max: controls }, this.#shared)
   }
 
   /**
    * Runs a statement that never waits for a lock.
-   * @throws {UnavailableError} the database cannot be asked; the outcome is unknown.
+   * @throws {UnavailableError} the database did not answer; the outcome is unknown.
    */
   control<R>(statement: RawBuilder<R>): Promise<R[]> {
     return this.#control.run(statement)
   }
 
-  /** As {@link control}, of a statement that selects CLOCK besides. */
-  async overheard<R>(statement: RawBuilder<unknown>): Promise<R[]> {
-    const close = this.ear.observe()
+  /** The same as {@link control}, for a statement that also selects CLOCK. The reading goes to {@link clockReader}. */
+  async controlWithClock<R>(statement: RawBuilder<unknown>): Promise<R[]> {
+    const close = this.clockReader.observe()
     const rows = await this.control(statement as RawBuilder<R & Clocked>)
     close(rows[0])
     return rows
   }
 
-  /** As {@link control}, for one row that brings back the clock. The clocks are read with the connection in hand. */
-  async clocked<R extends Clocked>(statement: RawBuilder<R>): Promise<{ row: R; heard: ClockReading }> {
+  /**
+   * Runs a control statement that reads the database's clock in its one row. The local clocks are read when the connection is
+   * there, so that the time until then does not count.
+   */
+  async readClock<R extends Clocked>(statement: RawBuilder<R>): Promise<{ row: R; reading: ClockReading }> {
     try {
       return await this.#control.kysely.connection().execute(async (connection) => {
-        const close = this.ear.open()
+        const close = this.clockReader.open()
         const row = (await statement.execute(connection)).rows[0] as R
-        return { row, heard: close(row) as ClockReading }
+        return { row, reading: close(row) as ClockReading }
       })
     } catch (error) {
       throw fromDatabase(error)
@@ -180,8 +130,8 @@ export class Database {
   }
 
   /**
-   * Connections of one's own for statements that may wait, or last: no lease depends on them. Ended by {@link drop}, or with all.
-   * @param remedy  what to do if they are too few.
+   * A separate pool for statements that may wait or take long: no lease depends on them. {@link drop} or {@link close} ends it.
+   * @param remedy  the advice of the error when all its connections are in use.
    */
   pool(max: number, remedy?: string): Pool {
     const config = { ...this.#common, max, query_timeout: POOL_TIMEOUT_MS }
@@ -190,15 +140,15 @@ export class Database {
     return pool
   }
 
-  /** Ends pools of {@link pool} when nothing is under way in them, at the latest when `late` resolves. */
+  /** Ends pools of {@link pool} when no statement is under way in them, at the latest when `late` resolves. */
   async drop(pools: Pool[], late: Promise<unknown>): Promise<void> {
     await Promise.all(pools.map((pool) => pool.close(late)))
     for (const pool of pools) this.#pools.delete(pool)
   }
 
   /**
-   * Cancels what a backend waits for. Again and again until `ended`: a cancel that arrives before the statement does
-   * is lost. When this resolves no cancel is under way any more.
+   * Cancels the statement of a backend, again and again until `ended`: a cancel that arrives before the statement is lost. When
+   * this resolves no cancel is under way any more.
    */
   cancel(pid: number, ended: () => boolean): Promise<void> {
     const cancelling = this.#cancelUntil(pid, ended).finally(() => this.#cancels.delete(cancelling))
@@ -213,20 +163,20 @@ export class Database {
     }
   }
 
-  /** Whether it is known that no connection of one's own can be had here. */
+  /** Whether it is known that there can be no direct connection: the database is behind a pooler, or the options say so. */
   get pooled(): boolean {
     return this.#pooled
   }
 
   /**
-   * A new connection of one's own, or `null` behind a transaction pooler.
+   * Opens a direct connection; `null`: the database is behind a transaction pooler.
    * @throws {UnavailableError} the database cannot be reached.
    */
   async direct(): Promise<pg.Client | null> {
     if (this.#pooled) return null
     this.#closing.check()
     const client = new this.#Client(this.#client)
-    client.on('error', () => {}) // 'end' follows and is what counts
+    client.on('error', () => {}) // 'end' follows, and is handled
     this.#direct.add(client)
     client.once('end', () => this.#direct.delete(client))
     try {
@@ -238,16 +188,17 @@ export class Database {
       return null
     } catch (error) {
       client.end().catch(() => {})
-      this.#closing.check() // we have cut it
+      this.#closing.check() // the close has destroyed it
       throw fromDatabase(error)
     }
   }
 
   /**
-   * One statement: the database answers, is one that can be trusted (server-facts.ts), and has a schema for this code: not an older one than
-   * it needs, nor a newer one that does not serve it any more (lockstep.oldest_code). The engine is proved once.
+   * Checks the database, by one statement: it answers, its server is supported (server-facts.ts), and its schema fits this code:
+   * neither older than this code needs, nor so new that it does not support this code any more (lockstep.oldest_code). Whether the
+   * server shows advisory locks is checked once.
    *
-   * @throws {UnavailableError} one sentence: what is not so.
+   * @throws {UnavailableError} one sentence that says what is wrong.
    */
   async ready(): Promise<void> {
     const [engine] = await this.control<ServerFacts & { current: string | null; oldest: string }>(
@@ -255,30 +206,31 @@ export class Database {
     )
     if (!engine) throw new UnavailableError('The database did not answer')
     const { current, oldest } = engine
-    const why = unfit(engine) ?? unwritable(engine)
+    const why = whyUnsupported(engine) ?? whyReadOnly(engine)
     if (why !== undefined) throw new UnavailableError(why)
     if (current === null || current < SCHEMA) {
       throw new UnavailableError(`The database has an older schema than ${SCHEMA}: run the migrations`)
     }
     if (oldest > SCHEMA) {
       throw new UnavailableError(
-        `The database has the schema ${current}, which serves code of ${oldest} and later, and this is of ${SCHEMA}: deploy the newer version`,
+        `The database has the schema ${current}, which supports code of ${oldest} and later, and this code is of ${SCHEMA}: deploy the newer version`,
       )
     }
     this.#proved = true
   }
 
   /**
-   * Ends every connection. Sessions have to be ended before: what is left of {@link direct} nobody has yet. Statements and
-   * transactions that are under way, and what follows from them, are waited for until `late` resolves, and then cut.
+   * Ends every connection. Sessions must be ended before: then the connections left of {@link direct} are those that are still being
+   * opened. Statements and transactions that are under way, and statements that follow from them, are waited for until `late`
+   * resolves; then their connections are destroyed.
    */
   async close(late?: Promise<unknown>): Promise<void> {
     const deadline = new Deadline(CLOSE_MS)
     this.users.refuse()
-    for (const client of this.#direct) sever(client)
+    for (const client of this.#direct) destroyConnection(client)
     const pools = [this.users, this.#control, ...this.#pools]
     let over = false
-    // What they were to cancel has ended with its session; they notice within 20 ms.
+    // The statements to cancel have ended with their sessions; the cancels notice that within 20 ms.
     const all = [...this.#cancels, allSettled(pools, () => over)]
     await Promise.race([Promise.all(all), late ?? deadline.over])
     over = true
@@ -287,26 +239,3 @@ export class Database {
     deadline.clear()
   }
 }
-
-/**
- * The code of an error, or of the cause of an {@link UnavailableError}, which is its SQLSTATE if the database said it; '' of what
- * has none: a handler may throw anything.
- */
-export function sqlState(error: unknown): string {
-  try {
-    const told = error instanceof UnavailableError ? error.cause : error
-    return String((told as { code?: unknown } | null | undefined)?.code ?? '')
-  } catch {
-    return ''
-  }
-}
-
-type ArrayType = 'text' | 'integer' | 'bigint' | 'boolean' | 'uuid' | 'jsonb' | 'double precision'
-
-/** An array parameter with its type, as our functions take them. Numbers are written here: pg quotes each, which takes longer. */
-export const list = (values: readonly unknown[], type: ArrayType) =>
-  sql`${PLAIN.has(type) ? `{${values.map((value) => value ?? 'NULL').join(',')}}` : values}::${sql.raw(type)}[]`
-const PLAIN = new Set<ArrayType>(['integer', 'bigint', 'boolean', 'double precision'])
-
-/** One property of many items, as an array parameter. */
-export const column = <T>(items: readonly T[], type: ArrayType, of: (item: T) => unknown) => list(items.map(of), type)

@@ -1,20 +1,20 @@
 /**
- * What one connection tries, has and gives up: the advisory locks K of names.
+ * The advisory locks K of names that one connection tries to get, has, and gives up.
  *
- * TURNS. Tries and releases are gathered: one statement each way for all that came while the last was under way. A turn goes
- * when none is under way; a second one beside it when it is worth its while, so that the server works on one while we work
- * on the other.
+ * TURNS. Tries and releases are gathered into turns. A turn is one statement for all calls that came while the last turn was
+ * under way. A turn is sent when no other is under way. When many calls wait, a second turn is sent too, so that the server works
+ * on one while this process works on the other.
  *
  * A STATEMENT THAT FAILED PROVES NOTHING. Session locks survive a rollback: a turn that failed may have gained and given
- * up any of its names. Nothing is guessed then. No further turn begins, those under way come to their ends, and the
- * database gives up every lock of this connection but those that were answered for (lockstep.keep_only). If that fails
- * too, the connection is given up, and all that it had with it. It works because a name is in one statement under way at
- * most, so that this connection has its lock once or not at all.
+ * up any of its names. So nothing is guessed. No further turn begins, the turns under way are waited for, and then the database
+ * unlocks every lock of this connection except those that a successful answer confirmed (lockstep.keep_only). If that fails
+ * too, the connection is ended, and all of its locks with it. This works because a name is in at most one statement under
+ * way, so that this connection has its lock once or not at all.
  *
- * ROOM. The server has one table for all locks of all programs, and when it is full even a program that only connects is
- * refused. So all connection holds together have half of it. A connection takes its share of what is left, as if there were as
- * many connections as there may be, and asks again when it has used that: together they stay below, however many begin at
- * once, and a few holds (32 with the server's defaults) cost one question.
+ * CAPACITY. The server has one lock table for all programs. When it is full, even a program that only connects is refused. So
+ * all connection holds together may use half of it. A connection takes an equal share of what is free: the free part divided by
+ * the number of connections that the server allows. When it has used its share it asks again. So together they stay below the
+ * half, however many begin at once, and a few holds (32 with the server's defaults) cost one query.
  */
 
 import { Stopwatch } from '../base/index.ts'
@@ -22,40 +22,40 @@ import { keyOf } from './lock-key.ts'
 
 type Try = { name: string; resolve: (token: bigint | null) => void; reject: (error: unknown) => void }
 type Release = { name: string; resolve: () => void }
-/** What lockstep.turn_keys answers. */
+/** The row that lockstep.turn_keys returns. */
 type Turn = [base: string | null, refused: number[] | null, taken: number[] | null, tokens: string[]]
-/** Names in one turn: as many as share a block of tokens. */
+/** The most names in one turn: those that share a block of tokens. */
 const TURN = 32
-/** After the server's lock table was found too full: for so long it is not asked again. */
+/** How long the server is not asked again after its lock table was found too full. */
 const FULL_MS = 250
 
-/** What a connection does for its turns. */
+/** The connection that the turns are sent on. */
 export interface Connection {
-  /** Rejects with why the connection is over, if it is. */
+  /** Runs a statement. Rejects with the reason of the connection's end, if it has ended. */
   ask(prepared: string | undefined, text: string, values: unknown[]): Promise<unknown[][]>
-  /** The key of the lock that shows that the connection lives, if it has one. */
+  /** The key of the advisory lock that proves that the connection lives, if it has one. */
   witness(): Promise<bigint | undefined>
-  /** Ends the connection. @returns why. */
+  /** Ends the connection. @returns why it ended. */
   end(why: unknown): Error
 }
 
 export class LockTurns {
   readonly #pid: number
   readonly #connection: Connection
-  /** Names whose K this connection has, as far as it was answered. */
+  /** The names whose K this connection has, as far as the server has answered. */
   readonly #owned = new Set<string>()
   readonly #tries: Try[] = []
   readonly #releases: Release[] = []
   #underWay = 0
-  /** Names in turns under way. */
+  /** The names in the turns under way. */
   readonly #asked = new Set<string>()
   #soon = false
   #recovery: Promise<void> | undefined
   #drained: (() => void) | undefined
   #lost: Error | undefined
-  /** How many names this connection may have before the server is asked for room. */
+  /** How many names this connection may have before the server is asked again. */
   #allowed = 0
-  #room: Promise<boolean> | undefined
+  #checking: Promise<boolean> | undefined
   #full: Stopwatch | undefined
 
   constructor(pid: number, connection: Connection) {
@@ -63,35 +63,35 @@ export class LockTurns {
     this.#connection = connection
   }
 
-  /** Whether one more name may be tried without asking for {@link room}. */
-  get hasRoom(): boolean {
+  /** Whether another name may be tried without a call of {@link checkCapacity}. */
+  get hasCapacity(): boolean {
     return this.#owned.size + this.#tries.length + this.#asked.size < this.#allowed
   }
 
-  /** Whether there is room in the server's lock table for more names of this connection. */
-  room(): Promise<boolean> {
+  /** Asks whether the server's lock table has space for more names of this connection. */
+  checkCapacity(): Promise<boolean> {
     if (this.#full && this.#full.elapsed() < FULL_MS) return Promise.resolve(false)
-    this.#room ??= this.#askRoom().finally(() => {
-      this.#room = undefined
+    this.#checking ??= this.#askCapacity().finally(() => {
+      this.#checking = undefined
     })
-    return this.#room
+    return this.#checking
   }
 
-  async #askRoom(): Promise<boolean> {
+  async #askCapacity(): Promise<boolean> {
     const [row] = await this.#connection.ask(
       'lockstep_room',
       'select held, most, connections from lockstep.lock_room()',
       [],
     )
     const [held, most, connections] = (row as string[]).map(Number) as [number, number, number]
-    const pending = this.#tries.length + this.#asked.size // which the server has not counted yet
+    const pending = this.#tries.length + this.#asked.size // the server has not counted these yet
     const more = Math.ceil((most - held - pending) / connections)
     this.#full = more > 0 ? undefined : new Stopwatch()
     this.#allowed = this.#owned.size + pending + Math.max(more, 0)
     return more > 0
   }
 
-  /** Tries to get K of a name and the name free: its token, or null. The caller does not have it yet. */
+  /** Tries to get K of a name that is free. @returns its token; null: it is not free. The caller must not have it already. */
   try(name: string): Promise<bigint | null> {
     return new Promise((resolve, reject) => {
       this.#tries.push({ name, resolve, reject })
@@ -99,12 +99,12 @@ export class LockTurns {
     })
   }
 
-  /** This connection has K of a name in another way than by a try, or is about to. */
-  owns(name: string): void {
+  /** Marks K of a name as owned, when this connection gets it otherwise than by {@link try}. */
+  markOwned(name: string): void {
     this.#owned.add(name)
   }
 
-  /** Gives up K of a name. When this resolves it is given up: in the worst case the connection was. */
+  /** Gives up K of a name. It is free when this resolves: in the worst case because the connection has ended. */
   giveUp(name: string): Promise<void> {
     this.#owned.delete(name)
     return new Promise((resolve) => {
@@ -126,7 +126,7 @@ export class LockTurns {
   async #turn() {
     const releases = this.#nextOf(this.#releases)
     const tries = this.#nextOf(this.#tries)
-    if (tries.length + releases.length === 0) return // all of them wait for a statement under way with the same name
+    if (tries.length + releases.length === 0) return // each waits for a statement under way with the same name
     const names = [...tries, ...releases].map(({ name }) => name)
     for (const name of names) this.#asked.add(name)
     this.#underWay++
@@ -142,8 +142,8 @@ export class LockTurns {
     if (this.#tries.length + this.#releases.length > 0) this.#turnSoon()
   }
 
-  // A name goes in one statement at a time, and its release before the next try of it: what became of it is known before it
-  // is asked for again.
+  // A name is in one statement at a time, and it is released before it is tried again: so the outcome is known before the next
+  // statement with the same name.
   #nextOf<C extends { name: string }>(calls: C[]): C[] {
     const first = calls === (this.#releases as unknown[]) ? [] : this.#releases
     if (this.#asked.size + first.length === 0) return calls.splice(0, TURN)
@@ -196,8 +196,8 @@ export class LockTurns {
     resolve(token)
   }
 
-  // After a statement failed that may have gained or given up a lock: what this connection has is set right by what the
-  // database says, or the connection is given up. LockTurns that fail meanwhile share it.
+  // For a statement that failed after it may have gained or given up a lock: the database unlocks what is not owned, or the
+  // connection is ended. Turns that fail at the same time share one recovery.
   #recover(): Promise<void> {
     this.#recovery ??= this.#keepOwned().finally(() => {
       this.#recovery = undefined

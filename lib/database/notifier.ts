@@ -1,162 +1,160 @@
 /**
- * What the database tells of one kind of thing: a LISTEN on this process's session, for as long as somebody here wants to
- * know.
+ * NOTIFY messages of one channel, delivered to listeners in this process. Each kind of thing has its own channel. The shared session
+ * does the LISTEN, as long as anybody in this process listens.
  *
- * Behind a pooler there is none, and who wants to know asks. Whenever the connection came or went something may have been
- * missed; then everybody is told `null`: look for yourself.
+ * Behind a pooler there is no LISTEN; there a caller has to poll. When the connection is made or lost, a message may have been
+ * missed. Then every listener is called with `null`, which means: read the state from the database.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
+import { BackoffDelays } from '../base/index.ts'
 import type { Session } from './session.ts'
 import type { SessionPool } from './session-pool.ts'
 
-type ClockReader<T> = (told: T | null) => void
+type Listener<T> = (payload: T | null) => void
+type AnyListener<T> = (name: string | null, payload: T | null) => void
+/** Which names a message is about, and what it says of each; an empty array: perhaps about any. May throw. */
+type Parse<T> = (message: string) => { name: string; payload: T }[]
 
-/** What a session that listens does besides. */
+/** Statements on the session that listens. With an advisory lock others can see whether anybody listens. */
 export interface ListenHooks {
-  come(session: Session): Promise<unknown>
-  go(session: Session): Promise<unknown>
+  /** Called after LISTEN. */
+  afterListen(session: Session): Promise<unknown>
+  /** Called before UNLISTEN. */
+  beforeUnlisten(session: Session): Promise<unknown>
 }
 
-// LISTEN makes every NOTIFY of the database dearer, and who wants to know often wants to again.
+// LISTEN makes every NOTIFY of the database slower. But a new listener often follows soon after the last one has left.
 const LINGER_MS = 10_000
 
 export class Notifier<T> {
   readonly #sessions: SessionPool
   readonly #channel: string
-  readonly #read: (message: string) => { name: string; told: T }[]
-  readonly #attend: ListenHooks | undefined
-  readonly #ears = new Map<string, Set<ClockReader<T>>>()
-  readonly #any = new Set<(name: string | null, told: T | null) => void>()
+  readonly #parse: Parse<T>
+  readonly #hooks: ListenHooks | undefined
+  readonly #listeners = new Map<string, Set<Listener<T>>>()
+  readonly #anyListeners = new Set<AnyListener<T>>()
   #session: Session | undefined
-  #keeping = false
-  #linger: NodeJS.Timeout | undefined
+  #subscribing = false
+  #lingerTimer: NodeJS.Timeout | undefined
   readonly #closed = new AbortController()
-  #unsubscribe = () => {}
+  #endIfUnneeded = () => {}
 
-  /**
-   * @param read    what a message says, of which names; nothing: perhaps of any. May throw.
-   * @param attend  so that it is known whether anybody listens.
-   */
-  constructor(
-    sessions: SessionPool,
-    channel: string,
-    read: (message: string) => { name: string; told: T }[],
-    attend?: ListenHooks,
-  ) {
+  constructor(sessions: SessionPool, channel: string, parse: Parse<T>, hooks?: ListenHooks) {
     this.#sessions = sessions
     this.#channel = channel
-    this.#read = read
-    this.#attend = attend
+    this.#parse = parse
+    this.#hooks = hooks
   }
 
-  /** The session over which news comes now. */
+  /** The session that listens now. */
   get session(): Session | undefined {
     return this.#session?.lost ? undefined : this.#session
   }
 
-  /** Hears of one name until the answer is called. */
-  on(name: string, ear: ClockReader<T>): () => void {
-    const ears = this.#ears.get(name) ?? new Set()
-    this.#ears.set(name, ears.add(ear))
+  /** Calls `listener` for each message about one name. @returns a function that unsubscribes it. */
+  on(name: string, listener: Listener<T>): () => void {
+    const listeners = this.#listeners.get(name) ?? new Set()
+    this.#listeners.set(name, listeners.add(listener))
     this.#begin()
     return () => {
-      ears.delete(ear)
-      if (ears.size > 0 || this.#ears.get(name) !== ears) return
-      this.#ears.delete(name)
+      listeners.delete(listener)
+      if (listeners.size > 0 || this.#listeners.get(name) !== listeners) return
+      this.#listeners.delete(name)
       this.#endSoon()
     }
   }
 
-  /** Hears that there was news, and of what name; null: perhaps of any. Until the answer is called. */
-  onAny(ear: (name: string | null, told: T | null) => void): () => void {
-    this.#any.add(ear)
+  /** Calls `listener` for each message, with its name; null: perhaps about any. @returns a function that unsubscribes it. */
+  onAny(listener: AnyListener<T>): () => void {
+    this.#anyListeners.add(listener)
     this.#begin()
     return () => {
-      this.#any.delete(ear)
+      this.#anyListeners.delete(listener)
       this.#endSoon()
     }
   }
 
-  /** Nobody hears anything any more. */
+  /** Removes all listeners, and stops listening. */
   close(): void {
     this.#closed.abort()
-    this.#ears.clear()
-    this.#any.clear()
-    clearTimeout(this.#linger)
-    this.#unsubscribe()
+    this.#listeners.clear()
+    this.#anyListeners.clear()
+    clearTimeout(this.#lingerTimer)
+    this.#endIfUnneeded()
   }
 
   get #wanted(): boolean {
-    return this.#ears.size > 0 || this.#any.size > 0
+    return this.#listeners.size > 0 || this.#anyListeners.size > 0
   }
 
   #begin(): void {
-    clearTimeout(this.#linger)
-    if (!this.#keeping && !this.#closed.signal.aborted) void this.#keep()
+    clearTimeout(this.#lingerTimer)
+    if (!this.#subscribing && !this.#closed.signal.aborted) void this.#subscribe()
   }
 
   #endSoon(): void {
     if (this.#wanted || this.#closed.signal.aborted) return
-    clearTimeout(this.#linger)
-    this.#linger = setTimeout(() => this.#unsubscribe(), LINGER_MS)
-    this.#linger.unref()
+    clearTimeout(this.#lingerTimer)
+    this.#lingerTimer = setTimeout(() => this.#endIfUnneeded(), LINGER_MS)
+    this.#lingerTimer.unref()
   }
 
-  // A session, and another when it is lost, while there is somebody to tell.
-  async #keep(): Promise<void> {
-    this.#keeping = true
+  // Listens on a session, and on the next one when it is lost, as long as there are listeners.
+  async #subscribe(): Promise<void> {
+    this.#subscribing = true
     const { signal } = this.#closed
-    for (let pauseMs = 100; this.#wanted && !signal.aborted; pauseMs = Math.min(pauseMs * 2, 2_000)) {
+    const delays = new BackoffDelays({ firstMs: 100, mostMs: 2_000 })
+    while (this.#wanted && !signal.aborted) {
       try {
         const session = await this.#sessions.shared()
-        if (session === null) break // behind a pooler: for good
-        await session.subscribe(this.#channel, (message) => this.#tell(message))
-        await this.#attend?.come(session)
+        if (session === null) break // behind a pooler, which does not change
+        await session.subscribe(this.#channel, (message) => this.#deliver(message))
+        await this.#hooks?.afterListen(session)
         this.#session = session
-        this.#tellAll()
-        await this.#over(session)
+        this.#notifyAll()
+        await this.#untilUnneeded(session)
         this.#session = undefined
-        this.#tellAll()
-        pauseMs = 50
+        this.#notifyAll()
+        delays.reset()
         if (session.lost) continue
-        await this.#attend?.go(session)
+        await this.#hooks?.beforeUnlisten(session)
         await session.unsubscribe(this.#channel)
       } catch {
-        // not kept alive by this: who asks by itself does
-        await sleep(pauseMs, undefined, { ref: false, signal }).catch(() => {})
+        // The timer does not keep the process alive: callers that poll have timers of their own.
+        await sleep(delays.next(), undefined, { ref: false, signal }).catch(() => {})
       }
     }
-    this.#keeping = false
+    this.#subscribing = false
   }
 
-  // Until the session is lost, or nobody has wanted to know for a while.
-  async #over(session: Session): Promise<void> {
+  // Resolves when the session is lost, or when there has been no listener for a while.
+  async #untilUnneeded(session: Session): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>()
-    const bell = { connectionLost: () => resolve() }
-    session.attach(bell)
-    this.#unsubscribe = () => {
+    const dependent = { connectionLost: () => resolve() }
+    session.attach(dependent)
+    this.#endIfUnneeded = () => {
       if (!this.#wanted) resolve()
     }
     await promise
-    session.detach(bell)
+    session.detach(dependent)
   }
 
-  // Whoever may connect may notify: what makes no sense is no reason to fail, but one to look.
-  #tell(message: string): void {
+  // Every role that may connect may NOTIFY. A message that makes no sense is not an error: the listeners read the state instead.
+  #deliver(message: string): void {
     try {
-      const all = this.#read(message)
-      if (all.length === 0) this.#tellAll()
-      for (const { name, told } of all) {
-        for (const ear of this.#ears.get(name) ?? []) ear(told)
-        for (const ear of this.#any) ear(name, told)
+      const all = this.#parse(message)
+      if (all.length === 0) this.#notifyAll()
+      for (const { name, payload } of all) {
+        for (const listener of this.#listeners.get(name) ?? []) listener(payload)
+        for (const listener of this.#anyListeners) listener(name, payload)
       }
     } catch {
-      this.#tellAll()
+      this.#notifyAll()
     }
   }
 
-  #tellAll(): void {
-    for (const ears of this.#ears.values()) for (const ear of ears) ear(null)
-    for (const ear of this.#any) ear(null, null)
+  #notifyAll(): void {
+    for (const listeners of this.#listeners.values()) for (const listener of listeners) listener(null)
+    for (const listener of this.#anyListeners) listener(null, null)
   }
 }

@@ -1,15 +1,15 @@
 /**
- * The clients of a pool of pg's: all of them are known from the moment they are made, so that an end ends each, also one that is
- * being connected, or whose server has stopped answering. A client without an 'error' listener ends the process when the server
- * closes it; every client has one.
+ * The clients of a pg pool. Each is known as soon as it is made, so that `end` ends every one, also one that is being
+ * connected, and one whose server has stopped answering. A client without an 'error' listener would end the process when the
+ * server closes its connection; so every client has one.
  */
 import pg from 'pg'
 import type { LentPool, PoolSource } from './shared-pool.ts'
 
-// For a server to end a connection that was ended politely.
+// How long the server may take to close a connection that was asked to end.
 const POLITE_MS = 500
 
-/** pg's pool, whose clients' errors end nothing, and whose end ends all of them. */
+/** A pg pool. An error of a client does not end the process, and `end` ends every client. */
 export class PoolClients implements LentPool {
   readonly #pool: pg.Pool
   readonly #open = new Set<pg.Client>()
@@ -49,7 +49,7 @@ export class PoolClients implements LentPool {
   }
 }
 
-/** A client that is in a set for as long as it is open, or being opened. */
+/** A client class whose clients are in `open` for as long as they are open or being opened. */
 function counted(Client: typeof pg.Client, open: Set<pg.Client>): typeof pg.Client {
   return class extends Client {
     constructor(config?: string | pg.ClientConfig) {
@@ -60,20 +60,23 @@ function counted(Client: typeof pg.Client, open: Set<pg.Client>): typeof pg.Clie
   }
 }
 
-/** Ends connections: those that a server does not end when it is asked to are cut. */
+/** Waits until connections that were asked to end have ended; after a while the sockets of the rest are destroyed. */
 async function ended(clients: pg.Client[]): Promise<void> {
   if (clients.length === 0) return
-  const cut = setTimeout(() => clients.forEach(sever), POLITE_MS)
+  const cut = setTimeout(() => clients.forEach(destroyConnection), POLITE_MS)
   await Promise.all(clients.map((client) => new Promise((resolve) => client.once('end', resolve))))
   clearTimeout(cut)
 }
 
-/** Cuts a connection, whatever it does. */
-export function sever(client: pg.Client | pg.PoolClient): void {
+/** Closes the socket of a connection at once, whatever the connection does. */
+export function destroyConnection(client: pg.Client | pg.PoolClient): void {
   ;(client as pg.Client).connection?.stream?.destroy()
 }
 
-/** A client that asks for its password. pg takes a connection string's, even an empty one, before a function. */
+/**
+ * A client class that calls a function for its password. Without it pg would prefer the password of the connection string, even
+ * an empty one, to a function.
+ */
 export function clientWith(password: () => string | Promise<string>): typeof pg.Client {
   return class extends pg.Client {
     constructor(config?: string | pg.ClientConfig) {

@@ -1,66 +1,72 @@
 /**
- * A pool of connections that gives up those that are broken, and that ends.
+ * A connection pool that discards broken connections, and that can be ended.
  *
- * Kysely gives a client back to its pool without the error that broke it, so after a network fault one query after another
- * would time out on the same dead client; here it is discarded.
+ * Kysely returns a client to its pool without the error that broke it. After a network fault one query after another would
+ * time out on the same dead client; here it is discarded.
  *
- * TO END is more than Kysely and pg can: Kysely's `destroy` does nothing unless it was used, pg's `end` waits for ever for a
- * client that somebody has, leaves those who stand in line to their time limit, and a connection whose server has stopped
- * answering open. So a pool of ours turns away whoever comes, cuts what is in use, and {@link PoolClients} knows each socket.
+ * ENDING is more than Kysely and pg can do. Kysely's `destroy` does nothing unless the Kysely was used. pg's `end` waits for
+ * ever for a client in use; callers that wait for a client stay until their time limit; and a connection whose server has
+ * stopped answering stays open. So this pool rejects new callers and waiting callers, destroys the connections in use, and
+ * {@link PoolClients} knows each socket.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Kysely, PostgresDialect, type RawBuilder, type Transaction } from 'kysely'
 import pg from 'pg'
 import { fromDatabase, UnavailableError } from '../base/index.ts'
-import { knowXid } from './caller-transaction.ts'
-import { PoolClients, sever } from './pool-clients.ts'
+import { rememberXid } from './caller-transaction.ts'
+import { destroyConnection, PoolClients } from './pool-clients.ts'
 import { type PoolSource, SharedPool, type Wait } from './shared-pool.ts'
-import { type Connection, type Hand, Supervisor } from './supervised-transaction.ts'
+import { type Connection, type RunWork, SupervisedTransaction } from './supervised-transaction.ts'
 import { uncached } from './uncached.ts'
 
 export interface PoolConfig extends pg.PoolConfig {
   max: number
-  /** Statements are made {@link volatile}. */
+  /** Whether each statement is changed so that no proxy answers it from a cache (uncached.ts). @default false */
   volatile?: boolean
-  /** What to do if its connections are too few, as in `raise this or that`. */
+  /** The advice of the error when all connections are in use, as in `raise this or that`. */
   remedy?: string
 }
 
-/** How a transaction of Lockstep's is had, whose work is a user's. Its connection is waited for as {@link Wait} says. */
-export interface Supervision extends Wait {
-  /** @default the role's */
+/** Options of {@link Pool.supervised}. It waits for a connection as {@link Wait} says. */
+export interface SupervisedOptions extends Wait {
+  /** The isolation level. @default the default of the role */
   isolation?: 'read committed'
-  /** Whether its id is asked for at its beginning; else `hand` is given it. @default true */
+  /** Whether the transaction's id is read when it begins; if not, the work passes it to `runWork`. @default true */
   identified?: boolean
   /**
-   * Rejects when the work is to be left to itself: then its connection is cut, so that whoever still has `trx` can neither write
-   * nor keep anything locked, and the pool has its place back.
+   * Rejects when the work is abandoned. Then its connection is destroyed: code that still has `trx` can neither write with it nor
+   * keep anything locked, and the pool may open another connection.
    */
-  severed?: Promise<never>
+  abandoned?: Promise<never>
 }
+
+/** The work of a supervised transaction: the part of it that is the user's goes through `runWork`. */
+// biome-ignore lint/suspicious/noExplicitAny: in any schema
+export type SupervisedWork<T> = (trx: Transaction<any>, runWork: RunWork) => Promise<T>
 
 export class Pool {
   // biome-ignore lint/suspicious/noExplicitAny: ours, pg-boss's and the user's tables
   readonly kysely: Kysely<any>
   readonly #source: PoolSource
   readonly #query: (text: string, values?: unknown[]) => pg.QueryConfig
-  /** In use, and asked for. */
+  /** The clients in use. */
   readonly #out = new Set<pg.PoolClient>()
+  /** How to reject each caller that waits for a client. */
   readonly #asking = new Set<(error: unknown) => void>()
   #quiet = Promise.withResolvers<void>()
   #closing = false
   #refusing = false
 
-  /** @param from  whose connections it has, at most `max` at a time; left out: its own. */
+  /** @param from  the clients that it shares with other pools, at most `max` at a time. @default clients of its own */
   constructor({ query_timeout, volatile: marked, remedy, ...config }: PoolConfig, from?: PoolClients) {
-    // Of a client the time limit would be everybody's who shares the connections; pg's types know none of a query.
+    // A time limit on a client would apply to every pool that shares it. pg has one for a query too; its types do not know it.
     this.#query = (text, values) =>
       ({ text: marked ? uncached(text) : text, values, query_timeout }) as unknown as pg.QueryConfig
     this.#source = new SharedPool(from ?? new PoolClients(config), config.max, { owner: from === undefined, remedy })
     this.kysely = this.#over(() => this.#guarded())
   }
 
-  /** @throws {UnavailableError} the database cannot be asked; the outcome is unknown. */
+  /** Runs one statement. @throws {UnavailableError} the database did not answer; the outcome is unknown. */
   async run<R>(statement: RawBuilder<R>): Promise<R[]> {
     try {
       return (await statement.execute(this.kysely)).rows
@@ -69,7 +75,7 @@ export class Pool {
     }
   }
 
-  /** Text that may hold several statements. The client that failed is not used again. @throws {UnavailableError} */
+  /** Runs SQL text, which may hold several statements. After an error the client is not used again. @throws {UnavailableError} */
   // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
   async query(text: string, values?: unknown[]): Promise<any> {
     const client = await this.#guarded()
@@ -83,7 +89,7 @@ export class Pool {
     }
   }
 
-  /** READ COMMITTED. @throws {UnavailableError} */
+  /** Runs `work` in a READ COMMITTED transaction. @throws {UnavailableError} */
   // biome-ignore lint/suspicious/noExplicitAny: in any schema
   async transaction<T>(work: (trx: Transaction<any>) => Promise<T>): Promise<T> {
     try {
@@ -94,31 +100,31 @@ export class Pool {
   }
 
   /**
-   * A transaction whose work is a user's, or a part of it: that goes through `hand` (supervised-transaction.ts).
-   * @throws {UnavailableError} no connection could be had.
-   * @throws {TransactionEndedError} the user's part has ended it. And what `work` throws, as it is; and the signal's reason.
+   * Runs a transaction whose work is the user's, or partly: the user's part runs through `runWork` (supervised-transaction.ts).
+   * @throws {UnavailableError} there was no connection for it.
+   * @throws {TransactionEndedError} the user's part has ended the transaction.
+   * @throws the error of `work`, unchanged; the signal's reason.
    */
-  // biome-ignore lint/suspicious/noExplicitAny: in any schema
-  async supervised<T>(work: (trx: Transaction<any>, hand: Hand) => Promise<T>, how: Supervision = {}): Promise<T> {
-    const { isolation, identified = true, severed, ...wait } = how
+  async supervised<T>(work: SupervisedWork<T>, how: SupervisedOptions = {}): Promise<T> {
+    const { isolation, identified = true, abandoned, ...wait } = how
     const client = await this.#guarded(wait)
-    const supervisor = new Supervisor(client, identified)
+    const supervisor = new SupervisedTransaction(client, identified)
     let ended = false
-    severed?.catch(() => ended || client.sever())
+    abandoned?.catch(() => ended || client.destroy())
     try {
-      const query: Guarded['query'] = (text, values) => supervisor.query(text, values)
+      const query: GuardedClient['query'] = (text, values) => supervisor.query(text, values)
       const kysely = this.#over(async () => ({ ...client, query, release: () => {} }))
       const begun = isolation ? kysely.transaction().setIsolationLevel(isolation) : kysely.transaction()
       return await begun.execute((trx) => {
-        if (supervisor.xid !== undefined) knowXid(trx, supervisor.xid)
-        const hand: Hand = (theirs, xid) => {
-          if (xid !== undefined) knowXid(trx, xid)
-          return supervisor.hand(theirs, xid)
+        if (supervisor.xid !== undefined) rememberXid(trx, supervisor.xid)
+        const runWork: RunWork = (theirs, xid) => {
+          if (xid !== undefined) rememberXid(trx, xid)
+          return supervisor.runWork(theirs, xid)
         }
-        const working = work(trx, hand)
-        if (!severed) return working
-        working.catch(() => {}) // left to itself, perhaps
-        return Promise.race([working, severed])
+        const working = work(trx, runWork)
+        if (!abandoned) return working
+        working.catch(() => {}) // if it is abandoned, nothing else handles its error
+        return Promise.race([working, abandoned])
       })
     } catch (error) {
       throw supervisor.explained(error)
@@ -128,26 +134,26 @@ export class Pool {
     }
   }
 
-  /** It will end. Who waits for the first connection waits no more; else what is asked gets its answer. */
+  /** The pool will end soon. Callers that wait for the first connection are rejected; other statements still get their answers. */
   closing(): void {
     this.#closing = true
-    if (!this.#source.live) this.#turnAway()
+    if (!this.#source.live) this.#rejectWaiting()
   }
 
-  /** Refuses whoever asks from now on, and who stands in line; what is in use goes on. */
+  /** Rejects new callers and callers that wait for a connection. Connections in use go on. */
   refuse(): void {
     this.#closing = true
     this.#refusing = true
-    this.#turnAway()
+    this.#rejectWaiting()
   }
 
-  #turnAway(): void {
+  #rejectWaiting(): void {
     for (const refuse of this.#asking) refuse(closed())
     this.#asking.clear()
-    this.#told()
+    this.#signalIfQuiet()
   }
 
-  /** Whether nothing is in use or asked for. */
+  /** Whether no connection is in use, and no caller waits for one. */
   get quiet(): boolean {
     return this.#out.size + this.#asking.size === 0
   }
@@ -157,52 +163,52 @@ export class Pool {
     while (!this.quiet) await this.#quiet.promise
   }
 
-  /** Ends it, at once: what is in use is cut. */
+  /** Ends the pool at once: connections in use are destroyed. */
   async end(): Promise<void> {
     this.refuse()
-    for (const client of this.#out) sever(client)
+    for (const client of this.#out) destroyConnection(client)
     await this.#source.end()
   }
 
-  /** Ends it when nothing is in use any more, at the latest when `late` resolves: then what is in use is cut. */
+  /** Ends the pool when it is {@link quiet}, at the latest when `late` resolves: then connections in use are destroyed. */
   async close(late: Promise<unknown> = Promise.resolve()): Promise<void> {
     await Promise.race([this.settled(), late])
     await this.end()
   }
 
-  #told(): void {
+  #signalIfQuiet(): void {
     if (!this.quiet) return
     this.#quiet.resolve()
     this.#quiet = Promise.withResolvers()
   }
 
-  // None any more once it refuses, also for whom one is being opened.
+  // Once the pool refuses, it gives out no client, not even one that was being opened before.
   #connect(wait?: Wait): Promise<pg.PoolClient> {
     if (this.#refusing) return Promise.reject(closed())
     return new Promise((resolve, reject) => {
       this.#asking.add(reject)
       this.#source.connect(wait).then(
         (client) => {
-          if (!this.#asking.delete(reject)) return client.release() // nobody is there to have it
+          if (!this.#asking.delete(reject)) return client.release() // its caller was rejected meanwhile
           this.#out.add(client)
-          const release = client.release // made anew by pg at each checkout
+          const release = client.release // pg makes a new one at each checkout
           client.release = (error) => {
             this.#out.delete(client)
             release.call(client, error)
-            this.#told()
+            this.#signalIfQuiet()
           }
           resolve(client)
         },
         (error) => {
           if (this.#asking.delete(reject)) reject(error)
-          this.#told()
+          this.#signalIfQuiet()
         },
       )
     })
   }
 
-  // A client that failed for any other reason than an answer of the server is not used again.
-  async #guarded(wait?: Wait): Promise<Guarded> {
+  // A client is used again after an error that the server sent, and after no other error.
+  async #guarded(wait?: Wait): Promise<GuardedClient> {
     const client = await this.#connect(wait).catch((error) => {
       if (wait?.signal?.aborted) throw error
       throw this.#closing ? closed(error) : unreachable(error)
@@ -223,14 +229,14 @@ export class Pool {
       status: () => client.getTransactionStatus(),
       release: () => client.release(broken),
       discard: (why) => client.release(broken ?? why),
-      sever() {
-        broken ??= new Error('The transaction was left to itself')
-        sever(client)
+      destroy() {
+        broken ??= new Error('The transaction was abandoned')
+        destroyConnection(client)
       },
     }
   }
 
-  #over(connect: () => Promise<Guarded>) {
+  #over(connect: () => Promise<GuardedClient>) {
     const { options } = this.#source
     // biome-ignore lint/suspicious/noExplicitAny: Kysely takes the structural subset that it uses
     const subset: any = { options, connect, end: () => this.end() }
@@ -240,8 +246,8 @@ export class Pool {
 }
 
 /**
- * Resolves when nothing is under way in any of them, and nothing follows from it; or, soon, once it is `over`. An answer may lead
- * to another statement of nobody who waits for it: a lease that was granted to somebody who has left is given back.
+ * Resolves when no statement is under way in any of the pools and none follows from an answer; or soon after `over` becomes true.
+ * An answer may lead to another statement: when a lease was granted to a caller that has left, it is given back.
  */
 export async function allSettled(pools: Pool[], over: () => boolean): Promise<void> {
   while (pools.some((pool) => !pool.quiet)) {
@@ -253,19 +259,19 @@ export async function allSettled(pools: Pool[], over: () => boolean): Promise<vo
 
 const closed = (cause?: unknown) => new UnavailableError('Lockstep was closed', cause === undefined ? {} : { cause })
 
-/** The pid that the server, or a pooler in its name, announced at login. Not in `pg`'s types. */
+/** The pid that the server, or a pooler in front of it, announced at login (BackendKeyData). Not in `pg`'s types. */
 export const announcedPid = (client: pg.Client): number => (client as unknown as { processID: number }).processID
 
-interface Guarded extends Connection {
+interface GuardedClient extends Connection {
   processID: number
   release(): void
-  /** As release, and it is not used again. */
+  /** Releases the client; it is not used again. */
   discard(why: Error): void
-  /** Cuts the connection. */
-  sever(): void
+  /** Closes the socket at once. */
+  destroy(): void
 }
 
-// Whatever it is that kept a connection from being made: each runtime says it in its own words.
+// An error while connecting. Each runtime words it differently, so an unknown one counts as unreachable too.
 function unreachable(error: unknown): unknown {
   const known = fromDatabase(error)
   if (known instanceof UnavailableError || known instanceof pg.DatabaseError) return known

@@ -1,9 +1,9 @@
 /**
- * The sessions of one process: one that everybody's tries share, and a few that may wait.
+ * The sessions of one process: a shared one for attempts that do not wait, and a few waiting sessions.
  *
- * A session that waits in the database's queue is blocked, and what it gets there it holds itself; so waiting has
- * sessions of its own, few of them. Who finds none free is not turned away (lock/wait-queue.ts polls instead). Two idle ones are
- * kept for the next wait.
+ * A session that waits in the database's lock queue is blocked, and the lock that it gets there is its own. So waiting needs
+ * separate sessions. They are few: a caller that finds none free polls instead (lock/wait-queue.ts). Two idle ones are kept for the
+ * next waits.
  */
 
 import { noConnectionLeft, UnavailableError } from '../base/index.ts'
@@ -11,7 +11,7 @@ import type { Database } from './database.ts'
 import { Session } from './session.ts'
 
 const KEPT_IDLE = 2
-// After the server has refused a connection because it has too many, before it is asked for one to wait on.
+// How long no waiting session is opened after the server has refused a connection because it has too many.
 const FULL_MS = 1_000
 
 export class SessionPool {
@@ -34,14 +34,14 @@ export class SessionPool {
     return this.#current?.lost ? undefined : this.#current
   }
 
-  /** The session that everybody's tries share; `null` behind a pooler. Opened at first use, and anew after a loss. */
+  /** The shared session; `null` behind a pooler. It is opened at first use, and again after it was lost. */
   async shared(): Promise<Session | null> {
     for (;;) {
       if (this.#closed) throw new UnavailableError('Lockstep was closed')
       this.#shared ??= Session.open(this.#database, true)
       const opening = this.#shared
-      // Only what was waited for here is forgotten: of a crowd that waited for a session which is lost, the first opens the
-      // next, and that is everybody's.
+      // Each caller forgets only the session that it waited for. Of many callers that waited for a session which is lost, the first
+      // opens the next one, and all of them share it.
       const forget = () => {
         if (this.#shared === opening) this.#shared = undefined
       }
@@ -57,7 +57,10 @@ export class SessionPool {
     }
   }
 
-  /** A session to wait on, to be given back; `null` when none is left, here or at the server, or there can be none. */
+  /**
+   * Borrows a session to wait on. Give it back by {@link giveBack} or {@link discard}.
+   * @returns null: all are in use, the server has no connection left, or the database is behind a pooler.
+   */
   async borrow(): Promise<Session | null> {
     if (this.#closed) throw new UnavailableError('Lockstep was closed')
     let session: Session | null | undefined
@@ -89,7 +92,7 @@ export class SessionPool {
     return session
   }
 
-  /** Back from waiting, with nothing held. */
+  /** Takes back a session that holds nothing. */
   async giveBack(session: Session): Promise<void> {
     try {
       await session.unlisten()
@@ -101,7 +104,7 @@ export class SessionPool {
     if (!session.lost) this.#idle.push(session)
   }
 
-  /** Back from waiting, with something held perhaps: it is ended. */
+  /** Takes back a session that may hold something, and ends it. */
   async discard(session: Session): Promise<void> {
     this.#waiting.delete(session)
     const ending = session.end()
@@ -109,12 +112,12 @@ export class SessionPool {
     await ending.finally(() => this.#ending.delete(ending))
   }
 
-  /** The pids of sessions that wait or hold after waiting: this process's own places in queues. */
+  /** The pids of this process's sessions that wait in lock queues, or hold what they have waited for. */
   get waitingPids(): number[] {
     return [...this.#waiting].map((session) => session.pid)
   }
 
-  /** Ends all of them, but for those that are being opened: these end with their connection (Database.close). */
+  /** Ends all sessions. Those that are still being opened end with their connections (Database.close). */
   async close(): Promise<void> {
     this.#closed = true
     await Promise.all([this.#current, ...this.#idle, ...this.#waiting].map((session) => session?.end()))

@@ -1,65 +1,67 @@
 /**
- * One direct connection of this process, and what it is for: session advisory locks, queueing for one, LISTEN.
+ * One direct connection of this process, for session advisory locks, for waiting in their queues, and for LISTEN.
  *
- * What a session has, it has until its connection ends; so everything turns on knowing the end in time. The end that
- * announces itself (process killed, server stopped, pid terminated) is known at once. A network that just goes silent
- * is not, nor is a process that is frozen: the client gives up after {@link TRUST_MS} without an answer, and the
- * server, told so at the start, {@link SERVER_GIVES_UP_MS} after the client was last heard of: the client always
- * first, so that nobody can be granted what a client still believes to hold (but by another server, after a fail-over),
- * and always at last, so that a frozen holder cannot keep a name for ever. Any answer counts; an idle session asks every
- * {@link BEAT_MS}.
+ * A session has its locks until its connection ends. So both sides must learn of the end in time. Often the end is visible at
+ * once: the process was killed, the server was stopped, the backend was terminated. A network that goes silent, or a process that
+ * is frozen, is not. For these there are two limits. The client gives up {@link TRUST_MS} after the last answer. The server
+ * ends the connection {@link SERVER_GIVES_UP_MS} after it last heard from the client; the session asks it to by settings when
+ * it opens. The client is always first: so nobody can be granted a name that a client still trusts to hold (except by
+ * another server, after a fail-over). And the server always gives up in the end: so a frozen holder cannot keep a name for
+ * ever. Every answer counts; an idle session sends a heartbeat every {@link HEARTBEAT_MS}.
  *
- * Session locks are re-entrant and belong to the whole connection. Who of this process has a name is therefore told
- * apart in lock/locks.ts, which never asks for a name twice on one session.
+ * Session locks are re-entrant, and they belong to the whole connection. So the server cannot tell two callers of one session
+ * apart. lock/locks.ts does that, and never asks for a name twice on one session.
  *
- * Tries and releases are gathered into turns, which also set right what a failed statement left behind (lock-turns.ts).
+ * Tries and releases are gathered into turns, which also recover from a failed statement (lock-turns.ts).
  */
 import type { RawBuilder } from 'kysely'
 import type pg from 'pg'
 import { fromDatabase, SQLSTATE, Stopwatch, UnavailableError } from '../base/index.ts'
-import { announcedPid, type Database, run } from './database.ts'
+import { run } from './caller-transaction.ts'
+import type { Database } from './database.ts'
 import { LockTurns } from './lock-turns.ts'
+import { announcedPid } from './pool.ts'
 
-const BEAT_MS = 2_000
+const HEARTBEAT_MS = 2_000
 const TRUST_MS = 8_000
 const SERVER_GIVES_UP_MS = 15_000
 
-/** What asking for a name with K in hand answers: the token, or how long until it is worth asking again. */
-export type Place = { token: bigint; waitMs: null } | { token: null; waitMs: number }
+/** The answer of the database to a session that has K of a name: its token, or in how many milliseconds to ask again. */
+export type TakeResult = { token: bigint; waitMs: null } | { token: null; waitMs: number }
 
-/** What depends on a session. */
+/** An object that must learn when a session ends. */
 export interface Dependent {
   /** Called once, when the connection has ended or is no longer trusted. */
   connectionLost(error: Error): void
 }
 
 export class Session {
-  /** The backend's pid. */
+  /** The pid of the server's backend. */
   readonly pid: number
-  /** Whether everybody's tries go here; if not, it may wait. */
+  /** Whether it is the shared session; if not, it may wait. */
   readonly shared: boolean
-  /** Why this session is over; undefined while it lives. */
+  /** Why this session has ended; undefined while it lives. */
   lost: Error | undefined
 
   readonly #client: pg.Client
-  readonly #beat: NodeJS.Timeout
+  readonly #heartbeat: NodeJS.Timeout
   readonly #dependents = new Set<Dependent>()
   readonly #turns: LockTurns
   #answered: Stopwatch
-  #queueing = false // blocked in the server's queue: no answer is due
+  #queueing = false // blocked in the server's lock queue: no answer is expected
   #beating = false
-  readonly #ears = new Map<string, (message: string) => void>()
+  readonly #listeners = new Map<string, (message: string) => void>()
   #witness: Promise<bigint> | undefined
 
-  /** Opens a session, or answers `null` where a connection of one's own cannot be had. */
+  /** Opens a session; `null`: there can be no direct connection. */
   static async open(database: Database, shared: boolean): Promise<Session | null> {
     const opened = new Stopwatch()
     const client = await database.direct()
     if (client === null) return null
     try {
-      // tcp_user_timeout bounds unanswered data and keepalives alike, idle_session_timeout a process that stands still
-      // (its kernel goes on answering); the check interval ends a queue place whose process has died.
-      // The search path is a pinned one: what a tenant has put into `public` is not taken for a function of ours.
+      // tcp_user_timeout limits unanswered data and keepalives; idle_session_timeout limits a process that is frozen, whose kernel
+      // goes on answering; client_connection_check_interval ends a wait in a lock queue whose process has died.
+      // The search path is pinned: so a function that a tenant has put into `public` is never called instead of Lockstep's own.
       // The planner's settings are those of the functions on leases (0001_lease.sql), set once instead of at every call.
       await client.query(
         `set search_path = pg_catalog, pg_temp; set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off;` +
@@ -85,17 +87,17 @@ export class Session {
     })
     client.on('end', () => this.#lose(new UnavailableError('The connection has ended')))
     client.on('error', (error) => this.#lose(error))
-    client.on('notification', ({ channel, payload }) => this.#ears.get(channel)?.(payload ?? ''))
-    this.#beat = setInterval(() => this.#keepUp(), BEAT_MS / 4)
-    this.#beat.unref()
+    client.on('notification', ({ channel, payload }) => this.#listeners.get(channel)?.(payload ?? ''))
+    this.#heartbeat = setInterval(() => this.#checkHeartbeat(), HEARTBEAT_MS / 4)
+    this.#heartbeat.unref()
   }
 
-  /** Whether what this session has may be believed now: compares clocks when called. */
+  /** Whether the locks of this session may be trusted now: compares clocks when called. */
   isTrusted(): boolean {
     return this.lost === undefined && (this.#queueing || this.#answered.elapsed() < TRUST_MS)
   }
 
-  /** Tells this one of the end of the connection, at once if it is over already: an answer may arrive with its end. */
+  /** Reports the end of the connection to `dependent`; at once, if it has ended: an answer may arrive together with the end. */
   attach(dependent: Dependent): void {
     if (this.lost) dependent.connectionLost(this.lost)
     else this.#dependents.add(dependent)
@@ -105,44 +107,44 @@ export class Session {
     this.#dependents.delete(dependent)
   }
 
-  /** Whether one more name may be tried without asking for {@link room}. */
-  get hasRoom(): boolean {
-    return this.#turns.hasRoom
+  /** Whether another name may be tried without a call of {@link checkCapacity}. */
+  get hasCapacity(): boolean {
+    return this.#turns.hasCapacity
   }
 
-  /** Whether there is room in the server's lock table for more names of this connection. */
-  room(): Promise<boolean> {
-    return this.#turns.room()
+  /** Asks whether the server's lock table has space for more names of this connection. */
+  checkCapacity(): Promise<boolean> {
+    return this.#turns.checkCapacity()
   }
 
-  /** Tries to get K of a name and the name free: its token, or null. The caller does not have it yet. */
+  /** Tries to get K of a name that is free. @returns its token; null: it is not free. The caller must not have it already. */
   try(name: string): Promise<bigint | null> {
     return this.#turns.try(name)
   }
 
-  /** Gives up K of a name. When this resolves it is given up: in the worst case the connection was. */
+  /** Gives up K of a name. It is free when this resolves: in the worst case because the connection has ended. */
   giveUp(name: string): Promise<void> {
     return this.#turns.giveUp(name)
   }
 
-  /** Waits in the server's queue for K; `again`: gives it up first, and stands behind those who wait. */
-  async queue(name: string, again: boolean): Promise<Place> {
+  /** Waits in the server's lock queue for K. @param again  gives K up first, and queues behind all that wait. */
+  async queue(name: string, again: boolean): Promise<TakeResult> {
     this.#queueing = true
     try {
-      this.#turns.owns(name) // until it is given up, which follows every failure
+      this.#turns.markOwned(name) // until it is given up, as it is after every failure
       const [row] = await this.#ask('lockstep_queue', 'select * from lockstep.queue($1, $2)', [name, again])
-      // The answer may be as old as the wait. Ask once more before anything is believed.
+      // The answer may be as old as the wait. Ask again before anything is trusted.
       if (this.#answered.elapsed() > TRUST_MS / 2) await this.#ask('lockstep_beat', 'select 1', [])
-      return placeOf(row)
+      return takeResultOf(row)
     } finally {
       this.#queueing = false
     }
   }
 
-  /** With K in hand: whether the name is free now. */
-  async take(name: string): Promise<Place> {
+  /** Asks whether the name is free now; the session must have K. */
+  async take(name: string): Promise<TakeResult> {
     const [row] = await this.#ask('lockstep_take', 'select * from lockstep.take($1)', [name])
-    return placeOf(row)
+    return takeResultOf(row)
   }
 
   /** Writes the row of a hold of this session, so that it can be fenced. */
@@ -156,36 +158,40 @@ export class Session {
     ])
   }
 
-  /** Any statement, on this connection. */
+  /** Runs any statement on this connection. */
   run<R>(statement: RawBuilder<R>): Promise<R[]> {
     return this.#trusting(() => run(this.#client, statement))
   }
 
-  /** Calls `wake` whenever a lease of this name is released, until {@link unlisten}. */
+  /** Calls `wake` each time a lease of this name is released, until {@link unlisten}. */
   async listen(name: string, wake: () => void): Promise<void> {
     const [row] = await this.#ask(undefined, 'select lockstep.listen($1)', [name])
-    this.#ears.set(row?.[0] as string, wake)
+    this.#listeners.set(row?.[0] as string, wake)
   }
 
-  /** Stops listening. Each listening backend makes every NOTIFY of the database dearer. */
+  /** Stops listening: each listening backend makes every NOTIFY of the database slower. */
   async unlisten(): Promise<void> {
-    if (this.#ears.size === 0) return
-    this.#ears.clear()
+    if (this.#listeners.size === 0) return
+    this.#listeners.clear()
     await this.#ask(undefined, 'unlisten *', [])
   }
 
-  /** Hears of everything that is told on a channel. */
+  /** Calls `hear` with each message of a channel, until {@link unsubscribe}. */
   async subscribe(channel: string, hear: (message: string) => void): Promise<void> {
-    this.#ears.set(channel, hear)
+    this.#listeners.set(channel, hear)
     await this.#ask(undefined, `listen ${channel}`, [])
   }
 
+  /** Stops listening to a channel. */
   async unsubscribe(channel: string): Promise<void> {
-    this.#ears.delete(channel)
+    this.#listeners.delete(channel)
     await this.#ask(undefined, `unlisten ${channel}`, [])
   }
 
-  /** The key of an advisory lock that this connection has: it is free when the connection has ended, and not before. */
+  /**
+   * The key of the witness: an advisory lock that this connection takes at the first call and keeps until it ends. Another
+   * connection that gets the lock knows that this one has ended.
+   */
   witness(): Promise<bigint> {
     if (!this.#witness) {
       const key = crypto.getRandomValues(new BigInt64Array(1))[0] as bigint
@@ -198,10 +204,10 @@ export class Session {
   }
 
   /**
-   * Waits until another connection has ended, by its {@link witness}. After a failure, a cancel too, this session may have
-   * the lock: it is not to be used again.
+   * Waits until another connection has ended, by its {@link witness}. After a failure (also after a cancel) this session may have
+   * that lock, so it must not be used again.
    */
-  async outlive(witness: bigint): Promise<void> {
+  async waitForEnd(witness: bigint): Promise<void> {
     this.#queueing = true
     try {
       await this.#ask(undefined, 'select pg_advisory_lock_shared($1), pg_advisory_unlock_shared($1)', [witness])
@@ -211,13 +217,13 @@ export class Session {
     }
   }
 
-  /** Ends the connection; whatever it had is free. */
+  /** Ends the connection. All its locks are free then. */
   async end(): Promise<void> {
     this.#lose(new UnavailableError('The session was closed'))
     await this.#client.end().catch(() => {})
   }
 
-  // Named prepared statements: this connection is direct, and they save a third of the server's time.
+  // Prepared statements with names: the connection is direct, so they work, and they save a third of the server's time.
   async #ask(name: string | undefined, text: string, values: unknown[]): Promise<unknown[][]> {
     const { rows } = await this.#trusting(() =>
       this.#client.query({ ...(name && { name }), text, values, rowMode: 'array' }),
@@ -225,7 +231,7 @@ export class Session {
     return rows
   }
 
-  // An answer proves that the connection lived, and the server with it, when the question was asked.
+  // An answer proves that the connection and the server lived when the statement was sent.
   async #trusting<R>(ask: () => Promise<R>): Promise<R> {
     if (this.lost) throw this.lost
     const asked = new Stopwatch()
@@ -235,8 +241,8 @@ export class Session {
       this.#answered = asked
       return answer
     } catch (error) {
-      // What the server did not answer the network did; and a FATAL answer is its last. Either way this connection is
-      // over, whether we have heard of its end yet or not.
+      // An error without a severity comes from the network, not from the server; and a FATAL answer is the server's last. In both
+      // cases the connection has ended, even if its 'end' event has not come yet.
       const { severity, code } = error as { severity?: string; code?: string }
       const over = severity === undefined || severity === 'FATAL' || severity === 'PANIC'
       if (over || code === SQLSTATE.wrongBackend) this.#lose(error)
@@ -244,15 +250,15 @@ export class Session {
     }
   }
 
-  #keepUp() {
+  #checkHeartbeat() {
     if (this.#queueing) return
     const silent = this.#answered.elapsed()
     if (silent >= TRUST_MS) {
       this.#lose(new UnavailableError(`No answer from the database for ${Math.round(silent)} ms`))
-    } else if (silent >= BEAT_MS && !this.#beating) {
+    } else if (silent >= HEARTBEAT_MS && !this.#beating) {
       this.#beating = true
       this.#ask('lockstep_beat', 'select 1', [])
-        .catch(() => {}) // its connection's end says the same
+        .catch(() => {}) // the end of the connection is reported separately
         .finally(() => {
           this.#beating = false
         })
@@ -265,17 +271,17 @@ export class Session {
     const error =
       known instanceof UnavailableError ? known : new UnavailableError('The connection is lost', { cause: why })
     this.lost = error
-    clearInterval(this.#beat)
+    clearInterval(this.#heartbeat)
     const dependents = [...this.#dependents]
     this.#dependents.clear()
     for (const dependent of dependents) dependent.connectionLost(error)
-    // the socket: a connection that no longer answers cannot be ended politely
+    // Destroy the socket: a connection that does not answer cannot be ended by the protocol.
     this.#client.connection?.stream?.destroy()
     return error
   }
 }
 
-function placeOf(row: unknown[] | undefined): Place {
+function takeResultOf(row: unknown[] | undefined): TakeResult {
   const [token, waitMs] = row as [string | null, number | null]
   return token === null ? { token, waitMs: waitMs ?? 0 } : { token: BigInt(token), waitMs: null }
 }

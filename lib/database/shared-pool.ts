@@ -1,72 +1,71 @@
 /**
- * The places of a pool: so many connections at a time, and who waits for one.
+ * A limited share of a pool: at most so many connections at a time, and a queue of callers that wait for one.
  *
- * A WAIT FOR OUR OWN POOL IS A WAIT. pg's pool knows one limit of time for all, and says of a connection that did not come free
- * what it says of a server that does not answer. So the waiting is done here, before pg's pool is asked, which then always has
- * one or may open one: a wait ends with its signal, or its time, and an error tells which of the two it was. Who leaves while
- * a connection is being opened is not held up by that; it goes back to the pool at once. A connection that the server refuses
- * because there are too many (53300) is waited for too, by those who said how long they would wait, and where another of ours
- * will come free.
+ * WAITING. pg's pool has one time limit for all callers, and its error is the same when no connection came free and when the
+ * server does not answer. So callers wait here, before pg's pool is asked; pg's pool then always has a free connection or may open
+ * one. A wait ends with its signal or with its time limit, and the error says which. Callers are served first come, first
+ * served. A caller may leave while its connection is being opened: it is rejected at once, and the connection goes back to the
+ * pool. A connection that the server refuses because it has too many (53300) is waited for too: by a caller that gave a
+ * time limit, and by a caller of this process that can get a connection when another of the process comes free.
  *
- * Pools of their own (database.ts) keep one room from starving another, and each keeps a connection of its own. Where a process
- * serves one request at a time and there are a thousand such processes, connections are what is scarce; and in a Worker each
- * request opens its own. There places keep the promise without the price: nobody else can take them, but the connection comes
- * from a pool that all have in common. So statements one after another, of whichever rooms, need one connection, and as many
- * as before can be had at once.
+ * SHARING. Separate pools (database.ts) keep one room from starving another, but each keeps a connection open. Where each process
+ * serves one request at a time and there are a thousand processes, connections are scarce; and in a Worker each request opens
+ * its own. There each room has its own limit, but the connections come from one common pool. So statements that run one after
+ * another need one connection, whichever rooms they belong to; and each room may still have as many at once as before.
  */
 import type pg from 'pg'
-import { abortable, noConnectionLeft, Stopwatch, UnavailableError } from '../base/index.ts'
+import { abortable, BackoffDelays, noConnectionLeft, onAbort, Stopwatch, UnavailableError } from '../base/index.ts'
 
-/** How long a connection is waited for. */
+/** How long a caller waits for a connection. */
 export interface Wait {
-  /** Ends the wait, with its reason. */
+  /** Ends the wait: the call rejects with the signal's reason. */
   signal?: AbortSignal | undefined
-  /** Milliseconds, ≥ 0, for which connections in use are waited for. @default the pool's connectionTimeoutMillis */
+  /** How long to wait for a connection that is in use, in milliseconds ≥ 0. @default the pool's connectionTimeoutMillis */
   ms?: number | undefined
 }
 
-/** What is needed of a pool of pg. */
+/** A source of connections: a part of the interface of pg's pool. */
 export interface PoolSource {
   readonly options: { connectionTimeoutMillis?: number | undefined }
-  /** @throws {UnavailableError} all are in use. And the signal's reason; and what pg throws. */
+  /** Gets a connection. @throws {UnavailableError} all are in use. @throws the signal's reason; the errors of pg. */
   connect(wait?: Wait): Promise<pg.PoolClient>
-  /** Whether it has connections, and not only asks for them. */
+  /** Whether it has an open connection, and not only attempts to connect. */
   readonly live: boolean
-  /** Ends what it has made, or turns away those that wait for it. */
+  /** Rejects callers that wait, and ends the connections that it owns. */
   end(): Promise<void>
 }
 
-/** A pool whose connections are shared. */
+/** A pool whose connections several shares use. */
 export interface LentPool extends PoolSource {
-  /** Whether it has a connection that nobody uses. */
+  /** Whether it has a connection that is not in use. */
   readonly idle: boolean
 }
 
 export interface SharedPoolOptions {
-  /** Whether the pool is ended with it. @default false */
+  /** Whether `end` ends the pool too. @default false */
   owner?: boolean | undefined
-  /** What to do if there are too few: a part of a sentence. */
+  /** The advice of the error when all connections are in use: a part of a sentence. */
   remedy?: string | undefined
 }
 
-const AGAIN_MS = { first: 25, most: 250 }
-// A timer's longest.
+const RETRY = { firstMs: 25, mostMs: 250, factor: 1.5, spread: 0.25 }
+// The longest time of a timer.
 const LONGEST_MS = 2 ** 31 - 1
 
 export class SharedPool implements PoolSource {
   readonly #pool: LentPool
-  readonly #places: number
+  readonly #size: number
   readonly #owner: boolean
   readonly #remedy: string | undefined
-  readonly #line: { enter(): void; leave(error: unknown): void }[] = []
+  readonly #waitQueue: { resolve(): void; reject(error: unknown): void }[] = []
   #free: number
   #ended = false
 
-  /** @param places  connections of this share at a time. */
-  constructor(pool: LentPool, places: number, { owner = false, remedy }: SharedPoolOptions = {}) {
+  /** @param size  how many connections this share may have at a time. */
+  constructor(pool: LentPool, size: number, { owner = false, remedy }: SharedPoolOptions = {}) {
     this.#pool = pool
-    this.#places = places
-    this.#free = places
+    this.#size = size
+    this.#free = size
     this.#owner = owner
     this.#remedy = remedy
   }
@@ -84,12 +83,12 @@ export class SharedPool implements PoolSource {
     const since = new Stopwatch()
     const limit = this.options.connectionTimeoutMillis ?? Infinity
     await this.#enter(signal, ms ?? limit)
-    // Without a time of its own, a refusal of the server is worth waiting for if another connection comes free here, or is.
-    const others = () => this.#places - this.#free > 1 || this.#pool.idle
+    // Without a time limit of the caller, a refused connection is waited for only if one of this process can come free, or is free.
+    const others = () => this.#size - this.#free > 1 || this.#pool.idle
     const patience = () => ms ?? (others() ? limit : 0)
     try {
       const client = await this.#open(signal, () => patience() - since.elapsed())
-      const release = client.release // made anew by pg at each checkout
+      const release = client.release // pg makes a new one at each checkout
       client.release = (error) => {
         release.call(client, error)
         this.#leave()
@@ -101,10 +100,9 @@ export class SharedPool implements PoolSource {
     }
   }
 
-  /** Those that wait are turned away. */
   async end(): Promise<void> {
     this.#ended = true
-    for (const { leave } of this.#line.splice(0)) leave(new Error(ENDED))
+    for (const { reject } of this.#waitQueue.splice(0)) reject(new Error(ENDED))
     if (this.#owner) await this.#pool.end()
   }
 
@@ -116,52 +114,54 @@ export class SharedPool implements PoolSource {
     }
     if (ms <= 0) throw this.#busy(0)
     const { promise, resolve, reject } = Promise.withResolvers<void>()
-    const place = { enter: resolve, leave: reject }
-    this.#line.push(place)
-    const turnAway = (error: unknown) => {
-      const at = this.#line.indexOf(place)
-      if (at >= 0) this.#line.splice(at, 1)
+    const waiter = { resolve, reject }
+    this.#waitQueue.push(waiter)
+    const leave = (error: unknown) => {
+      const at = this.#waitQueue.indexOf(waiter)
+      if (at >= 0) this.#waitQueue.splice(at, 1)
       reject(error)
     }
-    const late = ms > LONGEST_MS ? undefined : setTimeout(() => turnAway(this.#busy(ms)), ms)
-    const aborted = () => turnAway(signal?.reason)
-    signal?.addEventListener('abort', aborted)
+    const late = ms > LONGEST_MS ? undefined : setTimeout(() => leave(this.#busy(ms)), ms)
+    const off = onAbort(signal, () => leave(signal?.reason))
     await promise.finally(() => {
       clearTimeout(late)
-      signal?.removeEventListener('abort', aborted)
+      off()
     })
   }
 
-  // With a place: there is a connection, or one may be opened. `left`: milliseconds that a refusal is worth asking again.
+  // After #enter: the pool has a free connection, or may open one. `left`: for how many more milliseconds to ask again after the
+  // server has refused one.
   async #open(signal: AbortSignal | undefined, left: () => number): Promise<pg.PoolClient> {
-    for (let pauseMs = AGAIN_MS.first; ; pauseMs = Math.min(pauseMs * 1.5, AGAIN_MS.most)) {
+    const delays = new BackoffDelays(RETRY)
+    for (;;) {
       signal?.throwIfAborted()
       if (this.#ended) throw new Error(ENDED)
       const opening = this.#pool.connect()
       try {
         return await abortable(signal, opening)
       } catch (error) {
-        // Who has left has no use for it. Its place is free already: the pool counts for itself, and has one more for a moment.
+        // The caller has left: when the connection is open, it goes back to the pool. It does not count in this share any more; for a
+        // short time the pool may have one connection more than the shares allow.
         if (signal?.aborted) void opening.then((client) => client.release()).catch(() => {})
         if (signal?.aborted || !noConnectionLeft(error) || left() <= 0) throw error
-        await abortable(signal, pause(Math.min(pauseMs * (0.75 + Math.random() / 2), left())))
+        await abortable(signal, pause(Math.min(delays.next(), left())))
       }
     }
   }
 
   #leave(): void {
-    const next = this.#line.shift()
-    if (next) next.enter()
+    const next = this.#waitQueue.shift()
+    if (next) next.resolve()
     else this.#free += 1
   }
 
   #busy(ms: number): UnavailableError {
-    const all = this.#places === 1 ? 'The only connection' : `All ${this.#places} connections`
-    const what = `${all} of this pool ${this.#places === 1 ? 'is' : 'are'} in use`
+    const all = this.#size === 1 ? 'The only connection' : `All ${this.#size} connections`
+    const what = `${all} of this pool ${this.#size === 1 ? 'is' : 'are'} in use`
     const how = ms > 0 ? `${what}, and none came free within ${Math.round(ms)} ms` : what
     return new UnavailableError(this.#remedy === undefined ? how : `${how}: ${this.#remedy}`)
   }
 }
 
-const ENDED = 'Cannot use a pool after calling end on the pool' // pg's words
+const ENDED = 'Cannot use a pool after calling end on the pool' // the message of pg
 const pause = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, Math.max(ms, 0)))

@@ -1,9 +1,9 @@
 /**
  * The shared session, for callers that can wait for it.
  *
- * When the server refuses a connection because it has too many (53300), that is no answer to who asked for a lock: it is one
- * more thing to wait for, and ends with the wait. All callers of a process ask together, so that a server which is full is not
- * asked a thousand times.
+ * When the server refuses a connection because it has too many (53300), a caller that waits for a lock waits for the connection
+ * too, within the same time limit. All callers of a process try again together, so that a full server is not asked a
+ * thousand times.
  */
 import { abortable, noConnectionLeft, Stopwatch } from '../base/index.ts'
 import type { Session } from './session.ts'
@@ -12,16 +12,17 @@ import type { SessionPool } from './session-pool.ts'
 const AGAIN_MS = 250
 const pauses = new WeakMap<SessionPool, Promise<void>>()
 
-/** What remains of `ms` milliseconds from now on. */
+/** Begins a countdown of `ms` milliseconds. @returns a function that says how many are left. */
 export function countdown(ms: number): () => number {
   const since = new Stopwatch()
   return () => ms - since.elapsed()
 }
 
 /**
- * The session that everybody's tries share; `null` behind a pooler.
- * @param left  milliseconds that remain of the wait.
- * @throws {UnavailableError} it cannot be opened; the signal's reason.
+ * The shared session; `null` behind a pooler.
+ * @param left  how many milliseconds of the wait are left.
+ * @throws {UnavailableError} it cannot be opened.
+ * @throws the signal's reason.
  */
 export async function sharedSession(
   sessions: SessionPool,

@@ -1,48 +1,49 @@
 /**
- * A transaction that Lockstep begins and ends, and whose work is a user's: under a lock, in a handler.
+ * A transaction that Lockstep begins and ends, while its work is the user's: under a lock, or in a handler.
  *
- * If the work ends it, what follows is in no transaction: a job would be completed and its effects gone, or its effects would
- * be there and the job run again, and what is written under a lock would be written under none. So:
+ * If the user's work ended the transaction, the statements after that would be outside of it. A job would be completed and
+ * its effects gone, or its effects would be there and the job would run again; and a write under a lock would be without the
+ * lock. So:
  *
- * 1. While the work has the connection, a statement that begins or ends a transaction is refused before it is sent
- *    (transaction-control.ts). Nothing is lost then: it is an error of the work as any other.
- * 2. What slips through is noticed. The protocol tells after each statement whether a transaction is open; from then on nothing
- *    of the work's is sent. And COMMIT goes in one message with the check that the transaction is still the one that was begun,
- *    by its id, for it may have been ended and another begun: no round trip more.
- * 3. When it ends otherwise the database is asked what became of the one that was begun, with ROLLBACK, in the same message.
+ * 1. While the work runs, a statement that begins or ends a transaction is refused before it is sent
+ *    (transaction-control.ts). Nothing is lost then: the work gets an error, as for any other statement that fails.
+ * 2. A statement that was not recognized is detected afterwards. After each statement the protocol reports whether a transaction
+ *    is open; if none is, no further statement of the work is sent. The work may also have ended the transaction and begun
+ *    another. So COMMIT is sent in one message with a check of the transaction's id, which costs no extra round trip.
+ * 3. If the transaction does not commit, ROLLBACK is sent in one message with the question how the original transaction ended.
  *
- * Kysely begins and ends it through this connection, with texts that are known: so nothing of Kysely is done again here.
+ * Kysely begins and ends the transaction through this connection, with texts that are known. So nothing of Kysely is rebuilt here.
  */
 
 import { type EndedOutcome, fromDatabase, outOfRange, SQLSTATE, TransactionEndedError } from '../base/index.ts'
 import { XID } from './caller-transaction.ts'
 import { controlsTransaction } from './transaction-control.ts'
 
-/** What is needed of a client. */
+/** The client that the transaction runs on. */
 export interface Connection {
-  /** @param single  the server shall refuse a text of several statements. */
+  /** Runs SQL text. @param single  whether the server must refuse a text of several statements. */
   // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
   query(text: string, values?: readonly unknown[], single?: boolean): Promise<any>
-  /** As the last answer told: T: a transaction is open; E: it has failed; I: none is open. */
+  /** The status of the last answer. T: a transaction is open; E: it has failed; I: none is open. */
   status(): string | null
 }
 
-/** Runs the user's part of the transaction. @param xid  its id, if it was not begun with one. */
-export type Hand = <T>(work: () => Promise<T> | T, xid?: string) => Promise<T>
+/** Runs the user's part of the transaction. @param xid  the transaction's id, if it was not read when it began. */
+export type RunWork = <T>(work: () => Promise<T> | T, xid?: string) => Promise<T>
 
-export class Supervisor {
+export class SupervisedTransaction {
   readonly #client: Connection
   readonly #identified: boolean
   #begun = false
-  #handed = false
+  #workRuns = false
   #xid: string | undefined
-  /** Its COMMIT was answered: with an error, it is rolled back. */
+  /** The server has answered its COMMIT with an error; so it is rolled back. */
   #answered = false
-  /** It was ended under us. */
+  /** The user's work has ended it. */
   #ended: TransactionEndedError | undefined
   #outcome: EndedOutcome = 'unknown'
 
-  /** @param identified  whether the transaction's id is asked for at its beginning, in the same message. */
+  /** @param identified  whether the transaction's id is read when it begins, in the same message. */
   constructor(client: Connection, identified: boolean) {
     this.#client = client
     this.#identified = identified
@@ -53,30 +54,30 @@ export class Supervisor {
     return this.#xid
   }
 
-  /** As of a client: for Kysely, and through it for the work. */
+  /** Runs SQL text, as a client does: for Kysely, and through Kysely for the work. */
   // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
   async query(text: string, values?: readonly unknown[]): Promise<any> {
-    if (this.#handed) return this.#theirs(text, values)
+    if (this.#workRuns) return this.#theirs(text, values)
     if (!this.#begun) return this.#begin(text)
     if (text === 'commit') return this.#commit()
     if (text === 'rollback') return this.#rollback()
     return this.#send(text, values)
   }
 
-  readonly hand: Hand = async (work, xid = this.#xid) => {
+  readonly runWork: RunWork = async (work, xid = this.#xid) => {
     this.#xid = xid
-    this.#handed = true
+    this.#workRuns = true
     try {
       const result = await work()
       this.#look()
       if (this.#ended) throw this.#ended
       return result
     } finally {
-      this.#handed = false
+      this.#workRuns = false
     }
   }
 
-  /** What was thrown, if it was not that the transaction was ended; else that. */
+  /** The error to throw for `error`: a TransactionEndedError if the work has ended the transaction; else the same. */
   explained(error: unknown): unknown {
     if (!this.#ended) return error
     const cause = error instanceof TransactionEndedError ? error.cause : error
@@ -103,7 +104,7 @@ export class Supervisor {
     try {
       return await this.#client.query(text, values, single)
     } catch (error) {
-      // A statement that is checked (caller-transaction.ts) has found another transaction, which has failed by that and tells no more.
+      // A checked statement (caller-transaction.ts) has found another transaction. That has failed now, so its status shows nothing.
       if ((error as { code?: unknown }).code === SQLSTATE.noTransaction) this.#notice(error)
       throw error
     }
@@ -127,7 +128,7 @@ export class Supervisor {
     return results[0]
   }
 
-  // In a failed transaction what is asked first fails: so work that has swallowed an error is not taken for done.
+  // In a failed transaction the check fails, and COMMIT is not run: so work that has swallowed an error does not count as done.
   // biome-ignore lint/suspicious/noExplicitAny: as above
   async #commit(): Promise<any> {
     if (this.#ended) throw this.#ended

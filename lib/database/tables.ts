@@ -1,6 +1,6 @@
-/** The Kysely schema of what is in the schema `lockstep`; what the columns mean is told in db/migrations. */
+/** The Kysely types of the tables in the schema `lockstep`. The comments in db/migrations explain the columns. */
 
-/** Our tables, for a Kysely of your own: `Kysely<YourTables & Tables>`. */
+/** Lockstep's tables, for a Kysely of your own: `Kysely<YourTables & Tables>`. */
 export interface Tables {
   'lockstep.lease': {
     name: string
@@ -25,7 +25,7 @@ export interface Tables {
     witness: string | null
     expires_at: Date
   }
-  /** Microseconds; `bigint`s come as strings. See db/migrations/0006_time.sql. */
+  /** Times are microseconds since 1970; a `bigint` comes as a string. See db/migrations/0006_time.sql. */
   'lockstep.time_anchor': {
     id: number
     server: string | null
@@ -52,7 +52,7 @@ export interface Tables {
     position: string
     first: string
   }
-  /** `seq` is the cursor, `key` the id that the caller gave. */
+  /** `seq` is the cursor of the event, `key` the id that the caller chose. */
   'lockstep.event': {
     seq: string
     stream: string

@@ -1,43 +1,43 @@
 /**
- * Which texts begin or end a transaction: those that work in a transaction of Lockstep's may not send.
+ * Recognizes SQL texts that begin or end a transaction. Work in a transaction of Lockstep may not send them.
  *
- * COMMIT cannot come from within a function or a DO block there, nor can it be prepared: only a statement of the text itself
- * can be one. So it is enough to look at the first words of each statement, past comments, and past strings, names and bodies
- * between dollars, in which a semicolon ends nothing. SAVEPOINT, RELEASE and ROLLBACK TO are not among them.
+ * Inside a transaction, COMMIT cannot be run by a function or a DO block, and it cannot be prepared: it can only be a statement
+ * of the text itself. So it is enough to look at the first words of each statement. Comments are skipped; so are strings, quoted
+ * names and dollar-quoted bodies, in which a semicolon does not end a statement. SAVEPOINT, RELEASE and ROLLBACK TO are allowed.
  *
- * This reads strings as they are by default (standard_conforming_strings). What is passed over where that is off, the
- * transaction's id tells afterwards (supervised-transaction.ts).
+ * Strings are read as they are by default (standard_conforming_strings). Where that is off a statement may be missed; then the
+ * transaction's id shows it afterwards (supervised-transaction.ts).
  */
 
-/** Worth a closer look at all. */
+/** A text without any of these words is harmless. */
 const SUSPECT = /\b(?:commit|rollback|abort|end|begin|start|prepare)\b/i
 const BEGINS_OR_ENDS =
   /^(?:commit|end|abort|begin|start\s+transaction|prepare\s+transaction|rollback(?!\s+(?:(?:work|transaction)\s+)?to\b))\b/i
-/** What is one piece: comments, strings, names, bodies between dollars. */
+/** Parts of a text that are skipped as a whole: comments, strings, quoted names, dollar-quoted bodies. */
 const PIECE =
   /--[^\n]*|\/\*|\be'[^'\\]*(?:(?:\\[\s\S]|'')[^'\\]*)*'|'[^']*(?:''[^']*)*'|"[^"]*(?:""[^"]*)*"|(?<![\w$])\$(?:[a-z_\u0080-\uffff][\w\u0080-\uffff]*)?\$|;/giu
 
 /**
- * Whether a text begins or ends a transaction. `perhaps`: only if it is several statements, for in the body of an SQL
- * function (BEGIN ATOMIC) the same words are part of one.
+ * Whether a text begins or ends a transaction. `perhaps`: only if it consists of several statements; in the body of an SQL
+ * function (BEGIN ATOMIC) the same words are part of a single statement.
  */
 export function controlsTransaction(text: string): 'yes' | 'no' | 'perhaps' {
   if (!SUSPECT.test(text)) return 'no'
   try {
-    return look(text)
+    return inspect(text)
   } catch {
-    return 'perhaps' // longer than an expression can match: the server tells
+    return 'perhaps' // too long for a regular expression: then the server decides
   }
 }
 
-function look(text: string): 'yes' | 'no' | 'perhaps' {
+function inspect(text: string): 'yes' | 'no' | 'perhaps' {
   const [first = '', ...others] = statements(text).map((statement) => BEGINS_OR_ENDS.test(statement))
   if (first) return 'yes'
   if (!others.includes(true)) return 'no'
   return /\bbegin\s+atomic\b/i.test(text) ? 'perhaps' : 'yes'
 }
 
-/** The statements of a text, without comments; strings and names are blanks. */
+/** The statements of a text, without comments, and with `x` for each string, quoted name and dollar-quoted body. */
 function statements(text: string): string[] {
   const all = ['']
   const add = (piece: string) => {
@@ -51,7 +51,7 @@ function statements(text: string): string[] {
     if (piece === ';') all.push('')
     else if (piece === '/*') PIECE.lastIndex = commentEnd(text, found.index)
     else if (piece.startsWith('$')) PIECE.lastIndex = after(text, piece, PIECE.lastIndex)
-    // Something is there, and it is no word that begins or ends a transaction; of a comment, nothing but a blank.
+    // A string or name becomes a word that neither begins nor ends a transaction; a comment becomes a blank.
     add(piece === ';' || piece === '/*' || piece.startsWith('--') ? ' ' : ' x ')
     at = PIECE.lastIndex
   }
@@ -59,7 +59,7 @@ function statements(text: string): string[] {
   return all.map((statement) => statement.trim()).filter((statement) => statement !== '')
 }
 
-/** Comments between stars can hold others. */
+/** Where a block comment ends; block comments can be nested. */
 function commentEnd(text: string, from: number): number {
   const marks = /\/\*|\*\//g
   marks.lastIndex = from

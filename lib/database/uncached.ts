@@ -1,15 +1,15 @@
 /**
- * Statements that no proxy answers out of a cache.
+ * Statements that no proxy answers from a cache.
  *
- * Cloudflare's Hyperdrive answers what only reads from a cache, up to 75 s old, unless it calls a function that PostgreSQL has
- * as volatile or stable (hyperdrive/concepts/query-caching). Ours do: a grant is `select * from lockstep.grant_leases(…)`. But
- * whether a proxy knows that of a function of ours nobody has written down, and a grant out of a cache would be a second
- * holder. So each statement that begins with a read gets a call that any proxy knows: in a part of it that nothing refers to,
- * which PostgreSQL does not even run.
+ * Cloudflare's Hyperdrive answers a statement that only reads from a cache, up to 75 s old, unless the statement calls a function
+ * that PostgreSQL has as volatile or stable (hyperdrive/concepts/query-caching). Lockstep's functions are: a grant is `select * from
+ * lockstep.grant_leases(…)`. But it is not documented whether a proxy knows that of user-defined functions, and a grant from a
+ * cache would make a second holder. So each statement that begins with a read gets a call of a volatile built-in function, which
+ * any proxy knows. The call is in a CTE that nothing refers to, so PostgreSQL does not even run it.
  */
 const FRESH = 'fresh as (select clock_timestamp())'
 
-/** The same statement, in a way that tells that its answer is of now. */
+/** The same statement with a call of a volatile function. */
 export function uncached(text: string): string {
   const [, blank = '', verb = ''] = /^(\s*)(select|with(?:\s+recursive)?)\b/i.exec(text) ?? []
   if (verb === '') return text

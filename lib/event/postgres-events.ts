@@ -5,7 +5,7 @@ import {
   checkInteger,
   checkOptions,
   GRACE_MS,
-  RoomEnding,
+  RoomShutdown,
   UnavailableError,
   warn,
   wrongType,
@@ -61,7 +61,7 @@ export class PostgresEvents implements Events {
   readonly #pool: Pool
   readonly #waitPool: Pool
   readonly #closing: Closing
-  readonly #ending: RoomEnding
+  readonly #ending: RoomShutdown
   readonly #renewer = new Renewer()
   readonly #notifier: StreamNotifier
   readonly #consumers = new Set<GroupConsumer>()
@@ -105,8 +105,8 @@ export class PostgresEvents implements Events {
       this.#consumers.add(consumer)
       return consumer
     }
-    const steps = { rest: () => this.#rest(), end: (deadline: Promise<void>) => this.#end(deadline) }
-    this.#ending = new RoomEnding(this.#closing, rooms, steps)
+    const steps = { drain: () => this.#drain(), end: (deadline: Promise<void>) => this.#end(deadline) }
+    this.#ending = new RoomShutdown(this.#closing, rooms, steps)
   }
 
   append(stream: string, events: NewEvent | readonly NewEvent[], options?: AppendOptions): Promise<Appended> {
@@ -237,7 +237,7 @@ export class PostgresEvents implements Events {
     })
   }
 
-  #rest(): Promise<void> | undefined {
+  #drain(): Promise<void> | undefined {
     const stopping = [...this.#consumers].flatMap((consumer) => consumer.rest(GRACE_MS) ?? [])
     return stopping.length === 0 ? undefined : Promise.all(stopping).then(() => {})
   }

@@ -79,7 +79,7 @@ export class CampaignRequests {
         ...{ place: position, witness: witness?.toString(), over: expiredToken },
       })),
     )
-    const rows = await this.#database.overheard<CampaignResponse & { i: string }>(
+    const rows = await this.#database.controlWithClock<CampaignResponse & { i: string }>(
       sql`select *, ${CLOCK} from lockstep.campaign(${text}::jsonb)`,
     )
     const received = performance.now()

@@ -20,7 +20,7 @@ import {
   wrongType,
 } from '../base/index.ts'
 import type { Database, SessionPool } from '../database/index.ts'
-import { ELECTIONS, type Grant, Leases, list, Renewer } from '../lease/index.ts'
+import { ELECTIONS, type Grant, Leases, listHeld, Renewer } from '../lease/index.ts'
 import type { Candidacy } from './campaign.ts'
 import { type Elected, Elections } from './election.ts'
 import { type LeadWork, lead } from './lead-loop.ts'
@@ -182,7 +182,7 @@ export class Leaders {
     options: { prefix?: string; limit?: number; after?: string } = {},
   ): Promise<(Leader & { name: string })[]> {
     this.#closing.check()
-    const states = await list(this.#database, options, ELECTIONS.prefix)
+    const states = await listHeld(this.#database, options, ELECTIONS.prefix)
     // Every term is a lease, so none of these fields is null.
     return states.map(({ held: _held, kind: _kind, ...leader }) => leader as Leader & { name: string })
   }
@@ -196,7 +196,7 @@ export class Leaders {
   async stepDown(name: string): Promise<boolean> {
     this.#closing.check()
     checkText('name', name)
-    const { outcome } = await this.#leases.untilFree(async () => {
+    const { outcome } = await this.#leases.retryWhileBusy(async () => {
       const [row] = await this.#database.control<{ outcome: string }>(
         sql`select lockstep.step_down(${ELECTIONS.prefix + name}) as outcome`,
       )

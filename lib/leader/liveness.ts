@@ -48,7 +48,7 @@ export class LivenessChecks {
     let clean = true
     if (check.listeners.size > 0) {
       check.waiting = true
-      await session.outlive(witness).catch(() => {
+      await session.waitForEnd(witness).catch(() => {
         clean = false // cancelled, or our own connection has ended: nothing is known about the other
       })
       check.waiting = false

@@ -26,5 +26,5 @@ export type ElectionNotifier = Notifier<ElectionNotification>
 export const electionNotifier = (sessions: SessionPool): ElectionNotifier =>
   new Notifier(sessions, 'lockstep_leader', (message) => {
     const notification = JSON.parse(message) as ElectionNotification
-    return [{ name: notification.name, told: notification }]
+    return [{ name: notification.name, payload: notification }]
   })

@@ -99,8 +99,8 @@ export class TermHold extends LeaseHold implements Term {
     session?.attach(this)
   }
 
-  protected override believed(): boolean {
-    return super.believed() && (this.#session?.isTrusted() ?? true)
+  protected override withinTrust(): boolean {
+    return super.withinTrust() && (this.#session?.isTrusted() ?? true)
   }
 
   connectionLost(error: Error): void {
@@ -114,7 +114,7 @@ export class TermHold extends LeaseHold implements Term {
   }
 
   async proclaim(meta: unknown): Promise<void> {
-    this.assertOurs()
+    this.assertNotOver()
     await proclaim(this.#parts, this.name, this.token, meta)
   }
 
@@ -146,7 +146,7 @@ export async function proclaim(
   meta: unknown,
 ): Promise<void> {
   const text = metaText(meta)
-  const { outcome } = await leases.untilFree(async () => {
+  const { outcome } = await leases.retryWhileBusy(async () => {
     const [row] = await database.control<{ outcome: string }>(
       sql`select lockstep.proclaim(${ELECTIONS.prefix + name}, ${token}, ${text}::jsonb) as outcome`,
     )

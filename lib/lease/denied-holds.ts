@@ -1,18 +1,21 @@
 /**
- * Which hold the database denies. LS001 need not be about the hold that a caller has in hand: a fenced table that is bound to its
- * rows wants the hold of each row, and a transaction under order/42 may have written a row of order/43. Then order/42 is not lost.
+ * Which hold the database denies. LS001 need not be about the caller's own hold: a fenced table that is bound to its rows needs the
+ * hold of each row, and a transaction under order/42 may have written a row of order/43. Then order/42 is not lost.
  */
 
 import { LeaseLostError, SQLSTATE } from '../base/index.ts'
 import { sqlState } from '../database/index.ts'
 
-/** Under the name that the database knows: elections and groups have a prefix. `token`: null if the transaction did not name it. */
+/**
+ * A hold that a transaction needs and does not have. `name` is the name of its row: elections and groups have a prefix. `token` is null
+ * if the transaction has not asserted that name.
+ */
 export interface DeniedHold {
   name: string
   token: string | null
 }
 
-/** The holds that an LS001 of ours is about; none for any other error, and for an LS001 that somebody else's function raised. */
+/** The holds that an LS001 of Lockstep is about; none for any other error, and none for an LS001 that another function raised. */
 export function denied(error: unknown): DeniedHold[] {
   if (sqlState(error) !== SQLSTATE.leaseLost) return []
   try {
@@ -23,7 +26,7 @@ export function denied(error: unknown): DeniedHold[] {
   }
 }
 
-/** What a caller is told when a write was refused for want of a hold that is not the caller's. Other errors are as they came. */
+/** The error for a write that was refused because it needs a hold that the caller does not have. Other errors are unchanged. */
 export function otherHoldLost(error: unknown): unknown {
   const [other] = denied(error)
   if (!other) return error

@@ -1,17 +1,20 @@
 /**
- * What a holder has in its hands: what both kinds share. A hold is lost once or given up once; it is asserted inside the
- * user's transaction, where the database has the last word; and giving it up waits for the transactions under it.
+ * The common part of both kinds of holds, leases and connection holds.
  *
- * Once it was attempted to give it up, a hold is never trusted again: an attempt that failed may have had its effect. Then
- * the hold counts as lost, its signal says so, and `release` may be asked again. The one exception is `release({ trx })`,
- * whose transaction may roll back: until that is known the hold is not trusted, and if it is still held, it is again.
+ * A hold ends once: it is lost, or it is released. It is asserted inside the user's transaction, and there the database
+ * decides whether it is held. A release waits for the transactions that are fenced by the hold.
+ *
+ * After an attempt to release it a hold is never trusted again: an attempt that failed may have had its effect. Then the hold
+ * counts as lost, its signal aborts, and `release` may be called again. The only exception is `release({ trx })`, because that
+ * transaction may roll back: the hold is not trusted until the outcome is known, and trusted again if it is still held.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Transaction } from 'kysely'
-import { LeaseLostError } from '../base/index.ts'
+import { BackoffDelays, LeaseLostError } from '../base/index.ts'
 import { type AnyTransaction, checkTransaction, type Database } from '../database/index.ts'
+import type { Hold } from './api.ts'
 import { denied, otherHoldLost } from './denied-holds.ts'
-import { type Hold, type Leases, RELEASE_WAITS_MS, stillOpen } from './leases.ts'
+import { type Leases, RELEASE_WAITS_MS, transactionStillOpen } from './leases.ts'
 
 export abstract class AbstractHold implements Hold {
   readonly name: string
@@ -24,9 +27,9 @@ export abstract class AbstractHold implements Hold {
   #lost: LeaseLostError | undefined
   #release: Promise<void> | undefined
   #released = false
-  #failed = false // a release was attempted, and it is not known what became of it
+  #failed = false // a release failed, and its outcome is unknown
   #releasedInside = false // release({ trx }) was called; that transaction may still roll back
-  #attempts = 0 // of release({ trx })
+  #attempts = 0 // calls of release({ trx })
   #watching = false
   #transactions: Set<Promise<unknown>> | undefined
 
@@ -38,20 +41,20 @@ export abstract class AbstractHold implements Hold {
     this.token = token
   }
 
-  /** Whether clocks say that it may be believed. */
-  protected abstract believed(): boolean
-  /** Loses the hold if clocks say that it may not be believed any more. */
+  /** Whether the hold may still be trusted, by the local clocks. */
+  protected abstract withinTrust(): boolean
+  /** Marks the hold as lost if it may not be trusted any more, by the local clocks. */
   protected check(): void {}
-  /** Makes the row visible to fences. */
+  /** Makes sure that the hold has a row, so that transactions can be fenced against it. */
   protected abstract fence(): Promise<void>
-  /** Gives it up in the database. @throws {LeaseLostError} */
+  /** Gives the hold up in the database. @throws {LeaseLostError} */
   protected abstract giveUp(): Promise<void>
-  /** It is over, one way or the other: stop whatever kept it. */
+  /** Called when the hold has been lost or released: stops its renewals. */
   protected abstract ended(): void
 
-  // Made when asked for: most holds end before anybody looks.
+  // The signal is made at first use: most holds end before anybody asks for it.
   get signal(): AbortSignal {
-    this.check() // right also when no timer has had its turn yet
+    this.check() // so that it is right even if the timer is late
     if (!this.#controller) {
       this.#controller = new AbortController()
       if (this.#lost) this.#controller.abort(this.#lost)
@@ -60,7 +63,7 @@ export abstract class AbstractHold implements Hold {
   }
 
   isTrusted(): boolean {
-    return !this.#lost && !this.#released && !this.#release && !this.#releasedInside && this.believed()
+    return !this.#lost && !this.#released && !this.#release && !this.#releasedInside && this.withinTrust()
   }
 
   async assertHeld(trx: AnyTransaction): Promise<void> {
@@ -69,11 +72,11 @@ export abstract class AbstractHold implements Hold {
 
   // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
   async transaction<T>(work: (trx: Transaction<any>) => Promise<T>): Promise<T> {
-    this.assertOurs()
+    this.assertNotOver()
     const running = this.#database.users.supervised(
-      async (trx, hand) => {
+      async (trx, runWork) => {
         await this.#inside(trx, 'assertHeld', this.#lost)
-        return await hand(() => work(trx))
+        return await runWork(() => work(trx))
       },
       { signal: this.signal },
     )
@@ -82,7 +85,7 @@ export abstract class AbstractHold implements Hold {
     try {
       return await running
     } catch (error) {
-      throw this.#explained(error) // a fenced table answers at COMMIT
+      throw this.#explained(error) // the check of a fenced table runs at COMMIT
     } finally {
       this.#transactions?.delete(running)
     }
@@ -97,7 +100,7 @@ export abstract class AbstractHold implements Hold {
   async #releaseInside(trx: AnyTransaction): Promise<void> {
     const over = this.#whyOver()
     const before = this.#releasedInside
-    if (!over) this.#releasedInside = true // the commit may be on its way before the answer is
+    if (!over) this.#releasedInside = true // set before the statement: the commit may be sent before its answer arrives
     this.#attempts++
     try {
       await this.#inside(trx, 'releaseHeld', over)
@@ -116,18 +119,18 @@ export abstract class AbstractHold implements Hold {
     }
   }
 
-  /** The row says another token, or none: lost, unless a transaction of our own released it. */
-  gone(): void {
+  /** The row has another token, or is gone: the hold is lost, unless a transaction of this process released it. */
+  rowGone(): void {
     if (this.#releasedInside) void this.release().catch(() => {})
     else this.lose('it expired or passed on')
   }
 
-  /** Whether it was lost or given up. */
+  /** Whether the hold was lost or released. */
   protected get over(): boolean {
     return this.#lost !== undefined || this.#released
   }
 
-  /** Loses the hold: once, and not after it was given up. */
+  /** Marks the hold as lost: once, and not after it was released. */
   lose(why: string, cause?: unknown): void {
     if (this.over) return
     this.#lost = new LeaseLostError(this.name, this.token, why, cause === undefined ? undefined : { cause })
@@ -152,27 +155,28 @@ export abstract class AbstractHold implements Hold {
       if (error instanceof LeaseLostError) this.lose('it expired or passed on before it was released', error)
       else {
         this.#failed = true
-        this.lose('its release failed, and perhaps had its effect', error)
-        this.#release = undefined // it may be asked again
+        this.lose('its release failed, and may have taken effect', error)
+        this.#release = undefined // it may be called again
       }
       throw error
     }
   }
 
-  // What was begun under the hold ends under it: `return held.transaction(…)` in an `await using` block releases before
-  // the transaction has even begun.
+  // A transaction that was begun under the hold ends under it. `return held.transaction(…)` in an `await using` block calls the
+  // release before the transaction has even begun.
   async #settled(transactions: Set<Promise<unknown>>): Promise<void> {
     const late = Symbol()
     const timer = new AbortController()
     const ended = await Promise.race([
       Promise.allSettled(transactions),
-      sleep(RELEASE_WAITS_MS, late, { signal: timer.signal, ref: false }).catch(() => {}), // their connections keep the process
+      // the connections of the transactions keep the process alive, not this timer
+      sleep(RELEASE_WAITS_MS, late, { signal: timer.signal, ref: false }).catch(() => {}),
     ])
     timer.abort()
-    if (ended === late) throw stillOpen()
+    if (ended === late) throw transactionStillOpen()
   }
 
-  // release({ trx }) is done when that transaction commits, and undone when it rolls back. Both are seen from outside.
+  // release({ trx }) takes effect when that transaction commits, and has no effect if it rolls back. The row shows which.
   async #watch(): Promise<void> {
     this.#watching = true
     await this.#untilDecided()
@@ -180,22 +184,23 @@ export abstract class AbstractHold implements Hold {
   }
 
   async #untilDecided(): Promise<void> {
-    for (let pause = 10; !this.#released && !this.#lost && !this.#release; pause = Math.min(pause * 2, 1_000)) {
+    const delays = new BackoffDelays({ firstMs: 10, mostMs: 1_000 })
+    while (!this.#released && !this.#lost && !this.#release) {
       try {
         const attempts = this.#attempts
-        const state = await this.#leases.stands(this.name, this.token)
-        if (state === 'gone') return this.gone()
+        const state = await this.#leases.rowState(this.name, this.token)
+        if (state === 'gone') return this.rowGone()
         if (state === 'held' && attempts === this.#attempts) {
           this.#releasedInside = false
           return
         }
-      } catch {} // the database is away: asked again
-      await sleep(pause, undefined, { ref: false })
+      } catch {} // the database does not answer: try again
+      await sleep(delays.next(), undefined, { ref: false })
     }
   }
 
   async #inside(trx: AnyTransaction, verb: 'assertHeld' | 'releaseHeld', over?: LeaseLostError): Promise<void> {
-    checkTransaction(trx) // before the row is written
+    checkTransaction(trx) // before fence() writes a row
     let failure: unknown = over
     if (!over) {
       await this.fence().catch((error) => {
@@ -203,7 +208,7 @@ export abstract class AbstractHold implements Hold {
       })
     }
     try {
-      // After a failure, a token that nobody has: who catches the error shall still not be able to commit.
+      // After a failure the statement is sent with a token that nobody has: a caller that catches the error cannot commit either.
       await this.#leases[verb](trx, this.name, failure ? 0n : this.token)
     } catch (error) {
       throw failure ?? this.#explained(error)
@@ -213,13 +218,13 @@ export abstract class AbstractHold implements Hold {
   #explained(error: unknown): unknown {
     const name = this.#leases.rowName(this.name)
     const ours = denied(error).some((hold) => hold.name === name && hold.token === String(this.token))
-    if (!ours) return otherHoldLost(error) // a fenced table may want another hold for the row
+    if (!ours) return otherHoldLost(error) // a fenced table may need another hold for the row
     this.lose('the database says so', error)
     return this.#lost ?? new LeaseLostError(this.name, this.token, 'the database says so', { cause: error })
   }
 
-  /** @throws {LeaseLostError} lost or given up. */
-  protected assertOurs(): void {
+  /** @throws {LeaseLostError} the hold was lost or released. */
+  protected assertNotOver(): void {
     const over = this.#whyOver()
     if (over) throw over
   }

@@ -1,8 +1,10 @@
-/** What others use of this room. */
+/** The exports of this room. */
 
+export type { Grant, Hold } from './api.ts'
 export { otherHoldLost } from './denied-holds.ts'
 export { AbstractHold } from './hold.ts'
-export { type LockState, list, look } from './inspect.ts'
-export { type Grant, type GrantRequest, grantAll, type Hold, Leases } from './leases.ts'
+export { type LockState, listHeld, lockState } from './inspect.ts'
+export { Leases } from './leases.ts'
 export { ELECTIONS, GROUPS } from './namespace.ts'
 export { LeaseHold, Renewer } from './renewer.ts'
+export { type GrantRequest, grantAll } from './statements.ts'

@@ -1,30 +1,35 @@
 /**
- * Who holds what: to look at, never to decide by. By the time the answer is read it may be otherwise; what must not
- * be otherwise is done under a hold, or fenced by its token.
+ * Shows who holds which names. This is for people and dashboards, never for decisions: when the caller reads the answer it may be
+ * out of date. A decision needs a hold, or a write that is fenced by its token.
  *
- * A lease is in its row. A connection or transaction hold is only in the server's lock table, as K, until a fence asks
- * for it; then it has a row too. So `list` cannot name the holds that have no row, and `query` of one name can.
+ * A lease is in its row. A connection or transaction hold is only in the server's lock table, as the advisory lock K. It gets a row
+ * when a fence uses it. So `list` does not show holds without a row; `query` of one name does.
  */
 import { sql } from 'kysely'
 import { checkPage } from '../base/index.ts'
 import type { Database } from '../database/index.ts'
 
-/** A name as it was a moment ago. */
+/** The state of a name when the database answered. */
 export interface LockState {
+  /** The name. */
   name: string
+  /** Whether somebody holds it. */
   held: boolean
-  /** `connection`: by a connection or a transaction. */
+  /** `lease`: held by a lease. `connection`: held by a connection or a transaction. Null: it is free. */
   kind: 'lease' | 'connection' | null
-  /** Of a connection hold that no fence has asked for, the `applicationName` of its process. */
+  /** Who holds it; for a connection hold that no fence has used, the `applicationName` of its process. Null: it is free. */
   holder: string | null
-  /** Null also for a connection hold that no fence has asked for. */
+  /** The fencing token of the hold. Null: it is free, or it is a connection hold that no fence has used. */
   token: bigint | null
+  /** When it was granted, on the database's clock. Null: it is free, or it is a connection hold that no fence has used. */
   grantedAt: Date | null
-  /** Null: no expiry. */
+  /** When the lease ends unless it is renewed, on the database's clock. Null: it is free, or it has no expiry. */
   expiresAt: Date | null
+  /** The ttl of the lease, in milliseconds. Null: it is free, or it is not a lease. */
   ttlMs: number | null
+  /** The JSON value that the holder gave. Null: there is none. */
   meta: unknown
-  /** Contenders of this process, and other processes in the database's queue, each counted once. */
+  /** How many wait for it: each contender of this process, and each other process in the database's lock queue. */
   waiting: number
 }
 
@@ -55,35 +60,39 @@ const FREE = {
 }
 
 /**
- * @param here      contenders of this process.
- * @param ourPids   its connections that wait or have waited.
+ * The state of one name.
+ * @param here     how many contenders of this process wait for it.
+ * @param ourPids  the pids of this process's connections that wait, or hold what they have waited for.
  */
-export async function look(database: Database, name: string, here: number, ourPids: number[]): Promise<LockState> {
+export async function lockState(database: Database, name: string, here: number, ourPids: number[]): Promise<LockState> {
   const [row] = await database.control<Look>(sql`select * from lockstep.look(${name})`)
   const elsewhere = (pid: number | null): pid is number => pid !== null && !ourPids.includes(pid)
   const waiting = here + (row?.waiting_pids.filter(elsewhere).length ?? 0)
   if (!row) return { ...FREE, name, waiting }
   const leased = row.expires_at instanceof Date
-  // Who has K while a lease lives waits for it, at the front of the queue.
+  // A connection that has K while a lease lives waits for that lease, at the front of the queue.
   if (leased) return { ...stateOf({ ...row, name }), waiting: waiting + (elsewhere(row.gate_pid) ? 1 : 0) }
   if (row.gate_pid === null) return { ...FREE, name, waiting } // free, or registered by a connection that is dead
   if (row.holder !== null) return { ...stateOf({ ...row, name }), waiting }
   return { ...FREE, name, held: true, kind: 'connection', holder: row.gate_application, waiting }
 }
 
-/** @param room  what stands before the names of the room; it is not shown. Names of other rooms have a control character. */
-export async function list(
+/**
+ * The holds that have a row, a page at a time.
+ * @param namespace  the prefix of a namespace. It is removed from the names. Names of other namespaces have a control character.
+ */
+export async function listHeld(
   database: Database,
   page: { prefix?: string; limit?: number; after?: string },
-  room = '',
+  namespace = '',
 ): Promise<Omit<LockState, 'waiting'>[]> {
   const { prefix, limit, after } = checkPage(page)
   const rows = await database.control<Row>(
-    sql`select substr(name, ${room.length + 1}::integer) as name, holder, token, granted_at, expires_at, ttl_ms, meta
+    sql`select substr(name, ${namespace.length + 1}::integer) as name, holder, token, granted_at, expires_at, ttl_ms, meta
           from lockstep.lease l
          where holder is not null and expires_at > clock_timestamp()
-           and l.name > ${room + after} and l.name >= ${room + prefix} and starts_with(l.name, ${room + prefix})
-           and strpos(substr(l.name, ${room.length + 1}::integer), E'\\t') = 0
+           and l.name > ${namespace + after} and l.name >= ${namespace + prefix} and starts_with(l.name, ${namespace + prefix})
+           and strpos(substr(l.name, ${namespace.length + 1}::integer), E'\\t') = 0
          order by l.name limit ${limit}`,
   )
   return rows.map(stateOf)

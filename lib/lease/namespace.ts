@@ -1,8 +1,8 @@
 /**
- * Where the names of locks, elections and groups are: all of them are rows of one table, lockstep.lease.
+ * The namespaces of locks, elections and groups. All of them are rows of one table, lockstep.lease.
  *
- * A namespace is a prefix that ends with a control character. No name that a caller may use has one, so no route and no verb of
- * locks can grant, force or renew a row of another namespace.
+ * A namespace is a prefix that ends with a control character. A caller's name cannot have one, so no route and no verb of locks can
+ * grant, force or renew a row of another namespace.
  */
 
 /** A part of lockstep.lease, and the SQL functions that free its rows. */
@@ -16,7 +16,7 @@ export interface Namespace {
 }
 
 export const LOCKS: Namespace = { prefix: '', revoke: 'revoke_leases', release: 'release_held' }
-/** Terms have verbs of their own, which tell the candidates (0002_election.sql). */
+/** Terms have separate functions, which also notify the candidates (0002_election.sql). */
 export const ELECTIONS: Namespace = { prefix: 'leader\t', revoke: 'resign', release: 'resign_held' }
-/** Partitions of groups and their consumers. */
+/** The partitions of consumer groups, and their consumers. */
 export const GROUPS: Namespace = { prefix: 'group\t', revoke: 'revoke_leases', release: 'release_held' }

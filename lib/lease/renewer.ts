@@ -1,25 +1,26 @@
 /**
- * Leases that are kept by renewals.
+ * Holds by lease, and their renewals.
  *
- * All leases of a process are kept by one {@link Renewer}: one timer, and one statement for all that are due. A lease
- * is renewed a third of its ttl after the last attempt; when one is due, every other that has half of that behind it
- * goes along, so that leases granted at different times soon share their statements for good.
+ * One {@link Renewer} renews all leases of a process: with one timer, and one statement for all leases that are due. A lease
+ * is due a third of its ttl after the last attempt. When one lease is due, every other lease that has waited for half of its time
+ * is renewed in the same statement. So leases that were granted at different times soon share their statements for good.
  */
 
 import { Stopwatch, trusted } from '../base/index.ts'
 import type { Database } from '../database/index.ts'
+import type { Grant } from './api.ts'
 import { AbstractHold } from './hold.ts'
-import type { Grant, Leases } from './leases.ts'
+import type { Leases } from './leases.ts'
 
-/** A lease, kept by renewals until it is released or lost. */
+/** A hold by lease: it is renewed until it is released or lost. */
 export class LeaseHold extends AbstractHold {
   readonly kind = 'lease'
   readonly ttlMs: number
   readonly #leases: Leases
   readonly #renewer: Renewer
-  /** When the last successful grant or renewal was attempted. */
+  /** When the last successful grant or renewal was sent. */
   #kept: Stopwatch
-  /** When the last renewal was attempted. */
+  /** When the last renewal was sent. */
   #attempted: Stopwatch
   #pauseMs: number
   #renewing = false
@@ -32,39 +33,40 @@ export class LeaseHold extends AbstractHold {
     this.#kept = attempted
     this.#attempted = attempted
     this.#pauseMs = ttlMs / 3
-    renewer.keep(this)
+    renewer.add(this)
   }
 
-  protected believed(): boolean {
+  protected withinTrust(): boolean {
     return this.#kept.elapsed() < trusted(this.ttlMs)
   }
 
   protected async fence(): Promise<void> {}
 
   protected async giveUp(): Promise<void> {
-    this.#renewer.forget(this)
+    this.#renewer.remove(this)
     await this.#leases.revoke(this.name, this.token)
   }
 
   protected ended(): void {
-    this.#renewer.forget(this)
+    this.#renewer.remove(this)
   }
 
-  /** How due a renewal is: 1 is due. */
+  /** The time since the last attempt, as a part of the time between two attempts: at 1 a renewal is due. */
   get due(): number {
     return this.#renewing ? 0 : this.#attempted.elapsed() / this.#pauseMs
   }
 
-  /** Ends the hold when trust has run out. */
+  /** Marks the hold as lost when the time of trust has ended. */
   override check(): void {
-    if (!this.believed()) this.lose(`not renewed for ${Math.round(this.#kept.elapsed())} of its ${this.ttlMs} ms`)
+    if (!this.withinTrust()) this.lose(`not renewed for ${Math.round(this.#kept.elapsed())} of its ${this.ttlMs} ms`)
   }
 
+  /** Tries once to renew the lease. */
   async renew(): Promise<void> {
     const attempted = new Stopwatch()
     this.#attempted = attempted
     this.#renewing = true
-    // Anything but success is tried again soon, while trust lasts.
+    // If it does not succeed it is tried again soon, as long as trust lasts.
     this.#pauseMs = Math.min(this.ttlMs / 10, 1_000)
     try {
       const { outcome } = await this.#leases.tryRenew(this.name, this.token, this.ttlMs)
@@ -72,37 +74,39 @@ export class LeaseHold extends AbstractHold {
         this.#kept = attempted
         this.#pauseMs = this.ttlMs / 3
       } else if (outcome === 'deposed') this.lose('it was asked to step down')
-      else if (outcome === 'lost') this.gone()
+      else if (outcome === 'lost') this.rowGone()
     } catch {
-      // The database is away. Trust ends by the clock.
+      // The database does not answer. Trust ends by the clock.
     } finally {
       this.#renewing = false
     }
   }
 }
 
-/** Keeps all leases of a process. */
+/** Renews all leases of a process. */
 export class Renewer {
   readonly #held = new Set<LeaseHold>()
   #closed = false
   #timer: NodeJS.Timeout | undefined
   #everyMs = Infinity
 
-  keep(hold: LeaseHold): void {
+  /** Begins to renew a lease. */
+  add(hold: LeaseHold): void {
     this.#held.add(hold)
     if (!this.#closed) this.#tickEvery(hold.ttlMs / 20)
   }
 
-  forget(hold: LeaseHold): void {
+  /** Stops renewing a lease. */
+  remove(hold: LeaseHold): void {
     this.#held.delete(hold)
   }
 
-  /** Every lease of this process: released when Lockstep is closed. */
+  /** Every lease of this process. They are released when Lockstep is closed. */
   get all(): LeaseHold[] {
     return [...this.#held]
   }
 
-  /** Releases all of them, and keeps none any more: what could not be released when `late` resolves is lost. */
+  /** Releases all leases, and renews none any more. A lease that is not released when `late` resolves counts as lost. */
   async close(late: Promise<void>): Promise<void> {
     this.#closed = true
     const all = this.all

@@ -46,7 +46,7 @@ export class ConnectionHold extends AbstractHold {
     session.attach(this)
   }
 
-  protected believed(): boolean {
+  protected withinTrust(): boolean {
     return this.#session.isTrusted()
   }
 

@@ -10,7 +10,7 @@
  * taken), and look again when it expires, and once a second in case no notification came.
  */
 import { Waker } from '../base/index.ts'
-import type { Database, Place, Session, SessionPool } from '../database/index.ts'
+import type { Database, Session, SessionPool, TakeResult } from '../database/index.ts'
 
 const LOOK_AGAIN_MS = 1_000
 
@@ -81,7 +81,7 @@ export class Gate {
    * Gains K, and asks whether the name is free.
    * @returns `undefined`: we have left the queue; `'none'`: there is no session to wait on, or a transaction pooler is between.
    */
-  async reach(): Promise<Place | 'none' | undefined> {
+  async reach(): Promise<TakeResult | 'none' | undefined> {
     const session = this.#session
     if (session && !this.#spent) return session.take(this.#name)
     this.#spent = false
@@ -95,7 +95,7 @@ export class Gate {
     return place
   }
 
-  async #queueOn(session: Session, again: boolean): Promise<Place | undefined> {
+  async #queueOn(session: Session, again: boolean): Promise<TakeResult | undefined> {
     this.#session = session
     this.#inQueue = true
     try {

@@ -34,8 +34,8 @@ import {
   LeaseHold,
   Leases,
   type LockState,
-  list,
-  look,
+  listHeld,
+  lockState,
   Renewer,
 } from '../lease/index.ts'
 import type { LeaseAnswer } from './contender.ts'
@@ -84,8 +84,8 @@ export class Locks {
     let session = leased ? null : (sessions.current ?? (await shared()))
     if (session && waitMs === 0) await this.#firstAttempt(name)
     // Where all connection holds together have as many locks of the server as they may, the next one is a lease.
-    while (session && !session.hasRoom) {
-      if (!(await session.room())) session = null
+    while (session && !session.hasCapacity) {
+      if (!(await session.checkCapacity())) session = null
       else if (waitMs === 0) await this.#firstAttempt(name)
     }
     signal?.throwIfAborted()
@@ -175,7 +175,7 @@ export class Locks {
   async get(name: string): Promise<LockState> {
     this.#closing.check()
     checkText('name', name)
-    return look(this.#database, name, this.#queues.waiting(name), this.#queues.context.sessions.waitingPids)
+    return lockState(this.#database, name, this.#queues.waiting(name), this.#queues.context.sessions.waitingPids)
   }
 
   /** @deprecated since 0.7: it is called {@link get}. */
@@ -191,7 +191,7 @@ export class Locks {
    */
   async list(options: { prefix?: string; limit?: number; after?: string } = {}): Promise<Omit<LockState, 'waiting'>[]> {
     this.#closing.check()
-    return list(this.#database, options)
+    return listHeld(this.#database, options)
   }
 
   // ── Verbs that keep nothing in this process: for a holder that lives elsewhere, over HTTP ──
@@ -241,7 +241,7 @@ export class Locks {
   async forceRevoke(name: string): Promise<boolean> {
     this.#closing.check()
     checkText('name', name)
-    const { outcome } = await this.#leases.untilFree(async () => {
+    const { outcome } = await this.#leases.retryWhileBusy(async () => {
       const [row] = await this.#database.control<{ outcome: string }>(
         sql`select lockstep.force_revoke(${name}) as outcome`,
       )

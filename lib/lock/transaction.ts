@@ -45,11 +45,11 @@ export async function transaction<T>(
     let entered = false
     try {
       return await context.database.users.supervised(
-        async (trx, hand) => {
+        async (trx, runWork) => {
           signal?.throwIfAborted()
           const { token, xid } = await enter(trx, context, name, left, signal)
           entered = true
-          return await hand(() => work(trx, { name, token }), xid)
+          return await runWork(() => work(trx, { name, token }), xid)
         },
         { isolation: 'read committed', identified: false, signal, ms: left() },
       )

@@ -22,7 +22,7 @@ import {
   Stopwatch,
   UnavailableError,
 } from '../base/index.ts'
-import type { Database, Place, Session, SessionPool } from '../database/index.ts'
+import type { Database, Session, SessionPool, TakeResult } from '../database/index.ts'
 import { type Grant, grantAll, type Leases } from '../lease/index.ts'
 import { ConnectionHold } from './connection-hold.ts'
 import { type Contender, type ContenderOf, wantsConnection, wantsLease, wantsTransaction } from './contender.ts'
@@ -263,7 +263,7 @@ export class WaitQueue {
   }
 
   // There is no session to wait on: one attempt for the first caller, and a pause if it had no success.
-  async #poll(): Promise<Place | undefined> {
+  async #poll(): Promise<TakeResult | undefined> {
     const first = this.#contenders[0]
     if (first && wantsConnection(first)) {
       const session = await this.#context.sessions.shared()

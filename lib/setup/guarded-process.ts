@@ -1,10 +1,11 @@
 /**
- * A program that never outlives us: the embedded PostgreSQL, and in tests what stands before it.
+ * A program that ends when this process ends: the embedded PostgreSQL, and in tests a pooler in front of it.
  *
- * A process killed with SIGKILL runs no handler, so somebody else must notice. A shell starts the program and a
- * watcher that reads from a pipe whose other end only we have. When we end in any way the kernel closes that end,
- * the watcher's `read` returns, and it signals the program. Only who kills us, the watcher and the shell at one
- * stroke leaves the program running; `self` and `lives` let the next one find that out, pids used again or not.
+ * A process that is killed with SIGKILL runs no handler, so another process must watch it. A shell starts the program, and a
+ * watcher that reads from a pipe. Only this process has the other end of the pipe. When this process ends in any way, the kernel
+ * closes that end, the watcher's `read` returns, and the watcher signals the program. The program goes on only if this process, the
+ * watcher and the shell are killed at once. Then the next start finds out by `processIdentity` and `isAlive` that the owner is
+ * dead, even if its pid is in use again.
  *
  * Linux and macOS; Windows has neither `sh` nor uids.
  */
@@ -17,27 +18,28 @@ import * as os from 'node:os'
 import type { Readable } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
 
-/** A user of the machine other than the one we run as. */
+/** A user of the machine, other than the one that this process runs as. */
 export interface User {
   name: string
   uid: number
   gid: number
 }
 
+/** A running program that ends with this process. */
 export interface Guarded {
   /** Process id of the program, not of its shell. */
   readonly pid: Promise<number>
   /** Resolves with the exit status of the program (128 + n after signal n) once it has ended. */
   readonly exited: Promise<number | null>
-  /** What it wrote to stdout and stderr: the last 20_000 characters. */
+  /** The last 20_000 characters that it wrote to stdout and stderr. */
   log(): string
-  /** Stops the program; `exited` tells when. */
+  /** Stops the program; `exited` resolves when it has ended. */
   end(): void
   /** Lets this process end before the program, which then stops. */
   unref(): void
 }
 
-// Without job control a shell gives its background children /dev/null as stdin: hence the pipe on descriptor 3.
+// Without job control a shell gives its background children /dev/null as stdin. So the pipe is on descriptor 3.
 const guard = `
 stop_with=$1 remove=$2; shift 2
 exec 3<&0
@@ -54,9 +56,9 @@ exit $status`
 /**
  * Starts a program that is stopped when this process ends in whatever way.
  *
- * @param options.user      whom it runs as; undefined: as we do.
+ * @param options.user      the user it runs as; undefined: the same as this process.
  * @param options.stopWith  the signal that stops it.
- * @param options.remove    a file or folder the shell removes after it, even if we are dead by then.
+ * @param options.remove    a file or folder that the shell removes after the program has ended, even if this process is dead.
  */
 export function guarded(
   command: string[],
@@ -64,9 +66,9 @@ export function guarded(
 ): Guarded {
   const child = spawn('sh', ['-c', guard, 'sh', options.stopWith, options.remove ?? '', ...command], {
     ...idsOf(options.user),
-    cwd: '/', // ours may be closed to that user
+    cwd: '/', // that user may not be able to enter the working directory of this process
     stdio: 'pipe',
-    detached: true, // Ctrl-C in a terminal goes to the whole group: the owner decides instead
+    detached: true, // Ctrl-C in a terminal goes to the whole process group; here the owner decides when to stop
   })
   let log = ''
   child.stderr.on('data', (chunk) => {
@@ -74,7 +76,7 @@ export function guarded(
   })
   child.stdin.on('error', () => {}) // it ended first
   const exited = once(child, 'exit').then(async ([status]) => {
-    // its last words may still be in the pipe; a child of its own may keep the pipe open
+    // the end of its output may still be in the pipe; a child of the program may keep the pipe open
     if (!child.stderr.readableEnded) await Promise.race([once(child.stderr, 'end'), delay(500)])
     return status as number | null
   })
@@ -82,7 +84,7 @@ export function guarded(
     once(child.stdout, 'data').then(([line]) => Number(line)),
     exited.then(() => Promise.reject(new Error('The program could not be started'))),
   ])
-  for (const each of [pid, exited]) each.catch(() => {}) // not everybody asks for both
+  for (const each of [pid, exited]) each.catch(() => {}) // a caller need not await both
   return {
     pid,
     exited,
@@ -98,7 +100,7 @@ export function guarded(
   }
 }
 
-/** As root, the user to run a server as; undefined otherwise. */
+/** The user to run a server as, if this process is root; else undefined. */
 export function serverUser(): User | undefined {
   if (process.getuid?.() !== 0) return undefined
   for (const name of ['postgres', 'nobody']) {
@@ -111,19 +113,19 @@ export function serverUser(): User | undefined {
   )
 }
 
-/** Asked of the system, not worked out from mode bits: there are access lists too. */
+/** Whether a user can enter a folder. It is tried, not computed from mode bits: there may be access lists too. */
 export function canEnter(folder: string, user: User): boolean {
   return spawnSync('sh', ['-c', 'cd "$1"', 'sh', folder], { ...idsOf(user), cwd: '/' }).status === 0
 }
 
-/** A folder for temporary files that the user can enter: TMPDIR may be private to us. */
+/** A folder for temporary files that the user can enter: TMPDIR may be private to this process's user. */
 export function temporaryFolder(user: User | undefined): string {
   const folder = [os.tmpdir(), '/tmp', '/var/tmp'].find((each) => user === undefined || canEnter(each, user))
   if (folder === undefined) throw new Error(`There is no temporary folder that the user ${user?.name} can enter`)
   return fs.realpathSync(folder)
 }
 
-/** A port of 127.0.0.1 that is free now; nothing keeps it free. */
+/** A port of 127.0.0.1 that is free now; another program may take it at any time. */
 export async function freePort(): Promise<number> {
   const server = net.createServer().listen(0, '127.0.0.1')
   await once(server, 'listening')
@@ -133,16 +135,16 @@ export async function freePort(): Promise<number> {
   return port
 }
 
-/** This process, told apart from a later one with the same pid by its start time: `pid-start`. */
-export const self = () => `${process.pid}-${startTime(process.pid)}`
+/** The identity of this process: `pid-start`. The start time distinguishes it from a later process with the same pid. */
+export const processIdentity = () => `${process.pid}-${startTime(process.pid)}`
 
-/** Whether the process that called {@link self} still lives. */
-export function lives(owner: string): boolean {
+/** Whether the process that called {@link processIdentity} still lives. */
+export function isAlive(owner: string): boolean {
   const [pid, started] = owner.split('-')
   return startTime(Number(pid)) === started
 }
 
-/** When a process started, in a unit of the system's own; undefined: there is none, or only its remains. */
+/** When a process started, in a unit of the operating system; undefined: there is no such process, or it is a zombie. */
 function startTime(pid: number): string | undefined {
   if (process.platform === 'linux') {
     // pid (name) state …: the name may contain anything, and the start is the 22nd field
@@ -153,7 +155,7 @@ function startTime(pid: number): string | undefined {
   return state?.startsWith('Z') ? undefined : date.join('').replace(/\W/g, '') || undefined
 }
 
-/** The command line, a space after each word; undefined: no such process, or only its remains. */
+/** The command line of a process, with a space after each word; undefined: there is no such process, or it is a zombie. */
 export function commandLine(pid: number): string | undefined {
   if (process.platform === 'linux') return procFile(pid, 'cmdline')?.replaceAll('\0', ' ') || undefined
   const line = ps(pid, '-ww', '-o', 'command=')
@@ -171,5 +173,5 @@ function procFile(pid: number, name: string): string | undefined {
 const ps = (pid: number, ...options: string[]) =>
   spawnSync('ps', [...options, '-p', String(pid)], { encoding: 'utf8' }).stdout.trim()
 
-/** For `spawn`. */
+/** The options of `spawn` that run a program as that user. */
 export const idsOf = (user: User | undefined) => (user === undefined ? {} : { uid: user.uid, gid: user.gid })

@@ -1,88 +1,90 @@
 /**
  * Migrations: the plain SQL files of `db/migrations`, each applied once, in the order of their numbers.
  *
- * All that are pending are applied in one transaction, so a database is never between two releases: a file that
- * fails leaves nothing of itself nor of those before it. Any number of processes may migrate at once (every
- * instance of a deployment does): an advisory lock of that transaction admits one, the others find it done.
+ * All pending files are applied in one transaction, so a database is never between two releases: if one file fails, neither that
+ * file nor the files before it leave anything. Any number of processes may migrate at once, as every instance of a deployment
+ * does: one of them gets an advisory lock for its transaction, and the others find the work done.
  *
- * But a change for which nobody may hold has to close the database first, and wait until it is quiet: then there are several
- * transactions, and the wait is told in exclusive-migration.ts. A database that is new has nobody to wait for, and one transaction.
+ * A change during which nobody may hold anything is different: it must first close the database, and wait until it is quiet. Then
+ * there are several transactions; the wait is explained in exclusive-migration.ts. On a new database there is nothing to wait for, and
+ * one transaction.
  *
- * Forward only. A database that knows a migration which this code does not is refused: the answer to an old
- * deployment on a new database is the new deployment, never a rollback.
+ * Forward only. A database with a migration that this code does not know is refused: deploy the newer code. Migrations are never
+ * rolled back.
  *
- * A server that Lockstep cannot stand on is refused before anything is made (database/server-facts.ts).
+ * A server that Lockstep does not support is refused before anything is created (database/server-facts.ts).
  *
- * A database that was restored, or replicated logically, without its sequences would grant a token a second time. Each run sees
- * that and sets them right, also when there is nothing else to do.
+ * A database that was restored, or replicated logically, without its sequences would grant a token a second time. Each run checks
+ * this and sets the sequences right, also when there is nothing to migrate.
  *
- * Who runs the functions need not own the tables: what such a role gets is in role-rights.ts, and it gets it in the same transaction,
- * so that no program meets tables that it has no rights on yet.
+ * The role that runs the functions need not own the tables. Its rights are listed in role-rights.ts, and it gets them in the
+ * same transaction, so that no program finds tables on which it has no rights yet.
  */
 
 import { Kysely, PostgresDialect, sql } from 'kysely'
 import { Migrator } from 'kysely/migration'
 import pg from 'pg'
 import { checkMs, fromDatabase, UnavailableError, WAIT, wrongType } from '../base/index.ts'
-import { NOT_SHOWN, type ServerFacts, unfit, unwritable } from '../database/index.ts'
+import { LOCKS_NOT_SHOWN, type ServerFacts, whyReadOnly, whyUnsupported } from '../database/index.ts'
 import { type Blocker, closingOf, described, reopen, untilQuiet, type WaitOptions } from './exclusive-migration.ts'
-import { alone, type MigrationFiles, migrationFiles, pinned } from './migration-files.ts'
+import { lockMigrations, type MigrationFiles, migrationFiles, pinnedTransaction } from './migration-files.ts'
 import { checkRole, grant } from './role-rights.ts'
 
 export { type Blocker, described }
 
+/** Options of {@link migrate}. */
 export interface MigrateOptions extends WaitOptions {
-  /** Folder of `NNNN_name.sql` files. @default the `db/migrations` of this package */
+  /** A folder of `NNNN_name.sql` files. @default the `db/migrations` of this package */
   folder?: string
   /**
-   * A role that shall have exactly the rights that the functions need, in the same transaction; also when there is nothing to
-   * migrate.
+   * The name of a role, at most 63 bytes. It is granted exactly the rights that the functions need, in the same transaction; also when
+   * there is nothing to migrate.
+   * @default no role
    */
   grant?: string
 }
 
 /** What {@link migrate} did. */
 export interface Migrated {
-  /** The migrations applied by this call, in order; none: up to date. */
+  /** The migrations that this call applied, in order; empty: the database was up to date. */
   applied: string[]
-  /** The last one known. */
+  /** The last migration that this code knows. */
   latest: string
-  /** An earlier migration had closed the database and not come to its end, or another process was at it: this one went on from there. */
+  /** Set when this call continued an exclusive migration that another process had begun. */
   resumed?: true
   /** With `grant`: every right that the role has now, like `INSERT on lockstep.stream (name)`. */
   granted?: string[]
 }
 
-/** Where a database stands; migrations are named like their files, without `.sql`. */
+/** The state of a database's schema. Migrations are named like their files, without `.sql`. */
 export interface SchemaState {
-  /** The last migration applied; null: none, or not even the schema is there. */
+  /** The last migration that was applied; null: none was, or there is no schema. */
   current: string | null
-  /** The last migration this code knows. */
+  /** The last migration that this code knows. */
   latest: string
-  /** Those this code knows and the database lacks, in order. */
+  /** The migrations that this code knows and the database lacks, in order. */
   pending: string[]
   /** Whether the database has a migration that this code does not know. */
   newer: boolean
 }
 
 /**
- * Brings the database to the schema this code needs; does nothing, and needs no rights, when it is there already.
+ * Brings the database to the schema that this code needs. If it has that schema it does nothing, and needs no rights.
  *
  * @param database  a connection string (direct or pooled), or a Kysely, which stays open.
- * @throws {Error} one sentence: the server is none that Lockstep can stand on, the database is newer than this code, a file failed
- *   (which, and in which line), the role lacks a right, there is nobody to grant to, the folder holds something unexpected, or
+ * @throws {Error} one sentence. Lockstep does not support the server, the database is newer than this code, a file failed (which, and
+ *   in which line), the role lacks a right, the role of `grant` does not exist, the folder contains something unexpected, or
  *   others were in the way for `waitMs` (which). Nothing was changed.
- * @throws {TypeError} or {RangeError}, `code` INVALID_ARGUMENT: `grant` cannot be a role of yours, or `waitMs` and the others are
- *   not what they should be.
- * @throws {UnavailableError} the database cannot be reached, or only be read.
+ * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`: an option is wrong, or `grant` cannot be a role of yours.
+ * @throws {UnavailableError} the database cannot be reached, or can only be read.
  * @throws the signal's reason.
  */
 export async function migrate<DB>(database: string | Kysely<DB>, options: MigrateOptions = {}): Promise<Migrated> {
   checkOptions(options)
   if (typeof database !== 'string') return apply(database, options)
   const pool = new pg.Pool({ connectionString: database, max: 1 })
-  pool.on('error', () => {}) // an idle connection that breaks is not our business
-  pool.on('connect', (client) => client.on('error', () => {})) // nor may one that breaks between two statements end the process
+  pool.on('error', () => {}) // an idle connection that breaks must not end the process
+  pool.on('connect', (client) => client.on('error', () => {})) // nor one that breaks between two statements
   const db = new Kysely<unknown>({ dialect: new PostgresDialect({ pool }) })
   try {
     return await apply(db, options)
@@ -100,7 +102,7 @@ function checkOptions({ grant, waitMs, terminate, signal, onWait }: MigrateOptio
 }
 
 /**
- * Compares the database with this code; reads only, and works before the first migration too.
+ * Compares the database with this code. It only reads, and it works before the first migration too.
  *
  * @throws {UnavailableError} the database cannot be reached.
  */
@@ -109,7 +111,7 @@ export async function schemaState<DB>(
   options: Pick<MigrateOptions, 'folder'> = {},
 ): Promise<SchemaState> {
   const files = await migrationFiles(options.folder)
-  return pinned(db, (trx) => stateOf(trx, files)).then(
+  return pinnedTransaction(db, (trx) => stateOf(trx, files)).then(
     ({ current, latest, pending, newer }) => ({ current, latest, pending, newer }),
     (error) => {
       throw fromDatabase(error)
@@ -124,16 +126,19 @@ async function apply<DB>(db: Kysely<DB>, options: MigrateOptions): Promise<Migra
   const left = () => (options.waitMs ?? 30_000) - (performance.now() - since)
   let closed: 'no' | 'perhaps' | 'yes' = 'no'
   try {
-    const before = await pinned(db, async (trx) => ({ ...(await prove(trx)), ...(await stateOf(trx, files)) }))
+    const before = await pinnedTransaction(db, async (trx) => ({
+      ...(await checkServer(trx)),
+      ...(await stateOf(trx, files)),
+    }))
     refuseNewer(before)
     if (before.pending.length === 0 && !before.misaligned && options.grant === undefined) return done
-    const why = unwritable(before)
+    const why = whyReadOnly(before)
     if (why !== undefined) throw new UnavailableError(why)
     if (before.current !== null && before.pending.some((name) => files.get(name)?.ends === 'barrier'))
       closed = 'perhaps'
     for (let quiet: number | null = null; ; ) {
       options.signal?.throwIfAborted()
-      const step: Step = await pinned(db, (trx) => advance(trx, files, options, quiet))
+      const step: Step = await pinnedTransaction(db, (trx) => advance(trx, files, options, quiet))
       if (step.resumed && closed !== 'yes') done.resumed = true
       done.applied.push(...step.applied)
       if (step.finished) return { ...done, ...step.finished }
@@ -142,8 +147,8 @@ async function apply<DB>(db: Kysely<DB>, options: MigrateOptions): Promise<Migra
     }
   } catch (error) {
     const known = fromDatabase(error)
-    if (closed === 'yes') await takeBack(db, files, error)
-    // It may have closed, and the answer was lost.
+    if (closed === 'yes') await undoClosing(db, files, error)
+    // The closing may have committed, and its answer was lost.
     else if (closed === 'perhaps' && known instanceof UnavailableError) await reopen(db, files).catch(() => {})
     throw known
   }
@@ -153,20 +158,20 @@ async function apply<DB>(db: Kysely<DB>, options: MigrateOptions): Promise<Migra
 interface Step {
   applied: string[]
   resumed: boolean
-  /** To be waited for in this closing. */
+  /** The closing in which the next step has to wait until the database is quiet. */
   closing: number | null
-  /** There is no more to do. */
+  /** Set when the migration is complete. */
   finished?: { granted?: string[] }
 }
 
-/** As far as one transaction goes; no further than to a barrier that is not known to be quiet. */
+/** Applies files in one transaction, up to the next file that ends it. @param quiet  the closing in which the database is quiet. */
 async function advance<DB>(
   trx: Kysely<DB>,
   files: MigrationFiles,
   options: MigrateOptions,
   quiet: number | null,
 ): Promise<Step> {
-  await alone(trx)
+  await lockMigrations(trx)
   const { current, pending, ...state } = await stateOf(trx, files)
   refuseNewer(state)
   const ends = (name: string | null | undefined) => files.get(name ?? '')?.ends
@@ -175,7 +180,7 @@ async function advance<DB>(
   if (resumed && pending.length > 0 && ends(current) === 'barrier' && closing !== quiet) {
     return { applied: [], resumed, closing }
   }
-  // Of a database that is new nobody has anything.
+  // In a new database nobody holds anything, so no file has to end the transaction.
   const end = current === null ? -1 : pending.findIndex((name) => ends(name) !== undefined)
   const target = end < 0 ? pending.at(-1) : pending[end]
   const applied = target === undefined ? [] : await bringUp(trx, files, target)
@@ -187,35 +192,35 @@ async function advance<DB>(
   return { applied, resumed, closing: null, finished: granted }
 }
 
-async function takeBack<DB>(db: Kysely<DB>, files: MigrationFiles, error: unknown): Promise<void> {
+async function undoClosing<DB>(db: Kysely<DB>, files: MigrationFiles, error: unknown): Promise<void> {
   await reopen(db, files).catch((cause) => {
     const why = error instanceof Error ? error.message : String(error)
     throw new UnavailableError(
-      `The migration was broken off (${why}) and could not be taken back: until it is run again locks and appends are refused`,
+      `The migration was aborted (${why}) and could not be undone: until it is run again locks and appends are refused`,
       { cause },
     )
   })
 }
 
-/** By statements that any server understands which speaks Postgres. @throws {Error} */
-async function prove<DB>(trx: Kysely<DB>): Promise<ServerFacts> {
+/** Checks the server, by statements that any server with the Postgres protocol understands. @throws {Error} it is not supported. */
+async function checkServer<DB>(trx: Kysely<DB>): Promise<ServerFacts> {
   const { rows } = await sql<ServerFacts>`
     select current_setting('server_version_num')::int as version, current_setting('server_encoding') as encoding,
            pg_is_in_recovery() as standby, current_setting('transaction_read_only')::boolean as read_only, null as shown`.execute(
     trx,
   )
   const engine = rows[0] as ServerFacts
-  const why = unfit(engine)
+  const why = whyUnsupported(engine)
   if (why !== undefined) throw new Error(why)
   // 'lock', 'eyed' in ASCII, as in lockstep.engine
   await sql`select pg_advisory_xact_lock_shared(1819239275, 1702454628)`.execute(trx).catch((error) => {
-    throw (error as { severity?: unknown }).severity === 'ERROR' ? new Error(NOT_SHOWN, { cause: error }) : error
+    throw (error as { severity?: unknown }).severity === 'ERROR' ? new Error(LOCKS_NOT_SHOWN, { cause: error }) : error
   })
   const shown = await sql`
     select from pg_locks l
      where l.locktype = 'advisory' and l.pid = pg_backend_pid() and l.granted
        and l.classid = 1819239275 and l.objid = 1702454628 and l.objsubid = 2`.execute(trx)
-  if (shown.rows.length === 0) throw new Error(NOT_SHOWN)
+  if (shown.rows.length === 0) throw new Error(LOCKS_NOT_SHOWN)
   return engine
 }
 
@@ -256,7 +261,7 @@ async function stateOf<DB>(
   }
 }
 
-// Anybody may ask; of a schema that does not know yet, it is not so.
+// Every role may ask. An older schema does not have the function; then it counts as no.
 async function isMisaligned<DB>(db: Kysely<DB>): Promise<boolean> {
   const known = sql<{ known: boolean }>`select to_regprocedure('lockstep.misaligned()') is not null as known`
   if (!(await known.execute(db)).rows[0]?.known) return false
@@ -272,7 +277,7 @@ function refuseNewer({ unknown, latest }: { unknown: string[]; latest: string })
   )
 }
 
-/** Kysely would make the schema, but hides a refusal behind "current transaction is aborted". */
+/** Creates the schema. Kysely would do it too, but hides a refusal behind "current transaction is aborted". */
 async function makeSchema<DB>(db: Kysely<DB>): Promise<void> {
   const { rows } = await sql<{ role: string; there: boolean; may: boolean }>`
     select current_user::text as role, s.oid is not null as there, case

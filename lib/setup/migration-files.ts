@@ -1,15 +1,16 @@
 /**
- * The files of `db/migrations`, in the order of their numbers, and in what transaction they are run.
+ * The files of `db/migrations`, in the order of their numbers, and the transactions that they run in.
  *
- * In a file: every name with its schema, for the search path is pg_catalog alone, so that nothing of what a tenant has put into
- * `public` is taken for ours; no `begin`/`commit`; nothing that refuses to run in a transaction (`create index concurrently`).
+ * Rules for a file: every name has its schema, because the search path is pg_catalog alone, so that an object that a tenant has put
+ * into `public` is never used by mistake; no `begin` or `commit`; no statement that cannot run in a transaction (`create index
+ * concurrently`).
  *
- * The first line may say where the one transaction of all pending files has to end:
+ * All pending files run in one transaction, unless the first line of a file ends it:
  *
  *     -- barrier   commit with this file, then wait until the database is quiet (exclusive-migration.ts) before the next
  *     -- commit    commit with this file
  *
- * What is between a barrier and its end may be applied, taken back and applied again.
+ * The files from a barrier to the end of the closing may be applied, undone and applied again.
  */
 import { readdir, readFile } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
@@ -18,14 +19,14 @@ import type { Migration } from 'kysely/migration'
 import type pg from 'pg'
 
 export interface MigrationFile extends Migration {
-  /** What is said in its first line. */
+  /** How the file ends the transaction, from its first line; undefined: it does not. */
   ends: 'barrier' | 'commit' | undefined
 }
 
 /**
- * A READ COMMITTED transaction in which every name is what pg_catalog has by it, and which the limits of a role's queries do not end.
+ * Runs `work` in a READ COMMITTED transaction whose search path is pg_catalog alone, and without the timeouts that a role may have.
  */
-export function pinned<DB, T>(db: Kysely<DB>, work: (trx: Transaction<DB>) => Promise<T>): Promise<T> {
+export function pinnedTransaction<DB, T>(db: Kysely<DB>, work: (trx: Transaction<DB>) => Promise<T>): Promise<T> {
   return db
     .transaction()
     .setIsolationLevel('read committed')
@@ -40,18 +41,18 @@ export function pinned<DB, T>(db: Kysely<DB>, work: (trx: Transaction<DB>) => Pr
 }
 
 /**
- * Only one process has this at a time, until its transaction ends: a session's lock would stay behind on a transaction pooler. The
- * lock is ours and not only Kysely's because making the schema itself is a race that Kysely leaves outside its lock.
+ * Takes the lock of migrations: only one process has it at a time, until its transaction ends. A session lock would stay behind on a
+ * transaction pooler. Kysely's own lock is not enough, because Kysely creates the schema outside of it, and that is a race.
  */
-export async function alone<DB>(trx: Kysely<DB>): Promise<void> {
+export async function lockMigrations<DB>(trx: Kysely<DB>): Promise<void> {
   // two integers ('lock', 'step' in ASCII): a key space apart from that of the locks themselves
   await sql`select pg_advisory_xact_lock(1819239275, 1937007984)`.execute(trx)
 }
 
-/** By their names without `.sql`, in order, as Kysely wants them. */
+/** Migrations by their names without `.sql`, in order, as Kysely needs them. */
 export type MigrationFiles = Map<string, MigrationFile>
 
-/** @param folder  @default this package's */
+/** Reads the migrations of a folder. @param folder  @default the `db/migrations` of this package */
 export async function migrationFiles(folder: string | undefined): Promise<MigrationFiles> {
   const at = folder ?? fileURLToPath(new URL('../../db/migrations', import.meta.url))
   const files = (await readdir(at)).filter((file) => file.endsWith('.sql')).sort()
@@ -71,7 +72,7 @@ export async function migrationFiles(folder: string | undefined): Promise<Migrat
   )
 }
 
-/** A savepoint around the file: Kysely still has a statement to run in this transaction when the file failed. */
+/** Runs a file inside a savepoint: Kysely still has to run a statement in this transaction after a file has failed. */
 async function run<DB>(db: Kysely<DB>, file: string, text: string): Promise<void> {
   await sql`savepoint migration`.execute(db)
   try {

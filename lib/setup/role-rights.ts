@@ -1,17 +1,19 @@
 /**
- * What a role needs that runs the functions and does not own the tables: the one place that says so.
+ * The rights of a role that runs the functions and does not own the tables. They are listed here and nowhere else.
  *
- * Written as Postgres says it, less the word GRANT and the role. Afterwards the role has exactly this: what it was given
- * before and is not listed is taken from it. That is what it has by itself; of what it has as a member of other roles, or as
- * everybody, nothing is changed. test/setup/role-rights.test.ts shows that nothing is missing and nothing too much.
+ * Each line is a GRANT statement without the word GRANT and without the role. Afterwards the role has exactly these rights:
+ * other rights that it had been granted are revoked. This concerns only rights granted to the role itself; rights that it has as a
+ * member of other roles, or through PUBLIC, are not changed. test/setup/role-rights.test.ts shows that no right is missing, and
+ * none is superfluous.
  *
- * The functions run with the rights of who calls them. As SECURITY DEFINER they would spare the role the rights on our
- * tables, but pg-boss's statements are no functions and need theirs in any case; and a definer's function is never inlined.
+ * The functions run with the rights of their caller. With SECURITY DEFINER the role would not need rights on Lockstep's
+ * tables; but pg-boss sends plain statements, which need rights in any case, and a SECURITY DEFINER function is never inlined.
  *
- * EXECUTE is everybody's unless an owner has taken it from PUBLIC. Then the role needs its own, so it gets it; without the
- * right on the tables behind it, it is worth nothing.
+ * PUBLIC has EXECUTE unless an owner has revoked it. For that case the role gets EXECUTE itself. It is worth nothing without
+ * rights on the tables that the function uses.
  *
- * Queues with `partition: true` have a table each, made by the owner at any time: hence the rights on tables to come.
+ * A queue with `partition: true` has its own table, which the owner may make at any time. So there are default privileges for
+ * future tables.
  */
 import { type Kysely, sql } from 'kysely'
 import { outOfRange, wrongType } from '../base/index.ts'
@@ -59,10 +61,10 @@ execute on function lockstep.check_transaction, lockstep.exhaust_job
 execute on function lockstep.try_read_stream, lockstep.try_read_all, lockstep.read_share, lockstep.read_partitions
 execute on function lockstep_boss.job_now, lockstep_boss.create_queue, lockstep_boss.delete_queue
 `
-/** On the table of a queue that has one of its own. */
+/** The rights on the table of a queue that has its own table. */
 const PARTITION = 'select, insert, update, delete'
 
-/** Each right by itself, as in `INSERT on lockstep.stream (name)`. What the list names, less the queues' own tables. */
+/** Each right of the list, like `INSERT on lockstep.stream (name)`. Tables of single queues are not among them. */
 export const NEEDED: readonly string[] = RIGHTS.trim()
   .split('\n')
   .flatMap((line) => {
@@ -71,13 +73,13 @@ export const NEEDED: readonly string[] = RIGHTS.trim()
   })
 
 /**
- * Gives a role what it needs, and takes from it what it does not, unless that is so already.
+ * Grants a role the rights that it needs and revokes all others, unless it has exactly these already.
  *
  * @returns every right that it has now, sorted.
- * @throws {Error} one sentence: there is no such role, it may do everything anyway, or who asks may not grant.
+ * @throws {Error} one sentence: there is no such role, the role may do everything anyway, or the current role may not grant.
  */
 export async function grant<DB>(db: Kysely<DB>, role: string): Promise<string[]> {
-  const { asker, owner, tables } = await lookAt(db, role)
+  const { asker, owner, tables } = await roleFacts(db, role)
   const wanted = [
     ...NEEDED,
     ...tables.flatMap((table) => atoms(PARTITION, table)),
@@ -89,11 +91,11 @@ export async function grant<DB>(db: Kysely<DB>, role: string): Promise<string[]>
       cause,
     })
   try {
-    await give(db, role, owner, tables)
+    await grantRights(db, role, owner, tables)
   } catch (error) {
     throw (error as { code?: unknown }).code === '42501' ? refused(error) : error
   }
-  // Postgres only warns of what it did not grant, and others may have granted what it cannot take.
+  // Postgres only warns when it did not grant a right. And a right that another role granted cannot be revoked here.
   const has = await rightsOf(db, role)
   if (wanted.some((right) => !has.includes(right))) throw refused()
   const more = has.filter((right) => !wanted.includes(right))
@@ -101,7 +103,7 @@ export async function grant<DB>(db: Kysely<DB>, role: string): Promise<string[]>
   return wanted
 }
 
-async function give<DB>(db: Kysely<DB>, role: string, owner: string, tables: string[]): Promise<void> {
+async function grantRights<DB>(db: Kysely<DB>, role: string, owner: string, tables: string[]): Promise<void> {
   const defaults = `alter default privileges for role ${quoted(owner)} in schema lockstep_boss`
   const lines = [
     ...EVERYTHING.map((what) => `revoke all on ${what} from`),
@@ -119,7 +121,7 @@ const EVERYTHING = ['schema', 'all tables in schema', 'all sequences in schema',
   (what) => `${what} lockstep, lockstep_boss`,
 )
 
-/** @throws {TypeError} or {RangeError}, `code` INVALID_ARGUMENT: that cannot be a role to grant to. */
+/** @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field` grant: it cannot be a role to grant to. */
 export function checkRole(role: unknown): asserts role is string {
   if (typeof role !== 'string' || role === '') throw wrongType('grant', 'the name of a role', role)
   const bytes = new TextEncoder().encode(role).length
@@ -128,8 +130,8 @@ export function checkRole(role: unknown): asserts role is string {
   if (role.startsWith('pg_')) throw outOfRange('grant', 'a role of your own', role)
 }
 
-/** Who asks, who owns the tables, and those that belong to one queue. */
-async function lookAt<DB>(db: Kysely<DB>, role: string) {
+/** The current role, the owner of the tables, and the tables that belong to a single queue. */
+async function roleFacts<DB>(db: Kysely<DB>, role: string) {
   const { rows } = await sql<{ asker: string; owner: string; exists: boolean; superuser: boolean; owns: boolean }>`
     with ours as (select oid, nspname, nspowner from pg_namespace where nspname in ('lockstep', 'lockstep_boss')),
     owners as (
@@ -158,7 +160,7 @@ async function lookAt<DB>(db: Kysely<DB>, role: string) {
   return { asker, owner, tables: partitions.rows.map(({ name }) => name) }
 }
 
-/** What a role has by itself. */
+/** The rights that were granted to the role itself, sorted. */
 export async function rightsOf<DB>(db: Kysely<DB>, role: string): Promise<string[]> {
   const { rows } = await sql<{ has: string }>`
     with ours as (select oid, nspname, nspacl from pg_namespace where nspname in ('lockstep', 'lockstep_boss')),

@@ -34,7 +34,7 @@ export function makeParts(lockstep: Lockstep, connections: number, onError: (err
   }
   // A notification says only that a job, or a queue, has changed.
   const notifier = (channel: string): Notifier<null> =>
-    new Notifier(sessions, channel, (message) => [{ name: message, told: null }])
+    new Notifier(sessions, channel, (message) => [{ name: message, payload: null }])
   const jobNotifier = notifier(JOB_CHANNEL)
   const queueNotifier = notifier(QUEUE_CHANNEL)
   const queues = new Queues(pool, boss, () => {

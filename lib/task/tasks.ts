@@ -28,7 +28,7 @@ import {
   combineSignals,
   GRACE_MS,
   NotFoundError,
-  RoomEnding,
+  RoomShutdown,
   warn,
   wrongType,
 } from '../base/index.ts'
@@ -78,7 +78,7 @@ export function createTasks(lockstep: Lockstep, options: TasksOptions = {}): Tas
 /** Its methods are documented in api.ts. */
 class LockstepTasks implements Tasks {
   readonly #parts: Parts
-  readonly #ending: RoomEnding
+  readonly #ending: RoomShutdown
   readonly #workers = new Set<Worker>()
 
   constructor(
@@ -88,8 +88,8 @@ class LockstepTasks implements Tasks {
     const parts = makeParts(lockstep, connections, onError)
     this.#parts = parts
     keepBoss(this, parts.boss)
-    this.#ending = new RoomEnding(parts.closing, parts.rooms, {
-      rest: () => this.#rest(),
+    this.#ending = new RoomShutdown(parts.closing, parts.rooms, {
+      drain: () => this.#drain(),
       end: (late: Promise<void>) => this.#end(late),
     })
     const { signal } = parts.closing
@@ -270,7 +270,7 @@ class LockstepTasks implements Tasks {
     return this.close()
   }
 
-  #rest(): Promise<void> | undefined {
+  #drain(): Promise<void> | undefined {
     for (const worker of this.#workers) void worker.stop({ graceMs: GRACE_MS }).catch(() => {})
     return this.#parts.running.settled(GRACE_MS)
   }

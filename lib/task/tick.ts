@@ -216,7 +216,7 @@ export class Ticker {
   }
 
   async #due(): Promise<Due> {
-    const close = this.#parts.work.database.ear.observe()
+    const close = this.#parts.work.database.clockReader.observe()
     const [row] = await this.#parts.pool.run<Due & Clocked>(
       sql`select ${CLOCK}, s.next_at, extract(epoch from s.next_at - clock_timestamp())::double precision * 1000 as next_in_ms, d.*
             from (select min(next_at) as next_at from lockstep.schedule) s, lockstep.due_jobs() d`,

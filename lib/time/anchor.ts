@@ -103,7 +103,7 @@ export class Anchors {
   }
 
   async #ask(nonce: string, from: RawBuilder<unknown>, onRow?: (row: Row) => void): Promise<Sample> {
-    const { row, heard: reading } = await this.#database.clocked<Row>(
+    const { row, reading } = await this.#database.readClock<Row>(
       sql`select *, us as clock_us, server as clock_server from ${from}`,
     )
     if (!row.nonce_.endsWith(nonce)) {

@@ -58,12 +58,12 @@ export class Sampler {
     this.#ntp = ntp
     this.#background = background
     this.#anchors = new Anchors(database)
-    this.estimate = new Estimate(database.ear.clock, { source, frozenBetweenRequests: !background })
-    if (this.asksDatabase) database.ear.on = (reading) => this.#react(this.estimate.takeReading(reading))
+    this.estimate = new Estimate(database.clockReader.clock, { source, frozenBetweenRequests: !background })
+    if (this.asksDatabase) database.clockReader.onReading = (reading) => this.#react(this.estimate.takeReading(reading))
     onAbort(closing.signal, () => {
       clearInterval(this.#timer)
       clearTimeout(this.#confirmTimer)
-      database.ear.on = undefined
+      database.clockReader.onReading = undefined
     })
   }
 

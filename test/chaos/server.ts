@@ -10,7 +10,7 @@ import * as fs from 'node:fs'
 import * as path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Postgres, startPostgres } from '../../lib/setup/embedded-postgres.ts'
-import { lives, self, serverUser, temporaryFolder } from '../../lib/setup/guarded-process.ts'
+import { isAlive, processIdentity, serverUser, temporaryFolder } from '../../lib/setup/guarded-process.ts'
 import { migrate } from '../../lib/setup/migrate.ts'
 import { BINARIES } from '../support/postgres-majors.ts'
 import { ask } from '../support/query-once.ts'
@@ -35,7 +35,10 @@ const COMES_BACK_MS = 10_000
  */
 export async function chaosServer(connections: number, locks = 64): Promise<ChaosServer> {
   unmountLeft()
-  const dir = path.join(temporaryFolder(serverUser()), `${PREFIX}${self()}.${randomBytes(6).toString('hex')}`)
+  const dir = path.join(
+    temporaryFolder(serverUser()),
+    `${PREFIX}${processIdentity()}.${randomBytes(6).toString('hex')}`,
+  )
   const disk = mount(dir)
   const data = path.join(dir, 'data')
   const settings = {
@@ -95,7 +98,7 @@ function mount(dir: string): boolean {
 function unmountLeft(): void {
   const folder = temporaryFolder(serverUser())
   for (const name of fs.readdirSync(folder).filter((each) => each.startsWith(PREFIX))) {
-    if (lives(name.slice(PREFIX.length).split('.')[0] as string)) continue
+    if (isAlive(name.slice(PREFIX.length).split('.')[0] as string)) continue
     spawnSync('umount', ['--lazy', path.join(folder, name)], { stdio: 'ignore' })
     fs.rmSync(path.join(folder, name), { recursive: true, force: true })
   }

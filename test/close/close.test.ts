@@ -1,5 +1,5 @@
 /**
- * `close()` closes: processes that use a room, close and must end by themselves (closing-process.ts), and what becomes of what is under way.
+ * `close()`: processes that use a room, close, and must then end by themselves (closing-process.ts); and work that is under way.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -34,7 +34,7 @@ afterEach(() => {
   for (const child of children.splice(0)) child.kill('SIGKILL')
 })
 
-/** Starts a process that uses a room; it closes when it is told to. */
+/** Starts a process that uses a room. It closes when it gets a line on its standard input. */
 async function closer(url: string, room: string, application: string, servers: string[] = []) {
   const file = path.join(import.meta.dirname, 'closing-process.ts')
   const child = spawn(process.execPath, [file, url, room, application, servers.join()], { stdio: 'pipe' })
@@ -51,13 +51,13 @@ async function closer(url: string, room: string, application: string, servers: s
   return {
     pid: child.pid as number,
     tell: () => child.stdin?.write('close\n'),
-    /** @param failed  its waits may have ended before, by what became of the database. */
+    /** @param failed  whether its waits may have ended before, because the database failed. */
     async closes(failed = false) {
       expect(await line('closed')).toEqual([])
       expect(await line('rejected')).toEqual([])
       const waited = await line('waited')
       if (!failed) expect(waited).toEqual([])
-      // It ends by itself. Ten times as long as it may take: what keeps it has no end, or one after ten seconds.
+      // It ends by itself. The limit is ten times as long as it may take: a fault would keep it for ever, or for ten seconds.
       const late = setTimeout(() => child.kill('SIGKILL'), 10_000)
       expect(await exited).toEqual([0, null])
       clearTimeout(late)
@@ -87,7 +87,7 @@ describe('a process that has closed', () => {
     }
   })
 
-  test('has no cancel under way: one that is between two tries ends before its database is closed', async () => {
+  test('has no cancel under way: one that is between two attempts ends before its database is closed', async () => {
     const database = new Database({ connectionString: db.url, applicationName: fresh() })
     let asked = 0
     let ended = false
@@ -135,7 +135,7 @@ describe('a process that has closed', () => {
     }
   })
 
-  test('before it was connected, ends all the same, and all that it had asked for is rejected', async () => {
+  test('before it was connected, ends all the same, and all its calls are rejected', async () => {
     await using proxy = await tcpProxy(db.url)
     proxy.hold()
     const process = await closer(proxy.url, 'early', fresh())
@@ -153,8 +153,8 @@ describe('a process that has closed', () => {
   })
 })
 
-describe('what is under way', () => {
-  test('a transaction of yours is waited for', async () => {
+describe('work that is under way', () => {
+  test('a transaction of the user is waited for', async () => {
     const lockstep = createLockstep({ connectionString: db.url, applicationName: fresh() })
     await db.pool.query('create table written (n integer)')
     const [began, go] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
@@ -175,7 +175,7 @@ describe('what is under way', () => {
     expect((await db.pool.query('select n from written order by n')).rows).toEqual([{ n: 1 }, { n: 2 }])
   })
 
-  test('one that does not end is cut after 5 s: nothing of it is kept', async () => {
+  test('a transaction that does not end is cut off after 5 s: nothing of it is kept', async () => {
     const application = fresh()
     const lockstep = createLockstep({ connectionString: db.url, applicationName: application })
     const held = await lockstep.locks.acquire('never', { ttlMs: 60_000 })
@@ -197,7 +197,7 @@ describe('what is under way', () => {
     expect(rows).toEqual([{ there: null }])
   })
 
-  test('handlers of jobs and events have their second, and every room for it', async () => {
+  test('handlers of jobs and events get one second, and every room works for them', async () => {
     const lockstep = createLockstep({ connectionString: db.url, applicationName: fresh() })
     const [tasks, events] = [createTasks(lockstep), createEvents(lockstep)]
     const [job, event, go] = [1, 2, 3].map(() => Promise.withResolvers<void>()) as PromiseWithResolvers<void>[]
@@ -227,7 +227,7 @@ describe('what is under way', () => {
     expect((await streams.lag('last')).behind).toBe(0)
   })
 
-  test('one room closes alone, and the others go on', async () => {
+  test('one room can be closed alone, and the others go on', async () => {
     await using lockstep = createLockstep({ connectionString: db.url, applicationName: fresh() })
     for (let i = 0; i < 3; i++) {
       const [tasks, events] = [createTasks(lockstep), createEvents(lockstep)]
@@ -240,7 +240,7 @@ describe('what is under way', () => {
     }
   })
 
-  test('a lease whose grant was on its way is given back', async () => {
+  test('a lease whose grant was under way is given back', async () => {
     await using proxy = await tcpProxy(db.url)
     const lockstep = createLockstep({ connectionString: proxy.url, directConnectionString: null })
     await lockstep.locks.query('granted late') // so that there is a connection

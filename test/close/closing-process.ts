@@ -1,6 +1,6 @@
 /**
- * A process that uses one room, closes, and must then end by itself; for close.test.ts. Says, a line each: `ready`; when it has been
- * told to (a line on its standard input) and has closed, `closed` and what is left of it; `rejected` and what the verbs say.
+ * A process that uses one room, closes, and must then end by itself; for close.test.ts. It prints `ready`. At a line on its standard
+ * input it closes, and then prints `closed` and which resources are left, and `rejected` and the errors of the verbs.
  */
 import { getEventListeners, once } from 'node:events'
 import { createInterface } from 'node:readline'
@@ -25,7 +25,7 @@ const lockstep = createLockstep({
 })
 const tasks = createTasks(lockstep)
 const events = createEvents(lockstep)
-/** What still waits when it is closed. */
+/** The calls that still wait when it is closed. */
 const waits: Promise<unknown>[] = []
 const until = async (condition: () => Promise<unknown>) => {
   while (!(await condition())) await new Promise((resolve) => setTimeout(resolve, 5))
@@ -99,7 +99,7 @@ const USES: Record<string, (lockstep: Lockstep, tasks: Tasks, events: Events) =>
     await following[0]?.next()
     await following[0]?.next()
     for (const each of following) waits.push(each.next())
-    await events.subscribe({ stream: name }).next() // and rests
+    await events.subscribe({ stream: name }).next() // and is idle
   },
   async time({ time }) {
     await time.ready(servers === '' ? {} : { maxBoundMs: 1_000 })
@@ -136,7 +136,7 @@ const USES: Record<string, (lockstep: Lockstep, tasks: Tasks, events: Events) =>
     await scheduled(undefined, env, context)
     await Promise.all(all)
   },
-  /** Everything is asked, and nothing can be answered yet. */
+  /** Every verb is called before there is an answer. */
   async early() {
     const answered = [
       'tasks.define',
@@ -191,8 +191,8 @@ const said = async (call: () => unknown): Promise<string> => {
     return code === 'UNAVAILABLE' ? String(message) : `${code}: ${message}`
   }
 }
-// While it closes, too: nothing has to be asked, so it is before anything else happens in this process. Unless handlers run,
-// which have their last second.
+// During the close, too: the verbs reject without a statement, so before anything else happens in this process. Except while handlers
+// run, which have their last second.
 const during = ['node', 'work', 'all', 'shared'].includes(room)
   ? []
   : calls(lockstep, tasks, events).map(async ([verb, call]) => [verb, await said(call)])
@@ -205,7 +205,7 @@ await closing
 await lockstep[Symbol.asyncDispose]() // again
 const ours = /^(PipeWrap|TTYWrap|FSReqCallback|Immediate)$/
 const left = () => process.getActiveResourcesInfo().filter((resource) => !ours.test(resource))
-// A socket that was cut is gone a moment later: the promise is a second.
+// A destroyed socket is gone shortly after: a second is allowed.
 for (let i = 0; i < 10 && left().some((resource) => resource.startsWith('TCP')); i++) await setImmediately()
 console.log('closed', JSON.stringify(left()))
 const after = await Promise.all(calls(lockstep, tasks, events).map(async ([verb, call]) => [verb, await said(call)]))

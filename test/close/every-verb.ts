@@ -1,4 +1,4 @@
-/** Every verb of every room, with arguments that would do: for who wants to call all of them. A verb that is missing is an error. */
+/** Every verb of every room, with valid arguments, for tests that call all of them. A verb that is missing is an error. */
 import type { Events } from '../../lib/event/index.ts'
 import type { Lockstep } from '../../lib/index.ts'
 import type { Tasks } from '../../lib/task/index.ts'
@@ -92,10 +92,10 @@ const EVENTS = {
   truncate: ['x', 1n],
   archive: [],
 }
-/** They ask nothing: what was known still holds. */
+/** Verbs that do not ask the database: they answer from what is known. */
 const ASKS_NOTHING = ['constructor', 'close', 'now', 'after', 'before', 'preview', 'background']
 
-/** What is called, and a function that calls it; of what is read one by one, for the first. */
+/** The name of each verb, and a function that calls it; of an iterator, it reads the first item. */
 export function calls(lockstep: Lockstep, tasks: Tasks, events: Events): [string, () => Promise<unknown>][] {
   const rooms: [string, object, Record<string, unknown[]>][] = [
     ['locks', lockstep.locks, LOCKS],

@@ -1,4 +1,4 @@
-/** What is made for a call, a name or a client is gone when that is over: nothing only grows. Counted in the heap. */
+/** No leaks: objects that are made for a call, a name or a client are gone when that is over. Counted in the heap. */
 import * as v8 from 'node:v8'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { createApp } from '../../functions/app.ts'
@@ -14,7 +14,7 @@ let db: FreshDatabase
 let lockstep: Lockstep
 let tasks: Tasks
 let events: Events
-/** As long as the process: what is left on it is left for good. */
+/** A signal that lives as long as the process: a listener that is left on it is a leak. */
 const { signal } = new AbortController()
 const stopping = new AbortController()
 let ask: (path: string, init?: RequestInit) => Promise<Response>
@@ -34,7 +34,7 @@ afterAll(async () => {
   await db?.close()
 })
 
-/** How many objects there are, functions, promises, timers and all. A full collection; what is finalized is gone by the next. */
+/** Counts all objects: functions, promises, timers and others. It collects twice, because finalized objects go with the second. */
 async function objects(): Promise<number> {
   let fewest = Infinity
   for (let i = 0; i < 3; i++) {
@@ -44,14 +44,14 @@ async function objects(): Promise<number> {
   return fewest
 }
 
-/** Does something so often, 20 at a time, and says how many objects each time has left behind. */
+/** Does something so many times, 20 at a time. @returns how many objects each time has left behind. */
 async function left(rounds: number, round: (i: number) => Promise<unknown>): Promise<number> {
   const run = async (from: number, upto: number) => {
     for (let i = from; i < upto; i += 20) {
       await Promise.all(Array.from({ length: Math.min(20, upto - i) }, (_, k) => round(i + k)))
     }
   }
-  await run(0, 100) // what is made once
+  await run(0, 100) // objects that are made once
   const before = await objects()
   await run(100, 100 + rounds)
   return ((await objects()) - before) / rounds
@@ -110,10 +110,10 @@ describe('nothing is left of', () => {
       await others.read('followed')
       await Promise.all([more.close(), others.close()])
     }
-    expect(await left(200, round)).toBeLessThan(200) // it has 700, of which those of the last may be there
+    expect(await left(200, round)).toBeLessThan(200) // a run makes 700; those of the last run may still be there
   }, 60_000)
 
-  test('what somebody has left on a signal that was made of two, ten thousand times', async () => {
+  test('listeners that a caller has left on a combined signal, ten thousand times', async () => {
     const round = async () => {
       const both = combineSignals(signal, new AbortController().signal)
       both.signal.addEventListener('abort', () => {})
@@ -123,7 +123,7 @@ describe('nothing is left of', () => {
   })
 })
 
-test('of what can be found out again so much is remembered, and no more', async () => {
+test('a cache keeps so many entries, and no more', async () => {
   const forgotten: number[] = []
   const map = new BoundedMap<number, string>(3, () => forgotten.push(map.size))
   for (let i = 0; i < 10; i++) map.set(i, String(i))
@@ -149,11 +149,11 @@ test('queues that are forgotten are found again, by pg-boss too', async () => {
   expect(await tasks.claim('q1')).toMatchObject([{ data: 1 }])
 })
 
-test('a zone has one entry, however it is spelt', async () => {
+test('a time zone has one entry, however its name is spelt', async () => {
   const spelt = (i: number) =>
     [...'europe/berlin'].map((letter, k) => ((i >> k) & 1 ? letter.toUpperCase() : letter)).join('')
   const preview = async (i: number) => tasks.preview('0 0 1 1 *', spelt(i), 1)
   expect(await preview(3)).toEqual(tasks.preview('0 0 1 1 *', 'Europe/Berlin', 1))
-  for (let i = 0; i < 600; i++) await preview(i) // more than are remembered
+  for (let i = 0; i < 600; i++) await preview(i) // more than the cache keeps
   expect(await left(2_000, (i) => preview(600 + i))).toBeLessThan(0.5)
 })

@@ -1,4 +1,4 @@
-/** A process that makes everything, and uses and closes nothing of it; for close.test.ts. */
+/** A process that makes every room, and neither uses nor closes any; for close.test.ts. */
 import { createEvents } from '../../lib/event/index.ts'
 import { createLockstep } from '../../lib/index.ts'
 import { createTasks } from '../../lib/task/index.ts'

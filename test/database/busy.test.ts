@@ -1,6 +1,6 @@
 /**
- * All connections are in use, ours or the server's: a wait for one is a wait as any other. It ends with its signal and its time,
- * goes on without an end if it has none, and what is said of it is true.
+ * All connections are in use, those of a pool or those of the server. A caller waits for one as it waits for a lock: the wait ends with
+ * its signal or its time limit, is endless without a limit, and its error says what was in the way.
  */
 import { sql } from 'kysely'
 import pg from 'pg'
@@ -22,7 +22,7 @@ import { lent } from './lent-connections.ts'
 let n = 0
 const fresh = () => `busy-${n++}`
 
-/** Takes all connections of a pool, until it is called. */
+/** Takes all connections of a pool. @returns a function that gives them back. */
 async function hog(lockstep: Lockstep, max: number): Promise<() => Promise<void>> {
   const free = Promise.withResolvers<void>()
   let inside = 0
@@ -60,7 +60,7 @@ describe.each([
     afterAll(() => db?.close())
     const make = () => createLockstep({ connectionString: url, max: 2, ...options })
 
-    test('locks.transaction ends with its signal, and its work never runs', async () => {
+    test('locks.transaction ends its wait with its signal, and its work never runs', async () => {
       await using a = make()
       const free = await hog(a, 2)
       const stop = new AbortController()
@@ -72,9 +72,9 @@ describe.each([
       const ended = expect(waits).rejects.toBe(reason)
       await new Promise(setImmediate) // it waits for a connection
       stop.abort(reason)
-      await free() // now it could have one
+      await free() // now there is one for it
       await ended
-      await (await hog(a, 2))() // all are there again
+      await (await hog(a, 2))() // all are free again
       expect(ran).toBe(false)
     })
 
@@ -110,7 +110,7 @@ describe.each([
       await free()
     })
 
-    test('an endless wait has no end, longer than any limit of the pool; what has a limit says what is in the way', async () => {
+    test('an endless wait lasts longer than any limit of the pool; a wait with a limit says what is in the way', async () => {
       await using a = make()
       const tasks = createTasks(a)
       const events = createEvents(a)
@@ -159,7 +159,7 @@ describe.each([
       await Promise.all([held.release(), term?.resign()])
     })
 
-    test('who stops while it waits has spent nothing: a job is given back, an event not counted', async () => {
+    test('a worker or consumer that stops while it waits spends no attempt: its job is handed back, its event is not counted', async () => {
       await using a = make()
       await using b = make()
       const tasks = createTasks(a)
@@ -190,7 +190,7 @@ describe.each([
       await free()
     })
 
-    test('who waits when Lockstep is closed is turned away', async () => {
+    test('a caller that waits when Lockstep is closed is rejected', async () => {
       const a = make()
       const free = await hog(a, 2)
       const waits = a.locks.transaction(fresh(), async () => {}).catch((error) => error)
@@ -202,7 +202,7 @@ describe.each([
   })
 })
 
-test('a hold that is lost while it waits for a connection says so at once', async () => {
+test('a hold that is lost while its transaction waits for a connection rejects it at once', async () => {
   await using db = await freshDatabase()
   await using a = createLockstep({ connectionString: db.url, max: 2 })
   const free = await hog(a, 2)
@@ -213,7 +213,7 @@ test('a hold that is lost while it waits for a connection says so at once', asyn
   await free()
 })
 
-test('who leaves while its connection is opened is not held up, and the connection goes back at once', async () => {
+test('a caller that leaves while its connection is opened is rejected at once, and the connection goes back to the pool', async () => {
   await using db = await freshDatabase()
   await using proxy = await tcpProxy(db.url)
   const pool = new pg.Pool({ connectionString: proxy.url, max: 1, connectionTimeoutMillis: 20_000 })
@@ -233,7 +233,7 @@ test('who leaves while its connection is opened is not held up, and the connecti
   await pool.end()
 })
 
-test('places are given in order, and those who left are passed over', async () => {
+test('connections are given first come, first served, and callers that left are passed over', async () => {
   await using db = await freshDatabase()
   const pool = new pg.Pool({ connectionString: db.url, connectionTimeoutMillis: 100 })
   const share = new SharedPool(lent(pool), 1)
@@ -269,14 +269,14 @@ describe('with all connections of a role taken', () => {
   })
   afterAll(() => db?.close())
 
-  /** Lets the role have no connection more than it has. */
+  /** Limits the role to the connections that it has. */
   const full = async (): Promise<() => Promise<void>> => {
     await db.pool.query(`alter role ${db.role} connection limit 0`)
     return async () => void (await db.pool.query(`alter role ${db.role} connection limit -1`))
   }
   const FULL = { code: 'UNAVAILABLE', message: expect.stringMatching(/takes no more connections/) }
 
-  test('who has to wait for a lock, and gets no session to wait on, polls', async () => {
+  test('a caller that waits for a lock, and gets no session to wait on, polls', async () => {
     await using a = createLockstep({ connectionString: db.roleUrl })
     await using other = createLockstep({ connectionString: db.url })
     const name = fresh()
@@ -292,7 +292,7 @@ describe('with all connections of a role taken', () => {
     await free()
   })
 
-  test('who can wait for the session of all waits, and goes on by itself; who cannot is told', async () => {
+  test('a caller that can wait for the shared session waits, and goes on by itself; one that cannot gets an error', async () => {
     await using a = createLockstep({ connectionString: db.roleUrl })
     const free = await full()
     const name = fresh()
@@ -314,7 +314,7 @@ describe('with all connections of a role taken', () => {
     await Promise.all(waits)
   })
 
-  test('who waits goes on when the session of all is lost and cannot be had for a while', async () => {
+  test('a caller that waits goes on when the shared session is lost and cannot be opened for a while', async () => {
     await using a = createLockstep({ connectionString: db.roleUrl, applicationName: 'to be lost' })
     await using other = createLockstep({ connectionString: db.url })
     const name = fresh()
@@ -343,7 +343,7 @@ describe('with all connections of a role taken', () => {
     await (await waits).release()
   })
 
-  test('what is there already goes round: many statements at once need no second connection', async () => {
+  test('one open connection is enough: many statements at once take turns on it', async () => {
     await using a = createLockstep({ connectionString: db.roleUrl })
     await a.locks.query(fresh())
     await sql`select 1`.execute(a.kysely)
@@ -353,7 +353,7 @@ describe('with all connections of a role taken', () => {
     await free()
   })
 
-  test('leases, transactions, elections and jobs that can wait do', async () => {
+  test('leases, transactions, elections and jobs that can wait for a connection do', async () => {
     await using a = createLockstep({ connectionString: db.roleUrl })
     const free = await full()
     let ended = 0

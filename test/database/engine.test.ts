@@ -1,6 +1,6 @@
 /**
- * Servers and databases that Lockstep cannot stand on are refused, by one sentence that says why: by `ready()`, and by `migrate`
- * before it has made anything. All of it on PostgreSQL, which is made to be such a server.
+ * Servers and databases that Lockstep does not support are refused, with one sentence that says why: by `ready()`, and by `migrate`
+ * before it has created anything. The tests run on PostgreSQL, which is made to behave like such a server.
  */
 import * as fs from 'node:fs'
 import * as os from 'node:os'
@@ -8,7 +8,7 @@ import * as path from 'node:path'
 import pg from 'pg'
 import { afterEach, describe, expect, inject, test } from 'vitest'
 import { SCHEMA } from '../../lib/database/database.ts'
-import { unfit } from '../../lib/database/server-facts.ts'
+import { whyUnsupported } from '../../lib/database/server-facts.ts'
 import { createLockstep } from '../../lib/index.ts'
 import { migrate } from '../../lib/setup/migrate.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
@@ -28,7 +28,7 @@ async function fresh(options: { empty?: boolean } = {}): Promise<FreshDatabase> 
   return db
 }
 
-/** What `ready()` of a new process says; null: ready. */
+/** The error of `ready()` in a new process; null: it is ready. */
 async function notReady(url: string): Promise<string | null> {
   await using lockstep = createLockstep({ connectionString: url })
   return await lockstep.ready().then(
@@ -45,7 +45,7 @@ async function nothingMade({ pool }: FreshDatabase): Promise<void> {
   expect(rows).toEqual([])
 }
 
-test('a database of today is ready, and no lock stays of the proof', async () => {
+test('a database with the current schema is ready, and the check leaves no lock', async () => {
   const db = await fresh()
   expect(await notReady(db.url)).toBeNull()
   const { rows } = await db.pool.query(`select from pg_locks where locktype = 'advisory'
@@ -60,7 +60,7 @@ describe('a server that does not show advisory locks in pg_locks', () => {
     pool.query(`set allow_system_table_mods = on;
       create or replace view pg_catalog.pg_locks as select * from pg_lock_status() l where l.locktype <> 'advisory'`)
 
-  test('is refused by migrate, which makes nothing', async () => {
+  test('is refused by migrate, which creates nothing', async () => {
     const db = await fresh({ empty: true })
     await hide(db)
     await expect(migrate(db.url)).rejects.toThrow(hidden)
@@ -109,8 +109,8 @@ test.each(['LATIN1', 'WIN1252', 'EUC_JP', 'SQL_ASCII'])(
 
 test('a server older than 14 is refused', () => {
   const fits = { encoding: 'UTF8', shown: true }
-  expect(unfit({ ...fits, version: 140_000 })).toBeUndefined()
-  expect(unfit({ ...fits, version: 130_015 })).toBe(
+  expect(whyUnsupported({ ...fits, version: 140_000 })).toBeUndefined()
+  expect(whyUnsupported({ ...fits, version: 130_015 })).toBe(
     'Lockstep needs PostgreSQL 14 or newer, and this server says that it is 13',
   )
 })
@@ -131,7 +131,7 @@ describe('the schema', () => {
     expect(await notReady(db.url)).toBe(`The database has an older schema than ${SCHEMA}: run the migrations`)
   })
 
-  test('that is newer is accepted, as in a rolling deploy, unless it says that it does not serve this code', async () => {
+  test('that is newer is accepted, as in a rolling deploy, unless it says that it does not support this code', async () => {
     const db = await fresh()
     await db.pool.query(`insert into lockstep.migration values ('9998_later', '2100-01-01')`)
     expect(await notReady(db.url)).toBeNull()
@@ -139,13 +139,13 @@ describe('the schema', () => {
       `create or replace function lockstep.oldest_code() returns text language sql immutable return '9998_later'`,
     )
     expect(await notReady(db.url)).toBe(
-      `The database has the schema 9998_later, which serves code of 9998_later and later, and this is of ${SCHEMA}: deploy the newer version`,
+      `The database has the schema 9998_later, which supports code of 9998_later and later, and this code is of ${SCHEMA}: deploy the newer version`,
     )
   })
 })
 
 describe('a database that can only be read', () => {
-  test('a standby is said to be one', async () => {
+  test('a standby is refused, and the error says that it is one', async () => {
     await using made = await template()
     await using first = await primary(made)
     await using standby = await first.standby()
@@ -160,7 +160,7 @@ describe('a database that can only be read', () => {
     await expect(migrate(standby.url)).rejects.toMatchObject({ code: 'UNAVAILABLE', message: sentence })
   })
 
-  test('a role whose transactions only read is told so', async () => {
+  test('a role whose transactions are read-only gets an error that says so', async () => {
     for (const empty of [true, false]) {
       const db = await fresh({ empty })
       await db.pool.query(`alter database ${db.name} set default_transaction_read_only = on`)

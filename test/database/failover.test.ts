@@ -1,8 +1,8 @@
 /**
- * The database's machine is lost and its standby takes over: what is kept, what is not, and by which setting of the database.
+ * The database's machine is lost and its standby takes over: what is kept, what is lost, and which setting of the database decides.
  *
- * Clients know one address, here a proxy, that leads to the server that may be written to. FAILOVER_SECONDS=600 loses one
- * server after another under load for so long.
+ * Clients know one address, here a proxy, that leads to the server that can be written. FAILOVER_SECONDS=600 loses one server after
+ * another under load for ten minutes.
  */
 import { once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -26,7 +26,7 @@ beforeAll(async () => {
 })
 afterAll(() => folder?.[Symbol.asyncDispose]())
 
-/** A server with a standby that streams, a ledger, and the address at which clients find whichever may be written to. */
+/** A server with a streaming standby, a ledger, and an address that leads clients to the server that can be written. */
 async function pair({ synchronous = true } = {}) {
   await using made = new AsyncDisposableStack()
   const server = made.use(await primary(folder))
@@ -39,7 +39,7 @@ async function pair({ synchronous = true } = {}) {
   const stack = made.move()
   return {
     ...{ server, standby, url: proxy.url },
-    /** Clients come to the standby while it may still only be read. */
+    /** Clients reach the standby while it can still only be read. */
     async failOver(from: Server = server, to: Standby = standby) {
       from.lose()
       proxy.target(to.url)
@@ -49,7 +49,7 @@ async function pair({ synchronous = true } = {}) {
   }
 }
 
-/** The next line of the ledger. Two writers at once would write the same. */
+/** Writes the next line of the ledger. Two writers at once would write the same number. */
 async function write(trx: Transaction<unknown>, what: string, token: bigint, how = ''): Promise<number> {
   const { rows } = await sql<{ n: string }>`
     insert into ledger select ${what}, coalesce(max(n), 0) + 1, ${token}::bigint, ${how} from ledger where what = ${what}
@@ -69,7 +69,7 @@ const lost = async (held: Hold) => {
 }
 
 describe('with a synchronous standby', () => {
-  test('a server lost under load loses nothing that was acknowledged, and every room goes on by itself', {
+  test('a server lost under load loses nothing that it had acknowledged, and every room goes on by itself', {
     timeout: 90_000 + SECONDS * 1_500,
   }, async () => {
     await using database = await pair()
@@ -92,14 +92,14 @@ describe('with a synchronous standby', () => {
 
     expect(load.violations).toEqual([])
     expect(await load.left(standby.url)).toEqual([])
-    // A lease is a row: it is held as before, by whoever held it.
+    // A lease is a row: its holder holds it as before.
     expect(kept.isTrusted()).toBe(true)
     expect(await load.lockstep.locks.query('kept')).toMatchObject({ held: true, token: kept.token })
     await kept.transaction((trx) => write(trx, 'kept', kept.token))
     await kept.release()
   })
 
-  test('nothing is acknowledged that it has not got', async () => {
+  test('nothing is acknowledged before the standby has it', async () => {
     await using database = await pair()
     await using a = createLockstep({ connectionString: database.url })
     const [tasks, events] = [createTasks(a), createEvents(a)]
@@ -126,7 +126,7 @@ describe('with a synchronous standby', () => {
     expect(await kept.transaction((trx) => write(trx, 'kept', kept.token))).toBe(1)
   })
 
-  test('a commit whose wait for it is ended is on the first only: terminated, nobody is told; cancelled, it is acknowledged', async () => {
+  test('a commit whose wait for the standby is ended is on the first server only: if terminated, it is not acknowledged; if cancelled, it is', async () => {
     await using database = await pair()
     await using a = createLockstep({ connectionString: database.url })
     await using first = createLockstep({ connectionString: database.server.url })
@@ -141,14 +141,14 @@ describe('with a synchronous standby', () => {
       return said
     }
     expect(await ended('terminated', 'pg_terminate_backend')).toBeInstanceOf(UnavailableError)
-    expect(await ended('cancelled', 'pg_cancel_backend')).toBe('acknowledged') // by PostgreSQL, with a warning
+    expect(await ended('cancelled', 'pg_cancel_backend')).toBe('acknowledged') // PostgreSQL acknowledges it, with a warning
     await database.failOver()
     for (const name of ['terminated', 'cancelled']) expect(await a.locks.query(name)).toMatchObject({ held: false })
   })
 })
 
-// What is promised as not promised. These tests fail when PostgreSQL, or Lockstep, becomes better than its word.
-describe('what was acknowledged is lost, and a token given to two who both pass the fence,', () => {
+// The documented limits. These tests fail when PostgreSQL, or Lockstep, becomes better than documented.
+describe('an acknowledged write is lost, and two holders get the same token and both pass the fence,', () => {
   test.for([
     { how: 'when no standby is synchronous', synchronous: false, session: '' },
     {
@@ -192,7 +192,7 @@ describe('what was acknowledged is lost, and a token given to two who both pass 
 })
 
 describe('a connection hold', () => {
-  test('ends with the server: its holder is told, its fence refuses, and the next token is larger', async () => {
+  test('ends with the server: its signal aborts, its fence refuses, and the next token is larger', async () => {
     await using database = await pair()
     await using a = createLockstep({ connectionString: database.url })
     await using b = createLockstep({ connectionString: database.url })
@@ -213,9 +213,9 @@ describe('a connection hold', () => {
     }
   })
 
-  // No connection of the lost server says that it has ended; the holder gives up after 8 s without an answer. Who promotes later
-  // than that need not think of it.
-  test('of a server that vanished without a word is still believed when the next is granted; its fence refuses, and a lease is kept', async () => {
+  // No connection to the lost server reports its end; the holder gives up after 8 s without an answer. If the standby is promoted
+  // later than that, this cannot happen.
+  test('of a server that goes silent is still trusted when the next is granted; its fence refuses, and a lease is kept', async () => {
     await using database = await pair()
     await using direct = await tcpProxy(database.server.url)
     await using a = createLockstep({ connectionString: database.url, directConnectionString: direct.url })
@@ -236,9 +236,9 @@ describe('a connection hold', () => {
     await leased.transaction((trx) => write(trx, 'y', leased.token))
   })
 
-  // The sequence is logged 32 ahead, and only who makes it be logged waits: a hold without a row has nothing to wait for. What
-  // is written under its fence, and acknowledged, comes after the token in the log.
-  test('has a token that may be given again, or a lower one after it, as long as nothing was written under its fence', async () => {
+  // The sequence is logged 32 values ahead, and only a commit waits for that log: a hold without a row commits nothing. A write
+  // under its fence comes after the token in the log.
+  test('has a token that may be granted again, or a lower one after it, as long as nothing was written under its fence', async () => {
     await using database = await pair()
     await using a = createLockstep({ connectionString: database.url })
     await using b = createLockstep({ connectionString: database.url })
@@ -263,7 +263,7 @@ describe('a connection hold', () => {
   })
 })
 
-/** Somebody's open transaction has drawn more tokens than the sequence logs ahead, 32: the standby does not know of the next. */
+/** An open transaction takes more tokens than the 32 that the sequence logs ahead: the standby does not know the next ones. */
 async function drawn(url: string): Promise<AsyncDisposable> {
   const client = new pg.Client(url)
   client.on('error', () => {})
@@ -278,7 +278,7 @@ const STREAMS = ['s/0', 's/1', 's/2']
 
 type Trusted = Pick<Hold, 'token' | 'isTrusted'>
 
-/** Three clients, as three processes would have them, that use every room until `end`, and write down what they were told. */
+/** Three clients, as three processes would have them, use every room until `end`, and record what was acknowledged. */
 async function under(url: string) {
   const clients = [1, 2, 3].map((i) => {
     const lockstep = createLockstep({ connectionString: url, applicationName: `client ${i}` })
@@ -290,7 +290,7 @@ async function under(url: string) {
   const violations: string[] = []
   const ending = new AbortController()
 
-  // What was acknowledged.
+  // The acknowledged effects.
   const done = { connection: 0, lease: 0, transaction: 0, term: 0, send: 0, job: 0, append: 0, applied: 0, tick: 0 }
   const written = { lock: new Map<number, bigint>(), term: new Map<number, bigint>() }
   const sent = new Set<number>()
@@ -312,7 +312,7 @@ async function under(url: string) {
     }
   }
 
-  // A token that is on the standby, since it was acknowledged with a commit, is never reached again.
+  // A token that was acknowledged with a commit is on the standby, so it is never granted again.
   const firm = { lock: 0n, term: 0n }
   const trusted = { lock: [] as Trusted[], term: [] as Trusted[] }
   const granted = (held: Trusted, what: 'lock' | 'term', written: boolean) => {
@@ -419,7 +419,7 @@ async function under(url: string) {
   return {
     lockstep: a.lockstep,
     violations,
-    /** Until everybody has got on. */
+    /** Waits until every client has made progress. */
     async goesOn() {
       const before = { ...done }
       const kinds = Object.keys(done) as (keyof typeof done)[]
@@ -432,11 +432,11 @@ async function under(url: string) {
       ending.abort()
       await Promise.allSettled(all)
     },
-    /** What is not as it was acknowledged, when all is done that is to be done. */
+    /** Differences between the database and what was acknowledged, after all work is done. */
     async left(at: string): Promise<string[]> {
       const wrong: string[] = []
       await until('all jobs are done', async () => {
-        // Those in hand when the server was lost wait for their heartbeat: as if that had run out.
+        // Jobs that ran when the server was lost wait until their heartbeat expires: here it expires at once.
         await ask(
           at,
           `update lockstep_boss.job set heartbeat_on = now() - interval '1 hour'
@@ -467,7 +467,7 @@ async function under(url: string) {
         lines.forEach(({ n, token }, i) => {
           if (Number(n) !== i + 1) wrong.push(`line ${i + 1} of ${what} is ${n}`)
           const before = BigInt(lines[i - 1]?.token ?? 0)
-          // a term writes several lines, a lock one
+          // a term writes several lines, a lock writes one
           if (BigInt(token) < before || (what === 'lock' && BigInt(token) === before)) {
             wrong.push(`${what} ${n} has token ${token} after ${before}`)
           }
@@ -488,7 +488,7 @@ async function under(url: string) {
         const inOrder = positions.length === last && positions.every((position, i) => position === i + 1)
         if (!inOrder) wrong.push(`${stream} has ${last} events, and was applied as ${positions}`)
       }
-      // The fence, the line and the event of a transaction: all of it, or nothing.
+      // The fence, the line and the event of one transaction: all of them, or none.
       const leased = (await ledger(at, 'lock')).filter(({ how }) => how === 'lease').map(({ n }) => Number(n))
       const told = found.filter(({ stream }) => stream === 'ledger').map(({ data }) => data)
       if (String(told) !== String(leased)) wrong.push(`the lines ${leased} have the events ${told}`)
@@ -502,7 +502,7 @@ async function under(url: string) {
   }
 }
 
-// Lost, or the database out of reach: what everybody is told. Anything else is a fault.
+// The expected errors: the hold is lost, or the database cannot be reached. Any other error is a fault.
 function isTold(error: unknown): boolean {
   if (error instanceof SuppressedError) return isTold(error.error) && isTold(error.suppressed)
   const known = fromDatabase(error)

@@ -1,14 +1,14 @@
 /**
- * A tenant of the database that has put into `public` a function, aggregate or operator for everything of pg_catalog that Lockstep's
- * functions call, with exactly the types that it has there, and for what is polymorphic there with the types that are ours. With
- * `public` before pg_catalog in the search path, each of them is what an unqualified name means. They do what the real ones do, and
- * write down who called them: `heard`.
+ * A hostile tenant of the database. For every function, aggregate and operator of pg_catalog that Lockstep's functions call, it has put
+ * one of the same name into `public`: with exactly the same types, and for a polymorphic one with the types that Lockstep uses. With
+ * `public` before pg_catalog in the search path, an unqualified name means the tenant's. They do what the real ones do, and record who
+ * called them: `heard`.
  *
  * No casts: a tenant can make none between types that it does not own.
  */
 import type pg from 'pg'
 
-/** What an argument of pg_catalog's may be, for there to be one of ours. */
+/** The argument types of the functions that are imitated. */
 const TYPES = [
   ...[
     'bool',
@@ -42,19 +42,19 @@ const TYPES = [
     'xid',
   ],
 ]
-/** What stands for any element. */
+/** The polymorphic types. */
 const ELEMENTS = ['text', 'int8', 'int4', 'bool', 'uuid', 'jsonb', 'json', 'timestamptz', 'name', 'regclass', 'oid']
-/** Their special syntax calls pg_catalog's whatever the search path is; or they are called for by C alone. */
+/** Functions whose special syntax calls pg_catalog's whatever the search path is, and functions that only C code calls. */
 const NOT_CALLED = ['extract', 'overlay', 'position', 'xmlexists', 'nextval_internal']
 
 interface Made {
-  /** How many. */
+  /** How many were made. */
   functions: number
   aggregates: number
   operators: number
 }
 
-/** Makes all of it that a text of SQL could call, or all but operators. */
+/** Makes everything that SQL text could call, or everything except operators. */
 export async function occupy(pool: pg.Pool, text: string, but?: 'operators'): Promise<Made> {
   await pool.query(`
     create schema hostile;
@@ -70,7 +70,7 @@ export async function occupy(pool: pg.Pool, text: string, but?: 'operators'): Pr
     end $$;
     grant usage on schema hostile to public`)
   const words = [...new Set(text.toLowerCase().match(/[a-z_][a-z_0-9]*/g))]
-  // What is there with its types and for any has the first of the two.
+  // If there is one with these types and a polymorphic one, the first is imitated.
   const all = [...(await functions(pool, words)), ...(await polymorphic(pool, words))]
   const statements = [
     ...new Map(all.reverse().map((each) => [each.slice(0, each.indexOf(' returns ')), each])).values(),
@@ -81,7 +81,7 @@ export async function occupy(pool: pg.Pool, text: string, but?: 'operators'): Pr
   return { functions: statements.length, aggregates: aggregated.length, operators: operated.length }
 }
 
-/** Those with types that say what they are. */
+/** Imitates functions with concrete types. */
 async function functions(pool: pg.Pool, words: string[]): Promise<string[]> {
   const { rows } = await pool.query(
     `select p.proname as name, p.proretset as set, format_type(p.prorettype, null) as returns,
@@ -100,7 +100,7 @@ async function functions(pool: pg.Pool, words: string[]): Promise<string[]> {
     )
 }
 
-/** With types of ours, for those that take any. */
+/** Imitates polymorphic functions, with the types that Lockstep uses. */
 async function polymorphic(pool: pg.Pool, words: string[]): Promise<string[]> {
   const made: string[] = []
   const add = (name: string, args: string[], returns: string, set = false) => {
@@ -142,7 +142,7 @@ async function polymorphic(pool: pg.Pool, words: string[]): Promise<string[]> {
         and p.prokind = 'f' and (p.provariadic <> 0 or exists (select from unnest(p.proargtypes) t where t::regtype::text like 'any%'))`,
     [words],
   )
-  // Those of ranges; those whose columns the caller says, which none of ours could answer; and those that none of ours calls.
+  // Left out: functions of ranges; functions whose columns the caller names; and those that no function of Lockstep calls.
   const covered = ['lower', 'upper', 'jsonb_to_record', 'json_to_record', 'jsonb_to_recordset', 'json_to_recordset']
   covered.push('concat', 'concat_ws', 'num_nulls', 'json_build_object', 'jsonb_build_array')
   const missing = [...new Set(rows.map(({ name }) => name as string))].filter(
@@ -187,7 +187,7 @@ function aggregates(words: string[]): string[] {
   return made
 }
 
-/** All of them, on types that we use. */
+/** Imitates all operators, on the types that Lockstep uses. */
 async function operators(pool: pg.Pool): Promise<string[]> {
   const { rows } = await pool.query(
     `select o.oprname as name, o.oprleft = 0 as prefix, format_type(o.oprleft, null) as "left", format_type(o.oprright, null) as "right",
@@ -209,7 +209,7 @@ async function operators(pool: pg.Pool): Promise<string[]> {
     const array = `${t}[]`
     if (t !== 'json')
       for (const name of ['=', '<>', '@>', '<@', '&&']) made.push(operator(name, array, array, 'boolean', made.length))
-    if (t === 'name') continue // or `name || 'literal'` means nothing any more, and statements of callers fail
+    if (t === 'name') continue // else `name || 'literal'` would be ambiguous, and statements of callers would fail
     made.push(operator('||', array, array, array, made.length))
     made.push(operator('||', array, t, array, made.length))
     made.push(operator('||', t, array, array, made.length))
@@ -224,7 +224,7 @@ function wrapper(name: string, args: string[], returns: string, set: boolean, no
     $$ begin perform hostile.heard('${name}(${args.join(', ')})'); ${answer}; end $$`
 }
 
-/** What of it was called from within a function of Lockstep, and from where; of the schemas that are named. */
+/** Which imitations were called from within a function of Lockstep in one of the named schemas, and from which. */
 export async function called(pool: pg.Pool): Promise<string[]> {
   const { rows } = await pool.query(
     `select distinct c.what, line from hostile.calls c

@@ -1,8 +1,8 @@
-/** Pools of pg for tests of shares. */
+/** A pg pool for tests of shared pools. */
 import type pg from 'pg'
 import type { LentPool } from '../../lib/database/shared-pool.ts'
 
-/** A pool of pg, as shares take it. */
+/** A pg pool, as SharedPool needs it. */
 export const lent = (pool: pg.Pool): LentPool => ({
   options: pool.options,
   get idle() {

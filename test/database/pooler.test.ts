@@ -1,4 +1,4 @@
-/** The suites through a transaction pooler: nothing is granted twice there, and no job is lost. */
+/** The suites of all rooms through a transaction pooler: nothing is granted twice there, and no job is lost. */
 import { describe } from 'vitest'
 import { groupSuite } from '../event/group.suite.ts'
 import { eventSuite } from '../event/stream.suite.ts'

@@ -1,6 +1,6 @@
 /**
- * A dump that is restored into another cluster: with its sequences everything goes on; without them (tables alone, or logical
- * replication) nothing is given out twice, and a run of the migrations sets it right.
+ * A dump that is restored into another cluster. With its sequences everything goes on. Without them (tables alone, or logical
+ * replication) no token or cursor is given twice, and a run of the migrations sets the sequences right.
  */
 import { execFileSync } from 'node:child_process'
 import * as fs from 'node:fs'
@@ -15,7 +15,7 @@ import { migrate } from '../../lib/setup/migrate.ts'
 import { dedicatedServer, freshDatabase } from '../support/database.ts'
 import { until } from '../support/until.ts'
 
-/** What there is before the dump: many numbers used, a group that is half-way, a lock held. */
+/** The state before the dump: many numbers are used, a group is half-way, a lock is held. */
 async function filled(url: string) {
   const lockstep = createLockstep({ connectionString: url })
   const events = createEvents(lockstep)
@@ -83,19 +83,19 @@ test('tables without their sequences: appends are refused until the migrations a
     'select (select last_value from lockstep.token) as token, (select last_value from lockstep.event_sequence) as event'
   const { rows } = await target.query(values)
   expect(Number(rows[0].event)).toBe(300)
-  await migrate(server.url) // and once is enough
+  await migrate(server.url) // one run is enough
   expect((await target.query(values)).rows).toEqual(rows)
   await goesOn(events, token, server.url)
   await lockstep.close()
   await Promise.all([source.end(), target.end()])
 })
 
-// The embedded PostgreSQL brings no pg_dump; Debian's package has all of it, of one version.
+// The embedded PostgreSQL has no pg_dump; Debian's package has server and pg_dump, of the same version.
 const BIN = ['18', '17', '16', '15', '14']
   .map((version) => `/usr/lib/postgresql/${version}/bin`)
   .find((bin) => fs.existsSync(path.join(bin, 'pg_dump')) && fs.existsSync(path.join(bin, 'initdb')))
 
-/** A cluster of Debian's. */
+/** A cluster of Debian's PostgreSQL. */
 async function cluster(bin: string) {
   const user = serverUser()
   const dir = fs.mkdtempSync(path.join(temporaryFolder(user), 'lockstep-restore-'))

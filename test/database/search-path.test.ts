@@ -1,6 +1,6 @@
 /**
- * A tenant of the database cannot put anything of its own into Lockstep's functions: whatever search path a caller has, each name in
- * them is pg_catalog's or ours. First as it is written, then by a tenant who tries it with everything that our functions call.
+ * A tenant of the database cannot hijack Lockstep's functions: whatever search path a caller has, each name in them is pg_catalog's or
+ * Lockstep's. First the text of the functions is checked, then a tenant tries it with everything that the functions call.
  */
 import { randomBytes } from 'node:crypto'
 import * as fs from 'node:fs'
@@ -14,14 +14,14 @@ import { freshDatabase, type RoleDatabase } from '../support/database.ts'
 import { called, occupy } from './hostile-tenant.ts'
 
 const FOLDER = path.join(import.meta.dirname, '../../db/migrations')
-/** The text of all of them. */
+/** The text of all migrations. */
 const MIGRATIONS = fs
   .readdirSync(FOLDER)
   .map((file) => fs.readFileSync(path.join(FOLDER, file), 'utf8'))
   .join('\n')
 
-describe('each function of ours', () => {
-  test('has its search path pinned, or its names bound, or qualified by hand', async () => {
+describe('each function of Lockstep', () => {
+  test('has a pinned search path, or names that are bound or qualified', async () => {
     await using db = await freshDatabase()
     const { rows } = await db.pool.query<{ name: string; config: string[] | null; bound: boolean; source: string }>(
       `select oid::regprocedure::text as name, proconfig as config, prosqlbody is not null as bound, prosrc as source from pg_proc
@@ -35,7 +35,7 @@ describe('each function of ours', () => {
     expect(byHand.map(({ name }) => name)).toContain('lockstep_boss.job_now()')
   })
 
-  test('that is not qualified by hand would be found', () => {
+  test('with an unqualified name would be found', () => {
     const body = (text: string) => unqualified(`declare n pg_catalog.int4 := 1; begin ${text} end`)
     expect(body(`return pg_catalog.nextval('lockstep.token');`)).toEqual([])
     expect(body(`if not pg_catalog.pg_try_advisory_lock(lockstep.key(name)) then return null; end if;`)).toEqual([])
@@ -53,69 +53,64 @@ describe('each function of ours', () => {
   })
 })
 
-// pg-boss's own statements do not run beside operators of others on the types that it compares.
+// pg-boss's own statements fail where a tenant has operators on the types that they compare.
 const NEEDS_OPERATORS = ['tasks', 'upkeep']
 
 describe.each([
   ['function, aggregate and operator', undefined, Object.keys(ROOMS).filter((room) => !NEEDS_OPERATORS.includes(room))],
   ['function and aggregate', 'operators', NEEDS_OPERATORS],
-] as const)(
-  'where the search path of callers begins with a public that has its own of every %s',
-  (_what, but, rooms) => {
-    let db: RoleDatabase
-    beforeAll(async () => {
-      db = await freshDatabase({ role: true })
-      const { functions, aggregates, operators } = await occupy(db.pool, MIGRATIONS, but)
-      expect(functions).toBeGreaterThan(150)
-      expect(aggregates).toBeGreaterThan(15)
-      expect(operators).toBeGreaterThan(but ? -1 : 200)
-      await db.pool.query(`alter database ${db.name} set search_path = public, pg_catalog`)
-      // What is connected still has the path of before.
-      await db.pool.query(
-        `select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()`,
-      )
-    })
-    afterAll(() => db?.close())
+] as const)('where callers have a `public` first in the search path that imitates every %s', (_what, but, rooms) => {
+  let db: RoleDatabase
+  beforeAll(async () => {
+    db = await freshDatabase({ role: true })
+    const { functions, aggregates, operators } = await occupy(db.pool, MIGRATIONS, but)
+    expect(functions).toBeGreaterThan(150)
+    expect(aggregates).toBeGreaterThan(15)
+    expect(operators).toBeGreaterThan(but ? -1 : 200)
+    await db.pool.query(`alter database ${db.name} set search_path = public, pg_catalog`)
+    // Open connections still have the former search path.
+    await db.pool.query(
+      `select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()`,
+    )
+  })
+  afterAll(() => db?.close())
 
-    test('it is called by whoever calls it', async () => {
-      await using client = await connected(db.roleUrl)
-      await client.query(
-        `create temporary table t as select 'a' as a; do $$ begin perform format('%s', 'a'::text); end $$`,
-      )
-      const { rows } = await db.pool.query(
-        `select count(*)::int as n from hostile.calls where what like 'format(text, text)%'`,
-      )
-      expect(rows[0].n).toBeGreaterThan(0)
-      expect(await called(db.pool)).toEqual([])
-    })
+  test('it is called by a statement that names it', async () => {
+    await using client = await connected(db.roleUrl)
+    await client.query(
+      `create temporary table t as select 'a' as a; do $$ begin perform format('%s', 'a'::text); end $$`,
+    )
+    const { rows } = await db.pool.query(
+      `select count(*)::int as n from hostile.calls where what like 'format(text, text)%'`,
+    )
+    expect(rows[0].n).toBeGreaterThan(0)
+    expect(await called(db.pool)).toEqual([])
+  })
 
-    test.each(rooms)('no function of ours calls it: %s', async (room) => {
-      await using owner = await freshOwner(db.url)
-      await using lockstep = createLockstep({ connectionString: db.roleUrl })
-      await ROOMS[room]?.({ lockstep, url: db.roleUrl, owner: owner.pool, ownerUrl: db.url, onError: () => {} })
-      expect(await called(db.pool)).toEqual([])
-    })
+  test.each(rooms)('no function of Lockstep calls it: %s', async (room) => {
+    await using owner = await freshOwner(db.url)
+    await using lockstep = createLockstep({ connectionString: db.roleUrl })
+    await ROOMS[room]?.({ lockstep, url: db.roleUrl, owner: owner.pool, ownerUrl: db.url, onError: () => {} })
+    expect(await called(db.pool)).toEqual([])
+  })
 
-    test('no function of ours calls it: fences of a table that its owner makes, and what only an owner calls', async () => {
-      await using client = await connected(db.url)
-      await client.query(
-        'create table public.mine (id int); create table public.parted (id int) partition by list (id)',
-      )
-      for (const table of ['mine', 'parted']) {
-        await client.query(`select lockstep.fence_table('public.${table}')`)
-        await client.query(`select lockstep.unfence_table('public.${table}')`)
-      }
-      await client.query('select lockstep.misaligned(), lockstep.realign(), lockstep.engine(true)')
-      await client.query(
-        `select lockstep_boss.create_queue('parted', '{"policy": "standard", "partition": true, "retryLimit": 1, "retryDelay": 1, "retryBackoff": false, "expireInSeconds": 60, "retentionSeconds": 60, "deletionSeconds": 60}')`,
-      )
-      await client.query(`select lockstep_boss.delete_queue('parted')`)
-      expect(await called(db.pool)).toEqual([])
-    })
-  },
-)
+  test('no function of Lockstep calls it: fences of a table that its owner makes, and functions that only an owner calls', async () => {
+    await using client = await connected(db.url)
+    await client.query('create table public.mine (id int); create table public.parted (id int) partition by list (id)')
+    for (const table of ['mine', 'parted']) {
+      await client.query(`select lockstep.fence_table('public.${table}')`)
+      await client.query(`select lockstep.unfence_table('public.${table}')`)
+    }
+    await client.query('select lockstep.misaligned(), lockstep.realign(), lockstep.engine(true)')
+    await client.query(
+      `select lockstep_boss.create_queue('parted', '{"policy": "standard", "partition": true, "retryLimit": 1, "retryDelay": 1, "retryBackoff": false, "expireInSeconds": 60, "retentionSeconds": 60, "deletionSeconds": 60}')`,
+    )
+    await client.query(`select lockstep_boss.delete_queue('parted')`)
+    expect(await called(db.pool)).toEqual([])
+  })
+})
 
-test('a migration by a role with such a search path binds and calls nothing of it', async () => {
+test('a migration by a role with such a search path neither binds nor calls any of it', async () => {
   await using db = await freshDatabase({ empty: true })
   await occupy(db.pool, MIGRATIONS)
   await db.pool.query(`alter database ${db.name} set search_path = public, pg_catalog`)
@@ -135,7 +130,7 @@ test('a migration by a role with such a search path binds and calls nothing of i
 
 // ---- Tools -------------------------------------------------------------------------------------------------------
 
-/** Names, types and operators in the body of a function that are looked up in the search path. */
+/** The names, types and operators in the body of a function that are resolved by the search path. */
 function unqualified(body: string): string[] {
   const text = body
     .replaceAll(/--.*$/gm, ' ')

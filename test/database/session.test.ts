@@ -1,4 +1,4 @@
-/** What the connections of a process own, and what they leave: a crowd at a lost one, locks, listeners, settings. */
+/** What the connections of a process have, and what they leave behind: many callers of a lost session, locks, listeners, settings. */
 import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { SQLSTATE } from '../../lib/base/errors.ts'
@@ -33,7 +33,7 @@ const locks = async (application: string) => {
   return rows as { key: string; mode: string }[]
 }
 
-test.each([50, 500])('of %i callers that meet at a lost session one opens the next', async (crowd) => {
+test.each([50, 500])('of %i callers of a lost session one opens the next', async (crowd) => {
   const application = `crowd ${crowd}`
   const lockstep = createLockstep({ connectionString: db.url, applicationName: application })
   try {
@@ -51,7 +51,7 @@ test.each([50, 500])('of %i callers that meet at a lost session one opens the ne
   await until('nothing left', async () => (await backends(application)).length === 0)
 })
 
-test('ten thousand waits for another process leave no object behind', { timeout: 120_000 }, async () => {
+test('ten thousand waits for the end of another process leave no object behind', { timeout: 120_000 }, async () => {
   const b = createLockstep({ connectionString: db.url })
   try {
     const name = fresh()
@@ -75,14 +75,14 @@ test('ten thousand waits for another process leave no object behind', { timeout:
     globalThis.gc ??= runInNewContext('gc')
     const before = functions()
     await rounds(5_000)
-    // 5,000 rounds left 5,000 functions and as many objects: a megabyte
+    // before the fault was mended, 5,000 rounds left 5,000 functions and as many objects: a megabyte
     expect(functions() - before).toBeLessThan(500_000)
   } finally {
     await b.close()
   }
 })
 
-describe('a hold is written for fences', () => {
+describe('the row of a connection hold, for fences,', () => {
   const session = async () => {
     const client = new pg.Client({ connectionString: db.url })
     await client.connect()
@@ -94,7 +94,7 @@ describe('a hold is written for fences', () => {
     return { client, register, key, draw, [Symbol.asyncDispose]: () => client.end() }
   }
 
-  test('only by the connection that has its lock, exclusively', async () => {
+  test('is written only by the connection that has its lock, exclusively', async () => {
     await using s = await session()
     const name = fresh()
     await expect(s.register(name, await s.draw())).rejects.toMatchObject({ code: SQLSTATE.leaseLost })
@@ -105,7 +105,7 @@ describe('a hold is written for fences', () => {
     await s.register(name, await s.draw())
   })
 
-  test('never under a token older than the row, nor over a lease that lives', async () => {
+  test('is never written under a token older than the row, nor over a live lease', async () => {
     await using s = await session()
     const name = fresh()
     const old = await s.draw()
@@ -122,12 +122,12 @@ describe('a hold is written for fences', () => {
     await held.release()
   })
 
-  test('and is lost where its lock is gone', async () => {
+  test('cannot be written when its lock is gone, and the hold is lost', async () => {
     const name = fresh()
     const held = await a.locks.acquire(name)
     const session =
       (await a.locks.query(name)) && (await db.pool.query('select gate_pid from lockstep.look($1)', [name]))
-    // a neighbour in the same database cannot take a session's lock away; a fault of the session can
+    // another program in the same database cannot take a session's lock away; a fault of the session can
     const { gate_pid: pid } = session.rows[0]
     expect(pid).toBeTypeOf('number')
     await db.pool.query(
@@ -142,7 +142,7 @@ describe('a hold is written for fences', () => {
 })
 
 describe('all connection holds together', () => {
-  test('leave half of the lock table of the server to others: the next are leases', { timeout: 60_000 }, async () => {
+  test('use at most half of the lock table of the server: the next holds are leases', { timeout: 60_000 }, async () => {
     await using server = await dedicatedServer({ settings: { max_locks_per_transaction: '10', max_connections: '20' } })
     const all = Array.from({ length: 3 }, () => createLockstep({ connectionString: server.url, max: 1 }))
     const client = new pg.Client({ connectionString: server.url })
@@ -157,15 +157,15 @@ describe('all connection holds together', () => {
         await client.connect()
         return client.query(`select count(*)::int as n from pg_locks where locktype = 'advisory'`)
       })()
-      expect(rows[0].n).toBeLessThan(150) // of 200; more than 100 are those that were under way when it was counted
+      expect(rows[0].n).toBeLessThan(150) // the limit is half of 200; those that were under way when it was counted come on top
       const kinds = Object.groupBy(held, ({ kind }) => kind)
       expect(kinds.connection?.length).toBeGreaterThan(20)
       expect(kinds.lease?.length).toBeGreaterThan(held.length / 2)
       expect(held.every((each) => each.isTrusted())).toBe(true)
       expect(await all[1]?.locks.tryAcquire('0 119')).toBeNull()
       await Promise.all(held.map((each) => each.release()))
-      // and when there is room again, they are by connection again
-      await until('room', async () => {
+      // and when there is space again, the next holds are connection holds again
+      await until('space in the lock table', async () => {
         await using each = await all[0]?.locks.acquire('again')
         return each?.kind === 'connection'
       })
@@ -177,7 +177,7 @@ describe('all connection holds together', () => {
 })
 
 describe('force', () => {
-  test('waits a bounded time for a transaction that the hold fences, leaves no backend waiting, and says so', async () => {
+  test('waits a limited time for a transaction that the hold fences, leaves no backend waiting, and reports it', async () => {
     const name = fresh()
     const held = await a.locks.acquire(name, { ttlMs: 60_000 })
     const client = await db.pool.connect()
@@ -200,7 +200,7 @@ describe('force', () => {
     await expect(held.release()).rejects.toMatchObject({ code: 'LEASE_LOST' })
   })
 
-  test('gives up on a transaction that stays open, and touches no later holder', { timeout: 60_000 }, async () => {
+  test('gives up when a transaction stays open, and does not touch a later holder', { timeout: 60_000 }, async () => {
     const name = fresh()
     const held = await a.locks.acquire(name, { ttlMs: 60_000 })
     const client = await db.pool.connect()
@@ -216,7 +216,7 @@ describe('force', () => {
     await next.release()
   })
 
-  test('cannot end the connection of another role, and says what would be needed', async () => {
+  test('cannot end the connection of another role, and says which right it needs', async () => {
     await using other = await freshDatabase({ role: true })
     const admin = createLockstep({ connectionString: other.url })
     const service = createLockstep({ connectionString: other.roleUrl })

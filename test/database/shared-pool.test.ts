@@ -1,4 +1,4 @@
-/** One pool for all rooms (lib/database/shared-pool.ts), and passwords that are asked for: what a Lambda and a Worker stand on. */
+/** One pool for all rooms (lib/database/shared-pool.ts), and passwords by function: a Lambda and a Worker need both. */
 import pg from 'pg'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { SharedPool } from '../../lib/database/shared-pool.ts'
@@ -40,7 +40,7 @@ test('statements of all rooms, one after another, need one connection', async ()
   expect(await pids('one')).toHaveLength(1)
 })
 
-test('nobody takes the places of another: with all transactions of the user open, locks are granted', async () => {
+test('no share uses up the limit of another: with all transactions of the user open, locks are granted', async () => {
   await using lockstep = shared('apart', 2)
   const open = Promise.withResolvers<void>()
   const running = [1, 2, 3].map(() => lockstep.kysely.transaction().execute(() => open.promise))
@@ -52,7 +52,7 @@ test('nobody takes the places of another: with all transactions of the user open
   await held.release()
 })
 
-test('a connection that broke is not used again, by nobody', async () => {
+test('a connection that broke is not used again', async () => {
   await using lockstep = shared('broken')
   await lockstep.locks.query('z')
   const [before] = await pids('broken')
@@ -64,7 +64,7 @@ test('a connection that broke is not used again, by nobody', async () => {
   expect(after).not.toContain(before)
 })
 
-test('who waits for a place is served in order, and too long a wait is an error', async () => {
+test('callers that wait for a connection are served first come, first served, and too long a wait is an error', async () => {
   const pool = new pg.Pool({ connectionString: db.url, connectionTimeoutMillis: 300 })
   const share = new SharedPool(lent(pool), 1)
   const first = await share.connect()
@@ -91,7 +91,7 @@ test('who waits for a place is served in order, and too long a wait is an error'
   await pool.end()
 })
 
-test('a password is asked for at each new connection', async () => {
+test('the password function is called at each new connection', async () => {
   await using server = await dedicatedServer()
   const admin = new pg.Pool({ connectionString: server.url })
   admin.on('error', () => {})

@@ -1,7 +1,7 @@
 /**
- * A server with a standby, for tests in which the first is lost and the second takes over.
+ * A server with a standby, for tests in which the server is lost and the standby takes over.
  *
- * The npm package brings no pg_basebackup: a standby is a copy of the folder, made between pg_backup_start and pg_backup_stop
+ * The npm package has no pg_basebackup: a standby is a copy of the folder, made between pg_backup_start and pg_backup_stop
  * of the running server. It streams through a proxy, so that a test can hold back what has not arrived yet.
  */
 import { execFile, execFileSync, spawnSync } from 'node:child_process'
@@ -20,24 +20,24 @@ import { until } from '../support/until.ts'
 
 export interface Server extends AsyncDisposable {
   url: string
-  /** Copies it while it runs, and starts the copy as its standby: 0.5 s. Returns when it streams. */
+  /** Copies the running server, and starts the copy as its standby: 0.5 s. Resolves when the standby streams. */
   standby(): Promise<Standby>
-  /** The machine is lost: no process of it runs one more instruction. */
+  /** Loses the machine: none of its processes runs another instruction. */
   lose(): void
 }
 
 export interface Standby extends Server {
-  /** Between the two: held, nothing that is written now arrives. */
+  /** The proxy between the two: while it is held, nothing that is written arrives at the standby. */
   replication: TcpProxy
-  /** From now on a commit of the first is answered when it is here. */
+  /** From now on the first server acknowledges a commit when the standby has it. */
   synchronous(): Promise<void>
-  /** Returns when everything of the first is here. */
+  /** Resolves when the standby has everything of the first server. */
   caughtUp(): Promise<void>
-  /** Returns when it may be written to. */
+  /** Promotes the standby. Resolves when it can be written. */
   promote(): Promise<void>
 }
 
-/** The migrated folder of a server that does not run, to make servers of: 1–2 s. */
+/** The data folder of a migrated server that does not run, to make servers from: 1–2 s. */
 export async function template(): Promise<{ dir: string } & AsyncDisposable> {
   const dir = freshFolder()
   const server = await startPostgres({ ...BINARIES, dir, durable: false })
@@ -58,7 +58,7 @@ async function started(dir: string, settings: Record<string, string>): Promise<S
     settings: {
       ...{ synchronous_commit: 'on', wal_level: 'replica', max_wal_senders: 4, wal_keep_size: '256MB' },
       ...{ hot_standby: 'on', wal_retrieve_retry_interval: '100ms' },
-      dynamic_shared_memory_type: 'mmap', // files in its folder: nothing else removes those of a server that was killed
+      dynamic_shared_memory_type: 'mmap', // shared memory as files in its folder: nothing else removes that of a server that was killed
       ...settings,
     },
   })
@@ -104,7 +104,7 @@ async function standbyOf({ url, dir }: Postgres): Promise<Standby> {
   }
 }
 
-/** pg_hba.conf of initdb lets everybody on the loopback replicate, without a password. */
+/** The pg_hba.conf of initdb allows replication from the loopback without a password. */
 async function backup(url: string, from: string, to: string): Promise<void> {
   const client = new pg.Client(url)
   await client.connect()
@@ -112,7 +112,7 @@ async function backup(url: string, from: string, to: string): Promise<void> {
     const { rows } = await client.query('show server_version_num')
     const [start, stop] = Number(rows[0].server_version_num) < 150_000 ? OLD_BACKUP : BACKUP
     await client.query(start)
-    await promisify(execFile)('cp', ['-a', from, to]).catch(() => {}) // what vanishes meanwhile is none that is needed
+    await promisify(execFile)('cp', ['-a', from, to]).catch(() => {}) // a file that vanishes meanwhile is not needed
     const label = await client.query(stop)
     for (const name of ['postmaster.pid', 'postmaster.opts', 'postgresql.auto.conf']) {
       fs.rmSync(path.join(to, name), { force: true })
@@ -123,7 +123,7 @@ async function backup(url: string, from: string, to: string): Promise<void> {
   }
 }
 
-/** A file of the server's user, who may be another than we. */
+/** Writes a file that belongs to the server's user, which may not be the user of this process. */
 function writeFor(dir: string, name: string, text: string): void {
   const { uid, gid } = fs.statSync(dir)
   fs.writeFileSync(path.join(dir, name), text)
@@ -136,14 +136,14 @@ const OLD_BACKUP = [
   'select labelfile from pg_stop_backup(false, false)',
 ] as const
 
-/** The postmaster first, standing still, so that it starts nobody any more and tells nobody that another has died. */
+/** Kills all processes of a server. The postmaster is stopped first, so that it neither starts a process nor reports a death. */
 function kill({ pid, dir }: Postgres): void {
   process.kill(pid, 'SIGSTOP')
   const all = execFileSync('ps', ['-A', '-o', 'pid=', '-o', 'ppid='], { encoding: 'utf8' })
   const children = [...all.matchAll(/^ *(\d+) +(\d+) *$/gm)].filter(([, , parent]) => Number(parent) === pid)
   for (const [, child] of children) send(Number(child))
   send(pid)
-  // the one thing of the machine that a dead process leaves behind: 56 bytes of System V memory, named in the pid file
+  // the dead processes leave one thing behind: 56 bytes of System V memory, named in the pid file
   const id = fs.readFileSync(path.join(dir, 'postmaster.pid'), 'utf8').split('\n')[6]?.trim().split(/\s+/)[1]
   if (id) spawnSync('ipcrm', ['-m', id])
 }
@@ -159,7 +159,7 @@ function send(pid: number): void {
 const freshFolder = () =>
   path.join(temporaryFolder(serverUser()), `lockstep-failover-${randomBytes(6).toString('hex')}`)
 
-/** Waits until a query has so many rows, on one connection: a new one at each look costs more than all that it waits for. */
+/** Waits until a query returns so many rows, on one connection: a new connection for each try would cost more than the wait. */
 export async function untilRows(url: string, count: number, text: string): Promise<void> {
   const client = new pg.Client(url)
   await client.connect()

@@ -1,6 +1,6 @@
 /**
- * What is given as `trx` is an open transaction or refused, and a transaction that Lockstep gave away is the one that it gets
- * back: on a direct connection, and through PgBouncer.
+ * A `trx` that is not an open transaction is refused. And when Lockstep runs a user's work in its own transaction, that transaction
+ * is still the same afterwards. On a direct connection, and through PgBouncer.
  */
 import { CamelCasePlugin, Kysely, PostgresDialect, sql, type Transaction } from 'kysely'
 import pg from 'pg'
@@ -14,7 +14,7 @@ import { until } from '../support/until.ts'
 
 // ── Types ──
 
-/** Compiled, never run: what a `trx` may be. */
+/** Compiled, never run: the types of a `trx`. */
 export function types(
   held: Hold,
   pool: pg.Pool,
@@ -26,9 +26,9 @@ export function types(
   void held.assertHeld(trx)
   void held.assertHeld(client)
   void held.assertHeld(lent)
-  // @ts-expect-error a pool: each statement may have another connection
+  // @ts-expect-error a pool: it may run each statement on another connection
   void held.assertHeld(pool)
-  // @ts-expect-error a Kysely that is no transaction
+  // @ts-expect-error a Kysely that is not a transaction
   void held.assertHeld(kysely)
   // @ts-expect-error nothing
   void held.release({ trx: null })
@@ -82,9 +82,9 @@ function suite(pooled: boolean) {
   // biome-ignore lint/suspicious/noExplicitAny: in any schema
   const note = (trx: Transaction<any>, what: string) => sql`insert into effect (what) values (${what})`.execute(trx)
 
-  // ── What is taken ──
+  // ── A transaction of the caller ──
 
-  /** Every verb that takes a `trx`; each leaves a trace that can be seen. */
+  /** Every verb with a `trx`; each has an effect that can be seen. */
   interface Case {
     call(trx: AnyTransaction): Promise<unknown>
     /** Whether its effect is there. */
@@ -144,7 +144,7 @@ function suite(pooled: boolean) {
     },
   }
   const REFUSED = { code: 'INVALID_ARGUMENT', field: 'trx' }
-  /** Shapes of what others give; the real ones have more. */
+  /** The shapes of other libraries' objects; the real ones have more. */
   const OTHERS: [string, () => unknown, RegExp][] = [
     ['a pool', () => db.pool, /a pool/],
     ['a plain Kysely', () => own, /a Kysely that is no transaction/],
@@ -167,7 +167,7 @@ function suite(pooled: boolean) {
     ['one whose query answers nothing', () => ({ query() {} }), /does not answer \{ rows \}/],
     ['one whose query fails', () => ({ query: () => (undefined as unknown as Date).getTime() }), /fails/],
     [
-      'one that throws when looked at',
+      'one that throws when it is inspected',
       () =>
         new Proxy(
           {},
@@ -177,12 +177,12 @@ function suite(pooled: boolean) {
             },
           },
         ),
-      /looked at/,
+      /cannot be inspected/,
     ],
   ]
 
   describe.each(Object.entries(VERBS))('%s', (_verb, begin) => {
-    test('in no transaction is refused; nothing of it is there, and all goes on', async () => {
+    test('outside of a transaction is refused; it has no effect, and everything goes on', async () => {
       const it = await begin()
       for (const [what, make, says] of OTHERS) {
         const refusal = await it.call(make() as AnyTransaction).catch((error) => error)
@@ -195,7 +195,7 @@ function suite(pooled: boolean) {
         await expect(it.call(outside)).rejects.toMatchObject({ ...REFUSED, message: /outside of a transaction/ })
       }
       expect(await it.done()).toBe(false)
-      // the connection can be used, and the verb too
+      // the connection can still be used, and the verb too
       await client.query('begin')
       await it.call(client)
       await client.query('rollback')
@@ -232,7 +232,7 @@ function suite(pooled: boolean) {
         },
       ],
       [
-        'a client that tells nothing of itself',
+        'a client that shows nothing of its state',
         async (call) => {
           await client.query('begin')
           await call({ query: (text, values) => client.query(text, values) })
@@ -266,7 +266,7 @@ function suite(pooled: boolean) {
     })
   })
 
-  test('a failed transaction is the server’s to refuse', async () => {
+  test('a failed transaction is refused by the server', async () => {
     const hold = await held()
     await client.query('begin')
     await client.query('nonsense').catch(() => {})
@@ -276,7 +276,7 @@ function suite(pooled: boolean) {
     await hold.release()
   })
 
-  test('a transaction that has ended is none: of Kysely, committed, or by SQL', async () => {
+  test('a transaction that has ended is refused: one of Kysely that was committed, or one that was ended by SQL', async () => {
     const hold = await held()
     const trx = await own.startTransaction().execute()
     await hold.assertHeld(trx)
@@ -297,13 +297,13 @@ function suite(pooled: boolean) {
     await hold.release()
   })
 
-  test('from SQL, also of its own, a fence is asserted outside of a transaction as before', async () => {
+  test('from SQL a fence can be asserted outside of a transaction, as before', async () => {
     const hold = await held()
     await client.query('select lockstep.assert_held($1, $2)', [hold.name, hold.token])
     await hold.release()
   })
 
-  // ── What is given back ──
+  // ── A transaction of Lockstep ──
 
   const ENDINGS = [
     ...[
@@ -324,7 +324,7 @@ function suite(pooled: boolean) {
       'commit; begin',
     ],
   ]
-  /** What is not seen beforehand: the second quote ends the string only where a backslash is no escape. */
+  /** Not recognized before it is sent: the second quote ends the string only where a backslash is not an escape. */
   const slips = (ending: string) => `select 'a\\''; ${ending} -- '`
   // biome-ignore lint/suspicious/noExplicitAny: in any schema
   type Trx = Transaction<any>
@@ -338,7 +338,7 @@ function suite(pooled: boolean) {
       await expect(sql.raw(ending).execute(trx), ending).rejects.toMatchObject(refusal)
     }
   }
-  /** Work under a lock or a leadership, however it is had. */
+  /** Work under a lock or a term, in every way to get one. */
   const UNDER: Record<string, (work: (trx: Trx) => Promise<unknown>) => Promise<unknown>> = {
     'locks.transaction': (work) => a.locks.transaction(fresh(), work),
     async 'held.transaction'(work) {
@@ -356,7 +356,7 @@ function suite(pooled: boolean) {
   }
 
   describe.each(Object.entries(UNDER))('%s', (_verb, under) => {
-    test('refuses to be ended by its work, and nothing is lost', async () => {
+    test('cannot be ended by its work, and nothing is lost', async () => {
       const what = `${fresh()} `
       await under(async (trx) => {
         await note(trx, `${what}before`)
@@ -366,7 +366,7 @@ function suite(pooled: boolean) {
       expect(await effects(what)).toEqual(['before', 'after'])
     })
 
-    test('lets everything else pass: savepoints, functions, several statements at once', async () => {
+    test('allows everything else: savepoints, functions, several statements at once', async () => {
       const what = `${fresh()} `
       await under(async (trx) => {
         await sql`savepoint a`.execute(trx)
@@ -386,7 +386,7 @@ function suite(pooled: boolean) {
     })
 
     test.each(['commit', 'rollback', 'commit; begin', 'commit and chain', 'rollback; begin'])(
-      'rejects if its work ended it with %s all the same, and lets it write no more',
+      'rejects if its work has ended it with %s, and lets the work write no more',
       async (ending) => {
         const what = `${fresh()} `
         const kept = ending.startsWith('commit')
@@ -402,7 +402,7 @@ function suite(pooled: boolean) {
       },
     )
 
-    test('tells of it also if the work throws, and passes on what it threw if not', async () => {
+    test('rejects with that also if the work throws; if it was not ended, it rejects with the error of the work', async () => {
       const thrown = new Error('mine')
       await expect(under(() => Promise.reject(thrown))).rejects.toBe(thrown)
       const failed = under(async (trx) => {
@@ -422,7 +422,7 @@ function suite(pooled: boolean) {
       await expect(twice).rejects.toMatchObject({ code: 'TRANSACTION_ENDED', outcome: 'committed' })
     })
 
-    test('leaves no connection with a transaction open, however it was ended', async () => {
+    test('leaves no connection with an open transaction, in whatever way it was ended', async () => {
       for (const ending of ['commit', 'commit; begin', 'rollback; begin']) {
         await under((trx) => slip(trx, ending)).catch(() => {})
       }
@@ -471,7 +471,7 @@ function suite(pooled: boolean) {
       })
     })
 
-    test('that tries to and fails by it is tried again, for nothing of it is there', async () => {
+    test('that tries to end it, and fails because of that, is tried again, because it had no effect', async () => {
       const what = `${fresh()} `
       const { runs, state, output } = await job(async (trx) => {
         await note(trx, `${what}x`)
@@ -482,7 +482,7 @@ function suite(pooled: boolean) {
     })
 
     test.each(['commit', 'rollback', 'commit; begin', 'commit and chain', 'rollback; begin'])(
-      'that ended it with %s all the same has failed for good: its effects never happen twice',
+      'that has ended it with %s has failed for good: its effects never happen twice',
       async (ending) => {
         for (const throws of [false, true]) {
           const what = `${fresh()} `
@@ -520,7 +520,7 @@ function suite(pooled: boolean) {
     }
     const applied = async (group: string) => (await events.lag(group)).behind === 0
 
-    test('cannot end its transaction: what it and the group do commits together', async () => {
+    test('cannot end its transaction: its effects and the checkpoint commit together', async () => {
       const what = `${fresh()} `
       await consume(async (trx, position) => {
         await refused(trx)
@@ -530,7 +530,7 @@ function suite(pooled: boolean) {
     })
 
     test.each(['commit', 'rollback', 'commit; begin', 'rollback; begin'])(
-      'that ended it with %s all the same is heard of, and nothing is applied twice',
+      'that has ended it with %s is reported, and nothing is applied twice',
       async (ending) => {
         errors.splice(0)
         const what = `${fresh()} `
@@ -552,7 +552,7 @@ function suite(pooled: boolean) {
   })
 }
 
-describe('what begins or ends a transaction', () => {
+describe('text that begins or ends a transaction', () => {
   test.each([
     ...[
       'commit',
@@ -611,11 +611,11 @@ describe('what begins or ends a transaction', () => {
     expect(controlsTransaction(text)).toBe('no')
   })
 
-  test('an SQL function may, and the server tells', () => {
+  test('an SQL function with such words is left to the server', () => {
     expect(controlsTransaction('create function f() returns int begin atomic select 1; end')).toBe('perhaps')
   })
 
-  test('a long text takes no long time', () => {
+  test('a long text does not take long', () => {
     const since = performance.now()
     controlsTransaction(`${"select 'x''y' /* a */; ".repeat(50_000)} end`)
     const long = ['x'.repeat(30_000_000), "it''s ".repeat(300_000), '\\n'.repeat(300_000)]

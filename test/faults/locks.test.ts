@@ -1,11 +1,11 @@
 /**
- * Whatever statement fails, and however, nobody is granted twice and nothing stays behind.
+ * Faults in statements: whichever statement fails, and in whatever way, no name is granted twice and nothing stays behind.
  *
  * Each verb runs over a wire (support/faulty-wire.ts) on which its first statement fails, then its second, and so on, in each of the ways in
- * which a statement can fail. Whether the verb succeeds is its own affair; these hold in any case:
+ * which a statement can fail. The verb may succeed or fail; in both cases:
  * - every call settles;
- * - a hold that is trusted is held in the database, and a hold that is not held any more has told its holder;
- * - when all have let go, nothing is locked any more, and another process is granted the name;
+ * - a hold that is trusted is held in the database, and the signal of a hold that is not held any more has aborted;
+ * - when all holds are released nothing is locked any more, and another process is granted the name;
  * - the token of an earlier hold fences nothing then;
  * - the same Lockstep goes on working, and leaves nothing behind when it is closed.
  */
@@ -18,7 +18,7 @@ import { until } from '../support/until.ts'
 import { noBackend, SETTLES_MS, settles } from './settles.ts'
 
 let db: FreshDatabase
-/** Another process, on a wire of its own without faults. */
+/** Another process, on a separate wire without faults. */
 let b: Lockstep
 beforeAll(async () => {
   db = await freshDatabase()
@@ -29,25 +29,25 @@ afterAll(async () => {
   await db?.close()
 })
 
-/** What a server answers when it has no memory, no disk, no time or a fault of its own. */
+/** The SQLSTATEs of a server without memory, disk or time, or with an internal error. */
 const STATES = ['53200', '57014', '40001', 'XX000', '53100', '40P01', '55P03', '25P02']
 const TTL_MS = 1_500
 
-/** What a scenario has to work with. */
+/** The tools of a scenario. */
 interface Stage {
   a: Lockstep
-  /** A name of this run's own. */
+  /** A name that only this run uses. */
   name(label: string): string
-  /** Remembers what was granted, to be looked at afterwards. */
+  /** Remembers a hold, to check it afterwards. */
   keep<H extends Hold | Term | null>(hold: H): H
-  /** This one is given up by the scenario: nobody asks it again, as nobody does after `await using`. */
+  /** The scenario releases this hold: it is not released again, as after `await using`. */
   letGo<H extends Hold | Term>(hold: H): H
-  /** This one is given up by a transaction, if that commits. */
+  /** A transaction releases this hold, if it commits. */
   letGoWithin<H extends Hold | Term>(hold: H): H
-  /** To be done when the faults are over, whatever became of the rest. */
+  /** Runs when the faults are over, whatever the outcome was. */
   later(cleanUp: () => unknown): void
 }
-/** What is done before the faults begin, and what is done under them. */
+/** What a scenario does before the faults begin, and what it does during them. */
 type Scenario = (stage: Stage) => Promise<() => Promise<unknown>>
 
 const many = (count: number) => Array.from({ length: count }, (_, i) => String(i))
@@ -230,7 +230,7 @@ const SCENARIOS: Record<string, Scenario> = {
 
 let runs = 0
 
-/** Runs a scenario with one fault. Answers how many statements there were. */
+/** Runs a scenario with one fault. @returns how many statements there were. */
 async function run(scenario: Scenario, fault?: { nth: number; fault: Fault; sqlState: string }) {
   const application = `faults ${runs++}`
   await using line: Wire = await wire(db.url)
@@ -263,7 +263,7 @@ async function run(scenario: Scenario, fault?: { nth: number; fault: Fault; sqlS
   try {
     const act = await scenario(stage)
     line.arm(fault)
-    // Whether it succeeds is its own affair.
+    // It may succeed or fail.
     await settles(
       'the verb',
       act().catch(() => {}),
@@ -277,7 +277,7 @@ async function run(scenario: Scenario, fault?: { nth: number; fault: Fault; sqlS
     for (const cleanUp of cleanUps) await cleanUp()
     for (const hold of holds) expect(hold.isTrusted(), 'trusted after its release').toBe(false)
     await settles('nothing of ours is locked', nothingLocked(application))
-    // Nothing is lost that was not told, nothing is held by nobody, and no old token fences anything.
+    // Every lost hold was reported, no hold is without an owner, and no old token fences anything.
     await settles(
       'others are served',
       Promise.all(
@@ -310,7 +310,7 @@ async function run(scenario: Scenario, fault?: { nth: number; fault: Fault; sqlS
   }
 }
 
-/** The database agrees with every hold that says it may be believed. */
+/** Checks that the database agrees with every hold that may be trusted. */
 async function trustedAreHeld(holds: (Hold | Term)[], inTransactions: Set<Hold | Term>) {
   for (const hold of holds) {
     if (!hold.isTrusted()) {
@@ -320,7 +320,7 @@ async function trustedAreHeld(holds: (Hold | Term)[], inTransactions: Set<Hold |
     }
     const state =
       'failover' in hold ? { ...(await b.leaders.leader(hold.name)), held: true } : await b.locks.query(hold.name)
-    if (!hold.isTrusted()) continue // lost while we looked
+    if (!hold.isTrusted()) continue // it was lost during the check
     expect(state, `${hold.name} is trusted`).toMatchObject({ held: true })
     if (state.token) expect(state.token).toBe(hold.token)
     expect(hold.signal.aborted).toBe(false)
@@ -331,7 +331,7 @@ async function release(hold: Hold | Term) {
   await ('failover' in hold ? hold.resign() : hold.release())
 }
 
-/** No advisory lock of a name's is left to any connection of ours; the one that shows that a connection lives may be. */
+/** Checks that no connection of Lockstep has the advisory lock of a name; it may have a witness. */
 async function nothingLocked(application: string) {
   const labels = ['x', 'warm', ...many(70), ...many(40).map((n) => `held ${n}`)]
   const names = labels.map((label) => `${application}/${label}`)
@@ -350,7 +350,7 @@ describe.each(Object.entries(SCENARIOS))('%s', (label, scenario) => {
   test.each(FAULTS)('whichever of its statements meets: %s', { timeout: 300_000 }, async (fault) => {
     const { length } = await run(scenario)
     expect(length).toBeGreaterThan(0)
-    // Those of a loop differ from run to run; the last ones may not come.
+    // The number of statements of a loop differs from run to run; the last ones may be missing.
     const cases = Array.from({ length: Math.min(length, 12) }, (_, i) => ({
       nth: i + 1,
       fault,

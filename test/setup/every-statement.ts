@@ -1,9 +1,9 @@
 /**
- * A walk through every verb of the library, a room at a time, as whoever a connection string says: for tests of what a role
- * may (role-rights.test.ts). What the verbs promise is tested elsewhere; here it only matters that each of their statements runs.
+ * Calls every verb of the library, a room at a time, as the role of a connection string: for tests of the rights of a role
+ * (role-rights.test.ts). The verbs themselves are tested elsewhere; here it only matters that each of their statements runs.
  *
- * So each room brings about what its rarer statements need: a lease that ran out, a worker that died, a batch that failed. What
- * only time or an accident would bring about is set in the tables by their owner.
+ * So each room makes the situations that its rarer statements need: a lease that expired, a worker that died, a batch that failed.
+ * Situations that need time or an accident are written into the tables by their owner.
  */
 import { sql } from 'kysely'
 import type pg from 'pg'
@@ -15,13 +15,13 @@ import { bossOf } from '../../lib/task/pgboss/boss-of.ts'
 import { until } from '../support/until.ts'
 import { Truth } from '../time/fake-true-time.ts'
 
-/** The role's Lockstep, its connection string, and the owner's pool and connection string. */
+/** The role's Lockstep and connection string, and the owner's pool and connection string. */
 export interface Tourist {
   lockstep: Lockstep
   url: string
   owner: pg.Pool
   ownerUrl: string
-  /** Hears of what is tried again, or passed over. */
+  /** Called with errors after which a loop tries again or goes on. */
   onError: (error: unknown) => void
 }
 
@@ -39,7 +39,7 @@ export const ROOMS: Record<string, (tourist: Tourist) => Promise<void>> = {
 
 const LEASE = { ttlMs: 5_000 }
 
-/** Of a tour that is broken off nobody waits for what was to come. */
+/** A promise that is awaited later: if the calls stop before, its rejection is ignored. */
 function later<T>(coming: Promise<T>): Promise<T> {
   coming.catch(() => {})
   return coming
@@ -147,7 +147,7 @@ async function tasks({ lockstep, onError }: Tourist): Promise<void> {
   tasks.define('transactional', async (_: null, { progress }) => progress(1), { transactional: true })
   const ends = async (_: null, { trx }: TransactionalContext) => {
     await sql`set local standard_conforming_strings = off`.execute(trx)
-    await sql.raw(`select 'a\\''; commit -- '`).execute(trx) // where a backslash is no escape the string goes on
+    await sql.raw(`select 'a\\''; commit -- '`).execute(trx) // where a backslash is not an escape the string goes on
   }
   tasks.define('ending', ends, { transactional: true })
   await tasks.declare('other')
@@ -186,7 +186,7 @@ async function tasks({ lockstep, onError }: Tourist): Promise<void> {
   await tasks.close()
 }
 
-/** What a tick finds now and then. */
+/** The rarer situations that a tick handles. */
 async function upkeep({ lockstep, owner, ownerUrl, onError }: Tourist): Promise<void> {
   const tasks = createTasks(lockstep, { onError })
   await tasks.declare('late', { retryLimit: 0, expireInMs: 1_000 })

@@ -1,6 +1,6 @@
 /**
- * The migration that closes (0008_close.sql, lib/setup/exclusive-migration.ts): under processes of 0.6 that hold, wait, append and try again, broken off
- * at each of its steps. What must be so whatever happens: nobody is granted what another version holds.
+ * The exclusive migration (0008_close.sql, lib/setup/exclusive-migration.ts), while processes of 0.6 hold, wait, append and try again, and
+ * when it is aborted at each of its steps. In every case nobody is granted what another version holds.
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -27,9 +27,9 @@ const OLD = ours.filter((name) => name < '0008')
 const NEW = ours.filter((name) => name >= '0008')
 const LATEST = ours.at(-1) as string
 
-// ---- A holder is waited for --------------------------------------------------------------------------------------
+// ---- It waits for holders ----------------------------------------------------------------------------------------
 
-test('a process of 0.6 that holds by connection is waited for; meanwhile nobody is granted, and releases and renewals go on', async () => {
+test('a process of 0.6 that holds by connection is waited for; until then nothing is granted, and releases and renewals go on', async () => {
   const db = await atOld()
   const old = await older(db.url)
   await old('acquire', 'a')
@@ -71,7 +71,7 @@ test('a process of 0.6 that holds by connection is waited for; meanwhile nobody 
   await old('release', 'b')
   expect(await migrating.result).toEqual({ applied: NEW, latest: LATEST })
 
-  // Both versions agree on the K of now.
+  // Both versions now use the same K.
   expect(await old('ready')).toBeNull()
   await now.ready()
   await old('acquire', 'x')
@@ -87,7 +87,7 @@ test('a process of 0.6 that holds by connection is waited for; meanwhile nobody 
   expect((await events.append('s', { type: 'x' })).last).toBe(2n)
 })
 
-test('both versions try the same names while it goes on, and never two hold one', async () => {
+test('both versions try the same names during the migration, and never two hold one', async () => {
   const db = await atOld()
   await db.pool.query(INSIDE)
   const old = await older(db.url)
@@ -110,7 +110,7 @@ test('both versions try the same names while it goes on, and never two hold one'
   for (const { held } of [theirs, mine]) expect(held).toBeGreaterThan(20)
 })
 
-test('one who stood in the queue gives up the place it gets meanwhile, and asks again', async () => {
+test('a caller in the queue gives up the lock that it gets during the migration, and asks again', async () => {
   const db = await atOld()
   const old = await older(db.url)
   await using raw = await client(db.url)
@@ -119,13 +119,13 @@ test('one who stood in the queue gives up the place it gets meanwhile, and asks 
   await until('it stands in the queue', async () => (await waitingFor(db)) === 1)
   const migrating = started(db.url)
   await migrating.waits()
-  await raw.query(`select pg_advisory_unlock(lockstep.key('a'))`) // K is given to the one who waits, in the function of before
+  await raw.query(`select pg_advisory_unlock(lockstep.key('a'))`) // the waiting caller gets K, in the old function
   expect(await waiting).toBe('UNAVAILABLE')
   expect(await migrating.result).toMatchObject({ applied: NEW })
   await old('acquire', 'a')
 })
 
-test('a transaction that was open is waited for, whatever it calls then', async () => {
+test('a transaction that was open is waited for, whatever it calls after that', async () => {
   const db = await atOld()
   const old = await older(db.url)
   await using one = await client(db.url)
@@ -148,9 +148,9 @@ test('a transaction that was open is waited for, whatever it calls then', async 
   expect(await old('append', 's')).toBe('2')
 })
 
-test('a call that began before, and takes K by the functions of before, is found by the lock that it leaves', async () => {
+test('a call that began before, and takes K by the old functions, is found by the lock that it leaves', async () => {
   const db = await atOld()
-  // It stops in the function of before, just short of K.
+  // It stops in the old function, just before it takes K.
   await db.pool.query(`create function stop() returns boolean language plpgsql as
     $$ begin perform pg_advisory_lock(1, 1), pg_advisory_unlock(1, 1); return true; end $$`)
   const { rows } = await db.pool.query(`select pg_get_functiondef('lockstep.try'::regproc) as text`)
@@ -169,7 +169,7 @@ test('a call that began before, and takes K by the functions of before, is found
   expect(await migrating.result).toMatchObject({ applied: NEW })
 })
 
-test('what elections have is not in the way: the witness of a leader that ends with its connection, and those who wait for it', async () => {
+test('elections do not block it: neither the witness of a leader whose term ends with its connection, nor sessions that wait for it', async () => {
   const db = await atOld()
   const [leader, follower] = [await older(db.url), await older(db.url)]
   await leader('lead', 'e', { failover: 'connection' })
@@ -180,7 +180,7 @@ test('what elections have is not in the way: the witness of a leader that ends w
   expect(hear).toEqual([])
 })
 
-test('a prepared transaction that holds is named, and nothing ends it but its owner', async () => {
+test('a prepared transaction that holds a lock is named, and only its owner can end it', async () => {
   await using server = await dedicatedServer({ empty: true, settings: { max_prepared_transactions: 5 } })
   await migrate(server.url, { folder: folderOf(OLD) })
   await using raw = await client(server.url)
@@ -195,7 +195,7 @@ test('a prepared transaction that holds is named, and nothing ends it but its ow
 
 // ---- Not in time -------------------------------------------------------------------------------------------------
 
-test('what is not quiet in time is as it was before, and says which connections were in the way', async () => {
+test('a database that is not quiet in time is as it was before, and the error names the connections that were in the way', async () => {
   const db = await atOld()
   const old = await older(db.url)
   await old('acquire', 'a')
@@ -218,7 +218,7 @@ test('what is not quiet in time is as it was before, and says which connections 
   expect(await migrate(db.url)).toEqual({ applied: NEW, latest: LATEST })
 })
 
-test('with terminate the connections in the way are ended: their holds are lost, and nothing else of their processes', async () => {
+test('with terminate the connections in the way are ended: their processes lose those holds, and nothing else', async () => {
   const db = await atOld()
   const old = await older(db.url)
   await old('acquire', 'a')
@@ -235,7 +235,7 @@ test('with terminate the connections in the way are ended: their holds are lost,
   ).toBe(1)
 })
 
-test('a role that may not end the connections in the way is told so, and the database is as it was', async () => {
+test('a role that may not end the connections in the way gets an error that says so, and the database is as it was', async () => {
   const db = await freshDatabase({ empty: true })
   cleaning.push(db.close)
   const role = `${db.name}_owner`
@@ -257,7 +257,7 @@ test('a role that may not end the connections in the way is told so, and the dat
   expect(await migrating.result).toMatchObject({ applied: NEW })
 })
 
-test('the role of a service sees the same: what was granted before the migration is enough after it', async () => {
+test('the role of a service sees the same: its rights from before the migration are enough after it', async () => {
   const db = await atOld()
   const role = `${db.name}_role`
   await db.pool.query(`create role ${role} login password 'secret'`)
@@ -278,7 +278,7 @@ test('the role of a service sees the same: what was granted before the migration
   await old('append', 's')
 })
 
-test('broken off by its signal it is as it was before', async () => {
+test('aborted by its signal it leaves the database as it was before', async () => {
   const db = await atOld()
   const old = await older(db.url)
   await old('acquire', 'a')
@@ -293,7 +293,7 @@ test('broken off by its signal it is as it was before', async () => {
   await old('acquire', 'x')
 })
 
-test('when the answer to its first commit is lost, it takes back what it may have done', async () => {
+test('when the answer to its first commit is lost, it undoes what it may have done', async () => {
   const db = await atOld()
   const before = await functions(db)
   let commits = 0
@@ -301,7 +301,7 @@ test('when the answer to its first commit is lost, it takes back what it may hav
     // biome-ignore lint/suspicious/noExplicitAny: pg's overloads
     override async query(...args: any[]): Promise<any> {
       const answer = await super.query(...(args as [string]))
-      if (args[0] !== 'commit' || ++commits !== 2) return answer // the first is that of a look
+      if (args[0] !== 'commit' || ++commits !== 2) return answer // the first commit is that of a read
       expect(await applied(db)).toContain('0008_close')
       this.connection?.stream.destroy()
       throw Object.assign(new Error('read ECONNRESET'), { code: 'ECONNRESET' })
@@ -318,7 +318,7 @@ test('when the answer to its first commit is lost, it takes back what it may hav
   expect(await applied(db)).toEqual(OLD)
 })
 
-test('the command says what it waits for, and takes everything back at Ctrl-C', async () => {
+test('the command prints what it waits for, and undoes everything at Ctrl-C', async () => {
   const db = await atOld()
   const old = await older(db.url)
   await old('acquire', 'a')
@@ -342,7 +342,7 @@ test('the command says what it waits for, and takes everything back at Ctrl-C', 
   await until('it knows', async () => (await old('lost')).includes('a'))
 })
 
-test('a later file that fails takes all of it back, and the next migration goes through', async () => {
+test('a later file that fails undoes everything, and the next migration succeeds', async () => {
   const db = await atOld()
   const old = await older(db.url)
   const folder = folderOf(ours)
@@ -362,7 +362,7 @@ test('a later file that fails takes all of it back, and the next migration goes 
 
 // ---- Killed, and many at once ------------------------------------------------------------------------------------
 
-test('killed while it waits: the database stays closed, and the next migration goes on from there', async () => {
+test('killed while it waits: the database stays closed, and the next migration continues', async () => {
   const db = await atOld()
   const old = await older(db.url)
   await old('acquire', 'a')
@@ -374,7 +374,7 @@ test('killed while it waits: the database stays closed, and the next migration g
   await using now = createLockstep({ connectionString: db.url })
   await expect(now.ready()).rejects.toMatchObject({ code: 'UNAVAILABLE' })
   await expect(migrate(db.url, { waitMs: 200 })).rejects.toThrow('did not become quiet')
-  await old('acquire', 'x') // that opened it again
+  await old('acquire', 'x') // the wait ended, and it was opened again
   await old('release', 'x')
 
   const again = cli(db.url, 'migrate')
@@ -386,7 +386,7 @@ test('killed while it waits: the database stays closed, and the next migration g
   await old('acquire', 'x')
 })
 
-test('killed after K was replaced: still closed, and the next migration goes on from there', async () => {
+test('killed after K was replaced: the database is still closed, and the next migration continues', async () => {
   const db = await atOld()
   const old = await older(db.url)
   await migrate(db.url, { folder: folderOf(ours.filter((name) => name < '0010')) })
@@ -413,7 +413,7 @@ test('several at once: all wait, each file is applied once, and all find it done
   await old('acquire', 'a')
 })
 
-test('one of two gives up and opens again under the other: that closes anew, and never goes on by what it saw before', async () => {
+test('one of two gives up and opens the database again: the other closes it again, and ignores what it saw before', async () => {
   const db = await atOld()
   const old = await older(db.url)
   await old('acquire', 'a')
@@ -443,7 +443,7 @@ test.skipIf(!pgbouncerAvailable())(
   },
 )
 
-test('a database with nobody in it, and a new one, go through without a wait; nothing of the wait stays', async () => {
+test('a database without holders, and a new one, are migrated without a wait; nothing of the wait stays', async () => {
   for (const db of [await atOld(), await freshDatabase({ empty: true })]) {
     cleaning.push(db.close)
     await migrate(db.url, { waitMs: 0 })
@@ -454,7 +454,7 @@ test('a database with nobody in it, and a new one, go through without a wait; no
   }
 })
 
-test('a data folder of 0.6 with its own server goes through when it is started', async () => {
+test('a data folder of 0.6 is migrated when its embedded server is started', async () => {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'lockstep-old-'))
   fs.chmodSync(folder, 0o755)
   cleaning.push(() => fs.rmSync(folder, { recursive: true, force: true }))
@@ -500,7 +500,7 @@ function folderOf(names: string[]): string {
   return folder
 }
 
-/** A process of 0.6: calls a verb of older-process.ts. */
+/** Starts a process of 0.6. @returns a function that calls a verb of older-process.ts. */
 // biome-ignore lint/suspicious/noExplicitAny: what the verb answers
 async function older(url: string): Promise<(verb: string, ...args: unknown[]) => Promise<any>> {
   const child = spawn(process.execPath, [path.join(import.meta.dirname, 'older-process.ts'), url], {
@@ -541,7 +541,7 @@ function started(url: string, options: MigrateOptions = {}) {
     result,
     over: () => over,
     last: () => heard.at(-1),
-    /** What it waits for first. */
+    /** The first blockers that it reports. */
     async waits(): Promise<Blocker[]> {
       await until('it waits, or has ended', () => heard.length > 0 || over)
       if (heard.length === 0) await result
@@ -550,7 +550,7 @@ function started(url: string, options: MigrateOptions = {}) {
   }
 }
 
-/** The command, in a folder of its own. */
+/** Starts the command, in a separate folder. */
 function cli(url: string | undefined, ...args: string[]) {
   const { DATABASE_URL: _, ...env } = process.env
   const [command = '', ...rest] = args
@@ -582,7 +582,7 @@ function cli(url: string | undefined, ...args: string[]) {
     ended,
     said: (pattern: RegExp) =>
       until(`it says ${pattern}`, () => {
-        if (gone && !pattern.test(all)) throw new Error(`It ended, and said ${all}`)
+        if (gone && !pattern.test(all)) throw new Error(`It ended, and printed ${all}`)
         return pattern.test(all)
       }),
   }
@@ -595,14 +595,14 @@ async function client(url: string): Promise<pg.Client & AsyncDisposable> {
   return Object.assign(opened, { [Symbol.asyncDispose]: () => opened.end().catch(() => {}) })
 }
 
-/** How many connections wait for an advisory lock here. */
+/** How many connections of the database wait for an advisory lock. */
 async function waitingFor({ pool }: FreshDatabase): Promise<number> {
   const { rows } = await pool.query(`select count(*)::int as n from pg_locks where locktype = 'advisory' and not granted
     and database = (select oid from pg_database where datname = current_database())`)
   return rows[0].n
 }
 
-/** The connection of this application that has an advisory lock. */
+/** The connection of an application that has an advisory lock. */
 async function pidOf({ pool }: FreshDatabase, application: string): Promise<number> {
   const { rows } = await pool.query(
     `select distinct l.pid from pg_locks l join pg_stat_activity a using (pid) where l.locktype = 'advisory' and l.objsubid = 1
@@ -617,7 +617,7 @@ async function applied({ pool }: FreshDatabase): Promise<string[]> {
   return (await pool.query('select name from lockstep.migration order by name')).rows.map(({ name }) => name)
 }
 
-/** Every function of ours, as it is defined. */
+/** The definition of every function of Lockstep. */
 async function functions({ pool }: FreshDatabase): Promise<Record<string, string>> {
   const { rows } = await pool.query(
     `select p.oid::regprocedure::text as name, pg_get_functiondef(p.oid) as text from pg_proc p

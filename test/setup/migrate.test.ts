@@ -66,7 +66,7 @@ test('pending files are applied in order and reported; a file may hold many stat
   expect((await db.pool.query('select id from lockstep.first order by id')).rows).toEqual([{ id: 1 }, { id: 2 }])
 })
 
-test('looking at the state creates nothing', async () => {
+test('reading the state creates nothing', async () => {
   const db = await fresh()
   await schemaState(db.kysely)
   expect(await traces(db.pool)).toEqual([])
@@ -84,7 +84,7 @@ test('four processes at once: one applies, the others wait and find it done, non
   }
 })
 
-test('the race is decided by one lock: all four stand before it, and the first one through applies', async () => {
+test('the race is decided by one lock: all four wait for it, and the first to get it applies the files', async () => {
   const folder = folderOf(files)
   const db = await fresh()
   const gate = await db.pool.connect()
@@ -99,7 +99,7 @@ test('the race is decided by one lock: all four stand before it, and the first o
   expect((await results).map((result) => result.error ?? result.applied.length).sort()).toEqual([0, 0, 0, 2])
 })
 
-test('a migrator killed in the middle leaves nothing, and the next one is not held up', async () => {
+test('a migration killed in the middle leaves nothing, and the next one is not blocked', async () => {
   const db = await fresh()
   const folder = folderOf({ ...files, '0003_slow': 'select pg_sleep(600)' })
   const killed = migrator(folder)
@@ -107,12 +107,12 @@ test('a migrator killed in the middle leaves nothing, and the next one is not he
   const sleeping = `select pid from pg_stat_activity where query like '%pg_sleep(600)%' and pid <> pg_backend_pid()`
   while ((await db.pool.query(sleeping)).rows.length === 0) await delay(10)
   killed.process.kill('SIGKILL')
-  // The server notices a dead client when it next speaks to it: what it does with a long statement is up to the database.
+  // The server notices a dead client when it next sends to it; a long statement goes on until then.
   await db.pool.query(`select pg_terminate_backend(pid) from (${sleeping}) as them`)
   expect(await migrate(db.url, { folder: folderOf(files) })).toEqual({ applied: [first, second], latest: second })
 })
 
-test('a database newer than the code is refused by name and left alone', async () => {
+test('a database newer than the code is refused, with the name of the migration, and not changed', async () => {
   const db = await fresh()
   await migrate(db.url, { folder: folderOf(files) })
   const folder = folderOf({ [first]: files[first] })
@@ -145,7 +145,7 @@ test('a file that ends the transaction is refused', async () => {
   await expect(migrate(db.url, { folder })).rejects.toThrow(/^Migration 0001_first\.sql .*ends the transaction/)
 })
 
-test('a role without the right to create is told so; with nothing to apply it needs none', async () => {
+test('a role without the right to create gets an error that says so; with nothing to apply it needs no right', async () => {
   const db = await fresh()
   const role = `${db.name}_app`
   await db.pool.query(`create role ${role} login password 'secret'; revoke create on database ${db.name} from public`)
@@ -226,7 +226,7 @@ afterEach(async () => {
   while (cleaning.length > 0) await cleaning.pop()?.()
 })
 
-/** A database without our schema, and a Kysely of two connections on it. */
+/** A database without Lockstep's schema, and a Kysely with two connections to it. */
 async function fresh() {
   const db = await freshDatabase({ empty: true })
   const pool = new pg.Pool({ connectionString: db.url, max: 2 })
@@ -236,7 +236,7 @@ async function fresh() {
   return { ...db, kysely }
 }
 
-/** Whatever migrations have left in the database. */
+/** Everything that migrations have left in the database. */
 async function traces(pool: pg.Pool): Promise<unknown[]> {
   return (await pool.query(`select nspname from pg_namespace where nspname = 'lockstep'`)).rows
 }
@@ -248,7 +248,7 @@ function folderOf(sources: Record<string, string>): string {
   return folder
 }
 
-/** Another process, which migrates the databases it is told. */
+/** Another process, which migrates the databases that it is sent. */
 function migrator(folder: string) {
   const program = `
     const { migrate } = await import(${JSON.stringify(path.join(import.meta.dirname, '../../lib/setup/migrate.ts'))})

@@ -1,9 +1,10 @@
 /**
- * A process of Lockstep 0.6 (fixtures/lockstep-0.6.mjs) that does what it is told: one JSON array a line, `[id, verb, …arguments]`, and
- * one answer a line, `[id, value]` or `[id, null, { code, message }]`. For tests that migrate under it (exclusive-migration.test.ts).
+ * A process of Lockstep 0.6 (fixtures/lockstep-0.6.mjs) that runs commands. A command is one line, the JSON array `[id, verb,
+ * …arguments]`; an answer is one line, `[id, value]` or `[id, null, { code, message }]`. For tests that migrate the database while it
+ * runs (exclusive-migration.test.ts).
  *
- * `contend` tries the names again and again, until `rest`, and writes down each hold in the table `inside` while it has it: two at
- * once are a unique violation. It is what the test's own process does too, with the code of now (`contend`, exported).
+ * `contend` tries the names again and again, until `rest`. While it has a hold it keeps a row in the table `inside`: two at once are a
+ * unique violation. The test's own process does the same, with the present code (`contend`, exported).
  */
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -12,12 +13,12 @@ import type { Hold, Lockstep } from '../../lib/index.ts'
 
 export const INSIDE = 'create table inside (name text primary key, "by" text not null)'
 
-/** What became of the tries. */
+/** The outcomes of the attempts. */
 export interface Contended {
   held: number
   refused: number
   unavailable: number
-  /** Anything that must not be. */
+  /** Errors that must not occur. */
   wrong: string[]
 }
 
@@ -69,7 +70,7 @@ export async function contend(lockstep: Lockstep, url: string, by: string, over:
 if (process.argv[1] === import.meta.filename) await serve(process.argv[2] as string)
 
 async function serve(connectionString: string): Promise<void> {
-  // @ts-expect-error: a bundle, whose shapes are those of lib/ then
+  // @ts-expect-error: a bundle; its types are those of lib/ at that version
   const { createLockstep, createEvents } = await import('../fixtures/lockstep-0.6.mjs')
   const lockstep: Lockstep = createLockstep({ connectionString, applicationName: 'older' })
   const events = createEvents(lockstep)
@@ -88,7 +89,7 @@ async function serve(connectionString: string): Promise<void> {
     acquire: async (name, options) => keep(name, await lockstep.locks.acquire(name, options)),
     tryAcquire: async (name, options) => keep(name, await lockstep.locks.tryAcquire(name, options)),
     release: (name) => holds.get(name)?.release(),
-    // Written to a fenced table, or to none: either way its row is registered.
+    // Whether it writes to a fenced table or not, its row is registered.
     fence: (name) => holds.get(name)?.transaction(async () => {}),
     trusted: (name) => holds.get(name)?.isTrusted(),
     lost: () => lost,

@@ -1,7 +1,7 @@
 /**
- * The package as others get it: packed, unpacked into a project of its own, type-checked, imported and run.
+ * The package as users get it: packed, unpacked into a separate project, type-checked, imported and run.
  *
- * It is packed from a copy, so that nothing is written to the work tree. Its dependencies are links to ours: no network.
+ * It is packed from a copy, so that nothing is written to the work tree. Its dependencies are links to the installed ones: no network.
  */
 import { execFile } from 'node:child_process'
 import * as fs from 'node:fs'
@@ -46,7 +46,7 @@ beforeAll(async () => {
     fs.mkdirSync(path.dirname(link), { recursive: true })
     fs.symlinkSync(path.join(ROOT, 'node_modules', name), link)
   }
-  // what npm does for `bin`
+  // npm does this for `bin`
   const { bin } = JSON.parse(fs.readFileSync(path.join(installed, 'package.json'), 'utf8'))
   fs.chmodSync(path.join(installed, bin.lockstep), 0o755)
   fs.symlinkSync(path.join('..', 'lockstep', bin.lockstep), path.join(project, 'node_modules', '.bin', 'lockstep'))
@@ -57,7 +57,7 @@ afterAll(() => fs.rmSync(folder, { recursive: true, force: true }))
 
 const write = (file: string, text: string) => fs.writeFileSync(path.join(project, file), text)
 
-/** Runs a program; rejects with all that it printed when it fails. */
+/** Runs a program; if it fails, rejects with everything that it printed. */
 async function saying(command: string, args: string[], options: { cwd: string; env?: NodeJS.ProcessEnv }) {
   const { stdout } = await run(command, args, options).catch((error) => {
     throw new Error(`${command} ${args.join(' ')}: ${error.stdout}${error.stderr}`)
@@ -65,7 +65,7 @@ async function saying(command: string, args: string[], options: { cwd: string; e
   return stdout
 }
 
-/** Runs a program in the project, on this very Node. */
+/** Runs a program in the project, on the same Node. */
 function inProject(command: string, args: string[], env: Record<string, string> = {}) {
   const PATH = [path.dirname(process.execPath), process.env.PATH].join(path.delimiter)
   return saying(command, args, { cwd: project, env: { PATH, ...env } })
@@ -73,7 +73,7 @@ function inProject(command: string, args: string[], env: Record<string, string> 
 
 const lockstep = (args: string[], env?: Record<string, string>) => inProject('node_modules/.bin/lockstep', args, env)
 
-/** The programs of the README, each made whole. */
+/** The programs of the README, each completed so that it runs. */
 function examples(): string[] {
   const start = `import { createLockstep } from 'lockstep'
     await using lockstep = createLockstep({ connectionString: process.env.DATABASE_URL ?? '' })
@@ -82,7 +82,7 @@ function examples(): string[] {
   return [...blocks].map(([, text = '']) => (text.includes("from 'lockstep'") ? text : start + text))
 }
 
-test('it holds what is built and nothing else', () => {
+test('it contains what is built and nothing else', () => {
   expect(packed).toEqual(expect.arrayContaining(['package.json', 'README.md', 'dist/db/migrations/0001_lease.sql']))
   const strays = packed.filter((file) => !/^dist\/(lib|functions)\/([\w-]+\/)*[\w-]+\.(js|d\.ts)$/.test(file))
   expect(
@@ -96,7 +96,7 @@ test('it holds what is built and nothing else', () => {
   const sources = ['lib', 'functions'].flatMap((room) =>
     fs
       .readdirSync(path.join(ROOT, room), { recursive: true, encoding: 'utf8' })
-      .filter((file) => file.endsWith('.ts') && !file.endsWith('.d.ts')) // of a package that has no types, for ourselves
+      .filter((file) => file.endsWith('.ts') && !file.endsWith('.d.ts')) // types that Lockstep declares for a package without types
       .map((file) => `${room}/${file.replace(/\.ts$/, '')}`),
   )
   expect(built('.js')).toEqual(sources.sort())
@@ -110,7 +110,7 @@ describe('for a project with strict types', () => {
     lib: ['es2024', 'esnext.disposable'],
     strict: true,
     exactOptionalPropertyTypes: true,
-    skipLibCheck: false, // our declarations too, and whatever they import
+    skipLibCheck: false, // check Lockstep's declarations too, and everything they import
     noEmit: true,
     types: ['node'],
   }
@@ -189,7 +189,7 @@ describe('with a database', () => {
     expect(Number(await inProject('node', ['import.js']))).toBeGreaterThan(0)
   })
 
-  test('the command says its version, and migrates an empty database once', async () => {
+  test('the command prints its version, and migrates an empty database once', async () => {
     await using database = await freshDatabase({ empty: true })
     const env = { DATABASE_URL: database.url }
     expect(await lockstep(['--version'])).toBe(`${version}\n`)
@@ -230,5 +230,5 @@ describe('with a database', () => {
     await server.close()
     const { rows } = await database.pool.query('select state, token > 0 as token from orders')
     expect(rows).toEqual([{ state: 'billed', token: true }])
-  }, 120_000) // each of them is a process
+  }, 120_000) // each program is a process
 })

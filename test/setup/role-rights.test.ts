@@ -1,11 +1,11 @@
 /**
- * `migrate --grant`: the role it makes can run everything (test/setup/every-statement.ts, and every route of the HTTP functions (runtime/contract.ts)), has nothing
- * that is not listed, and nothing that no statement needs.
+ * `migrate --grant`: the role can run everything (every-statement.ts, and every route of the HTTP functions, runtime/contract.ts), has
+ * no right that is not listed, and none that no statement needs.
  *
- * What is denied is heard on the wire, not only from who asked: loops try again, and upkeep passes over what fails. On every
- * database but one EXECUTE is taken from PUBLIC first, so that the functions too are the role's own or denied.
+ * A denial is read from the wire, not only from the caller's error: loops try again, and maintenance skips what fails. On every
+ * database but one, EXECUTE is first revoked from PUBLIC, so that the role has functions by its own rights or not at all.
  *
- * TEST_LONG=1 takes every single right away in turn and waits for the denial that it must bring about: some minutes.
+ * TEST_LONG=1 revokes each right in turn and waits for the denial that it must cause: some minutes.
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -31,7 +31,7 @@ beforeAll(async () => {
 })
 afterAll(() => db?.close())
 
-describe('a role with what is granted can', () => {
+describe('a role with the granted rights can', () => {
   test.each(Object.keys(ROOMS))('%s', async (room) => {
     expect(await tour(db, [room])).toEqual([])
   })
@@ -41,7 +41,7 @@ describe('a role with what is granted can', () => {
   test.skipIf(!pgbouncerAvailable())('the same through a transaction pooler (skipped without PgBouncer)', async () => {
     await using pooled = await freshDatabase({ role: true, pooled: true })
     await routes(pooled.pooledRoleUrl)
-    // not those of locks and tasks, which would mostly wait there
+    // not the rooms of locks and tasks, which would mostly wait there
     expect(await tour({ ...pooled, roleUrl: pooled.pooledRoleUrl }, ['leaders', 'events', 'groups'])).toEqual([])
   })
 
@@ -55,7 +55,7 @@ describe('a role with what is granted can', () => {
   }
 })
 
-describe('a role with what is granted has', () => {
+describe('a role with the granted rights has', () => {
   test('what is listed, for every table, sequence and function that there is', async () => {
     const { rows } = await db.pool.query(ALL)
     const undecided = rows
@@ -67,7 +67,7 @@ describe('a role with what is granted has', () => {
     expect(WITHOUT.filter((what) => NEEDED.some((right) => objectOf(right) === what))).toEqual([])
   })
 
-  test('and nothing besides, by itself, as everybody or as a member of anything', async () => {
+  test('and no other right: not by itself, not through PUBLIC, and not as a member of another role', async () => {
     const { rows } = await db.pool.query(EFFECTIVE, [db.role])
     const has = rows.map(({ has }) => has as string).sort()
     expect(has).toEqual([...NEEDED].sort())
@@ -79,7 +79,7 @@ describe('a role with what is granted has', () => {
       const superfluous: string[] = []
       for (const right of NEEDED) {
         const [, privilege = '', object = '', column = ''] = /^(\w+) on (.+?)( \(\w+\))?$/.exec(right) ?? []
-        await using db = await hardened() // what one tour leaves must not spare the next a statement
+        await using db = await hardened() // rows that one round leaves must not save the next round a statement
         await db.pool.query(`revoke ${privilege}${column} on ${object} from ${db.role}`)
         const [denied = 'nothing was denied'] = await tour(db, inOrder(right))
         console.log(`${right}: ${denied}`)
@@ -90,7 +90,7 @@ describe('a role with what is granted has', () => {
     3_600_000,
   )
 
-  test('rights on a queue of its own table, made before or after, by the owner', async () => {
+  test('rights on the table of a queue with its own table, made by the owner before or after', async () => {
     await using db = await hardened()
     await using owner = createLockstep({ connectionString: db.url })
     await using lockstep = createLockstep({ connectionString: db.roleUrl })
@@ -113,7 +113,7 @@ describe('a role with what is granted has', () => {
   })
 })
 
-describe('a role with what is granted cannot', () => {
+describe('a role with the granted rights cannot', () => {
   test.each([
     ['read who migrated when', 'select * from lockstep.migration'],
     ['claim a migration', `insert into lockstep.migration values ('9999_mine', now())`],
@@ -164,7 +164,7 @@ describe('a role with what is granted cannot', () => {
     }
   })
 
-  /** EXECUTE is PUBLIC's here: it is the rights behind a function that count. */
+  /** Here PUBLIC has EXECUTE: only the rights on the tables behind a function count. */
   let open: RoleDatabase
   beforeAll(async () => {
     open = await freshDatabase({ role: true })
@@ -201,7 +201,7 @@ describe('granting', () => {
     expect((await db.pool.query(`select xmin::text from pg_class where relname = 'lease'`)).rows).toEqual(before.rows)
   })
 
-  test('takes what is not needed, also of columns and what may be granted on, and gives what is missing', async () => {
+  test('revokes rights that are not needed, also on columns and with grant option, and grants those that are missing', async () => {
     const name = await role()
     await migrate(db.url, { grant: name })
     const right = await has(name)
@@ -231,7 +231,7 @@ describe('granting', () => {
     expect(granted).toEqual(expect.arrayContaining([...NEEDED]))
   })
 
-  test('leaves what the role has as a member of others', async () => {
+  test('does not change the rights that the role has as a member of others', async () => {
     const [group, name] = [await role(), await role()]
     await db.pool.query(`grant ${group} to ${name}; grant select on lockstep.migration to ${group}`)
     await migrate(db.url, { grant: name })
@@ -242,7 +242,7 @@ describe('granting', () => {
     await client.end()
   })
 
-  test('a name of any characters is one', async () => {
+  test('works for a name of any characters', async () => {
     const name = `${db.name} "; drop table x; --`
     await db.pool.query(`create role "${name.replaceAll('"', '""')}"`)
     await migrate(db.url, { grant: name })
@@ -265,7 +265,7 @@ describe('granting', () => {
     await expect(refused).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', field: 'grant' })
   })
 
-  test('to whom it would be of no use is refused', async () => {
+  test('to a role that does not need it is refused', async () => {
     const { rows } = await db.pool.query('select current_user as name')
     const superuser = `The role "${rows[0].name}" is a superuser and may do everything anyway: grant to another`
     await expect(migrate(db.url, { grant: rows[0].name })).rejects.toThrow(superuser)
@@ -283,7 +283,7 @@ describe('granting', () => {
         `The role "${name}" may do everything with the tables of Lockstep anyway, since it owns them or is a member of`,
       )
     }
-    // an owner that is no superuser grants, and so does a superuser for it
+    // an owner that is not a superuser may grant, and a superuser may grant for it
     const other = await role()
     const { granted } = await migrate(url.href, { grant: other })
     expect((await migrate(theirs.url, { grant: other })).granted).toEqual(granted)
@@ -292,7 +292,7 @@ describe('granting', () => {
     await theirs.close() // before its roles
   })
 
-  test('by who may not grant is refused, and says who may', async () => {
+  test('by a role that may not grant is refused, and the error names the role that may', async () => {
     const [asker, name] = [await role(), await role()]
     await migrate(db.url, { grant: asker })
     const { rows } = await db.pool.query('select current_user as owner')
@@ -306,7 +306,7 @@ describe('granting', () => {
     await db.pool.query(`revoke all on schema lockstep, lockstep_boss from ${asker}`)
   })
 
-  test('what another than the owner granted is named, and nothing is changed', async () => {
+  test('a right that another role than the owner granted is named, and nothing is changed', async () => {
     const [giver, name] = [await role(), await role()]
     await db.pool.query(`grant usage on schema lockstep to ${giver};
                          grant truncate on lockstep.lease to ${giver} with grant option`)
@@ -347,7 +347,7 @@ describe('granting', () => {
 
 // ---- Tools -------------------------------------------------------------------------------------------------------
 
-/** Neither needed nor given: what only the owner uses, and what pg-boss can do and Lockstep does not ask for. */
+/** Rights that are not needed: those that only the owner uses, and those for parts of pg-boss that Lockstep does not use. */
 const WITHOUT = [
   ...['lockstep.migration_lock', 'sequence lockstep.stream_id_seq', 'function lockstep.realign'],
   ...['function lockstep.fence_table', 'function lockstep.unfence_table', 'function lockstep.check_fence'],
@@ -367,7 +367,7 @@ const WITHOUT = [
 
 const objectOf = (right: string) => right.replace(/^\w+ on /, '').replace(/ \(.*/, '')
 
-// Without what comes and goes: tables of one queue, of one day.
+// Without the tables of a single queue or day.
 const OURS = `
   ours as (select oid, nspname from pg_namespace where nspname in ('lockstep', 'lockstep_boss')),
   classes as (
@@ -399,7 +399,7 @@ const EFFECTIVE = `with ${OURS}, kinds as (
    where not sequence and attrelid = classes.oid and attnum > 0 and not attisdropped
      and has_column_privilege($1, classes.oid, attnum, privilege) and not has_table_privilege($1, classes.oid, privilege)`
 
-/** All rooms, those first that a right is for by the looks of it. */
+/** All rooms; first those that seem to need the right. */
 function inOrder(right: string): string[] {
   const first = FOR.find(([pattern]) => pattern.test(right))?.[1] ?? []
   return [...first, ...Object.keys(ROOMS).filter((room) => !first.includes(room))]
@@ -414,7 +414,7 @@ const FOR: [RegExp, string[]][] = [
   [/event|stream|append|gate|shown|bucket|page/, ['events', 'groups']],
 ]
 
-/** Runs the command, as it is in the folder. */
+/** Runs the command from the sources. */
 async function command(args: string[], env: Record<string, string>) {
   const child = spawn(process.execPath, [path.join(import.meta.dirname, '../../functions/cli/index.ts'), ...args], {
     env,
@@ -429,7 +429,7 @@ async function hardened(): Promise<RoleDatabase> {
   return db
 }
 
-/** What was denied on the way through some rooms, at most the first: then the rest is left. */
+/** The first right that was denied while some rooms ran; the rest of the rooms is skipped then. */
 async function tour({ roleUrl, pool, url }: RoleDatabase, rooms: string[]): Promise<string[]> {
   const denied = listen()
   for (const room of rooms) {
@@ -450,7 +450,7 @@ async function tour({ roleUrl, pool, url }: RoleDatabase, rooms: string[]): Prom
   return denied()
 }
 
-/** Hears of every right that any connection of this process is denied, from now on; `first` resolves with the first. */
+/** Records every right that any connection of this process is denied from now on; `first` resolves with the first. */
 function listen() {
   const denied: string[] = []
   const { promise, resolve } = Promise.withResolvers<void>()

@@ -23,11 +23,11 @@ export { type TcpProxy, tcpProxy } from './proxy.ts'
 
 export interface FreshDatabase extends AsyncDisposable {
   name: string
-  /** Direct: a session of its own per connection. */
+  /** A direct connection string: each connection has its own session. */
   url: string
-  /** At most 10 direct connections. */
+  /** A pool of at most 10 direct connections. */
   pool: pg.Pool
-  /** Drops the database under whoever still uses it. Idempotent. */
+  /** Drops the database, even while it is in use. Idempotent. */
   close(): Promise<void>
 }
 
@@ -37,29 +37,29 @@ export interface PooledDatabase extends FreshDatabase {
 }
 
 export interface RoleDatabase extends FreshDatabase {
-  /** A role that may log in, has what the functions need and nothing else, and goes with the database. */
+  /** A role that may log in and has exactly the rights that the functions need. It is dropped with the database. */
   role: string
-  /** Direct, as that role. */
+  /** A direct connection string, as that role. */
   roleUrl: string
 }
 
 export interface PooledRoleDatabase extends PooledDatabase, RoleDatabase {
-  /** Through a PgBouncer of its own, as that role. */
+  /** Through a separate PgBouncer, as that role. */
   pooledRoleUrl: string
 }
 
 export interface FreshOptions {
-  /** Without our schema: nothing was ever migrated. @default false */
+  /** Whether it is without Lockstep's schema: nothing was ever migrated. @default false */
   empty?: boolean
   /** PgBouncer in front of it ({@link pgbouncerAvailable}): true, or its size. @default false */
   pooled?: boolean | PoolSize
-  /** A role of its own besides, with the rights of `lockstep migrate --grant`: 0.1 s more. @default false */
+  /** Whether to add a role with the rights of `lockstep migrate --grant`: 0.1 s more. @default false */
   role?: boolean
 }
 
 type Made = FreshDatabase & Partial<Omit<PooledRoleDatabase, keyof FreshDatabase>>
 
-/** A database of one's own on the server of this run: a copy of the migrated template, 0.1–0.3 s. */
+/** A new database on the server of this run: a copy of the migrated template, 0.1–0.3 s. */
 export async function freshDatabase(
   options: FreshOptions & { pooled: true | PoolSize; role: true },
 ): Promise<PooledRoleDatabase>
@@ -78,7 +78,7 @@ export async function freshDatabase(options: FreshOptions = {}): Promise<Made> {
   pool.on('error', () => {}) // dropping the database ends idle connections
   const closed = async () => {
     for (const each of poolers) await each.stop()
-    await onServer(`drop database if exists ${name} with (force)`) // and with it all that the role was granted
+    await onServer(`drop database if exists ${name} with (force)`) // and with it all rights of the role
     if (role) await onServer(`drop role if exists ${role.role}`)
     await pool.end()
   }
@@ -93,7 +93,7 @@ export async function freshDatabase(options: FreshOptions = {}): Promise<Made> {
   }
 }
 
-/** A role is the whole server's, so it is named after its database. */
+/** Roles belong to the whole server, so each is named after its database. */
 async function freshRole(url: string, name: string): Promise<{ role: string; roleUrl: string }> {
   const role = `${name}_role`
   const password = randomBytes(12).toString('hex')
@@ -108,18 +108,18 @@ async function freshRole(url: string, name: string): Promise<{ role: string; rol
 // ---- A server that stops -----------------------------------------------------------------------------------------
 
 export interface DedicatedServer extends AsyncDisposable {
-  /** The same before and after a restart. */
+  /** The connection string, the same before and after a restart. */
   url: string
-  /** Stops the server, cutting its clients off; the data and the port stay. */
+  /** Stops the server and disconnects its clients; the data and the port stay. */
   stop(): Promise<void>
-  /** Kills it like a power cut would; `start` recovers. */
+  /** Kills it as a power cut would; `start` recovers it. */
   crash(): Promise<void>
   start(): Promise<void>
   /** Stops it and removes its data. */
   close(): Promise<void>
 }
 
-/** A server of one's own, migrated unless `empty`, for tests that stop the database and start it again: 1–2 s. */
+/** A separate server, migrated unless `empty`, for tests that stop the database and start it again: 1–2 s. */
 export async function dedicatedServer(
   options: { empty?: boolean; settings?: PostgresOptions['settings'] } = {},
 ): Promise<DedicatedServer> {
@@ -141,7 +141,7 @@ export async function dedicatedServer(
     url,
     stop,
     async crash() {
-      if (server) process.kill(server.pid, 'SIGQUIT') // its children too, without a checkpoint
+      if (server) process.kill(server.pid, 'SIGQUIT') // kills its children too, without a checkpoint
       await stop()
     },
     async start() {

@@ -1,6 +1,6 @@
 /**
- * Clocks that are really wrong: Debian's libfaketime under a PostgreSQL server, or under a process of ours. The monotonic
- * clock stays as it is.
+ * Clocks that are really wrong: Debian's libfaketime under a PostgreSQL server, or under a process of Lockstep. The monotonic
+ * clock is not changed.
  */
 import * as fs from 'node:fs'
 import * as path from 'node:path'
@@ -13,13 +13,13 @@ function library(): string | undefined {
   return candidates.find((file) => file !== '' && fs.existsSync(file))
 }
 
-/** Whether clocks can be wrong here; else skip the test and say why. */
+/** Whether libfaketime is installed; else skip the test and say why. */
 export const faketimeAvailable = (): boolean => library() !== undefined
 
 export interface WrongClock extends Disposable {
-  /** Sets it, from now on: as `date` would, for who lives under it. `'+3.25 x1.00003'`: ahead by seconds, and faster. */
+  /** Sets the clock for the processes that use it. `'+3.25 x1.00003'`: 3.25 seconds ahead, and faster. */
   set(how: string): void
-  /** The environment of who lives under it. */
+  /** The environment of a process that uses it. */
   env: Record<string, string>
 }
 
@@ -32,7 +32,7 @@ export function wrongClock(how: string): WrongClock {
   const file = path.join(dir, 'clock')
   const set = (to: string) => {
     fs.writeFileSync(`${file}.new`, `${to}\n`, { mode: 0o644 })
-    fs.renameSync(`${file}.new`, file) // never half of it
+    fs.renameSync(`${file}.new`, file) // so that no reader sees half of it
   }
   set(how)
   const env = {
@@ -44,12 +44,12 @@ export function wrongClock(how: string): WrongClock {
   return { set, env, [Symbol.dispose]: () => fs.rmSync(dir, { recursive: true, force: true }) }
 }
 
-/** A server of one's own under a clock that is wrong, migrated. */
+/** A separate server with a wrong clock, migrated. */
 export async function skewedServer(clock: WrongClock): Promise<DedicatedServer> {
   return under(clock, dedicatedServer)
 }
 
-/** What is started meanwhile lives under that clock: programs inherit our environment. */
+/** Programs that are started while `work` runs use that clock: they inherit the environment of this process. */
 export async function under<T>(clock: WrongClock, start: () => Promise<T>): Promise<T> {
   Object.assign(process.env, clock.env)
   try {

@@ -3,16 +3,16 @@
  *
  * | fault    | the server                                   | the client                                             |
  * |----------|----------------------------------------------|--------------------------------------------------------|
- * | `before` | never sees it                                | is answered an error                                   |
- * | `undone` | runs it, and rolls it back                   | is answered an error                                   |
- * | `after`  | runs it, and commits it                      | is answered an error                                   |
+ * | `before` | never sees it                                | gets an error                                          |
+ * | `undone` | runs it, and rolls it back                   | gets an error                                          |
+ * | `after`  | runs it, and commits it                      | gets an error                                          |
  * | `cut`    | never sees it; the connection ends           | the connection ends                                    |
  * | `mute`   | runs it; the connection ends                 | the connection ends instead of an answer               |
  * | `fatal`  | never sees it; the connection ends           | a FATAL error, in one packet with the answer before it |
  *
- * Statements are counted over all connections, in the order in which the client sends them: a simple query, or all that an
- * extended one sends up to its Sync. `undone` is what happens when a function took session locks and failed then: they stay.
- * `after` no server does; something between the two might.
+ * Statements are counted over all connections, in the order in which the client sends them: a simple query, or the messages of an
+ * extended query up to its Sync. `undone` happens when a function takes session locks and then fails: the locks stay.
+ * No server does `after`; a proxy between client and server might.
  */
 import { once } from 'node:events'
 import * as net from 'node:net'
@@ -21,9 +21,9 @@ export const FAULTS = ['before', 'undone', 'after', 'cut', 'mute', 'fatal'] as c
 export type Fault = (typeof FAULTS)[number]
 
 export interface Wire extends AsyncDisposable {
-  /** The target's URL, over the wire. */
+  /** The connection string through the wire. */
   url: string
-  /** From now on statements are counted, and the nth (from 1) meets the fault; without one they are counted only. */
+  /** Counts statements from now on, and makes the nth (from 1) meet the fault; without a fault it only counts. */
   arm(fault?: { nth: number; fault: Fault; sqlState: string }): void
   /** The texts of the statements since `arm`, in order. */
   readonly statements: string[]
@@ -33,7 +33,7 @@ export interface Wire extends AsyncDisposable {
 
 interface Request {
   fault: Fault | undefined
-  /** Its answer is not for the client. */
+  /** Whether its answer is kept from the client. */
   swallowed?: boolean
 }
 
@@ -53,7 +53,7 @@ export async function wire(targetUrl: string): Promise<Wire> {
 
   const listener = net.createServer({ noDelay: true }, (client) => {
     const server = net.connect({ host: target.hostname, port: Number(target.port), noDelay: true })
-    const queue: Request[] = [{ fault: undefined }] // the first: logging in
+    const queue: Request[] = [{ fault: undefined }] // the first message is the login
     const prepared = new Map<string, string>()
     let group: Buffer[] = []
     let text = ''
@@ -132,7 +132,7 @@ export async function wire(targetUrl: string): Promise<Wire> {
         if (head.fault === 'after' || head.fault === 'undone') {
           answer.push(failure('ERROR', plan?.sqlState ?? ''))
           if (status !== 'I') {
-            // within a transaction, which has failed now
+            // it is within a transaction, which has failed now
             queue.unshift({ fault: undefined, swallowed: true })
             server.write(query(raising(plan?.sqlState ?? '')))
             answer.push(Buffer.from('Z\0\0\0\x05E', 'latin1'))
@@ -187,7 +187,7 @@ const raising = (sqlState: string) => `do $$ begin raise exception 'injected' us
 const failure = (severity: string, code: string) =>
   framed('E', Buffer.from(`S${severity}\0V${severity}\0C${code}\0Minjected\0\0`))
 
-/** Cuts what comes into whole messages; the client's first has no type. */
+/** Splits a byte stream into whole messages; the client's first message has no type. */
 function messages(typed: boolean, heard: (type: string | undefined, message: Buffer) => void): (bytes: Buffer) => void {
   let rest = Buffer.alloc(0)
   let began = typed

@@ -2,8 +2,8 @@
  * The database server of a test run, and on it a template that `freshDatabase` copies: migrated once.
  *
  * TEST_DATABASE chooses: `url` (DATABASE_URL, whose role must be allowed to create databases), `testcontainers`,
- * `embedded`, or `auto` (default): the first of them that can be had. A real PostgreSQL in each case. TEST_POSTGRES, the
- * folder of a package with binaries, makes the embedded one of another major (tools/matrix.ts).
+ * `embedded`, or `auto` (default): the first of them that is available. It is a real PostgreSQL in each case. TEST_POSTGRES, the
+ * folder of a package with binaries, makes the embedded one another major version (tools/matrix.ts).
  */
 
 import { randomBytes } from 'node:crypto'
@@ -17,7 +17,7 @@ import { BINARIES } from './postgres-majors.ts'
 
 declare module 'vitest' {
   export interface ProvidedContext {
-    /** The server, through a database of its own that exists always. */
+    /** The server's connection string, to a database that always exists. */
     serverUrl: string
     /** Name of the migrated database to copy. */
     template: string
@@ -33,7 +33,7 @@ export default async function setup(project: TestProject): Promise<() => Promise
   try {
     await statement(server.url, `create database ${template}`)
     await migrate(url.href)
-    // nobody connected, not even autovacuum: a copy would have to wait for it
+    // no connections, not even autovacuum's: a copy would have to wait for them
     await statement(server.url, `alter database ${template} allow_connections false`)
   } catch (error) {
     await server.stop()
@@ -71,7 +71,7 @@ async function chosenServer(): Promise<Server> {
   return { url: server.url, what: `embedded PostgreSQL ${major} in ${server.dir}`, stop: server.stop }
 }
 
-/** The limit is for a socket that accepts and never answers; without one the answer takes milliseconds. */
+/** Whether a server answers. The time limit is for a socket that accepts and never answers; normally the answer takes milliseconds. */
 async function dockerAnswers(): Promise<boolean> {
   const { getContainerRuntimeClient } = await import('testcontainers')
   const { promise, resolve } = Promise.withResolvers<boolean>()

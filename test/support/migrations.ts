@@ -1,4 +1,4 @@
-/** The migrations that there are, in order: `0001_lease`, … */
+/** All migrations, in order: `0001_lease`, … */
 import * as fs from 'node:fs'
 import * as path from 'node:path'
 

@@ -1,4 +1,4 @@
-/** Debian's PgBouncer before a database, in transaction mode: where session locks and LISTEN fail silently. */
+/** Debian's PgBouncer in front of a database, in transaction mode: there session locks and LISTEN fail silently. */
 
 import { once } from 'node:events'
 import * as fs from 'node:fs'
@@ -8,13 +8,13 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { freePort, guarded, serverUser, temporaryFolder } from '../../lib/setup/guarded-process.ts'
 
 export interface PoolSize {
-  /** Server connections, all that the clients share. @default 3 */
+  /** How many server connections the clients share. @default 3 */
   size?: number
-  /** Client connections. @default 100 */
+  /** How many client connections it accepts. @default 100 */
   clients?: number
 }
 
-/** Whether there is one to start; else skip the test and say why. */
+/** Whether PgBouncer is installed; else skip the test and say why. */
 export function pgbouncerAvailable(): boolean {
   return pgbouncerPath() !== undefined
 }
@@ -35,7 +35,7 @@ function pgbouncerPath(): string | undefined {
   })
 }
 
-/** Starts PgBouncer, which refuses root like PostgreSQL does, before a database. */
+/** Starts PgBouncer in front of a database. Like PostgreSQL it refuses to run as root. */
 export async function pgbouncer(
   target: string,
   { size = 3, clients = 100 }: PoolSize,

@@ -4,26 +4,26 @@ import { once } from 'node:events'
 import * as net from 'node:net'
 
 export interface TcpProxy extends AsyncDisposable {
-  /** The target's URL, through the proxy. */
+  /** The connection string through the proxy. */
   url: string
   /** How many connections are open now. */
   open(): number
-  /** Leads new connections to the server of another connection string. */
+  /** Sends new connections to the server of another connection string. */
   target(url: string): void
-  /** Resets all connections; new ones are welcome. */
+  /** Resets all connections, and accepts new ones. */
   cut(): void
   /** Resets all connections and every new one, until `resume`. */
   refuse(): void
-  /** Swallows every byte, both ways, and says nothing: what is sent now is lost. Until `resume`. */
+  /** Drops every byte, both ways, without an error, until `resume`. Bytes that are sent meanwhile are lost. */
   blackhole(): void
-  /** Holds every byte back, both ways; `resume` delivers them, late. */
+  /** Holds back every byte, both ways, until `resume` delivers them. */
   hold(): void
   /** Back to normal. Connections that lost bytes are reset: no protocol survives a gap. */
   resume(): void
   close(): Promise<void>
 }
 
-/** A TCP proxy before the server of a connection string. */
+/** Starts a TCP proxy in front of the server of a connection string. */
 export async function tcpProxy(targetUrl: string): Promise<TcpProxy> {
   let target = new URL(targetUrl)
   const pairs = new Set<{ client: net.Socket; server: net.Socket; gap: boolean }>()
@@ -56,7 +56,7 @@ export async function tcpProxy(targetUrl: string): Promise<TcpProxy> {
       from.on('error', () => {})
       from.on('close', () => {
         if (mode === 'blackhole' || mode === 'hold')
-          pair.gap = true // the other side learns of it on `resume`
+          pair.gap = true // the other side sees it on `resume`
         else if (pairs.delete(pair)) to.destroySoon()
       })
     }

@@ -1,4 +1,4 @@
-/** One statement over a connection of its own, where none survives what befalls the server. */
+/** Runs one statement on a new connection, for tests whose servers fail and break every older connection. */
 import pg from 'pg'
 
 // biome-ignore lint/suspicious/noExplicitAny: rows of any shape

@@ -1,4 +1,4 @@
-/** Waits for what must become true, by asking; fails by the test's own time limit, and says what it waited for. */
+/** Polls until a condition is true. If that takes too long, it fails with a message that says what it waited for. */
 export async function until(what: string, condition: () => unknown): Promise<void> {
   const stop = AbortSignal.timeout(25_000)
   while (!(await condition())) {

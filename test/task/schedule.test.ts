@@ -1,6 +1,7 @@
 /** What a schedule promises: each slot once, whichever process ticks, and whenever; when the clocks change, and when a ticker dies. */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
-import { Database, type Pool } from '../../lib/database/database.ts'
+import { Database } from '../../lib/database/database.ts'
+import type { Pool } from '../../lib/database/pool.ts'
 import { makeBoss, noQueue } from '../../lib/task/pgboss/adapter.ts'
 import { type Schedule, type ScheduleOptions, Schedules } from '../../lib/task/schedule/schedules.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'

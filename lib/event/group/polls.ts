@@ -200,7 +200,7 @@ export class Polls {
   async #join(name: string, holder: string, leaseMs: number): Promise<bigint> {
     const { leases } = this.#groups
     const request = { name: memberName(name, holder), holder, ttlMs: leaseMs, meta: null }
-    const { token } = await leases.untilFree(async () => {
+    const { token } = await leases.retryWhileBusy(async () => {
       const grant = await leases.grant(request)
       return 'token' in grant ? { outcome: 'granted', token: grant.token } : { outcome: 'busy', token: 0n }
     })

@@ -31,10 +31,10 @@ export class StreamNotifier {
     this.#notifier = new Notifier(
       sessions,
       'lockstep_event',
-      (message) => (JSON.parse(message) as [string, number][]).map(([name, told]) => ({ name, told })),
+      (message) => (JSON.parse(message) as [string, number][]).map(([name, payload]) => ({ name, payload })),
       {
-        come: (session) => session.run(sql`select pg_advisory_lock_shared(lockstep.events_key())`),
-        go: (session) => session.run(sql`select pg_advisory_unlock_shared(lockstep.events_key())`),
+        afterListen: (session) => session.run(sql`select pg_advisory_lock_shared(lockstep.events_key())`),
+        beforeUnlisten: (session) => session.run(sql`select pg_advisory_unlock_shared(lockstep.events_key())`),
       },
     )
   }

@@ -168,11 +168,11 @@ export class RunningAttempt {
       signal: this.#signal,
       ms: Infinity,
     } as const
-    await this.#parts.database.users.supervised(async (trx, hand) => {
+    await this.#parts.database.users.supervised(async (trx, runWork) => {
       const leftMs = Math.max(Math.ceil(this.#job.expireInSeconds * 1_000 - this.#began.elapsed()), 1)
       // A process that stands still must not keep the handler's row locks for ever.
       await sql`select set_config('idle_in_transaction_session_timeout', ${String(leftMs)}, true)`.execute(trx)
-      const output = await hand(() => this.#handle(trx))
+      const output = await runWork(() => this.#handle(trx))
       if (this.#reason) throw this.#reason
       if (!(await this.#parts.attempts.completeWithin(trx, this.key, output))) {
         this.end('lost', NOT_OURS)
