@@ -258,7 +258,7 @@ begin
     execute format('alter table %s enable trigger %I', child.relid, child.tgname);
   end loop;
   perform lockstep.drop_fence_function(f) from unnest(functions) f;
-  perform lockstep.heed_new_tables(fenced);
+  perform lockstep.watch_new_tables(fenced);
 end $function$;
 
 -- As force_revoke, under its old name. Raises 55P03 if busy and 42501 if forbidden.
@@ -2780,30 +2780,6 @@ AS $function$
   select exists (select from pg_trigger t where t.tgrelid = relid and t.tgname = has_trigger.name)
 $function$;
 
--- Makes the event trigger if it is missing. Only a superuser can, and only with a function that a superuser owns, because it
--- runs at the DDL of every role, superusers included. Otherwise raises a notice.
-CREATE OR REPLACE FUNCTION lockstep.heed_new_tables(fenced regclass)
- RETURNS void
- LANGUAGE plpgsql
- SET search_path TO 'pg_catalog', 'pg_temp'
-AS $function$
-begin
-  if exists (select from pg_event_trigger where evtname = 'lockstep_fence') then
-    return;
-  end if;
-  if (select bool_and(r.rolsuper) from pg_roles r
-       where r.oid in (current_user::regrole, (select p.proowner from pg_proc p where p.oid = 'lockstep.fence_new_tables'::regproc))) then
-    create event trigger lockstep_fence on ddl_command_end when tag in ('CREATE TABLE', 'ALTER TABLE', 'CREATE SCHEMA', 'CREATE FOREIGN TABLE', 'ALTER FOREIGN TABLE')
-      execute function lockstep.fence_new_tables();
-  else
-    raise notice 'lockstep: a partition or child that % gets later is not fenced until fence_table is called again', fenced
-      using hint = 'Where a superuser has migrated and calls fence_table, an event trigger sees to it.';
-  end if;
-exception
-  when insufficient_privilege then  -- some providers do not let their superusers make event triggers
-    raise notice 'lockstep: a partition or child that % gets later is not fenced until fence_table is called again', fenced;
-end $function$;
-
 CREATE OR REPLACE FUNCTION lockstep.is_fence_function(f oid)
  RETURNS boolean
  LANGUAGE sql
@@ -2866,6 +2842,30 @@ begin
           schema = (select n.nspname from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = written),
           table = (select c.relname from pg_class c where c.oid = written),
           constraint = 'lockstep_fence';
+end $function$;
+
+-- Makes the event trigger if it is missing. Only a superuser can, and only with a function that a superuser owns, because it
+-- runs at the DDL of every role, superusers included. Otherwise raises a notice.
+CREATE OR REPLACE FUNCTION lockstep.watch_new_tables(fenced regclass)
+ RETURNS void
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+  if exists (select from pg_event_trigger where evtname = 'lockstep_fence') then
+    return;
+  end if;
+  if (select bool_and(r.rolsuper) from pg_roles r
+       where r.oid in (current_user::regrole, (select p.proowner from pg_proc p where p.oid = 'lockstep.fence_new_tables'::regproc))) then
+    create event trigger lockstep_fence on ddl_command_end when tag in ('CREATE TABLE', 'ALTER TABLE', 'CREATE SCHEMA', 'CREATE FOREIGN TABLE', 'ALTER FOREIGN TABLE')
+      execute function lockstep.fence_new_tables();
+  else
+    raise notice 'lockstep: a partition or child that % gets later is not fenced until fence_table is called again', fenced
+      using hint = 'Where a superuser has migrated and calls fence_table, an event trigger sees to it.';
+  end if;
+exception
+  when insufficient_privilege then  -- some providers do not let their superusers make event triggers
+    raise notice 'lockstep: a partition or child that % gets later is not fenced until fence_table is called again', fenced;
 end $function$;
 
 -- ---- 0011_hold.sql -------------------------------------------------------------------------------------------------

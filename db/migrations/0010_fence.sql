@@ -306,7 +306,7 @@ begin
     execute format('alter table %s enable trigger %I', child.relid, child.tgname);
   end loop;
   perform lockstep.drop_fence_function(f) from unnest(functions) f;
-  perform lockstep.heed_new_tables(fenced);
+  perform lockstep.watch_new_tables(fenced);
 end $$;
 
 -- Undoes fence_table, for the table and all tables below it. Also removes the trigger functions of fenced tables that were
@@ -537,7 +537,7 @@ end $$;
 
 -- Makes the event trigger if it is missing. Only a superuser can, and only with a function that a superuser owns, because it
 -- runs at the DDL of every role, superusers included. Otherwise raises a notice.
-create function lockstep.heed_new_tables(fenced regclass) returns void
+create function lockstep.watch_new_tables(fenced regclass) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if exists (select from pg_event_trigger where evtname = 'lockstep_fence') then

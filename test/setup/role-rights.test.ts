@@ -359,7 +359,7 @@ const WITHOUT = [
     'function lockstep.is_fence_function',
     'function lockstep.drop_fence_function',
   ],
-  ...['function lockstep.fence_new_tables', 'function lockstep.heed_new_tables'],
+  ...['function lockstep.fence_new_tables', 'function lockstep.watch_new_tables'],
   ...['lockstep_boss.schedule', 'lockstep_boss.subscription', 'lockstep_boss.bam', 'lockstep_boss.warning'],
   ...['lockstep_boss.queue_stats', 'function lockstep_boss.job_table_format', 'function lockstep_boss.job_table_run'],
   'function lockstep_boss.job_table_run_async',
