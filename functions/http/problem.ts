@@ -6,16 +6,11 @@
  * gets the request id, the operator gets the error (`onError` of createApp). So no answer can contain SQL, a stack
  * or a connection string. `type` stays `about:blank`: the machine's word is `code`, and it never changes.
  */
-import { z } from '@hono/zod-openapi'
 import type { Context } from 'hono'
 import { HTTPException } from 'hono/http-exception'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
-
-/** One input that is wrong, and what would have been right. */
-export interface FieldError {
-  field: string
-  expected: string
-}
+import { described, type FieldError, type JsonSchema, named, optional } from './schema.ts'
+import * as shape from './shapes.ts'
 
 const TITLES = {
   400: 'Bad Request',
@@ -144,19 +139,20 @@ export function gone(): Problem {
   return new Problem(499, 'CLIENT_GONE', 'The client closed the connection')
 }
 
-const Shape = z
-  .object({
-    type: z.literal('about:blank'),
-    title: z.string(),
-    status: z.int().min(400).max(599),
-    code: z.string().openapi({ description: 'What happened, for a program. Stable.' }),
-    detail: z.string().openapi({ description: 'What happened, for a person. May change.' }),
-    id: z.uuid().optional().openapi({ description: 'The job that goes on, of RUN_TIMEOUT' }),
-    expected: z.string().optional().openapi({ description: 'As it was asked, of POSITION_CONFLICT' }),
-    actual: z.string().optional().openapi({ description: 'The position of the stream, of POSITION_CONFLICT' }),
-    errors: z.array(z.object({ field: z.string(), expected: z.string() })).optional(),
-  })
-  .openapi('Problem')
+const Shape = named(
+  'Problem',
+  shape.object({
+    type: shape.word('about:blank'),
+    title: shape.string,
+    status: { json: { type: 'integer', minimum: 400, maximum: 599 } },
+    code: described(shape.string, 'What happened, for a program. Stable.'),
+    detail: described(shape.string, 'What happened, for a person. May change.'),
+    id: optional(shape.uuid, 'The job that goes on, of RUN_TIMEOUT'),
+    expected: optional(shape.string, 'As it was asked, of POSITION_CONFLICT'),
+    actual: optional(shape.string, 'The position of the stream, of POSITION_CONFLICT'),
+    errors: optional(shape.array(shape.object({ field: shape.string, expected: shape.string }))),
+  }),
+)
 
 const DESCRIPTIONS = {
   400: 'INVALID_ARGUMENT: `errors` names each field and what it may be',
@@ -174,29 +170,30 @@ const DESCRIPTIONS = {
   504: 'RUN_TIMEOUT: the job was sent and is not over; look for it by `id`',
 } as const
 
-interface Documented {
-  description: string
-  content: { 'application/problem+json': { schema: typeof Shape } }
-  headers: Record<string, { description: string; schema: { type: 'integer' | 'string'; minimum?: number } }>
+/** A problem that a route may answer, as the document shows it. */
+export interface ProblemResponse {
+  readonly description: string
+  readonly content: { readonly 'application/problem+json': { readonly schema: JsonSchema } }
+  readonly headers?: Headers
 }
+type Headers = { readonly [name: string]: { description: string; schema: JsonSchema } }
 
-const RETRY_AFTER = { 'Retry-After': { description: 'Seconds', schema: { type: 'integer', minimum: 1 } } } as const
-const HEADERS: { [S in ProblemStatus]?: Documented['headers'] } = {
+const RETRY_AFTER = { 'Retry-After': { description: 'Seconds', schema: { type: 'integer', minimum: 1 } } }
+const HEADERS: { [S in ProblemStatus]?: Headers } = {
   401: { 'WWW-Authenticate': { description: 'Bearer', schema: { type: 'string' } } },
   423: RETRY_AFTER,
   503: RETRY_AFTER,
 }
 
-/** A problem a route can answer, for its entry in the OpenAPI document. */
-export const documented = (status: ProblemStatus, description: string = DESCRIPTIONS[status]): Documented => ({
-  description,
-  content: { 'application/problem+json': { schema: Shape } },
-  headers: HEADERS[status] ?? {},
-})
+/** A problem that a route may answer. */
+export function documented(status: ProblemStatus, description: string = DESCRIPTIONS[status]): ProblemResponse {
+  const headers = HEADERS[status]
+  return { description, ...(headers && { headers }), content: { 'application/problem+json': { schema: Shape.json } } }
+}
 
-/** All the problems that it can answer. */
-export function problems<S extends ProblemStatus>(...statuses: S[]): { [status in S]: Documented } {
+/** Several of them. */
+export function problems<S extends ProblemStatus>(...statuses: S[]): { [status in S]: ProblemResponse } {
   return Object.fromEntries(statuses.map((status) => [status, documented(status)])) as {
-    [status in S]: Documented
+    [status in S]: ProblemResponse
   }
 }

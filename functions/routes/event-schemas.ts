@@ -3,46 +3,48 @@
  *
  * Positions and cursors are decimal strings: JSON numbers lose precision above 2^53.
  */
-import { z } from '@hono/zod-openapi'
 import type { Context } from 'hono'
 import type { Events, Horizon as State, StoredEvent } from '../../lib/event/index.ts'
-import { covers, type Env, field, instant, needs, position } from '../http/index.ts'
+import { covers, described, type Env, named, shape } from '../http/index.ts'
 
-const common = { tags: ['events'], security: [{ key: [] }] }
-export const reading = { ...common, middleware: [needs('streams:read'), field.wellEncoded] }
-export const writing = { ...common, middleware: [needs('streams:write'), field.wellEncoded] }
+export const reading = { tags: ['events'], scope: 'streams:read' } as const
+export const writing = { tags: ['events'], scope: 'streams:write' } as const
 
-export const Event = z
-  .object({
-    stream: z.string(),
-    position,
-    cursor: position.openapi({ description: 'Its place in the order of all streams' }),
-    type: z.string(),
-    data: z.any(),
-    meta: z.any(),
-    id: z.string().nullable().openapi({ description: 'If it was appended with one' }),
-    at: instant,
-  })
-  .openapi('Event')
+export const Event = named(
+  'Event',
+  shape.object({
+    stream: shape.string,
+    position: shape.position,
+    cursor: described(shape.position, 'Its place in the order of all streams'),
+    type: shape.string,
+    data: shape.any,
+    meta: shape.any,
+    id: described(shape.nullable(shape.string), 'If it was appended with one'),
+    at: shape.instant,
+  }),
+)
 
-export const Horizon = z
-  .object({
-    cursor: position.openapi({ description: 'Everything up to here is decided, and can be read in order' }),
-    last: position.openapi({ description: 'That was ever given to an event' }),
-    holdups: z.array(
-      z
-        .object({
-          pid: z.int().nullable().openapi({ description: 'null: a prepared transaction' }),
-          database: z.string(),
-          application: z.string().nullable(),
-          user: z.string().nullable(),
-          state: z.string().nullable(),
-          ageMs: z.number().nullable(),
-        })
-        .openapi('Holdup', { description: 'A transaction that has appended, and is open' }),
+export const Horizon = named(
+  'Horizon',
+  shape.object({
+    cursor: described(shape.position, 'Everything up to here is decided, and can be read in order'),
+    last: described(shape.position, 'That was ever given to an event'),
+    holdups: shape.array(
+      named(
+        'Holdup',
+        shape.object({
+          pid: described(shape.nullable(shape.integer), 'null: a prepared transaction'),
+          database: shape.string,
+          application: shape.nullable(shape.string),
+          user: shape.nullable(shape.string),
+          state: shape.nullable(shape.string),
+          ageMs: shape.nullable(shape.number),
+        }),
+        'A transaction that has appended, and is open',
+      ),
     ),
-  })
-  .openapi('Horizon')
+  }),
+)
 
 /** An event as an answer says it. */
 export function shown({ stream, position, cursor, type, data, meta, id, at }: StoredEvent) {

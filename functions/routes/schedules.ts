@@ -10,116 +10,116 @@
  *
  * A key that is bound to names must be for the schedule's and for its queue's, or it could send where it may not.
  */
-import { createRoute, OpenAPIHono, z } from '@hono/zod-openapi'
 import type { Schedule, Tasks } from '../../lib/task/index.ts'
 import {
-  body,
   covers,
-  defined,
-  type Env,
+  described,
   field,
-  instant,
   json,
   List,
   listable,
   Name,
-  NoQuery,
-  needs,
-  next,
+  named,
   nextOf,
+  optional,
   Problem,
   problems,
+  Router,
+  route,
+  shape,
 } from '../http/index.ts'
-import { common } from './task-schemas.ts'
 
-const Put = field
-  .strict({
+const Put = named(
+  'PutSchedule',
+  field.object({
     queue: field.queue,
-    cron: field.text({ min: 1, max: 255 }).openapi({ example: '30 2 * * *' }),
-    timezone: field.text({ min: 1, max: 255 }).openapi({ default: 'UTC', example: 'Europe/Berlin' }).optional(),
-    data: field.json.openapi({ default: null }).optional(),
-    missed: field
-      .word('skip', 'once', 'all')
-      .openapi({ default: 'once', description: 'Of slots that were due while nobody ticked: none, the last, or each' })
-      .optional(),
-  })
-  .openapi('PutSchedule')
+    cron: described(field.text({ min: 1, max: 255 }), { example: '30 2 * * *' }),
+    timezone: optional(field.text({ min: 1, max: 255 }), { default: 'UTC', example: 'Europe/Berlin' }),
+    data: optional(field.json, { default: null }),
+    missed: optional(field.word('skip', 'once', 'all'), {
+      default: 'once',
+      description: 'Of slots that were due while nobody ticked: none, the last, or each',
+    }),
+  }),
+)
 
-const Listed = z
-  .object({
-    name: z.string(),
-    queue: z.string(),
-    cron: z.string(),
-    timezone: z.string(),
-    data: z.any(),
-    missed: z.enum(['skip', 'once', 'all']),
-    nextAt: instant.nullable().openapi({ description: 'null: there is none any more, or it cannot be told (`error`)' }),
-    lastSlot: instant.nullable().openapi({ description: 'That was sent' }),
-    lastJob: z.uuid().nullable(),
-    missedSlots: z.int().openapi({ description: 'Due while nobody ticked, and not sent' }),
-    lastMissed: instant.nullable(),
-    error: z.string().nullable().openapi({ description: 'Why the last slot could not be sent' }),
-    createdAt: instant,
-    updatedAt: instant,
-  })
-  .openapi('Schedule')
+const Listed = named(
+  'Schedule',
+  shape.object({
+    name: shape.string,
+    queue: shape.string,
+    cron: shape.string,
+    timezone: shape.string,
+    data: shape.any,
+    missed: shape.word('skip', 'once', 'all'),
+    nextAt: described(shape.nullable(shape.instant), 'null: there is none any more, or it cannot be told (`error`)'),
+    lastSlot: described(shape.nullable(shape.instant), 'That was sent'),
+    lastJob: shape.nullable(shape.uuid),
+    missedSlots: described(shape.integer, 'Due while nobody ticked, and not sent'),
+    lastMissed: shape.nullable(shape.instant),
+    error: described(shape.nullable(shape.string), 'Why the last slot could not be sent'),
+    createdAt: shape.instant,
+    updatedAt: shape.instant,
+  }),
+)
 
-const State = Listed.extend({
-  upcoming: z.array(instant).openapi({ description: 'The next five slots; none: they cannot be told' }),
-}).openapi('ScheduleState')
+const State = named(
+  'ScheduleState',
+  shape.extended(Listed, {
+    upcoming: described(shape.array(shape.instant), 'The next five slots; none: they cannot be told'),
+  }),
+)
 
-const States = z.object({ schedules: z.array(Listed), next }).openapi('ScheduleList')
+const States = named('ScheduleList', shape.object({ schedules: shape.array(Listed), next: shape.next }))
 
-const scheduling = { ...common, tags: ['schedules'] }
-
-const put = createRoute({
-  ...scheduling,
+const put = route({
+  tags: ['schedules'],
   method: 'put',
   path: '/{name}',
   summary: 'Make a schedule, or change it',
-  middleware: [needs('tasks:write'), field.wellEncoded] as const,
-  request: { params: Name, query: NoQuery, body: body('PutSchedule', true) },
+  scope: 'tasks:write',
+  params: Name,
+  body: Put,
   responses: {
     201: json(State, 'Made'),
     200: json(State, 'Changed'),
-    ...problems(400, 401, 403, 404, 413, 500, 503),
+    ...problems(404),
   },
 })
 
-const look = createRoute({
-  ...scheduling,
+const look = route({
+  tags: ['schedules'],
   method: 'get',
   path: '/{name}',
   summary: 'Look at a schedule, and at the slots that come next',
-  middleware: [needs('tasks:read'), field.wellEncoded] as const,
-  request: { params: Name, query: NoQuery },
-  responses: { 200: json(State, 'As of now'), ...problems(400, 401, 403, 404, 500, 503) },
+  scope: 'tasks:read',
+  params: Name,
+  responses: { 200: json(State, 'As of now'), ...problems(404) },
 })
 
-const remove = createRoute({
-  ...scheduling,
+const remove = route({
+  tags: ['schedules'],
   method: 'delete',
   path: '/{name}',
   summary: 'Remove a schedule. Jobs that it sent stay',
-  middleware: [needs('tasks:write'), field.wellEncoded] as const,
-  request: { params: Name, query: NoQuery },
-  responses: { 204: { description: 'Removed' }, ...problems(400, 401, 403, 404, 500, 503) },
+  scope: 'tasks:write',
+  params: Name,
+  responses: { 204: { description: 'Removed' }, ...problems(404) },
 })
 
-const list = createRoute({
-  ...scheduling,
+const list = route({
+  tags: ['schedules'],
   method: 'get',
   path: '/',
   summary: 'List schedules by name',
-  middleware: [needs('tasks:read'), field.wellEncoded] as const,
-  request: { query: List },
-  responses: { 200: json(States, 'A page'), ...problems(400, 401, 403, 500, 503) },
+  scope: 'tasks:read',
+  query: List,
+  responses: { 200: json(States, 'A page') },
 })
 
 /** The router of `/v1/schedules`. */
-export function scheduleRouter(tasks: Tasks): OpenAPIHono<Env> {
-  const router = new OpenAPIHono<Env>({ defaultHook: field.checked })
-  router.openAPIRegistry.register('PutSchedule', Put)
+export function scheduleRouter(tasks: Tasks): Router {
+  const router = new Router()
 
   const state = async (name: string) => {
     const schedule = await tasks.scheduled(name)
@@ -134,25 +134,21 @@ export function scheduleRouter(tasks: Tasks): OpenAPIHono<Env> {
     }
   }
 
-  router.openapi(put, async (c) => {
-    const { name } = c.req.valid('param')
-    const { cron, ...options } = await field.readBody(c, Put)
+  router.on(put, async (c, { params: { name }, body: { cron, ...options } }) => {
     covers(c, options.queue)
-    const made = await tasks.schedule(name, cron, defined(options))
+    const made = await tasks.schedule(name, cron, options)
     return c.json(await state(name), made ? 201 : 200)
   })
 
-  router.openapi(look, async (c) => c.json(await state(c.req.valid('param').name), 200))
+  router.on(look, async (c, { params }) => c.json(await state(params.name), 200))
 
-  router.openapi(remove, async (c) => {
-    const { name } = c.req.valid('param')
+  router.on(remove, async (c, { params: { name } }) => {
     if (!(await tasks.unschedule(name))) throw none(name)
     return c.body(null, 204)
   })
 
-  router.openapi(list, async (c) => {
-    const { prefix = '', limit = 100, after } = c.req.valid('query')
-    const page = await tasks.schedules({ prefix: listable(c, prefix), limit, ...(after !== undefined && { after }) })
+  router.on(list, async (c, { query: { prefix = '', limit = 100, ...after } }) => {
+    const page = await tasks.schedules({ prefix: listable(c, prefix), limit, ...after })
     return c.json({ schedules: page.map(shown), next: nextOf(page, limit) }, 200)
   })
 

@@ -19,202 +19,204 @@
  * An append may have 4 MiB; whoever has more appends more than once. A key that is bound to names reads all events under its
  * prefix; who may look at a stream is told the names of the groups that read it.
  */
-import { createRoute, OpenAPIHono, z } from '@hono/zod-openapi'
 import type { EventPage, EventPiece, Events } from '../../lib/event/index.ts'
 import { LIMITS } from '../../lib/index.ts'
 import {
   allow,
-  body,
-  defined,
+  described,
   documented,
-  type Env,
   field,
   invalid,
   json,
   List,
   listable,
   Name,
-  NoQuery,
-  next,
+  named,
   nextOf,
+  optional,
   type Piece,
   Problem,
-  position,
   problems,
+  Router,
+  route,
   type Streams,
+  shape,
   waiting,
   wantsStream,
 } from '../http/index.ts'
 import { Event, Horizon, reading, shown, stands, writing } from './event-schemas.ts'
 
-const NewEvent = field
-  .strict({
-    type: field.text({ min: 1, max: 255 }).openapi({ description: 'What happened' }),
-    data: field.json.openapi({ default: null, description: 'Any JSON value, at most 1 MiB' }).optional(),
-    meta: field.meta.optional(),
-    id: field
-      .text({ min: 1, max: 255 })
-      .openapi({
-        description: 'Appended again with the same ids, events are not appended twice. All have one, or none',
-      })
-      .optional(),
-  })
-  .openapi('NewEvent')
+const NewEvent = named(
+  'NewEvent',
+  field.object({
+    type: described(field.text({ min: 1, max: 255 }), 'What happened'),
+    data: optional(field.json, { default: null, description: 'Any JSON value, at most 1 MiB' }),
+    meta: optional(field.meta),
+    id: optional(
+      field.text({ min: 1, max: 255 }),
+      'Appended again with the same ids, events are not appended twice. All have one, or none',
+    ),
+  }),
+)
 
-const MANY = 'an array of 1–10000 events'
+const Append = named(
+  'AppendEvents',
+  field.object({
+    events: field.array(NewEvent, { min: 1, max: 10_000 }, 'an array of 1–10000 events'),
+    expected: optional(field.decimalOr(0n, 'none', 'exists', 'any'), {
+      default: 'any',
+      description: 'Where the stream has to be: at this position, empty, or not',
+    }),
+  }),
+)
 
-const Append = field
-  .strict({
-    events: z.array(NewEvent, { error: MANY }).min(1, { error: MANY }).max(10_000, { error: MANY }),
-    expected: field
-      .decimalOr(0n, 'none', 'exists', 'any')
-      .openapi({ default: 'any', description: 'Where the stream has to be: at this position, empty, or not' })
-      .optional(),
-  })
-  .openapi('AppendEvents')
+const Appended = named('AppendedEvents', shape.object({ first: shape.position, last: shape.position }))
 
-const Appended = z.object({ first: position, last: position }).openapi('AppendedEvents')
+const Page = named(
+  'EventPage',
+  shape.object({
+    events: shape.array(Event),
+    next: described(
+      shape.nullable(shape.position),
+      '`from` of the next page. null: the beginning is reached, backwards',
+    ),
+  }),
+)
 
-const Page = z
-  .object({
-    events: z.array(Event),
-    next: position
-      .nullable()
-      .openapi({ description: '`from` of the next page. null: the beginning is reached, backwards' }),
-  })
-  .openapi('EventPage')
+const Listed = named(
+  'Stream',
+  shape.object({
+    name: shape.string,
+    first: described(shape.position, 'That is still there'),
+    position: shape.position,
+  }),
+)
+const Listing = named('StreamList', shape.object({ streams: shape.array(Listed), next: shape.next }))
 
-const Listed = z
-  .object({ name: z.string(), first: position.openapi({ description: 'That is still there' }), position })
-  .openapi('Stream')
-const Listing = z.object({ streams: z.array(Listed), next }).openapi('StreamList')
+const Truncated = named(
+  'TruncatedStream',
+  shape.object({
+    removed: shape.integer,
+    first: described(shape.position, 'That is still there'),
+    waitingFor: described(shape.array(shape.string), 'Groups that have yet to read what was to be removed'),
+  }),
+)
 
-const Truncated = z
-  .object({
-    removed: z.int(),
-    first: position.openapi({ description: 'That is still there' }),
-    waitingFor: z.array(z.string()).openapi({ description: 'Groups that have yet to read what was to be removed' }),
-  })
-  .openapi('TruncatedStream')
-
-const Lag = z
-  .object({
-    stream: z.string(),
-    position,
-    groups: z.array(
-      z.object({
-        group: z.string(),
-        position: position.openapi({ description: 'Read up to here' }),
-        behind: z.string(),
-        state: z.enum(['reading', 'retrying', 'parked']),
+const Lag = named(
+  'StreamLag',
+  shape.object({
+    stream: shape.string,
+    position: shape.position,
+    groups: shape.array(
+      shape.object({
+        group: shape.string,
+        position: described(shape.position, 'Read up to here'),
+        behind: shape.string,
+        state: shape.word('reading', 'retrying', 'parked'),
       }),
     ),
     horizon: Horizon,
-  })
-  .openapi('StreamLag')
+  }),
+)
 
-const from = field.position.openapi({ default: '1', description: 'The first to read' }).optional()
+const from = optional(field.position, { default: '1', description: 'The first to read' })
 const paged = {
   from,
-  limit: field.digits({ min: 1, max: 1000 }).optional(),
-  waitMs: field.digits(LIMITS.waitMs).optional().openapi({ description: 'Waits so long for an event' }),
+  limit: optional(field.digits({ min: 1, max: 1000 })),
+  waitMs: optional(field.digits(LIMITS.waitMs), 'Waits so long for an event'),
 }
-const backwards = field.yes.optional().openapi({ description: 'From there to the beginning; default: from the last' })
-const prefix = field.text({ min: 0, max: LIMITS.name.max }).optional()
-const Seen = z.object({
-  'last-event-id': field
-    .decimal(2n ** 63n - 2n) // one more is a position still
-    .optional()
-    .openapi({ description: 'With `Accept: text/event-stream`: begins after it' }),
-})
+const backwards = optional(field.flag, 'From there to the beginning; default: from the last')
+const prefix = optional(field.text({ min: 0, max: LIMITS.name.max }))
+const Seen = {
+  // one more is a position still
+  'last-event-id': optional(field.decimal(2n ** 63n - 2n), 'With `Accept: text/event-stream`: begins after it'),
+}
 
 const aPage = {
   description: 'A page, or what there is and then what comes',
-  content: { 'application/json': { schema: Page }, 'text/event-stream': { schema: z.string() } },
+  content: { 'application/json': { schema: Page.json }, 'text/event-stream': { schema: shape.string.json } },
 }
 
-const append = createRoute({
+const append = route({
   ...writing,
   method: 'post',
   path: '/{name}',
   summary: 'Append events to a stream: all of them, or none',
-  request: { params: Name, query: NoQuery, body: body('AppendEvents', true) },
+  params: Name,
+  body: Append,
   responses: {
     201: json(Appended, 'Appended'),
     200: json(Appended, 'Events with these ids were appended before: their positions'),
-    ...problems(400, 401, 403, 412, 500, 503),
+    ...problems(412),
     413: documented(413, 'TOO_LARGE: the body is over 4 MiB, or the data of an event over 1 MiB'),
   },
 })
 
-const read = createRoute({
+const read = route({
   ...reading,
   method: 'get',
   path: '/{name}',
   summary: 'Read a stream in the order of its positions; or follow it',
-  request: { params: Name, query: field.strict({ ...paged, backwards }), headers: Seen },
-  responses: { 200: aPage, ...problems(400, 401, 403, 500, 503) },
+  params: Name,
+  query: { ...paged, backwards },
+  headers: Seen,
+  responses: { 200: aPage },
 })
 
-const truncate = createRoute({
+const truncate = route({
   ...writing,
   method: 'delete',
   path: '/{name}',
   summary: 'Remove the events before a position, but for what a group has yet to read; as an admin, also those',
-  request: {
-    params: Name,
-    query: field.strict({
-      before: field.position,
-      force: field.yes.optional().openapi({ description: 'Needs the scope admin' }),
-    }),
+  params: Name,
+  query: {
+    before: field.position,
+    force: optional(field.flag, 'Needs the scope admin'),
   },
-  responses: { 200: json(Truncated, 'What is gone'), ...problems(400, 401, 403, 500, 503) },
+  responses: { 200: json(Truncated, 'What is gone') },
 })
 
-const lag = createRoute({
+const lag = route({
   ...reading,
   method: 'get',
   path: '/{name}/lag',
   summary: 'How far behind each group is that reads a stream',
-  request: { params: Name, query: NoQuery },
-  responses: { 200: json(Lag, 'As of now'), ...problems(400, 401, 403, 404, 500, 503) },
+  params: Name,
+  responses: { 200: json(Lag, 'As of now'), ...problems(404) },
 })
 
-const list = createRoute({
+const list = route({
   ...reading,
   method: 'get',
   path: '/',
   summary: 'List streams by name',
-  request: { query: List },
-  responses: { 200: json(Listing, 'A page'), ...problems(400, 401, 403, 500, 503) },
+  query: List,
+  responses: { 200: json(Listing, 'A page') },
 })
 
-const readAll = createRoute({
+const readAll = route({
   ...reading,
   method: 'get',
   path: '/',
   summary: 'Read all streams, or those under a prefix, in one order; or follow them',
-  request: { query: field.strict({ prefix, ...paged }), headers: Seen },
-  responses: { 200: aPage, ...problems(400, 401, 403, 500, 503) },
+  query: { prefix, ...paged },
+  headers: Seen,
+  responses: { 200: aPage },
 })
 
 /** The router of `/v1/streams`. `stopping` ends every wait. */
-export function streamRouter(events: Events, streams: Streams, stopping?: AbortSignal): OpenAPIHono<Env> {
-  const router = new OpenAPIHono<Env>({ defaultHook: field.checked })
-  router.openAPIRegistry.register('AppendEvents', Append)
+export function streamRouter(events: Events, streams: Streams, stopping?: AbortSignal): Router {
+  const router = new Router()
 
-  router.openapi(append, async (c) => {
-    const { name } = c.req.valid('param')
-    const { events: all, expected = 'any' } = await field.readBody(c, Append)
-    const { first, last, repeated } = await events.append(name, all.map(defined), { expected }).catch(refuse)
+  router.on(append, async (c, { params: { name }, body: { events: all, expected = 'any' } }) => {
+    const { first, last, repeated } = await events.append(name, all, { expected }).catch(refuse)
     return c.json({ first: String(first), last: String(last) }, repeated ? 200 : 201)
   })
 
-  router.openapi(read, async (c) => {
-    const { name: stream } = c.req.valid('param')
-    const { backwards, ...rest } = c.req.valid('query')
+  router.on(read, async (c, { params: { name: stream }, query, headers }) => {
+    const { backwards, ...rest } = query
     if (wantsStream(c)) {
-      const from = beginning(c.req.valid('query'), c.req.valid('header')['last-event-id'])
+      const from = beginning(query, headers['last-event-id'])
       return streams.open(
         c,
         (signal) => events.subscribe({ stream, from, signal, as: 'json' }),
@@ -222,21 +224,19 @@ export function streamRouter(events: Events, streams: Streams, stopping?: AbortS
         () => events.stream(stream),
       )
     }
-    const asked = { ...defined(rest), backwards: backwards === 'true' }
+    const asked = { ...rest, backwards: backwards === true }
     const found = await waiting(c, rest.waitMs, stopping, (until) => events.read(stream, { ...asked, ...until }))
     return c.json(page(found), 200)
   })
 
-  router.openapi(truncate, async (c) => {
-    const { name } = c.req.valid('param')
-    const { before, force } = c.req.valid('query')
+  router.on(truncate, async (c, { params: { name }, query: { before, force } }) => {
     if (force) allow(c, 'admin')
-    const { first, ...rest } = await events.truncate(name, before, { force: force === 'true' })
+    const { first, ...rest } = await events.truncate(name, before, { force: force === true })
     return c.json({ ...rest, first: String(first) }, 200)
   })
 
-  router.openapi(lag, async (c) => {
-    const { position, groups, horizon, ...rest } = await events.streamLag(c.req.valid('param').name)
+  router.on(lag, async (c, { params }) => {
+    const { position, groups, horizon, ...rest } = await events.streamLag(params.name)
     const each = groups.map(({ position, behind, ...group }) => ({
       ...group,
       position: String(position),
@@ -245,9 +245,8 @@ export function streamRouter(events: Events, streams: Streams, stopping?: AbortS
     return c.json({ ...rest, position: String(position), groups: each, horizon: stands(horizon) }, 200)
   })
 
-  router.openapi(list, async (c) => {
-    const { prefix = '', limit = 100, after } = c.req.valid('query')
-    const page = await events.streams({ prefix: listable(c, prefix), limit, ...(after !== undefined && { after }) })
+  router.on(list, async (c, { query: { prefix = '', limit = 100, ...after } }) => {
+    const page = await events.streams({ prefix: listable(c, prefix), limit, ...after })
     const shownStreams = page.map(({ name, first, position }) => ({
       name,
       first: String(first),
@@ -260,14 +259,13 @@ export function streamRouter(events: Events, streams: Streams, stopping?: AbortS
 }
 
 /** The router of `/v1/events`. `stopping` ends every wait. */
-export function eventRouter(events: Events, streams: Streams, stopping?: AbortSignal): OpenAPIHono<Env> {
-  const router = new OpenAPIHono<Env>({ defaultHook: field.checked })
+export function eventRouter(events: Events, streams: Streams, stopping?: AbortSignal): Router {
+  const router = new Router()
 
-  router.openapi(readAll, async (c) => {
-    const { prefix: asked = '', ...rest } = c.req.valid('query')
+  router.on(readAll, async (c, { query: { prefix: asked = '', ...rest }, headers }) => {
     const prefix = listable(c, asked)
     if (wantsStream(c)) {
-      const from = beginning(rest, c.req.valid('header')['last-event-id'])
+      const from = beginning(rest, headers['last-event-id'])
       return streams.open(
         c,
         (signal) => events.subscribe({ prefix, from, signal, as: 'json' }),
@@ -275,7 +273,7 @@ export function eventRouter(events: Events, streams: Streams, stopping?: AbortSi
         () => events.streams({ prefix, limit: 1 }),
       )
     }
-    const options = { ...defined(rest), prefix }
+    const options = { ...rest, prefix }
     const found = await waiting(c, rest.waitMs, stopping, (until) => events.readAll({ ...options, ...until }))
     return c.json(page(found), 200)
   })

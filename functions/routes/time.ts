@@ -12,34 +12,32 @@
  * answers without asking the database; one that may have been frozen asks it each time, since no clock of its own says for
  * how long. If it cannot be asked, what is known still holds, and is answered with its wider bounds.
  */
-import { createRoute, OpenAPIHono, z } from '@hono/zod-openapi'
 import type { MiddlewareHandler } from 'hono'
 import type { Time } from '../../lib/index.ts'
-import { type Env, field, instant, json, NoQuery, needs, problems } from '../http/index.ts'
+import { described, type Env, json, named, Router, route, shape } from '../http/index.ts'
 
-const Now = z
-  .object({
-    time: instant.openapi({ description: 'The best guess' }),
-    earliest: instant.nullable().openapi({ description: 'True time was not before. null: nobody has measured it' }),
-    latest: instant.nullable().openapi({ description: 'True time was not after. null: nobody has measured it' }),
-    boundMs: z.number().nullable().openapi({ description: '`time` is at most so far from true time' }),
-    spreadMs: z.number().nullable().openapi({ description: "How well the database's clock is known" }),
-    status: z.enum(['synchronized', 'free-running', 'disrupted', 'unsynchronized']),
-    source: z.enum(['database+ntp', 'database', 'ntp', 'local']).openapi({ description: 'What `time` is from' }),
-    falsetickers: z.array(z.string()).openapi({ description: 'NTP servers that the last vote found wrong' }),
-    processingMs: z.number().openapi({ description: 'From the coming in of the request to the look at the clock' }),
-  })
-  .openapi('Time')
+const Now = named(
+  'Time',
+  shape.object({
+    time: described(shape.instant, 'The best guess'),
+    earliest: described(shape.nullable(shape.instant), 'True time was not before. null: nobody has measured it'),
+    latest: described(shape.nullable(shape.instant), 'True time was not after. null: nobody has measured it'),
+    boundMs: described(shape.nullable(shape.number), '`time` is at most so far from true time'),
+    spreadMs: described(shape.nullable(shape.number), "How well the database's clock is known"),
+    status: shape.word('synchronized', 'free-running', 'disrupted', 'unsynchronized'),
+    source: described(shape.word('database+ntp', 'database', 'ntp', 'local'), 'What `time` is from'),
+    falsetickers: described(shape.array(shape.string), 'NTP servers that the last vote found wrong'),
+    processingMs: described(shape.number, 'From the coming in of the request to the look at the clock'),
+  }),
+)
 
-const now = createRoute({
+const now = route({
   tags: ['time'],
-  security: [{ key: [] }],
   method: 'get',
   path: '/',
   summary: 'What time it is, as an interval that true time lies in',
-  middleware: [needs('time:read'), field.wellEncoded] as const,
-  request: { query: NoQuery },
-  responses: { 200: json(Now, 'Now'), ...problems(400, 401, 403, 500, 503) },
+  scope: 'time:read',
+  responses: { 200: json(Now, 'Now') },
 })
 
 const SAMPLE_MS = 10_000
@@ -51,10 +49,10 @@ export const noted: MiddlewareHandler<Env> = (c, next) => {
 }
 
 /** The router of `/v1/time`. */
-export function timeRouter(time: Time): OpenAPIHono<Env> {
-  const router = new OpenAPIHono<Env>({ defaultHook: field.checked })
+export function timeRouter(time: Time): Router {
+  const router = new Router()
 
-  router.openapi(now, async (c) => {
+  router.on(now, async (c) => {
     try {
       await time.ready({ maxAgeMs: time.background ? SAMPLE_MS : 0 })
     } catch (error) {

@@ -121,10 +121,10 @@ describe('wrangler', () => {
     expect(printed).not.toMatch(/warning|error/i)
     expect(printed).toContain('env.HYPERDRIVE')
     expect(bytes).toBeGreaterThan(100_000)
-    expect(bytes).toBeLessThanOrEqual(450_000)
+    expect(bytes).toBeLessThanOrEqual(350_000)
   })
 
   test('packs only what a deployment uses: without tasks it is half', async () => {
-    expect((await dryRun(LEAN)).bytes).toBeLessThanOrEqual(210_000)
+    expect((await dryRun(LEAN)).bytes).toBeLessThanOrEqual(150_000)
   })
 })

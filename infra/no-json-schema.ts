@@ -1,7 +1,0 @@
-/**
- * In place of zod's reader of JSON Schema, which we never call: 3 kB of gzip of a Worker.
- * (wrangler.jsonc puts it there.)
- */
-export function fromJSONSchema(): never {
-  throw new Error('Not in this bundle')
-}
