@@ -21,6 +21,7 @@ import type { Events } from '../lib/event/index.ts'
 import type { Lockstep } from '../lib/index.ts'
 import type { Tasks } from '../lib/task/index.ts'
 import {
+  type AnswerHooks,
   answer,
   authenticate,
   documentOf,
@@ -51,7 +52,7 @@ import {
   timeRouter,
 } from './routes/index.ts'
 
-export interface AppOptions extends StreamOptions {
+export interface AppOptions extends StreamOptions, AnswerHooks {
   /** Made by `createTasks`. Absent: there are no routes for tasks, and no pg-boss in the bundle. */
   tasks?: Tasks
   /** Made by `createEvents`. Absent: there are no routes for streams and groups. */
@@ -60,8 +61,6 @@ export interface AppOptions extends StreamOptions {
   keys?: string | undefined
   /** Shown in openapi.json. */
   version?: string
-  /** Hears of every 500, and of every 503 that is the database's doing; with '' for a request, of what a door does itself. */
-  onError?: (error: unknown, requestId: string) => void
   /** Aborts when the server is stopping: waits end with a 503, streams end. */
   signal?: AbortSignal
 }
@@ -123,7 +122,7 @@ export function createApp(lockstep: Lockstep, options: AppOptions = {}): Hono<En
 
   refuseOtherMethods(app)
   app.notFound((c) => problem(c, new Problem(404, 'NOT_FOUND', 'There is nothing at this path')))
-  app.onError((error, c) => answer(c, error, options.onError))
+  app.onError((error, c) => answer(c, error, options))
   return app
 }
 

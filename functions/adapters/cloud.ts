@@ -8,8 +8,7 @@
 import type { Events } from '../../lib/event/index.ts'
 import type { Lockstep } from '../../lib/index.ts'
 import type { Tasks, TickResult } from '../../lib/task/index.ts'
-import type { StreamOptions } from '../http/index.ts'
-import { problemBody } from '../http/index.ts'
+import { type LostRequest, problemBody, type StreamOptions } from '../http/index.ts'
 
 /** What a deployment has. */
 export interface Rooms {
@@ -36,13 +35,9 @@ export function report(error: unknown, requestId?: string): void {
   else console.error({ code: 'INTERNAL', message, ...more, stack })
 }
 
-/** Who renews or releases too late has lost its hold, and an operator may want to know how often that happens. */
-export async function tellLoss(request: Request, response: Response): Promise<void> {
-  if (response.status !== 409) return
-  const { code } = (await response.clone().json()) as { code?: unknown }
-  if (code !== 'LEASE_LOST') return
-  const { pathname: path } = new URL(request.url)
-  console.warn({ code, status: 409, method: request.method, path, requestId: response.headers.get('X-Request-Id') })
+/** A caller that renews or releases too late has lost its hold. An operator may want to know how often that happens. */
+export function reportLoss({ method, path, requestId }: LostRequest): void {
+  console.warn({ code: 'LEASE_LOST', status: 409, method, path, requestId })
 }
 
 /** A 503 of a deployment that is not complete. What is missing is told to the log, and not to the world. */

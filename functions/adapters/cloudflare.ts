@@ -19,7 +19,7 @@ import { AsyncLocalStorage } from 'node:async_hooks'
 import { createLockstep, type Lockstep, UnavailableError } from '../../lib/index.ts'
 import { createApp } from '../app.ts'
 import { parseKeys } from '../http/index.ts'
-import { keepUp, notReady, type RoomOptions, type Rooms, report, tellLoss } from './cloud.ts'
+import { keepUp, notReady, type RoomOptions, type Rooms, report, reportLoss } from './cloud.ts'
 
 /** The rooms are made for each request. */
 export interface WorkerOptions extends RoomOptions {
@@ -68,6 +68,7 @@ export function worker(options: WorkerOptions = {}): Worker {
       ...(events && { events: late(scopes, (rooms) => rooms.events) }),
       keys: keys === 'off' ? undefined : keys,
       onError: report,
+      onLeaseLost: reportLoss,
     })
     const answer: Answer = (request) => app.fetch(request)
     application = { keys, answer }
@@ -93,7 +94,6 @@ export function worker(options: WorkerOptions = {}): Worker {
     let ended: Promise<unknown> = Promise.resolve()
     try {
       const response = await scopes.run(rooms, answer, request)
-      await tellLoss(request, response)
       if (!response.body || response.headers.get('Content-Type') !== 'text/event-stream') return response
       // What comes next is asked for when this function has returned.
       const { readable, writable } = new TransformStream()

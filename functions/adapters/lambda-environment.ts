@@ -10,7 +10,7 @@ import type { Ntp } from '../../lib/time/ntp/index.ts'
 import { createApp } from '../app.ts'
 import { parseKeys } from '../http/index.ts'
 import { addressOf, type Environment, readDatabaseSecret, readSecret } from './aws-secrets.ts'
-import { type RoomOptions, type Rooms, report } from './cloud.ts'
+import { type RoomOptions, type Rooms, report, reportLoss } from './cloud.ts'
 
 export interface ExecutionOptions extends RoomOptions {
   /** Measures true time at each tick; the function must reach NTP servers by UDP. */
@@ -64,7 +64,7 @@ export class Execution {
     const { lockstep, tasks, events } = this.rooms
     const { tasks: _, events: __, ...rest } = this.#options
     const rooms = { ...(tasks && { tasks }), ...(events && { events }) }
-    const app = createApp(lockstep, { ...rest, ...rooms, keys, onError: report })
+    const app = createApp(lockstep, { ...rest, ...rooms, keys, onError: report, onLeaseLost: reportLoss })
     this.#application = { keys, readAt: Date.now(), answer: (request) => app.fetch(request) }
   }
 

@@ -21,7 +21,7 @@ import type { Hono } from 'hono'
 import { handle, type LambdaContext, type LambdaEvent, streamHandle } from 'hono/aws-lambda'
 import type { TickResult } from '../../lib/task/index.ts'
 import type { Environment } from './aws-secrets.ts'
-import { keepUp, notReady, tellLoss } from './cloud.ts'
+import { keepUp, notReady } from './cloud.ts'
 import { checkEnvironment, Execution, type ExecutionOptions } from './lambda-environment.ts'
 
 export interface LambdaOptions extends ExecutionOptions {
@@ -91,9 +91,7 @@ export function lambda(options: LambdaOptions = {}): Lambda {
 
   async function answer(request: Request): Promise<Response> {
     try {
-      const response = await (await enter()).answer(request)
-      await tellLoss(request, response)
-      return response
+      return await (await enter()).answer(request)
     } catch (error) {
       return notReady(error)
     }

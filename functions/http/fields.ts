@@ -205,7 +205,7 @@ export function object<F extends Fields>(fields: F): Field<ObjectOf<F>> {
       if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
         return readFields(fields, value as Record<string, unknown>, path, errors, false)
       }
-      errors.push({ field: path, expected: 'a JSON object' })
+      errors.push({ field: path || 'body', expected: 'a JSON object' })
       return undefined
     },
   }

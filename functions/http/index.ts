@@ -3,7 +3,19 @@
 export { allow, authenticate, covers, type Env, listable, parseKeys } from './auth.ts'
 export { documentOf } from './document.ts'
 export * as field from './fields.ts'
-export { answer, documented, gone, invalid, Problem, problem, problemBody, problems, unavailable } from './problem.ts'
+export {
+  type AnswerHooks,
+  answer,
+  documented,
+  gone,
+  invalid,
+  type LostRequest,
+  Problem,
+  problem,
+  problemBody,
+  problems,
+  unavailable,
+} from './problem.ts'
 export { json, Router, route } from './route.ts'
 export { described, named, optional, type ValueOf } from './schema.ts'
 export { List, Name, nextOf, waiting } from './schemas.ts'

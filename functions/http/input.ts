@@ -42,7 +42,7 @@ export async function readBody<T>(c: Context, field: Field<T>): Promise<T> {
   }
   const errors: FieldError[] = []
   const read = field.read(value, '', errors)
-  if (errors.length > 0) throw invalid(...errors.map((error) => ({ ...error, field: error.field || 'body' })))
+  if (errors.length > 0) throw invalid(...errors)
   return read as T
 }
 

@@ -77,13 +77,29 @@ export function problemBody(status: number, code: string, detail: string, title?
   return { type: 'about:blank', title: title ?? TITLES[status as ProblemStatus], status, code, detail }
 }
 
-/** Turns anything thrown into an answer; `report` hears what is not the caller's doing. */
-export function answer(c: Context, error: unknown, report?: (error: unknown, requestId: string) => void): Response {
+/** A request whose answer says that its caller has lost a hold. */
+export interface LostRequest {
+  method: string
+  path: string
+  requestId: string
+}
+
+/** What the application tells of its answers. */
+export interface AnswerHooks {
+  /** Called with the error of every 500, and of every 503 that the database causes. */
+  onError?: (error: unknown, requestId: string) => void
+  /** Called for every 409 LEASE_LOST: the caller renewed, released or committed too late. */
+  onLeaseLost?: (request: LostRequest) => void
+}
+
+/** Turns anything thrown into an answer. */
+export function answer(c: Context, error: unknown, { onError, onLeaseLost }: AnswerHooks): Response {
   if (error instanceof HTTPException) return error.getResponse() // bearer-auth wraps a finished problem
   const known = error instanceof Problem ? error : fromLibrary(error)
-  if (known && known.status !== 503) return problem(c, known)
   const requestId: string = c.get('requestId') ?? ''
-  if (!(error instanceof Problem)) report?.(error, requestId)
+  if (known?.code === 'LEASE_LOST') onLeaseLost?.({ method: c.req.method, path: c.req.path, requestId })
+  if (known && known.status !== 503) return problem(c, known)
+  if (!(error instanceof Problem)) onError?.(error, requestId)
   if (known) return problem(c, known)
   return problem(c, new Problem(500, 'INTERNAL', `An error of ours. It is in the log under request ${requestId}`))
 }
@@ -117,7 +133,7 @@ function fromLibrary(error: unknown): Problem | undefined {
       return unavailable(message)
     case 'INVALID_ARGUMENT':
       return new Problem(400, code, message, {
-        errors: [{ field: field ?? 'body', expected: /to be (.+), got /s.exec(message)?.[1] ?? message }],
+        errors: [{ field: field ?? 'body', expected: expected === undefined ? message : String(expected) }],
       })
     default:
       return undefined

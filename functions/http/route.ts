@@ -95,23 +95,22 @@ export class Router {
   /** Answers the route's requests by a handler. */
   on<R extends Route>(route: R, handler: Handler<R>): void {
     this.routes.push(route)
-    const { scope, allNames } = route
+    const { scope } = route
     const path = route.path.replaceAll(/\{(\w+)\}/g, ':$1')
     if (scope) this.hono.on(route.method, path, needs(scope), wellEncoded)
     this.hono.on(route.method, path, async (c) => {
-      if (allNames) covers(c, '')
-      return (await handler(c, (await inputOf(c, route)) as Input<R>)) as Response
+      const input = await inputOf(c, route)
+      return (await handler(c, input as Input<R>)) as Response
     })
   }
 }
 
-async function inputOf(c: Context<Env>, { scope, params = {}, query, headers = {}, body }: Route) {
-  return {
-    query: query || scope ? readQuery(c, query ?? {}) : {},
-    params: readOpen(params, c.req.param()),
-    headers: readOpen(headers, c.req.header()),
-    body: body && (await readBody(c, body)),
-  }
+async function inputOf(c: Context<Env>, route: Route) {
+  const query = route.query || route.scope ? readQuery(c, route.query ?? {}) : {}
+  const params = readOpen(route.params ?? {}, c.req.param())
+  const headers = readOpen(route.headers ?? {}, c.req.header())
+  if (route.allNames) covers(c, '')
+  return { query, params, headers, body: route.body && (await readBody(c, route.body)) }
 }
 
 /** All that a route answers. */

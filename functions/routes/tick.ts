@@ -13,7 +13,7 @@
  * a key that is bound to some of them may not tick.
  */
 import type { Tasks } from '../../lib/task/index.ts'
-import { covers, described, field, json, named, optional, Router, route, shape, waiting } from '../http/index.ts'
+import { described, field, json, named, optional, Router, route, shape, waiting } from '../http/index.ts'
 
 const Tick = named(
   'Tick',
@@ -43,6 +43,7 @@ const tick = route({
   path: '/',
   summary: 'Send what is due, do the upkeep, and work on the queues that have a handler here',
   scope: 'tasks:write',
+  allNames: true,
   body: Tick,
   responses: { 200: json(Ticked, 'Done') },
 })
@@ -52,7 +53,6 @@ export function tickRouter(tasks: Tasks, stopping?: AbortSignal): Router {
   const router = new Router()
 
   router.on(tick, async (c, { body: { budgetMs = 10_000 } }) => {
-    covers(c, '')
     const { nextAt, ...done } = await waiting(c, budgetMs, stopping, (until) => tasks.tick({ budgetMs, ...until }))
     return c.json({ ...done, nextAt: nextAt?.toISOString() ?? null }, 200)
   })

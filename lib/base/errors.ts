@@ -166,14 +166,18 @@ const ENDED: Record<EndedOutcome, string> = {
   unknown: 'whether what the work wrote in it is there is not known',
 }
 
-/** Marks a `TypeError` or `RangeError` as a mistake in a call: `code` INVALID_ARGUMENT and the `field`. */
-export type InvalidArgument = (TypeError | RangeError) & { code: 'INVALID_ARGUMENT'; field: string }
+/**
+ * Marks a `TypeError` or `RangeError` as a mistake in a call: `code` INVALID_ARGUMENT, the `field`, and `expected`: the values that
+ * it may have, in words.
+ */
+export type InvalidArgument = (TypeError | RangeError) & { code: 'INVALID_ARGUMENT'; field: string; expected: string }
 
 /** A value of the wrong type. */
 export function wrongType(field: string, expected: string, got: unknown): InvalidArgument {
   return Object.assign(new TypeError(`Expected \`${field}\` to be ${expected}, got ${shown(got)}`), {
     code: 'INVALID_ARGUMENT' as const,
     field,
+    expected,
   })
 }
 
@@ -182,6 +186,7 @@ export function outOfRange(field: string, expected: string, got: unknown): Inval
   return Object.assign(new RangeError(`Expected \`${field}\` to be ${expected}, got ${shown(got)}`), {
     code: 'INVALID_ARGUMENT' as const,
     field,
+    expected,
   })
 }
 
