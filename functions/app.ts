@@ -43,8 +43,8 @@ import {
   groupRouter,
   leaderRouter,
   lockRouter,
-  noted,
   pollRouter,
+  recordArrival,
   scheduleRouter,
   streamRouter,
   taskRouter,
@@ -77,7 +77,7 @@ export function createApp(lockstep: Lockstep, options: AppOptions = {}): Hono<En
   const app = new Hono<Env>({ getPath: (request) => new URL(request.url).pathname })
   const keyed = authenticate(parseKeys(options.keys))
 
-  app.use('/v1/time', noted)
+  app.use('/v1/time', recordArrival)
   app.use(secureHeaders(FOR_AN_API), requestId(), async (c, next) => {
     c.header('Cache-Control', 'no-store')
     await next()

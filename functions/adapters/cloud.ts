@@ -11,14 +11,14 @@ import type { Tasks, TickResult } from '../../lib/task/index.ts'
 import { type LostRequest, problemBody, type StreamOptions } from '../http/index.ts'
 
 /** What a deployment has. */
-export interface Rooms {
+export interface Services {
   lockstep: Lockstep
   tasks: Tasks | undefined
   events: Events | undefined
 }
 
 /** What a deployment wants; who leaves a room out has nothing of it in the bundle. */
-export interface RoomOptions extends StreamOptions {
+export interface ServiceOptions extends StreamOptions {
   /** `createTasks`, or what defines queues besides. */
   tasks?: (lockstep: Lockstep) => Tasks
   /** `createEvents`. */
@@ -53,7 +53,7 @@ export function notReady(error: unknown): Response {
  * kept. All of it is tried.
  * @throws the first that failed, once all have ended; each is reported.
  */
-export async function keepUp({ lockstep, tasks, events }: Rooms, budgetMs: number): Promise<Partial<TickResult>> {
+export async function upkeep({ lockstep, tasks, events }: Services, budgetMs: number): Promise<Partial<TickResult>> {
   const late = new AbortController()
   const timer = setTimeout(() => late.abort(), budgetMs)
   const { signal } = late

@@ -19,10 +19,10 @@ import { AsyncLocalStorage } from 'node:async_hooks'
 import { createLockstep, type Lockstep, UnavailableError } from '../../lib/index.ts'
 import { createApp } from '../app.ts'
 import { parseKeys } from '../http/index.ts'
-import { keepUp, notReady, type RoomOptions, type Rooms, report, reportLoss } from './cloud.ts'
+import { notReady, report, reportLoss, type ServiceOptions, type Services, upkeep } from './cloud.ts'
 
-/** The rooms are made for each request. */
-export interface WorkerOptions extends RoomOptions {
+/** The services are made for each request. */
+export interface WorkerOptions extends ServiceOptions {
   /** Milliseconds that a scheduled tick may take, 100–900,000. @default 25_000 */
   budgetMs?: number
 }
@@ -53,7 +53,7 @@ type Answer = (request: Request) => Response | Promise<Response>
 /** Makes a Worker: `export default worker({ … })`. */
 export function worker(options: WorkerOptions = {}): Worker {
   const { budgetMs = 25_000 } = options
-  const scopes = new AsyncLocalStorage<Rooms>()
+  const scopes = new AsyncLocalStorage<Services>()
   let application: { keys: string; answer: Answer } | undefined
 
   function answerOf({ LOCKSTEP_API_KEYS: keys = '' }: WorkerEnv): Answer {
@@ -64,8 +64,8 @@ export function worker(options: WorkerOptions = {}): Worker {
     const { tasks, events, ...rest } = options
     const app = createApp(facade(scopes), {
       ...rest,
-      ...(tasks && { tasks: late(scopes, (rooms) => rooms.tasks) }),
-      ...(events && { events: late(scopes, (rooms) => rooms.events) }),
+      ...(tasks && { tasks: late(scopes, (services) => services.tasks) }),
+      ...(events && { events: late(scopes, (services) => services.events) }),
       keys: keys === 'off' ? undefined : keys,
       onError: report,
       onLeaseLost: reportLoss,
@@ -75,7 +75,7 @@ export function worker(options: WorkerOptions = {}): Worker {
     return answer
   }
 
-  function open(env: WorkerEnv): Rooms {
+  function open(env: WorkerEnv): Services {
     const connectionString = env.HYPERDRIVE?.connectionString ?? env.DATABASE_URL
     if (!connectionString) throw new UnavailableError('The binding HYPERDRIVE or the secret DATABASE_URL is missing')
     const lockstep = createLockstep({ connectionString, directConnectionString: null, shared: true, volatile: true })
@@ -84,32 +84,32 @@ export function worker(options: WorkerOptions = {}): Worker {
 
   async function fetch(request: Request, env: WorkerEnv, context: WorkerContext): Promise<Response> {
     let answer: Answer
-    let rooms: Rooms
+    let services: Services
     try {
       answer = answerOf(env)
-      rooms = open(env)
+      services = open(env)
     } catch (error) {
       return notReady(error)
     }
     let ended: Promise<unknown> = Promise.resolve()
     try {
-      const response = await scopes.run(rooms, answer, request)
+      const response = await scopes.run(services, answer, request)
       if (!response.body || response.headers.get('Content-Type') !== 'text/event-stream') return response
       // What comes next is asked for when this function has returned.
       const { readable, writable } = new TransformStream()
       ended = response.body.pipeTo(writable).catch(() => {})
       return new Response(readable, response)
     } finally {
-      context.waitUntil(ended.then(() => rooms.lockstep.close()))
+      context.waitUntil(ended.then(() => services.lockstep.close()))
     }
   }
 
   async function scheduled(_controller: unknown, env: WorkerEnv, context: WorkerContext): Promise<void> {
-    const rooms = open(env)
+    const services = open(env)
     try {
-      await keepUp(rooms, budgetMs)
+      await upkeep(services, budgetMs)
     } finally {
-      context.waitUntil(rooms.lockstep.close())
+      context.waitUntil(services.lockstep.close())
     }
   }
 
@@ -117,8 +117,8 @@ export function worker(options: WorkerOptions = {}): Worker {
 }
 
 /** As much of a Lockstep as the application needs. */
-function facade(scopes: AsyncLocalStorage<Rooms>): Lockstep {
-  const ready = () => (scopes.getStore() as Rooms).lockstep.ready()
+function facade(scopes: AsyncLocalStorage<Services>): Lockstep {
+  const ready = () => (scopes.getStore() as Services).lockstep.ready()
   const locks = late(scopes, ({ lockstep }) => lockstep.locks)
   const leaders = late(scopes, ({ lockstep }) => lockstep.leaders)
   const time = late(scopes, ({ lockstep }) => lockstep.time)
@@ -126,10 +126,10 @@ function facade(scopes: AsyncLocalStorage<Rooms>): Lockstep {
 }
 
 /** Stands for what the request of the moment has. */
-function late<T extends object>(scopes: AsyncLocalStorage<Rooms>, find: (rooms: Rooms) => T | undefined): T {
+function late<T extends object>(scopes: AsyncLocalStorage<Services>, find: (services: Services) => T | undefined): T {
   return new Proxy({} as T, {
     get(_, key) {
-      const room = find(scopes.getStore() as Rooms) as T
+      const room = find(scopes.getStore() as Services) as T
       const member = Reflect.get(room, key, room)
       return typeof member === 'function' ? member.bind(room) : member
     },

@@ -21,7 +21,7 @@ import type { Hono } from 'hono'
 import { handle, type LambdaContext, type LambdaEvent, streamHandle } from 'hono/aws-lambda'
 import type { TickResult } from '../../lib/task/index.ts'
 import type { Environment } from './aws-secrets.ts'
-import { keepUp, notReady } from './cloud.ts'
+import { notReady, upkeep } from './cloud.ts'
 import { checkEnvironment, Execution, type ExecutionOptions } from './lambda-environment.ts'
 
 export interface LambdaOptions extends ExecutionOptions {
@@ -98,12 +98,12 @@ export function lambda(options: LambdaOptions = {}): Lambda {
   }
 
   async function tick(context: Pick<LambdaContext, 'getRemainingTimeInMillis'>): Promise<Partial<TickResult>> {
-    const { rooms } = await enter()
+    const { services } = await enter()
     const leftMs = context.getRemainingTimeInMillis() - END_MS
-    return keepUp(rooms, Math.min(Math.max(leftMs, BUDGET_MS.min), BUDGET_MS.max))
+    return upkeep(services, Math.min(Math.max(leftMs, BUDGET_MS.min), BUDGET_MS.max))
   }
 
-  const whole = handle(door(answer))
+  const whole = handle(asHono(answer))
   const endless = async (request: Request, { context }: { context: LambdaContext }) =>
     ending(await answer(request), context.getRemainingTimeInMillis() - END_MS)
   return {
@@ -144,18 +144,18 @@ function ending(response: Response, leftMs: number): Response {
   return new Response(body, response)
 }
 
-// Of an application Hono's adapters use no more than this.
-const door = (fetch: (request: Request, bindings: { context: LambdaContext }) => Promise<Response>) =>
+// Hono's adapters use no more of an application than this.
+const asHono = (fetch: (request: Request, bindings: { context: LambdaContext }) => Promise<Response>) =>
   ({ fetch }) as unknown as Hono
 
 /** @param around  calls the handler that it is given. */
 function streamed(
   around: (handler: StreamHandler, ...call: Parameters<StreamHandler>) => Promise<void>,
-  fetch: Parameters<typeof door>[0],
+  fetch: Parameters<typeof asHono>[0],
 ): StreamHandler | undefined {
   const { awslambda } = globalThis as { awslambda?: { streamifyResponse(handler: StreamHandler): StreamHandler } }
   if (!awslambda) return undefined
-  const handler = streamHandle(door(fetch)) as unknown as StreamHandler
+  const handler = streamHandle(asHono(fetch)) as unknown as StreamHandler
   return awslambda.streamifyResponse((...call) => around(handler, ...call))
 }
 

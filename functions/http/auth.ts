@@ -37,9 +37,9 @@ export interface Key {
   prefix: string
 }
 
-/** What our middleware leaves in the context; `key` is absent when there are no keys, `cameInMs` but for `/v1/time`. */
+/** What our middleware leaves in the context; `key` is absent when there are no keys, `arrivedMs` but for `/v1/time`. */
 export interface Env {
-  Variables: { requestId: string; key?: Key; cameInMs?: number }
+  Variables: { requestId: string; key?: Key; arrivedMs?: number }
 }
 
 /**

@@ -163,6 +163,8 @@ export const name = described(
   text(LIMITS.name),
   'Percent-encoded, a `/` in it as `%2F`. `.` and `..` cannot be said in a URL',
 )
+/** The path of what has a name. */
+export const Name = { name }
 export const holder = text(LIMITS.holder)
 export const ttlMs = integer(LIMITS.ttlMs)
 export const waitMs = integer(LIMITS.waitMs)

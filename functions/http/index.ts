@@ -3,11 +3,13 @@
 export { allow, authenticate, covers, type Env, listable, parseKeys } from './auth.ts'
 export { documentOf } from './document.ts'
 export * as field from './fields.ts'
+export { Name } from './fields.ts'
+export { List, nextOf } from './list.ts'
 export {
   type AnswerHooks,
   answer,
+  clientGone,
   documented,
-  gone,
   invalid,
   type LostRequest,
   Problem,
@@ -18,6 +20,6 @@ export {
 } from './problem.ts'
 export { json, Router, route } from './route.ts'
 export { described, named, optional, type ValueOf } from './schema.ts'
-export { List, Name, nextOf, waiting } from './schemas.ts'
 export * as shape from './shapes.ts'
 export { type Piece, type StreamOptions, Streams, wantsStream } from './sse.ts'
+export { waiting } from './waiting.ts'

@@ -151,7 +151,7 @@ export function stopping(): Problem {
 }
 
 /** A 499, which nobody reads. */
-export function gone(): Problem {
+export function clientGone(): Problem {
   return new Problem(499, 'CLIENT_GONE', 'The client closed the connection')
 }
 

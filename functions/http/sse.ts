@@ -16,7 +16,7 @@
  * long is ended by the door (adapters/node.ts) or the platform.
  */
 import type { Context } from 'hono'
-import { gone, stopping, unavailable } from './problem.ts'
+import { clientGone, stopping, unavailable } from './problem.ts'
 
 export interface StreamOptions {
   /** Milliseconds without an event after which a stream shows that it lives, 10–3,600,000. @default 15_000 */
@@ -95,7 +95,7 @@ export class Streams {
     check?: () => Promise<unknown>,
   ): Promise<Response> {
     const client = c.req.raw.signal
-    const early = () => (client.aborted ? gone() : this.#stop?.aborted ? stopping() : undefined)
+    const early = () => (client.aborted ? clientGone() : this.#stop?.aborted ? stopping() : undefined)
     const refused = early()
     if (refused) throw refused
     if (this.#open >= this.#most) throw unavailable(`${this.#most} streams are open, and no more may be`)

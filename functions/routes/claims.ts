@@ -14,10 +14,10 @@
  */
 import type { Tasks } from '../../lib/task/index.ts'
 import {
+  clientGone,
   described,
   documented,
   field,
-  gone,
   json,
   named,
   optional,
@@ -151,7 +151,7 @@ export function claimRouter(tasks: Tasks, stopping?: AbortSignal): Router {
     if (c.req.raw.signal.aborted) {
       // Should this fail, the leases run out by themselves.
       if (jobs.length > 0) await tasks.handBack(name, jobs).catch(() => {})
-      throw gone()
+      throw clientGone()
     }
     const shown = jobs.map(({ id, token, attempt, data, expiresAt }) => ({
       id,

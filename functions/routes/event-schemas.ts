@@ -1,11 +1,12 @@
 /**
- * What the routes of events have in common: how an event is shown, where everything stands, and what holds it up.
+ * What the routes of events have in common: how an event is eventJson, where everything horizonJson, and what holds it up.
  *
  * Positions and cursors are decimal strings: JSON numbers lose precision above 2^53.
  */
 import type { Context } from 'hono'
-import type { Events, Horizon as State, StoredEvent } from '../../lib/event/index.ts'
-import { covers, described, type Env, named, shape } from '../http/index.ts'
+import type { EventPage, EventPiece, Events, Horizon as State, StoredEvent } from '../../lib/event/index.ts'
+import { LIMITS } from '../../lib/index.ts'
+import { covers, described, type Env, field, invalid, named, optional, type Piece, shape } from '../http/index.ts'
 
 export const reading = { tags: ['events'], scope: 'streams:read' } as const
 export const writing = { tags: ['events'], scope: 'streams:write' } as const
@@ -46,14 +47,41 @@ export const Horizon = named(
   }),
 )
 
+const Page = named(
+  'EventPage',
+  shape.object({
+    events: shape.array(Event),
+    next: described(
+      shape.nullable(shape.position),
+      '`from` of the next page. null: the beginning is reached, backwards',
+    ),
+  }),
+)
+
+const from = optional(field.position, { default: '1', description: 'The first to read' })
+export const paged = {
+  from,
+  limit: optional(field.digits({ min: 1, max: 1000 })),
+  waitMs: optional(field.digits(LIMITS.waitMs), 'Waits so long for an event'),
+}
+export const Seen = {
+  // one more is a position still
+  'last-event-id': optional(field.decimal(2n ** 63n - 2n), 'With `Accept: text/event-stream`: begins after it'),
+}
+
+export const pageOrStream = {
+  description: 'A page, or what there is and then what comes',
+  content: { 'application/json': { schema: Page.json }, 'text/event-stream': { schema: shape.string.json } },
+}
+
 /** An event as an answer says it. */
-export function shown({ stream, position, cursor, type, data, meta, id, at }: StoredEvent) {
+export function eventJson({ stream, position, cursor, type, data, meta, id, at }: StoredEvent) {
   const place = { stream, position: String(position), cursor: String(cursor) }
   return { ...place, type, data, meta: meta ?? null, id, at: at.toISOString() }
 }
 
 /** What is decided, as an answer says it. */
-export function stands({ cursor, last, holdups }: State) {
+export function horizonJson({ cursor, last, holdups }: State) {
   return { cursor: String(cursor), last: String(last), holdups }
 }
 
@@ -63,4 +91,25 @@ export const bound = (c: Context<Env>): boolean => Boolean(c.get('key')?.prefix)
 /** Throws a 403 unless the request's key may touch all that a group reads. Whether there is such a group is not its matter. */
 export async function coversGroup(c: Context<Env>, events: Events, name: string): Promise<void> {
   if (bound(c)) covers(c, (await events.group(name))?.prefix)
+}
+
+export function page({ events, next }: EventPage) {
+  return { events: events.map(eventJson), next: next === null ? null : String(next) }
+}
+
+/** Where a stream of events begins: after the last that was seen. A page's other fields mean nothing there. */
+export function beginning({ from = 1n, ...others }: { from?: bigint | undefined }, seen: bigint | undefined): bigint {
+  const [field] = Object.entries(others).find(([, value]) => value !== undefined) ?? []
+  if (field) throw invalid({ field, expected: 'left out where events are followed' })
+  return seen === undefined ? from : seen + 1n
+}
+
+/** Pieces of events as they are sent: the first of each names it. */
+export function pieces(): (piece: EventPiece) => Piece {
+  let begins = true
+  return ({ place, bytes, last }) => {
+    const id = begins ? String(place) : undefined
+    begins = last
+    return { bytes, begins: id === undefined ? undefined : { event: 'event', id }, ends: last }
+  }
 }

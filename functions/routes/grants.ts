@@ -1,12 +1,12 @@
 /**
  * What locks and leaders have in common over HTTP: a grant for a token that the caller keeps, and a wait for it.
  *
- * A wait ends when the client hangs up, so that nobody is granted what they are not there to hear of; if grant and hang-up
+ * A wait ends when the client hangs up, so that nobody is grantJson what they are not there to hear of; if grant and hang-up
  * cross, the grant is taken back. It also ends, with a 503, when the server stops.
  */
 import type { Context } from 'hono'
 import type { Grant } from '../../lib/index.ts'
-import { field, gone, invalid, named, optional, shape, waiting } from '../http/index.ts'
+import { clientGone, field, invalid, named, optional, shape, waiting } from '../http/index.ts'
 
 /** The query of a release. */
 export const Release = {
@@ -51,12 +51,12 @@ export async function grantTo(
   if (c.req.raw.signal.aborted && !grant.renewed) {
     // Should this fail, the lease runs out by itself.
     await granter.revoke(name, grant.token).catch(() => {})
-    throw gone()
+    throw clientGone()
   }
   return grant
 }
 
-export function granted({ name, holder, token, grantedAt, expiresAt }: Grant) {
+export function grantJson({ name, holder, token, grantedAt, expiresAt }: Grant) {
   return {
     name,
     holder,

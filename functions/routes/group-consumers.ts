@@ -30,7 +30,7 @@ import {
   shape,
   waiting,
 } from '../http/index.ts'
-import { coversGroup, Event, shown, writing } from './event-schemas.ts'
+import { coversGroup, Event, eventJson, writing } from './event-schemas.ts'
 
 const holder = described(field.holder, 'Who consumes: one that does one thing at a time')
 
@@ -133,7 +133,7 @@ export function pollRouter(events: Events, stopping?: AbortSignal): Router {
     const batches = given.map(({ partition, token, events, next }) => ({
       partition,
       token: String(token),
-      events: events.map((event) => ({ ...shown(event), attempt: event.attempt })),
+      events: events.map((event) => ({ ...eventJson(event), attempt: event.attempt })),
       next,
     }))
     return c.json({ batches }, 200)

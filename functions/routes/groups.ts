@@ -32,7 +32,7 @@ import {
   shape,
   unavailable,
 } from '../http/index.ts'
-import { bound, coversGroup, Horizon, reading, stands, writing } from './event-schemas.ts'
+import { bound, coversGroup, Horizon, horizonJson, reading, writing } from './event-schemas.ts'
 
 const Declare = named(
   'DeclareGroup',
@@ -219,7 +219,7 @@ export function groupRouter(events: Events): Router {
     const { oldestAt, partitions, horizon, ...rest } = await events.lag(name)
     const each = partitions.map(({ cursor, ...partition }) => ({ ...partition, cursor: String(cursor) }))
     const when = oldestAt?.toISOString() ?? null
-    return c.json({ ...rest, oldestAt: when, partitions: each, horizon: stands(horizon) }, 200)
+    return c.json({ ...rest, oldestAt: when, partitions: each, horizon: horizonJson(horizon) }, 200)
   })
 
   router.on(parked, async (c, { params: { name }, query: { limit = 100, ...after } }) => {

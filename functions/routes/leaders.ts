@@ -29,7 +29,7 @@ import {
   type Streams,
   shape,
 } from '../http/index.ts'
-import { Granted, granted, grantTo, Release, tokenOf } from './grants.ts'
+import { Granted, grantJson, grantTo, Release, tokenOf } from './grants.ts'
 
 const Campaign = named(
   'Campaign',
@@ -172,11 +172,11 @@ export function leaderRouter(leaders: Leaders, streams: Streams, stopping?: Abor
 
   router.on(campaign, async (c, { params: { name }, body }) => {
     const grant = await grantTo(c, leaders, name, body, stopping)
-    return c.json(granted(grant), grant.renewed ? 200 : 201)
+    return c.json(grantJson(grant), grant.renewed ? 200 : 201)
   })
 
   router.on(renew, async (c, { params: { name }, body: { token, ...rest } }) => {
-    return c.json(granted(await leaders.renew(name, token, rest)), 200)
+    return c.json(grantJson(await leaders.renew(name, token, rest)), 200)
   })
 
   router.on(resign, async (c, { params: { name }, query }) => {
@@ -196,7 +196,7 @@ export function leaderRouter(leaders: Leaders, streams: Streams, stopping?: Abor
       since: since.toISOString(),
       meta: meta ?? null,
     }))
-    return c.json({ name, leader: leader && shown(leader), waiting: line }, 200)
+    return c.json({ name, leader: leader && leaderJson(leader), waiting: line }, 200)
   })
 
   router.on(observe, (c, { params: { name } }) => {
@@ -206,7 +206,7 @@ export function leaderRouter(leaders: Leaders, streams: Streams, stopping?: Abor
       ({ leader, revision }) => ({
         event: 'leader',
         id: `${revision}${leader ? '' : '.vacant'}`, // a lease that ran out has the revision that it had
-        data: { name, leader: leader && shown(leader) },
+        data: { name, leader: leader && leaderJson(leader) },
       }),
     )
   })
@@ -214,7 +214,7 @@ export function leaderRouter(leaders: Leaders, streams: Streams, stopping?: Abor
   router.on(list, async (c, { query: { prefix = '', limit = 100, ...after } }) => {
     const page = await leaders.list({ prefix: listable(c, prefix), limit, ...after })
     return c.json(
-      { leaders: page.map(({ name, ...leader }) => ({ name, ...shown(leader) })), next: nextOf(page, limit) },
+      { leaders: page.map(({ name, ...leader }) => ({ name, ...leaderJson(leader) })), next: nextOf(page, limit) },
       200,
     )
   })
@@ -222,7 +222,7 @@ export function leaderRouter(leaders: Leaders, streams: Streams, stopping?: Abor
   return router
 }
 
-function shown({ holder, token, grantedAt, expiresAt, ttlMs, meta }: Leader) {
+function leaderJson({ holder, token, grantedAt, expiresAt, ttlMs, meta }: Leader) {
   return {
     holder,
     token: String(token),

@@ -30,7 +30,7 @@ import {
   route,
   shape,
 } from '../http/index.ts'
-import { Granted, granted, grantTo, Release, tokenOf } from './grants.ts'
+import { Granted, grantJson, grantTo, Release, tokenOf } from './grants.ts'
 
 const Acquire = named(
   'Acquire',
@@ -137,11 +137,11 @@ export function lockRouter(locks: Locks, stopping?: AbortSignal): Router {
 
   router.on(acquire, async (c, { params: { name }, body }) => {
     const grant = await grantTo(c, locks, name, body, stopping)
-    return c.json(granted(grant), grant.renewed ? 200 : 201)
+    return c.json(grantJson(grant), grant.renewed ? 200 : 201)
   })
 
   router.on(renew, async (c, { params: { name }, body: { token, ttlMs } }) => {
-    return c.json(granted(await locks.renew(name, token, ttlMs === undefined ? {} : { ttlMs })), 200)
+    return c.json(grantJson(await locks.renew(name, token, ttlMs === undefined ? {} : { ttlMs })), 200)
   })
 
   router.on(release, async (c, { params: { name }, query }) => {
@@ -154,17 +154,17 @@ export function lockRouter(locks: Locks, stopping?: AbortSignal): Router {
     return c.body(null, 204)
   })
 
-  router.on(look, async (c, { params }) => c.json(state(await locks.query(params.name)), 200))
+  router.on(look, async (c, { params }) => c.json(lockJson(await locks.query(params.name)), 200))
 
   router.on(list, async (c, { query: { prefix = '', limit = 100, ...after } }) => {
     const page = await locks.list({ prefix: listable(c, prefix), limit, ...after })
-    return c.json({ locks: page.map(state), next: nextOf(page, limit) }, 200)
+    return c.json({ locks: page.map(lockJson), next: nextOf(page, limit) }, 200)
   })
 
   return router
 }
 
-function state<T extends Omit<LockState, 'waiting'>>({ token, grantedAt, expiresAt, meta, ...rest }: T) {
+function lockJson<T extends Omit<LockState, 'waiting'>>({ token, grantedAt, expiresAt, meta, ...rest }: T) {
   return {
     ...rest,
     token: token === null ? null : String(token),

@@ -124,7 +124,7 @@ export function scheduleRouter(tasks: Tasks): Router {
   const state = async (name: string) => {
     const schedule = await tasks.scheduled(name)
     if (schedule === null) throw none(name)
-    return { ...shown(schedule), upcoming: upcoming(schedule).map((slot) => slot.toISOString()) }
+    return { ...scheduleJson(schedule), upcoming: upcoming(schedule).map((slot) => slot.toISOString()) }
   }
   const upcoming = ({ cron, timezone }: Schedule): Date[] => {
     try {
@@ -149,13 +149,13 @@ export function scheduleRouter(tasks: Tasks): Router {
 
   router.on(list, async (c, { query: { prefix = '', limit = 100, ...after } }) => {
     const page = await tasks.schedules({ prefix: listable(c, prefix), limit, ...after })
-    return c.json({ schedules: page.map(shown), next: nextOf(page, limit) }, 200)
+    return c.json({ schedules: page.map(scheduleJson), next: nextOf(page, limit) }, 200)
   })
 
   return router
 }
 
-function shown({ nextAt, lastSlot, lastMissed, createdAt, updatedAt, ...rest }: Schedule) {
+function scheduleJson({ nextAt, lastSlot, lastMissed, createdAt, updatedAt, ...rest }: Schedule) {
   return {
     ...rest,
     nextAt: nextAt?.toISOString() ?? null,

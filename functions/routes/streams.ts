@@ -19,14 +19,13 @@
  * An append may have 4 MiB; whoever has more appends more than once. A key that is bound to names reads all events under its
  * prefix; who may look at a stream is told the names of the groups that read it.
  */
-import type { EventPage, EventPiece, Events } from '../../lib/event/index.ts'
+import type { Events } from '../../lib/event/index.ts'
 import { LIMITS } from '../../lib/index.ts'
 import {
   allow,
   described,
   documented,
   field,
-  invalid,
   json,
   List,
   listable,
@@ -34,7 +33,6 @@ import {
   named,
   nextOf,
   optional,
-  type Piece,
   Problem,
   problems,
   Router,
@@ -44,7 +42,18 @@ import {
   waiting,
   wantsStream,
 } from '../http/index.ts'
-import { Event, Horizon, reading, shown, stands, writing } from './event-schemas.ts'
+import {
+  beginning,
+  Horizon,
+  horizonJson,
+  page,
+  paged,
+  pageOrStream,
+  pieces,
+  reading,
+  Seen,
+  writing,
+} from './event-schemas.ts'
 
 const NewEvent = named(
   'NewEvent',
@@ -71,17 +80,6 @@ const Append = named(
 )
 
 const Appended = named('AppendedEvents', shape.object({ first: shape.position, last: shape.position }))
-
-const Page = named(
-  'EventPage',
-  shape.object({
-    events: shape.array(Event),
-    next: described(
-      shape.nullable(shape.position),
-      '`from` of the next page. null: the beginning is reached, backwards',
-    ),
-  }),
-)
 
 const Listed = named(
   'Stream',
@@ -119,23 +117,7 @@ const Lag = named(
   }),
 )
 
-const from = optional(field.position, { default: '1', description: 'The first to read' })
-const paged = {
-  from,
-  limit: optional(field.digits({ min: 1, max: 1000 })),
-  waitMs: optional(field.digits(LIMITS.waitMs), 'Waits so long for an event'),
-}
 const backwards = optional(field.flag, 'From there to the beginning; default: from the last')
-const prefix = optional(field.text({ min: 0, max: LIMITS.name.max }))
-const Seen = {
-  // one more is a position still
-  'last-event-id': optional(field.decimal(2n ** 63n - 2n), 'With `Accept: text/event-stream`: begins after it'),
-}
-
-const aPage = {
-  description: 'A page, or what there is and then what comes',
-  content: { 'application/json': { schema: Page.json }, 'text/event-stream': { schema: shape.string.json } },
-}
 
 const append = route({
   ...writing,
@@ -160,7 +142,7 @@ const read = route({
   params: Name,
   query: { ...paged, backwards },
   headers: Seen,
-  responses: { 200: aPage },
+  responses: { 200: pageOrStream },
 })
 
 const truncate = route({
@@ -192,16 +174,6 @@ const list = route({
   summary: 'List streams by name',
   query: List,
   responses: { 200: json(Listing, 'A page') },
-})
-
-const readAll = route({
-  ...reading,
-  method: 'get',
-  path: '/',
-  summary: 'Read all streams, or those under a prefix, in one order; or follow them',
-  query: { prefix, ...paged },
-  headers: Seen,
-  responses: { 200: aPage },
 })
 
 /** The router of `/v1/streams`. `stopping` ends every wait. */
@@ -242,7 +214,7 @@ export function streamRouter(events: Events, streams: Streams, stopping?: AbortS
       position: String(position),
       behind: String(behind),
     }))
-    return c.json({ ...rest, position: String(position), groups: each, horizon: stands(horizon) }, 200)
+    return c.json({ ...rest, position: String(position), groups: each, horizon: horizonJson(horizon) }, 200)
   })
 
   router.on(list, async (c, { query: { prefix = '', limit = 100, ...after } }) => {
@@ -258,54 +230,10 @@ export function streamRouter(events: Events, streams: Streams, stopping?: AbortS
   return router
 }
 
-/** The router of `/v1/events`. `stopping` ends every wait. */
-export function eventRouter(events: Events, streams: Streams, stopping?: AbortSignal): Router {
-  const router = new Router()
-
-  router.on(readAll, async (c, { query: { prefix: asked = '', ...rest }, headers }) => {
-    const prefix = listable(c, asked)
-    if (wantsStream(c)) {
-      const from = beginning(rest, headers['last-event-id'])
-      return streams.open(
-        c,
-        (signal) => events.subscribe({ prefix, from, signal, as: 'json' }),
-        pieces(),
-        () => events.streams({ prefix, limit: 1 }),
-      )
-    }
-    const options = { ...rest, prefix }
-    const found = await waiting(c, rest.waitMs, stopping, (until) => events.readAll({ ...options, ...until }))
-    return c.json(page(found), 200)
-  })
-
-  return router
-}
-
-function page({ events, next }: EventPage) {
-  return { events: events.map(shown), next: next === null ? null : String(next) }
-}
-
-/** Where a stream of events begins: after the last that was seen. A page's other fields mean nothing there. */
-function beginning({ from = 1n, ...others }: { from?: bigint | undefined }, seen: bigint | undefined): bigint {
-  const [field] = Object.entries(others).find(([, value]) => value !== undefined) ?? []
-  if (field) throw invalid({ field, expected: 'left out where events are followed' })
-  return seen === undefined ? from : seen + 1n
-}
-
 // What is too long for an event is a 413, as what is too long for a body. Of `data` only the length is a RangeError.
 function refuse(error: unknown): never {
   const { field = '' } = error as { field?: string }
   if (!(error instanceof RangeError) || !/^events\.\d+\.data$/.test(field)) throw error
   const expected = `JSON of at most ${LIMITS.dataBytes} bytes`
   throw new Problem(413, 'TOO_LARGE', `\`${field}\` must be ${expected}`, { errors: [{ field, expected }] })
-}
-
-/** Pieces of events as they are sent: the first of each names it. */
-function pieces(): (piece: EventPiece) => Piece {
-  let begins = true
-  return ({ place, bytes, last }) => {
-    const id = begins ? String(place) : undefined
-    begins = last
-    return { bytes, begins: id === undefined ? undefined : { event: 'event', id }, ends: last }
-  }
 }

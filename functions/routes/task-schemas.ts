@@ -1,7 +1,7 @@
 /**
- * What the routes of tasks have in common: where a queue and a job are, what a job may ask for, and how it is shown.
+ * What the routes of tasks have in common: where a queue and a job are, what a job may ask for, and how it is jobJson.
  *
- * The ranges are those of lib/task/queue/options.ts, said again: the library is imported for its types only, so that a deployment
+ * The ranges are those of lib/task/queue/options.ts, outputJson again: the library is imported for its types only, so that a deployment
  * without tasks does not carry pg-boss. Should they come apart, the library still refuses, with a 400 as well.
  *
  * A handler's error is kept with its stack, for who runs the handler. An answer never contains one: whoever may look at a
@@ -117,9 +117,9 @@ export const JobState = named(
     completedAt: shape.nullable(shape.instant),
     progress: described(
       shape.nullable(shape.object({ fraction: shape.number, note: shape.nullable(shape.string), at: shape.instant })),
-      'What the running, or last, attempt said of itself',
+      'What the running, or last, attempt outputJson of itself',
     ),
-    holder: described(shape.nullable(shape.string), 'Who claimed it over HTTP, if they said so'),
+    holder: described(shape.nullable(shape.string), 'Who claimed it over HTTP, if they outputJson so'),
   }),
 )
 
@@ -132,10 +132,10 @@ function isInstant(text: string): boolean {
 }
 
 /** A job as an answer says it. */
-export function shown({ createdAt, startAfter, startedAt, completedAt, progress, output, ...rest }: Job) {
+export function jobJson({ createdAt, startAfter, startedAt, completedAt, progress, output, ...rest }: Job) {
   return {
     ...rest,
-    output: said(rest.state, output),
+    output: outputJson(rest.state, output),
     createdAt: createdAt.toISOString(),
     startAfter: startAfter.toISOString(),
     startedAt: startedAt?.toISOString() ?? null,
@@ -144,8 +144,8 @@ export function shown({ createdAt, startAfter, startedAt, completedAt, progress,
   }
 }
 
-/** What a job said in the end: of one that was completed all of it, of any other an error, without its stack. */
-export function said(state: string, output: unknown): unknown {
+/** What a job outputJson in the end: of one that was completed all of it, of any other an error, without its stack. */
+export function outputJson(state: string, output: unknown): unknown {
   return state === 'completed' ? output : stackless(output)
 }
 

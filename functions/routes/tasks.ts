@@ -37,11 +37,11 @@ import {
   Declare,
   JobPath,
   JobState,
+  jobJson,
   noJob,
   Options,
+  outputJson,
   Queue,
-  said,
-  shown,
 } from './task-schemas.ts'
 
 const Send = named(
@@ -186,7 +186,7 @@ export function taskRouter(tasks: Tasks, stopping?: AbortSignal): Router {
       tasks.outcome(name, data, { ...asked, waitMs, ...until }),
     )
     if (over === null) throw refused(name)
-    return c.json({ id: over.id, state: over.state, output: said(over.state, over.output) }, 200)
+    return c.json({ id: over.id, state: over.state, output: outputJson(over.state, over.output) }, 200)
   })
 
   router.on(broadcast, async (c, { params: { name }, body: { data = null } }) => {
@@ -196,7 +196,7 @@ export function taskRouter(tasks: Tasks, stopping?: AbortSignal): Router {
   router.on(look, async (c, { params: { name, id } }) => {
     const job = await tasks.get(name, id)
     if (job === null) throw noJob(name, id)
-    return c.json(shown(job), 200)
+    return c.json(jobJson(job), 200)
   })
 
   router.on(cancel, async (c, { params: { name, id } }) => {

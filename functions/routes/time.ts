@@ -43,8 +43,8 @@ const now = route({
 const SAMPLE_MS = 10_000
 
 /** Notes when a request came in; to be put before everything else that it goes through. */
-export const noted: MiddlewareHandler<Env> = (c, next) => {
-  c.set('cameInMs', performance.now())
+export const recordArrival: MiddlewareHandler<Env> = (c, next) => {
+  c.set('arrivedMs', performance.now())
   return next()
 }
 
@@ -58,8 +58,8 @@ export function timeRouter(time: Time): Router {
     } catch (error) {
       if (time.now().spreadMs === null) throw error // it was never asked
     }
-    const cameInMs = c.get('cameInMs') ?? performance.now()
-    const processed = Math.max(0, performance.now() - cameInMs)
+    const arrivedMs = c.get('arrivedMs') ?? performance.now()
+    const processed = Math.max(0, performance.now() - arrivedMs)
     const reading = time.now()
     return c.json(
       {
