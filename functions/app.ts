@@ -1,14 +1,14 @@
 /**
  * The HTTP application: Request → lib → Response, the same on Node, Lambda and Workers.
  *
- * Nothing here knows where it runs: no environment, no console, no Node API, no state between requests. A door
+ * Nothing here knows where it runs: no environment, no console, no Node API, no state between requests. An adapter
  * (adapters/node.ts, …) makes a {@link Lockstep}, says which keys there are, and serves `createApp(…).fetch`.
  *
  * The way of a request: headers and request id → key (401) → size of the body (413) → the router: scope and name
- * prefix (403), path and query (400), then the handler, body (400) and library. Whatever is thrown becomes a problem
- * (http/problem.ts). `/healthz` says that the process answers, without a key and without the database; `/readyz` that
- * requests would succeed, with any key, since each costs a round trip; `/openapi.json` is made from the schemas
- * that validate, also for any key.
+ * prefix (403), query, path and body (400), then the handler and the library. Anything that is thrown becomes a problem
+ * (http/problem.ts). `/healthz` says that the process answers, without a key and without the database. `/readyz` says that
+ * requests would succeed; it needs a key, any key, since each call costs a round trip. `/openapi.json` is made from the fields
+ * that validate, and also needs any key.
  *
  * Routing is by the path as it was sent. A name keeps its `%2F` until its segment has been cut out, and `%25` is
  * decoded once; hono's default decodes before it routes.
@@ -57,7 +57,7 @@ export interface AppOptions extends StreamOptions, AnswerHooks {
   tasks?: Tasks
   /** Made by `createEvents`. Absent: there are no routes for streams and groups. */
   events?: Events
-  /** The text of LOCKSTEP_API_KEYS (see http/auth.ts). Absent or blank: everybody may do everything. */
+  /** The text of LOCKSTEP_API_KEYS (see http/auth.ts). Absent or blank: every caller may do everything. */
   keys?: string | undefined
   /** Shown in openapi.json. */
   version?: string
@@ -211,8 +211,8 @@ function appends({ method, path }: HonoRequest): boolean {
   return method === 'POST' && /^\/v1\/streams\/[^/]+$/.test(path)
 }
 
-// The first thing bodyLimit does is look at `request.body`, and on Node that look makes a stream: a third of the time
-// of the whole request. Bodies that nobody reads, or whose length was announced (the platform enforces it), need not.
+// The first thing bodyLimit does is to read `request.body`, which on Node makes a stream: a third of the time of the whole
+// request. Bodies that no handler reads, or whose length was announced (the platform enforces it), need no limit here.
 function mayBeLarge(request: HonoRequest, most: number): boolean {
   if (!['POST', 'PUT', 'PATCH'].includes(request.method)) return false
   const announced = Number(request.header('Content-Length') ?? Number.NaN)

@@ -1,9 +1,9 @@
 /**
- * What an execution environment of Lambda has: a Lockstep, the services that were asked for, the application over them.
+ * What an execution environment of Lambda has: a Lockstep, the parts that were asked for, and the application over them.
  *
- * The variables are checked before anything is opened, so that a wrong one ends the function's start with a sentence, and not
- * its first request. What is behind them is asked for at the first invocation: a secret or a database that is away is a 503
- * then, and is asked for again by the next.
+ * The variables are checked before anything is opened, so that a wrong one ends the start of the function with a sentence, and not
+ * its first request. The secrets and the database are asked for at the first invocation. If one of them is away, that invocation
+ * is a 503, and the next one asks again.
  */
 import { createLockstep, type Lockstep, UnavailableError } from '../../lib/index.ts'
 import type { Ntp } from '../../lib/time/ntp/index.ts'
@@ -42,8 +42,8 @@ export class Execution {
   }
 
   /**
-   * Answers with the keys of now: they are read again if that was long ago, and what cannot be read leaves them as they are.
-   * @throws {Error} there are none yet.
+   * Answers with the present keys: they are read again if that was long ago. If they cannot be read, the last ones stay.
+   * @throws {Error} there are no keys yet.
    */
   async answer(request: Request): Promise<Response> {
     const { keysMs = 300_000 } = this.#options

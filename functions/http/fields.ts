@@ -29,10 +29,9 @@ export function refined<T>(of: Field<T>, expected: string, holds: (value: T) => 
     ...of,
     read(value, path, errors) {
       const before = errors.length
-      const parsed = of.read(value, path, errors)
-      if (errors.length === before && !holds(parsed as T))
-        errors.push({ field: at ? joined(path, at) : path, expected })
-      return parsed
+      const read = of.read(value, path, errors) as T
+      if (errors.length === before && !holds(read)) errors.push({ field: at ? joined(path, at) : path, expected })
+      return read
     },
   }
 }
@@ -71,9 +70,9 @@ export function number({ min, max }: { min: number; max: number }): Field<number
 }
 
 /** A truth value in a body. */
-export const boolean = field('true or false', { type: 'boolean' }, (value) =>
-  typeof value === 'boolean' ? value : undefined,
-)
+export function boolean(expected = 'true or false'): Field<boolean> {
+  return field(expected, { type: 'boolean' }, (value) => (typeof value === 'boolean' ? value : undefined))
+}
 
 /** One of these words. */
 export function word<const W extends string>(...words: W[]): Field<W> {
@@ -155,7 +154,7 @@ export const json: Field<unknown> = field(
 /** Any small JSON value that the caller wants others to see. */
 export const meta: Field<unknown> = field(
   `a JSON value of at most ${LIMITS.metaBytes} bytes, without \\u0000 and lone surrogates`,
-  { description: `Any JSON value, at most ${LIMITS.metaBytes} bytes. Shown to whoever looks` },
+  { description: `Any JSON value, at most ${LIMITS.metaBytes} bytes. Shown to everybody who may look` },
   (value) => (storable(value, LIMITS.metaBytes) ? value : undefined),
 )
 
@@ -183,19 +182,11 @@ export function array<T>(items: Field<T>, { min, max }: { min: number; max: numb
   }
 }
 
-/** The first of these that a value fits. */
-export function either<A, B>(a: Field<A>, b: Field<B>, expected: string): Field<A | B> {
+/** One of two fields. @param isB  whether the caller means the second: then the errors are that field's. */
+export function either<A, B>(a: Field<A>, b: Field<B>, isB: (value: unknown) => boolean): Field<A | B> {
   return {
     json: { anyOf: [a.json, b.json] },
-    read(value, path, errors) {
-      for (const each of [a, b]) {
-        const wrong: FieldError[] = []
-        const found = each.read(value, path, wrong)
-        if (wrong.length === 0) return found
-      }
-      errors.push({ field: path, expected })
-      return undefined
-    },
+    read: (value, path, errors) => (isB(value) ? b : a).read(value, path, errors),
   }
 }
 

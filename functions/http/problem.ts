@@ -1,10 +1,10 @@
 /**
  * Every answer that is not a success is a problem (RFC 9457), and looks the same.
  *
- * A handler throws; {@link answer} turns what was thrown into `application/problem+json`. It decides by `code`,
- * never by class (see lib/base/errors.ts). What it does not know is a 500 that says nothing about its cause: a caller
- * gets the request id, the operator gets the error (`onError` of createApp). So no answer can contain SQL, a stack
- * or a connection string. `type` stays `about:blank`: the machine's word is `code`, and it never changes.
+ * A handler throws; {@link answer} turns the error into `application/problem+json`. It decides by `code`, never by class
+ * (see lib/base/errors.ts). An error without a known code is a 500 that says nothing about its cause: the caller gets the
+ * request id, the operator gets the error (`onError` of createApp). So no answer can contain SQL, a stack or a connection
+ * string. `type` stays `about:blank`: programs read `code`, which never changes.
  */
 import type { Context } from 'hono'
 import { HTTPException } from 'hono/http-exception'
@@ -40,7 +40,7 @@ export class Problem extends Error {
   readonly code: string
   readonly headers: Record<string, string>
   readonly errors: FieldError[] | undefined
-  /** What else there is to say of it, by `code`. */
+  /** Further members of the answer, by `code`. */
   readonly members: Members | undefined
 
   constructor(
@@ -72,7 +72,7 @@ export function problem(c: Context, { status, code, message, headers, errors, me
   return c.body(body, status as ContentfulStatusCode, { ...headers, 'Content-Type': 'application/problem+json' })
 }
 
-/** The members every problem has. For a door that must refuse before there is a request. */
+/** The members every problem has. For an adapter that must refuse before there is a request. */
 export function problemBody(status: number, code: string, detail: string, title?: string) {
   return { type: 'about:blank', title: title ?? TITLES[status as ProblemStatus], status, code, detail }
 }
@@ -86,7 +86,7 @@ export interface LostRequest {
 
 /** What the application tells of its answers. */
 export interface AnswerHooks {
-  /** Called with the error of every 500, and of every 503 that the database causes. */
+  /** Called with the error of every 500, and of every 503 that the database causes; with '' for an error outside of requests. */
   onError?: (error: unknown, requestId: string) => void
   /** Called for every 409 LEASE_LOST: the caller renewed, released or committed too late. */
   onLeaseLost?: (request: LostRequest) => void
@@ -145,7 +145,7 @@ export function unavailable(detail: string): Problem {
   return new Problem(503, 'UNAVAILABLE', detail, { headers: { 'Retry-After': '1' } })
 }
 
-/** A 503 for who would have to wait. */
+/** The 503 of a request that would have to wait. */
 export function stopping(): Problem {
   return unavailable('The server is stopping')
 }
@@ -163,8 +163,8 @@ const Shape = named(
     status: { json: { type: 'integer', minimum: 400, maximum: 599 } },
     code: described(shape.string, 'What happened, for a program. Stable.'),
     detail: described(shape.string, 'What happened, for a person. May change.'),
-    id: optional(shape.uuid, 'The job that goes on, of RUN_TIMEOUT'),
-    expected: optional(shape.string, 'As it was asked, of POSITION_CONFLICT'),
+    id: optional(shape.uuid, 'The id of the job, which continues, of RUN_TIMEOUT'),
+    expected: optional(shape.string, 'The `expected` of the request, of POSITION_CONFLICT'),
     actual: optional(shape.string, 'The position of the stream, of POSITION_CONFLICT'),
     errors: optional(shape.array(shape.object({ field: shape.string, expected: shape.string }))),
   }),
@@ -179,7 +179,7 @@ const DESCRIPTIONS = {
   409: 'LEASE_LOST: not held under this token (any more): stop the work it guarded',
   412: 'POSITION_CONFLICT: the stream is not where `expected` says. Nothing was appended',
   413: 'TOO_LARGE: the body is over 64 KiB',
-  423: 'LEASE_HELD: somebody else holds it; `Retry-After` is when the hold ends unless renewed',
+  423: 'LEASE_HELD: another holder has it; `Retry-After` is when the hold ends unless renewed',
   499: '',
   500: 'INTERNAL: an error of ours',
   503: 'UNAVAILABLE: the database cannot be asked, or the server is stopping or full; nothing is known about the outcome',

@@ -1,5 +1,5 @@
 /**
- * Workers over HTTP: a job is claimed for a lease, and whoever holds its token keeps, ends or fails it.
+ * Workers over HTTP: a worker claims a job for a lease, and by the job's token it extends, completes or fails it.
  *
  *     POST /v1/tasks/{queue}/claim           claim     200 jobs, perhaps none
  *     POST /v1/tasks/{queue}/{id}/extend     extend    200 · 409 lost
@@ -7,10 +7,10 @@
  *     POST /v1/tasks/{queue}/{id}/complete   complete  204 · 409 lost
  *     POST /v1/tasks/{queue}/{id}/fail       fail      204 · 409 lost
  *
- * As with locks there is no session: a worker that is silent for longer than its lease has lost the job, which somebody else
- * then runs under a larger token. An answer may get lost: to complete or fail a job again with the same token is 204 as
- * before, and the jobs of a claim wait for their leases to end. A worker that hangs up while it waits is
- * given nothing: what was claimed for it in that moment goes back at once, and costs the job none of its retries.
+ * As with locks there is no session: a worker that is silent for longer than its lease has lost the job. Another worker then
+ * runs it under a larger token. An answer may get lost: to complete or fail a job again with the same token is 204 as before,
+ * and the jobs of a lost claim wait for their leases to end. A worker that hangs up while it waits gets nothing: jobs that are
+ * claimed for it just then go back at once, without using up a retry.
  */
 import type { Tasks } from '../../lib/task/index.ts'
 import {
@@ -35,7 +35,7 @@ const Claim = named(
   'ClaimJobs',
   field.object({
     limit: optional(field.integer({ min: 1, max: 100 }), { default: 1 }),
-    holder: optional(field.holder, 'Who works, for whoever looks at the job'),
+    holder: optional(field.holder, 'The name of the worker, shown with the job'),
     leaseMs: optional(leaseMs),
     waitMs: optional(field.waitMs, { default: 0, description: 'Waits so long for a job' }),
   }),
@@ -50,7 +50,7 @@ const Fail = named(
   'FailJob',
   field.object({
     token: field.token,
-    error: optional(field.json, 'A message, or an object with one and whatever else'),
+    error: optional(field.json, 'A message, or an object that has a `message`'),
   }),
 )
 
@@ -135,14 +135,14 @@ const progress = route({
   tags: ['tasks'],
   method: 'post',
   path: '/{name}/{id}/progress',
-  summary: 'Say how far a job is, for whoever looks at it',
+  summary: 'Report the progress of a job',
   scope: 'tasks:write',
   params: JobPath,
   body: Progress,
-  responses: { 204: { description: 'Noted' }, 409: lost },
+  responses: { 204: { description: 'Stored' }, 409: lost },
 })
 
-/** What workers need of `/v1/tasks`. `stopping` ends every wait. */
+/** The routes of `/v1/tasks` for workers. `stopping` ends every wait. */
 export function claimRouter(tasks: Tasks, stopping?: AbortSignal): Router {
   const router = new Router()
 

@@ -1,5 +1,5 @@
 /**
- * What the routes of events have in common: how an event is eventJson, where everything horizonJson, and what holds it up.
+ * What the routes of events have in common: events as JSON, pages of them, and the horizon, up to which their order is decided.
  *
  * Positions and cursors are decimal strings: JSON numbers lose precision above 2^53.
  */
@@ -74,21 +74,21 @@ export const pageOrStream = {
   content: { 'application/json': { schema: Page.json }, 'text/event-stream': { schema: shape.string.json } },
 }
 
-/** An event as an answer says it. */
+/** An event as JSON. */
 export function eventJson({ stream, position, cursor, type, data, meta, id, at }: StoredEvent) {
   const place = { stream, position: String(position), cursor: String(cursor) }
   return { ...place, type, data, meta: meta ?? null, id, at: at.toISOString() }
 }
 
-/** What is decided, as an answer says it. */
+/** The horizon as JSON. */
 export function horizonJson({ cursor, last, holdups }: State) {
   return { cursor: String(cursor), last: String(last), holdups }
 }
 
-/** Whether the request's key is bound to names. */
+/** Whether the request's key has a name prefix. */
 export const bound = (c: Context<Env>): boolean => Boolean(c.get('key')?.prefix)
 
-/** Throws a 403 unless the request's key may touch all that a group reads. Whether there is such a group is not its matter. */
+/** Throws a 403 unless the request's key may touch all that a group reads. A group that does not exist passes. */
 export async function coversGroup(c: Context<Env>, events: Events, name: string): Promise<void> {
   if (bound(c)) covers(c, (await events.group(name))?.prefix)
 }
@@ -97,14 +97,14 @@ export function page({ events, next }: EventPage) {
   return { events: events.map(eventJson), next: next === null ? null : String(next) }
 }
 
-/** Where a stream of events begins: after the last that was seen. A page's other fields mean nothing there. */
+/** Where a stream of events begins: after the last event that the client saw. Throws a 400 for the other fields of a page. */
 export function beginning({ from = 1n, ...others }: { from?: bigint | undefined }, seen: bigint | undefined): bigint {
   const [field] = Object.entries(others).find(([, value]) => value !== undefined) ?? []
   if (field) throw invalid({ field, expected: 'left out where events are followed' })
   return seen === undefined ? from : seen + 1n
 }
 
-/** Pieces of events as they are sent: the first of each names it. */
+/** Turns pieces of events into what is sent: the first piece of each event has its name and id. */
 export function pieces(): (piece: EventPiece) => Piece {
   let begins = true
   return ({ place, bytes, last }) => {

@@ -1,8 +1,8 @@
 /**
  * What locks and leaders have in common over HTTP: a grant for a token that the caller keeps, and a wait for it.
  *
- * A wait ends when the client hangs up, so that nobody is grantJson what they are not there to hear of; if grant and hang-up
- * cross, the grant is taken back. It also ends, with a 503, when the server stops.
+ * A wait ends when the client hangs up, so nothing is granted to a client that has gone. If the grant and the hang-up cross,
+ * the grant is taken back. A wait also ends, with a 503, when the server stops.
  */
 import type { Context } from 'hono'
 import type { Grant } from '../../lib/index.ts'
@@ -25,7 +25,7 @@ export const Granted = named(
   }),
 )
 
-/** The token that a DELETE names; none: by force. */
+/** The token that a DELETE names; undefined: it asks for force. Throws a 400 unless it is one of the two. */
 export function tokenOf({ token, force }: { token?: bigint; force?: true }): bigint | undefined {
   if ((token === undefined) === (force === undefined)) {
     throw invalid({ field: 'token', expected: 'given, unless `force=true` is; not both' })
@@ -33,13 +33,13 @@ export function tokenOf({ token, force }: { token?: bigint; force?: true }): big
   return token
 }
 
-/** Who grants, and takes back. */
+/** Locks or leaders. */
 interface Granter {
   grant(name: string, options: object): Promise<Grant>
   revoke(name: string, token: bigint): Promise<void>
 }
 
-/** Grants what the body asks for; a wait ends with the client, or the server. */
+/** Grants what the body asks for. A wait ends when the client hangs up or the server stops. */
 export async function grantTo(
   c: Context,
   granter: Granter,

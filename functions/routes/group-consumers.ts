@@ -1,18 +1,18 @@
 /**
- * Consumers over HTTP: they share the events of a group, each in its own time, in any language.
+ * Consumers over HTTP: they share the events of a group, each at its own pace, in any language.
  *
  *     POST /v1/groups/{name}/poll     poll    200 batches, perhaps none
  *     POST /v1/groups/{name}/commit   commit  204 · 409 lost
  *     POST /v1/groups/{name}/fail     fail    200 how it goes on · 409 lost
  *     POST /v1/groups/{name}/leave    leave   204
  *
- * As with locks there is no session: whoever polls has a place in the group, and its share of the partitions, until `leaseMs`
- * after the last poll. A consumer that is silent for longer is taken for dead: others go on where it had committed, under
- * larger tokens, and what it still commits is a 409.
+ * As with locks there is no session: a consumer that polls is a member of the group, and has its share of the partitions, until
+ * `leaseMs` after its last poll. A consumer that is silent for longer is considered dead: others continue where it had committed,
+ * under larger tokens, and its later commits are 409.
  *
- * An answer may get lost. What was polled and not committed is given again, to whoever has the partition then; to commit the
- * same batch again is 204 as before. So there is nothing to take back when a client hangs up while it polls: its leases end by
- * themselves, and should it come again as the same `holder`, it has them still.
+ * An answer may get lost. Events that were polled and not committed are delivered again, to the consumer that has the partition
+ * then. To commit the same batch again is 204 as before. So nothing has to be taken back when a client hangs up while it polls:
+ * its leases end by themselves, and if it comes again as the same `holder`, it still has them.
  */
 import type { Events } from '../../lib/event/index.ts'
 import {
@@ -32,7 +32,7 @@ import {
 } from '../http/index.ts'
 import { coversGroup, Event, eventJson, writing } from './event-schemas.ts'
 
-const holder = described(field.holder, 'Who consumes: one that does one thing at a time')
+const holder = described(field.holder, 'The name of the consumer, which does one thing at a time')
 
 const Poll = named(
   'PollGroup',
@@ -55,7 +55,7 @@ const Fail = named(
   field.object({
     ...batch,
     event: described(field.position, 'The cursor of the event that failed'),
-    reason: optional(field.json, { default: null, description: 'For whoever looks. 4 KiB are kept' }),
+    reason: optional(field.json, { default: null, description: 'Shown with the parked stream. 4 KiB are kept' }),
   }),
 )
 const Leave = named('LeaveGroup', field.object({ holder }))
@@ -121,16 +121,16 @@ const leave = route({
   responses: { 204: { description: 'Given up' }, ...problems(404) },
 })
 
-/** What consumers need of `/v1/groups`. `stopping` ends every wait. */
+/** The routes of `/v1/groups` for consumers. `stopping` ends every wait. */
 export function pollRouter(events: Events, stopping?: AbortSignal): Router {
   const router = new Router()
 
   router.on(poll, async (c, { params: { name }, body: asked }) => {
     await coversGroup(c, events, name)
-    const given = await waiting(c, asked.waitMs, stopping, (until) => events.poll(name, { ...asked, ...until }))
-    // While it waited, another group of this name may have been made, that reads more.
-    for (const { stream } of given.flatMap((batch) => batch.events)) covers(c, stream)
-    const batches = given.map(({ partition, token, events, next }) => ({
+    const polled = await waiting(c, asked.waitMs, stopping, (until) => events.poll(name, { ...asked, ...until }))
+    // While the request waited, another group of this name may have been made, which reads more.
+    for (const { stream } of polled.flatMap((batch) => batch.events)) covers(c, stream)
+    const batches = polled.map(({ partition, token, events, next }) => ({
       partition,
       token: String(token),
       events: events.map((event) => ({ ...eventJson(event), attempt: event.attempt })),

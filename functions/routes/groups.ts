@@ -1,17 +1,17 @@
 /**
- * Groups over HTTP: who makes them, looks after them, and sees to what failed. Who consumes: group-consumers.ts.
+ * Groups over HTTP: making them, looking after them, and retrying what failed. Consuming: group-consumers.ts.
  *
  *     PUT    /v1/groups/{name}             declare    201 made · 200 changed
- *     GET    /v1/groups/{name}             look       200
+ *     GET    /v1/groups/{name}             get        200
  *     DELETE /v1/groups/{name}             end        204
  *     GET    /v1/groups                    list       200
  *     GET    /v1/groups/{name}/lag         lag        200 how far behind it is, and what holds it up
  *     GET    /v1/groups/{name}/parked      parked     200 streams of which an event failed too often
  *     POST   /v1/groups/{name}/redeliver   redeliver  200 how many of them go on
  *
- * What is done to a group is done to the streams that it reads. So for a key that is bound to names it is not enough that the
- * group has such a name: the group's own prefix, which says what streams those are, must be under the key's too. To look what
- * a group is, and to list them, is bound by its name alone: so one finds out why the rest is a 403.
+ * A change of a group changes what becomes of the streams that it reads. So a key with a prefix must cover more than the group's
+ * name: the group's own prefix, which says what streams it reads, must be under the key's too. Getting a group and listing
+ * groups need only the name to be covered. So a caller can find out why the rest is a 403.
  */
 import type { Events } from '../../lib/event/index.ts'
 import {
@@ -64,7 +64,7 @@ const Redeliver = named(
   'Redeliver',
   field.object({
     stream: optional(field.text({ min: 1, max: 255 }), 'Left out: all that are parked'),
-    skip: optional(field.boolean, {
+    skip: optional(field.boolean(), {
       default: false,
       description: 'Passes over the event that failed',
     }),
@@ -182,7 +182,7 @@ const redeliver = route({
   responses: { 200: json(Redelivered, 'Streams'), ...problems(404) },
 })
 
-/** The router of `/v1/groups`, but for who consumes. */
+/** The routes of `/v1/groups` but those for consumers. */
 export function groupRouter(events: Events): Router {
   const router = new Router()
 

@@ -1,15 +1,15 @@
 /**
- * Leaders over HTTP: a term per request, the caller keeps the token and renews it.
+ * Leaders over HTTP: each request grants, renews or ends a term; the caller keeps the token.
  *
  *     POST   /v1/leaders/{name}           campaign   201 elected · 200 leads already, this very holder · 423 another leads
  *     PATCH  /v1/leaders/{name}           renew      200 · 409 lost        with `meta`: proclaim
  *     DELETE /v1/leaders/{name}           resign     204 · 409 lost        ?token=… or, for admins, ?force=true: step down
- *     GET    /v1/leaders/{name}           look       200 who leads, who waits
- *     GET    /v1/leaders/{name}/observe   follow     200 text/event-stream
+ *     GET    /v1/leaders/{name}           get        200 the leader and the candidates
+ *     GET    /v1/leaders/{name}/observe   observe    200 text/event-stream
  *     GET    /v1/leaders                  list       200
  *
- * As with locks there is no session: whoever does not renew in time leads no more, and learns it by a 409. A campaign that
- * waits (`waitMs`) stands in the same line as every other candidate, by priority and arrival.
+ * As with locks there is no session: a leader that does not renew in time leads no more, and learns it by a 409. A campaign
+ * that waits (`waitMs`) stands in the same queue as every other candidate, by priority and arrival.
  */
 import { type Leader, type Leaders, LIMITS } from '../../lib/index.ts'
 import {
@@ -191,12 +191,12 @@ export function leaderRouter(leaders: Leaders, streams: Streams, stopping?: Abor
 
   router.on(look, async (c, { params: { name } }) => {
     const { leader, waiting } = await leaders.members(name)
-    const line = waiting.map(({ since, meta, ...rest }) => ({
+    const candidates = waiting.map(({ since, meta, ...rest }) => ({
       ...rest,
       since: since.toISOString(),
       meta: meta ?? null,
     }))
-    return c.json({ name, leader: leader && leaderJson(leader), waiting: line }, 200)
+    return c.json({ name, leader: leader && leaderJson(leader), waiting: candidates }, 200)
   })
 
   router.on(observe, (c, { params: { name } }) => {
@@ -205,7 +205,7 @@ export function leaderRouter(leaders: Leaders, streams: Streams, stopping?: Abor
       (signal) => leaders.observe(name, { signal }),
       ({ leader, revision }) => ({
         event: 'leader',
-        id: `${revision}${leader ? '' : '.vacant'}`, // a lease that ran out has the revision that it had
+        id: `${revision}${leader ? '' : '.vacant'}`, // the revision does not change when a lease runs out
         data: { name, leader: leader && leaderJson(leader) },
       }),
     )

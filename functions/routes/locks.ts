@@ -1,17 +1,17 @@
 /**
- * Locks over HTTP: a lease per request, the caller keeps the token.
+ * Locks over HTTP: each request grants, renews or releases a lease; the caller keeps the token.
  *
  *     POST   /v1/locks/{name}   acquire   201 granted · 200 granted before, to this very holder · 423 held
  *     PATCH  /v1/locks/{name}   renew     200 · 409 lost
  *     DELETE /v1/locks/{name}   release   204 · 409 lost      ?token=… or, for admins, ?force=true
- *     GET    /v1/locks/{name}   look      200
+ *     GET    /v1/locks/{name}   get       200
  *     GET    /v1/locks          list      200
  *
- * There is no session and no heartbeat on this side: whoever does not renew in time has lost the lock, and learns it
- * by a 409. An answer may get lost. Then the same `holder` asks again and gets the same token (200); a caller that
- * named no holder cannot be told from a stranger, and waits for the ttl to run out.
+ * There is no session and no heartbeat on this side: a caller that does not renew in time has lost the lock, and learns it
+ * by a 409. An answer may get lost. Then the same `holder` asks again and gets the same token (200). A caller that named no
+ * holder looks like a stranger, and waits for the ttl to run out.
  *
- * A wait (`waitMs`) stands in the same queue as every other contender; when it ends is told in http/schemas.ts.
+ * A wait (`waitMs`) stands in the same queue as every other contender. http/waiting.ts says when it ends.
  */
 import { LIMITS, type LockState, type Locks } from '../../lib/index.ts'
 import {

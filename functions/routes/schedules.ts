@@ -2,13 +2,14 @@
  * Schedules over HTTP: a cron expression that sends a job to a queue at each of its slots.
  *
  *     PUT    /v1/schedules/{name}   schedule    201 made · 200 changed
- *     GET    /v1/schedules/{name}   look        200, with the slots that come next
+ *     GET    /v1/schedules/{name}   get         200, with the next slots
  *     DELETE /v1/schedules/{name}   unschedule  204
  *     GET    /v1/schedules          list        200
  *
- * Somebody has to tick (tick.ts): a server of our own does. What is due then is sent, each slot once, however many tick.
+ * Schedules need ticks (tick.ts); a server of ours ticks by itself. A tick sends the slots that are due, each of them once,
+ * however many processes tick.
  *
- * A key that is bound to names must be for the schedule's and for its queue's, or it could send where it may not.
+ * A key with a prefix must be for the schedule's name and for its queue's, or it could send where it may not.
  */
 import type { Schedule, Tasks } from '../../lib/task/index.ts'
 import {
@@ -38,7 +39,7 @@ const Put = named(
     data: optional(field.json, { default: null }),
     missed: optional(field.word('skip', 'once', 'all'), {
       default: 'once',
-      description: 'Of slots that were due while nobody ticked: none, the last, or each',
+      description: 'Which slots to send that were due while nothing ticked: none, the last, or each',
     }),
   }),
 )
@@ -52,10 +53,10 @@ const Listed = named(
     timezone: shape.string,
     data: shape.any,
     missed: shape.word('skip', 'once', 'all'),
-    nextAt: described(shape.nullable(shape.instant), 'null: there is none any more, or it cannot be told (`error`)'),
-    lastSlot: described(shape.nullable(shape.instant), 'That was sent'),
+    nextAt: described(shape.nullable(shape.instant), 'null: there is none any more, or it is not known (`error`)'),
+    lastSlot: described(shape.nullable(shape.instant), 'The last slot that was sent'),
     lastJob: shape.nullable(shape.uuid),
-    missedSlots: described(shape.integer, 'Due while nobody ticked, and not sent'),
+    missedSlots: described(shape.integer, 'Slots that were due while nothing ticked, and were not sent'),
     lastMissed: shape.nullable(shape.instant),
     error: described(shape.nullable(shape.string), 'Why the last slot could not be sent'),
     createdAt: shape.instant,
@@ -66,7 +67,7 @@ const Listed = named(
 const State = named(
   'ScheduleState',
   shape.extended(Listed, {
-    upcoming: described(shape.array(shape.instant), 'The next five slots; none: they cannot be told'),
+    upcoming: described(shape.array(shape.instant), 'The next five slots; none: they are not known'),
   }),
 )
 
@@ -130,7 +131,7 @@ export function scheduleRouter(tasks: Tasks): Router {
     try {
       return tasks.preview(cron, timezone, 5)
     } catch {
-      return [] // it was told to another process, which knew the time zone
+      return [] // another process stored it, which knew the time zone
     }
   }
 

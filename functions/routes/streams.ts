@@ -1,23 +1,23 @@
 /**
- * Streams over HTTP: who appends events, and who reads them, of one stream or of all. Who shares them out: groups.ts.
+ * Streams over HTTP: appending events to a stream, and reading it. All streams in one order: events.ts. Sharing them out: groups.ts.
  *
  *     POST   /v1/streams/{name}       append    201 · 200 appended before, by their ids · 412 the stream is not where `expected` says
  *     GET    /v1/streams/{name}       read      200 a page, or text/event-stream
  *     DELETE /v1/streams/{name}       truncate  200 what is gone, and which groups it waits for     ?force=true: admins
  *     GET    /v1/streams/{name}/lag   lag       200 how far behind each group is that reads it
  *     GET    /v1/streams              list      200
- *     GET    /v1/events               read all  200 a page, or text/event-stream
  *
- * An answer may get lost. Who appends with ids asks again and is told the positions that they have (200); who appends with
- * `expected` is told where the stream is (412), and reads whether that was itself. With neither, asking again may append twice.
+ * An answer may get lost. A caller that appends with ids asks again and gets the positions that its events have (200). One that
+ * appends with `expected` gets the position of the stream (412), and reads whether it was itself. With neither, asking again may
+ * append twice.
  *
- * A page is never a promise of the whole: `next` is what to read from next, also when the page is empty. With `waitMs` it is
- * waited for, until the client hangs up, or the server stops (503). A client that says `Accept: text/event-stream` gets what is
- * there and then what comes. `EventSource` sends back the id of the last event it saw, and goes on after it: of a stream the id
- * is the position, of all events the cursor.
+ * A page is not always full: `next` is where the next page begins, also when this page is empty. With `waitMs` the request waits
+ * for an event, until the client hangs up, or the server stops (503). A client that sends `Accept: text/event-stream` gets the
+ * events that are there and then those that follow. `EventSource` sends back the id of the last event it saw, and continues after
+ * it: the id is the position in a stream, and the cursor where all streams are read.
  *
- * An append may have 4 MiB; whoever has more appends more than once. A key that is bound to names reads all events under its
- * prefix; who may look at a stream is told the names of the groups that read it.
+ * An append may have 4 MiB; a caller that has more appends more than once. A caller that may look at a stream sees the names of
+ * the groups that read it.
  */
 import type { Events } from '../../lib/event/index.ts'
 import { LIMITS } from '../../lib/index.ts'
@@ -230,7 +230,7 @@ export function streamRouter(events: Events, streams: Streams, stopping?: AbortS
   return router
 }
 
-// What is too long for an event is a 413, as what is too long for a body. Of `data` only the length is a RangeError.
+// Data that is too long for an event is a 413, like a body that is too long. Of `data` only the length is a RangeError.
 function refuse(error: unknown): never {
   const { field = '' } = error as { field?: string }
   if (!(error instanceof RangeError) || !/^events\.\d+\.data$/.test(field)) throw error

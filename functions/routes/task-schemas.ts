@@ -1,11 +1,11 @@
 /**
- * What the routes of tasks have in common: where a queue and a job are, what a job may ask for, and how it is jobJson.
+ * What the routes of tasks have in common: the paths of queues and jobs, the options of a job, and a job as JSON.
  *
- * The ranges are those of lib/task/queue/options.ts, outputJson again: the library is imported for its types only, so that a deployment
- * without tasks does not carry pg-boss. Should they come apart, the library still refuses, with a 400 as well.
+ * The ranges repeat those of lib/task/queue/options.ts. Here the library is imported for its types only, so that a deployment
+ * without tasks does not contain pg-boss. If the two ever differ, the library still refuses, also with a 400.
  *
- * A handler's error is kept with its stack, for who runs the handler. An answer never contains one: whoever may look at a
- * job need not know what the code looks like that ran it.
+ * A handler's error is kept with its stack, for the people who run the handler. An answer never contains a stack: a caller
+ * that may look at a job need not know the code that ran it.
  */
 import type { Context } from 'hono'
 import type { Job } from '../../lib/task/index.ts'
@@ -23,7 +23,11 @@ const retries = {
   retryLimit: optional(field.integer({ min: 0, max: 1_000 }), { default: 2, description: 'Attempts after the first' }),
   retryDelayMs: optional(field.integer({ min: 0, max: YEAR_MS }), { default: 0 }),
   backoff: optional(
-    field.either(field.boolean, field.object({ maxMs }), `true, false or { maxMs: an integer, 0–${YEAR_MS} }`),
+    field.either(
+      field.boolean(`true, false or { maxMs: an integer, 0–${YEAR_MS} }`),
+      field.object({ maxMs }),
+      (value) => Number.isInteger((value as { maxMs?: unknown } | null)?.maxMs),
+    ),
     { default: false, description: 'Doubles the delay each time, up to maxMs' },
   ),
   expireInMs: optional(field.integer({ min: 1_000, max: DAY_MS }), {
@@ -42,7 +46,7 @@ export const Declare = named(
     ...retries,
     heartbeatMs: optional(field.integer({ min: 10_000, max: DAY_MS }), {
       default: 30_000,
-      description: 'After so long without a sign of life a worker is taken for dead',
+      description: 'After so long without a heartbeat a worker is considered dead',
     }),
     policy: optional(field.word('standard', 'short', 'singleton', 'stately', 'exclusive', 'key_strict_fifo'), {
       default: 'standard',
@@ -59,7 +63,7 @@ export const Declare = named(
   }),
 )
 
-const RFC3339 = 'an shape.instant of 1970–9999 as RFC 3339 says it, with its offset or Z'
+const RFC3339 = 'an instant of 1970–9999 as RFC 3339 says it, with its offset or Z'
 
 export const Options = named(
   'JobOptions',
@@ -83,7 +87,7 @@ export const Options = named(
       ),
     }),
     'left out where startAfterMs is given',
-    ({ startAfter, startAfterMs }) => startAfter === undefined || startAfterMs === undefined,
+    (options) => !('startAfter' in options && 'startAfterMs' in options),
     'startAfter',
   ),
 )
@@ -117,9 +121,9 @@ export const JobState = named(
     completedAt: shape.nullable(shape.instant),
     progress: described(
       shape.nullable(shape.object({ fraction: shape.number, note: shape.nullable(shape.string), at: shape.instant })),
-      'What the running, or last, attempt outputJson of itself',
+      'The progress that the running, or last, attempt reported',
     ),
-    holder: described(shape.nullable(shape.string), 'Who claimed it over HTTP, if they outputJson so'),
+    holder: described(shape.nullable(shape.string), 'The holder that claimed it over HTTP, if it gave a name'),
   }),
 )
 
@@ -131,7 +135,7 @@ function isInstant(text: string): boolean {
   return new Date(`${day}T00:00:00Z`).toISOString().startsWith(day)
 }
 
-/** A job as an answer says it. */
+/** A job as JSON. */
 export function jobJson({ createdAt, startAfter, startedAt, completedAt, progress, output, ...rest }: Job) {
   return {
     ...rest,
@@ -144,12 +148,12 @@ export function jobJson({ createdAt, startAfter, startedAt, completedAt, progres
   }
 }
 
-/** What a job outputJson in the end: of one that was completed all of it, of any other an error, without its stack. */
+/** The output of a job: of one that was completed all of it, of any other an error, without its stack. */
 export function outputJson(state: string, output: unknown): unknown {
   return state === 'completed' ? output : stackless(output)
 }
 
-// An error has others inside: `cause`, `errors`.
+// An error may contain others: `cause`, `errors`.
 function stackless(value: unknown): unknown {
   if (typeof value !== 'object' || value === null) return value
   if (Array.isArray(value)) return value.map(stackless)
@@ -161,7 +165,7 @@ export function noJob(name: string, id: string): Problem {
   return new Problem(404, 'NOT_FOUND', `There is no job ${id} in the queue ${JSON.stringify(name)}`)
 }
 
-/** Throws a 403 if what fails would be written to a queue that the key is not for. */
+/** Throws a 403 if failed jobs would go to a queue that the key is not for. */
 export function coversDeadLetter(c: Context<Env>, options: { deadLetter?: string | undefined } | undefined): void {
   covers(c, options?.deadLetter)
 }

@@ -1,17 +1,17 @@
 /**
- * Tasks over HTTP: who sends jobs, waits for them, and looks after them. Who works on them: claims.ts.
+ * Tasks over HTTP: sending jobs, waiting for them, and looking after queues. Working on jobs: claims.ts.
  *
  *     PUT    /v1/tasks/{queue}             declare    201 made · 200 changed
  *     GET    /v1/tasks/{queue}             counts     200
  *     GET    /v1/tasks                     list       200
  *     POST   /v1/tasks/{queue}             send       202 sent · with waitMs: 200 over · 504 not over yet · 409 refused
  *     POST   /v1/tasks/{queue}/broadcast   broadcast  202 a job for each worker of the queue
- *     GET    /v1/tasks/{queue}/{id}        look       200
+ *     GET    /v1/tasks/{queue}/{id}        get        200
  *     DELETE /v1/tasks/{queue}/{id}        cancel     204 · 409 over already
  *
- * A wait is only a wait. Whoever hangs up, or is told 503 or 504, has sent the job all the same, and finds it by its id; so
- * who cannot bear to send twice names the id (`options.id`), which is refused when it comes again. A job that failed is a
- * 200: the caller asked how it ends, and that is how.
+ * A wait is only a wait. A caller that hangs up, or gets a 503 or 504, has sent the job all the same, and finds it by its id.
+ * A caller that must not send twice chooses the id (`options.id`): it is refused when it comes again. A job that failed is a
+ * 200: the caller asked how it ends, and that is the answer.
  */
 import type { Tasks } from '../../lib/task/index.ts'
 import {
@@ -65,10 +65,10 @@ const Outcome = named(
   }),
 )
 const Queues = named('QueueList', shape.object({ queues: shape.array(shape.string), next: shape.next }))
-const Told = named(
+const Broadcasted = named(
   'BroadcastJobs',
   shape.object({ jobs: shape.array(shape.object({ worker: shape.string, id: shape.uuid })) }),
-  'One for each worker; none: nobody works on the queue',
+  'One for each worker; none: the queue has no worker',
 )
 
 const declare = route({
@@ -129,7 +129,7 @@ const broadcast = route({
   scope: 'tasks:write',
   params: Queue,
   body: Broadcast,
-  responses: { 202: json(Told, 'Sent'), ...problems(404) },
+  responses: { 202: json(Broadcasted, 'Sent'), ...problems(404) },
 })
 
 const look = route({

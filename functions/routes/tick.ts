@@ -1,5 +1,5 @@
 /**
- * The clockwork over HTTP, for who runs no server of ours all day: whatever can send a request each minute is enough.
+ * The tick over HTTP, for deployments without a server that runs all day: anything that can send a request each minute will do.
  *
  *     POST /v1/tick   { budgetMs? }   200 what was done
  *
@@ -7,10 +7,10 @@
  * and works on the queues that have a handler in this process until nothing is left or the budget is spent. Any number of
  * ticks may run at once.
  *
- * A database that has not answered a second after the budget is a 503; what is under way there may be done all the same.
+ * A database that has not answered a second after the budget is a 503. The database may still do what it was asked.
  *
- * It ends early when its caller hangs up or the server stops; jobs that run are then handed back. It touches all names:
- * a key that is bound to some of them may not tick.
+ * A tick ends early when its caller hangs up or the server stops; jobs that run are then handed back. It touches all names, so
+ * a key with a prefix may not tick.
  */
 import type { Tasks } from '../../lib/task/index.ts'
 import { described, field, json, named, optional, Router, route, shape, waiting } from '../http/index.ts'
@@ -20,7 +20,7 @@ const Tick = named(
   field.object({
     budgetMs: optional(field.integer({ min: 100, max: 900_000 }), {
       default: 10_000,
-      description: 'Begins no job, and hands back those that run, once so much is spent',
+      description: 'After this time it begins no job, and hands back those that run',
     }),
   }),
 )
@@ -28,8 +28,8 @@ const Tick = named(
 const Ticked = named(
   'Ticked',
   shape.object({
-    slots: described(shape.integer, 'Of schedules, that were due and sent'),
-    jobs: described(shape.integer, 'That ran here and are completed'),
+    slots: described(shape.integer, 'Slots of schedules that were due and sent'),
+    jobs: described(shape.integer, 'Jobs that ran here and are completed'),
     failed: described(shape.integer, 'Attempts that failed here'),
     handedBack: described(shape.integer, 'Jobs for which the budget was too small'),
     ms: shape.number,
