@@ -7,7 +7,7 @@
 
 import { UnavailableError } from '../../lib/index.ts'
 
-/** The text of a secret. @throws {UnavailableError} which secret, and why not; never what is in it. */
+/** The text of a secret. @throws {UnavailableError} which secret, and why; the message never has its content. */
 export async function readSecret(arn: string): Promise<string> {
   const { GetSecretValueCommand, SecretsManagerClient } = await import('@aws-sdk/client-secrets-manager')
   try {

@@ -1,6 +1,6 @@
 /**
- * What the adapters of the two clouds have in common, where nobody sits at a terminal: what they log, what they answer before
- * there is an application, and what they do when the clock calls.
+ * What the adapters of the two clouds have in common, where there is no terminal: what they log, what they answer before there is
+ * an application, and what a scheduled event does.
  *
  * The log gets objects, one for each thing that an operator may want to count or search. Their `code` says what it is
  * (LEASE_LOST, UNAVAILABLE, INTERNAL).

@@ -1,13 +1,13 @@
 /**
  * The adapter of Cloudflare Workers: `fetch` and `scheduled`.
  *
- * What lives how long. A socket belongs to the request that opened it: the next request that uses it waits for ever, without an
+ * Lifetimes. A socket belongs to the request that opened it: another request that uses it waits without end, and without an
  * error. So each request makes a Lockstep, with one pool, which is one connection as long as its statements come one after
  * another, and closes it when it has answered (an event stream: when that has ended). The application is made once for an
  * isolate (5 ms, of the 10 that a free plan gives a request) and finds the Lockstep of its request by its asynchronous
  * context. Nothing is made while the module loads, where sockets, timers and random numbers are forbidden.
  *
- * What is not attempted. A Worker reaches its database through Hyperdrive, or directly. Hyperdrive pools by transaction: it has
+ * Limits. A Worker reaches its database through Hyperdrive, or directly. Hyperdrive pools by transaction: it has
  * no session locks, no LISTEN and no state of a session, and so nothing here asks for them (`directConnectionString: null`);
  * a request that waits, polls. Hyperdrive also answers reads out of a cache that is up to 75 s old; a grant out of it would be
  * a second holder. So all statements are such that the cache must skip them (lib/database/uncached.ts), and a test checks every
@@ -130,9 +130,9 @@ function ofRequest(scopes: AsyncLocalStorage<Services>): Lockstep {
 function partOf<T extends object>(scopes: AsyncLocalStorage<Services>, find: (services: Services) => T | undefined): T {
   return new Proxy({} as T, {
     get(_, key) {
-      const room = find(scopes.getStore() as Services) as T
-      const member = Reflect.get(room, key, room)
-      return typeof member === 'function' ? member.bind(room) : member
+      const part = find(scopes.getStore() as Services) as T
+      const member = Reflect.get(part, key, part)
+      return typeof member === 'function' ? member.bind(part) : member
     },
   })
 }

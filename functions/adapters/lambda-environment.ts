@@ -92,7 +92,7 @@ async function connectionOf(env: Environment) {
   const arn = env.DATABASE_SECRET_ARN as string
   let secret = readDatabaseSecret(arn)
   const connectionString = addressOf(await secret, env)
-  let fresh = true // the first connection is made with what was just read
+  let fresh = true // the first connection uses the password that was just read
   const password = async () => {
     if (!fresh) secret = readDatabaseSecret(arn)
     fresh = false

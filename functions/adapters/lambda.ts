@@ -1,7 +1,7 @@
 /**
  * The adapter of AWS Lambda: events → application → answers, and a tick by the clock of EventBridge Scheduler.
  *
- * What lives how long. An execution environment serves one invocation at a time, and is frozen between two. It may be thawed a
+ * Lifetimes. An execution environment serves one invocation at a time, and is frozen between two. It may be thawed a
  * second later or an hour, or never. So everything is made once per environment and used by the next invocation, with one pool
  * of connections, none of which is held in between (lib/database/shared-pool.ts). After a freeze nothing is certain: the other
  * end of a connection may be gone, and the clock may have stood still too. An environment that has rested for {@link REST_MS}
@@ -150,7 +150,7 @@ function ending(response: Response, leftMs: number): Response {
 const asHono = (fetch: (request: Request, bindings: { context: LambdaContext }) => Promise<Response>) =>
   ({ fetch }) as unknown as Hono
 
-/** @param around  calls the handler that it is given. */
+/** @param around  calls a handler with its arguments. */
 function streamed(
   around: (handler: StreamHandler, ...call: Parameters<StreamHandler>) => Promise<void>,
   fetch: Parameters<typeof asHono>[0],

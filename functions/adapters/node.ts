@@ -31,7 +31,7 @@ export interface ServeOptions extends Omit<AppOptions, 'signal'> {
   port?: number
   /** How long requests in flight may take once `close` is called. @default 10_000 */
   drainMs?: number
-  /** How long a client may take nothing of what was sent to it, 1_000–3_600_000; twice as long at most. @default 30_000 */
+  /** Milliseconds that a client may read nothing of its answer, 1_000–3_600_000. It is disconnected after at most twice that. @default 30_000 */
   unreadMs?: number
 }
 
@@ -80,7 +80,7 @@ export async function serve(options: ServeOptions): Promise<Server> {
     for (const socket of unread.keys()) if (socket.destroyed) unread.delete(socket)
     for (const socket of connections) {
       const left = unsent(socket)
-      // Reset, or the kernel would keep what was not read for minutes.
+      // Reset, or the kernel would keep the unread bytes for minutes.
       if (left !== '' && unread.get(socket) === left) socket.resetAndDestroy()
       else unread.set(socket, left)
     }

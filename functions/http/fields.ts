@@ -154,13 +154,13 @@ export const json: Field<unknown> = field(
 /** Any small JSON value that the caller wants others to see. */
 export const meta: Field<unknown> = field(
   `a JSON value of at most ${LIMITS.metaBytes} bytes, without \\u0000 and lone surrogates`,
-  { description: `Any JSON value, at most ${LIMITS.metaBytes} bytes. Shown to everybody who may look` },
+  { description: `Any JSON value, at most ${LIMITS.metaBytes} bytes. Every caller that may look sees it` },
   (value) => (storable(value, LIMITS.metaBytes) ? value : undefined),
 )
 
 export const name = described(
   text(LIMITS.name),
-  'Percent-encoded, a `/` in it as `%2F`. `.` and `..` cannot be said in a URL',
+  'Percent-encoded, a `/` in it as `%2F`. `.` and `..` are not possible in a URL',
 )
 /** The path of what has a name. */
 export const Name = { name }

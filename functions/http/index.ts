@@ -1,4 +1,4 @@
-/** What others use of this room. */
+/** The exports of this folder. */
 
 export { allow, authenticate, covers, type Env, listable, parseKeys } from './auth.ts'
 export { documentOf } from './document.ts'

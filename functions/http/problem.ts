@@ -68,7 +68,7 @@ export function invalid(...errors: FieldError[]): Problem {
 /** Writes a problem as this request's answer. */
 export function problem(c: Context, { status, code, message, headers, errors, members }: Problem): Response {
   const body = JSON.stringify({ ...problemBody(status, code, message), ...members, ...(errors && { errors }) })
-  // The type of hono knows no 499; nobody reads it, for the client has gone.
+  // hono's type has no 499. No one reads that answer, since the client has gone.
   return c.body(body, status as ContentfulStatusCode, { ...headers, 'Content-Type': 'application/problem+json' })
 }
 
@@ -150,7 +150,7 @@ export function stopping(): Problem {
   return unavailable('The server is stopping')
 }
 
-/** A 499, which nobody reads. */
+/** A 499, for the log: the client is no longer there to read it. */
 export function clientGone(): Problem {
   return new Problem(499, 'CLIENT_GONE', 'The client closed the connection')
 }

@@ -1,9 +1,9 @@
 /**
- * A route: what it is called with and what it answers, said once. Its requests are read by that, its handler is typed by that,
- * and the OpenAPI document (document.ts) shows that.
+ * A route says once what it takes and what it answers. Requests are read by it, its handler is typed by it, and the OpenAPI
+ * document (document.ts) is made from it.
  *
  * The order of the checks is fixed: the key (scope, prefix: 403), the encoding, the query, the path, the headers, the body (400).
- * The answers that this brings with it are documented with each route that has a scope, and need not be named there.
+ * The problems that these checks answer are documented for every route with a scope, so a route need not name them.
  */
 import { type Context, Hono, type TypedResponse } from 'hono'
 import type { StatusCode } from 'hono/utils/http-status'
@@ -25,7 +25,7 @@ export interface EmptyResponse {
   readonly description: string
   readonly content?: never
 }
-/** An answer whose body is checked by nobody. */
+/** An answer whose body the compiler does not check. */
 export interface OtherResponse {
   readonly description: string
   readonly content: { readonly 'text/event-stream': { readonly schema: JsonSchema } }

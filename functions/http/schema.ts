@@ -2,11 +2,11 @@
  * One description of a value in JSON, for three readers: the compiler, the OpenAPI document and the check of a request.
  *
  * A {@link Shape} is a JSON Schema with the TypeScript type of its values. A {@link Field} is a shape that can also read a
- * value from outside. Answers are shapes (shapes.ts), since nobody checks them; what a request contains is fields (fields.ts).
+ * value from outside. Answers are shapes (shapes.ts), which nothing reads. Requests are fields (fields.ts).
  *
  * There is no schema library here. Our fields need little of one: each has a single message, its whole allowed range in words,
- * and its own JSON Schema, because what is read (a bigint) is not what is sent (a string). A library has both as exceptions, and
- * weighs 16 kB of gzip (zod/mini) to 67 (zod with its OpenAPI generator) in a Worker; this file and fields.ts weigh 2.
+ * and its own JSON Schema, because the value that is read (a bigint) is not the one that is sent (a string). In a library both are
+ * exceptions, and it adds 16 kB of gzip (zod/mini) to 67 (zod with an OpenAPI generator) to a Worker; this file and fields.ts add 2.
  */
 
 /** One input that is wrong, and what would have been right. */

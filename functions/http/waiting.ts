@@ -1,6 +1,6 @@
 /**
- * A request that waits (`waitMs`) does not wait for ever: it ends when its client hangs up (with a 499, which nobody reads), and
- * with a 503 when the server stops.
+ * The wait of a request (`waitMs`) ends early when its client hangs up (with a 499, which no one reads), and with a 503 when the
+ * server stops.
  *
  * A grant may come just when the client hangs up. The route then takes it back: nothing is granted to a client that has gone.
  */
@@ -8,7 +8,7 @@ import type { Context } from 'hono'
 import { combineSignals } from '../../lib/base/index.ts'
 import { clientGone, stopping } from './problem.ts'
 
-/** Does what may wait, if `waitMs` says so; the wait ends with the client, or the server. */
+/** Does work that waits for at most `waitMs`. The wait ends when the client hangs up or the server stops. */
 export async function waiting<T>(
   c: Context,
   waitMs: number | undefined,
@@ -21,7 +21,7 @@ export async function waiting<T>(
     return await work(until ? { signal: until.signal } : {})
   } catch (error) {
     if (client.aborted) throw clientGone()
-    // Only a wait ends early: a request that came before the stop and need not wait gets its answer.
+    // Only a wait ends early: a request without one that came before the stop gets its answer.
     if (waitMs && stop?.aborted) throw stopping()
     throw error
   } finally {

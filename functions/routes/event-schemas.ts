@@ -29,7 +29,7 @@ export const Horizon = named(
   'Horizon',
   shape.object({
     cursor: described(shape.position, 'Everything up to here is decided, and can be read in order'),
-    last: described(shape.position, 'That was ever given to an event'),
+    last: described(shape.position, 'The largest cursor that an event has'),
     holdups: shape.array(
       named(
         'Holdup',
@@ -70,7 +70,7 @@ export const Seen = {
 }
 
 export const pageOrStream = {
-  description: 'A page, or what there is and then what comes',
+  description: 'A page; or the events that are there, and then those that follow',
   content: { 'application/json': { schema: Page.json }, 'text/event-stream': { schema: shape.string.json } },
 }
 

@@ -65,7 +65,7 @@ const Batch = named(
     partition: shape.integer,
     token: shape.token,
     events: shape.array(named('GivenEvent', shape.extended(Event, { attempt: described(shape.integer, '1, 2, …') }))),
-    next: described(shape.string, 'To be given back'),
+    next: described(shape.string, 'To be sent back by commit or fail'),
   }),
 )
 const Batches = named('EventBatches', shape.object({ batches: shape.array(Batch) }), 'None: nothing came')
@@ -85,7 +85,7 @@ const poll = route({
   ...writing,
   method: 'post',
   path: '/{name}/poll',
-  summary: 'Take a fair share of the partitions, and what is next of each',
+  summary: 'Take a fair share of the partitions, and the next events of each',
   params: Name,
   body: Poll,
   responses: { 200: json(Batches, 'What is next, perhaps nothing'), ...problems(404) },

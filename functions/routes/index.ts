@@ -1,4 +1,4 @@
-/** What others use of this room. */
+/** The exports of this folder. */
 
 export { claimRouter } from './claims.ts'
 export { eventRouter } from './events.ts'

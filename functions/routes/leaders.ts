@@ -34,12 +34,15 @@ import { Granted, grantJson, grantTo, Release, tokenOf } from './grants.ts'
 const Campaign = named(
   'Campaign',
   field.object({
-    holder: optional(field.holder, 'Who wants to lead. Left out: a fresh one. Given: asking again is a retry'),
+    holder: optional(
+      field.holder,
+      'The name of the candidate. Left out: a fresh one. With it, asking again is a retry',
+    ),
     ttlMs: optional(field.ttlMs, { default: LIMITS.ttlMs.default }),
     waitMs: optional(field.waitMs, { default: 0 }),
     priority: optional(field.integer(LIMITS.priority), {
       default: LIMITS.priority.default,
-      description: 'The higher comes first; it deposes nobody',
+      description: 'The higher comes first; it deposes no leader',
     }),
     meta: optional(field.meta),
   }),
@@ -118,7 +121,7 @@ const resign = route({
   tags: ['leaders'],
   method: 'delete',
   path: '/{name}',
-  summary: 'Resign by the token of the term; or, as an admin, ask whoever leads to step down',
+  summary: 'Resign by the token of the term; or, as an admin, ask the leader to step down',
   scope: 'leaders:write',
   params: Name,
   query: Release,
@@ -129,17 +132,18 @@ const look = route({
   tags: ['leaders'],
   method: 'get',
   path: '/{name}',
-  summary: 'Who leads, and who waits in which order. Not for deciding: it may be another the moment after',
+  summary: 'Get the leader, and the candidates in their order. Not for deciding: it may change at any time',
   scope: 'leaders:read',
   params: Name,
-  responses: { 200: json(Members, 'As of a moment ago') },
+  responses: { 200: json(Members, 'As of now') },
 })
 
 const observe = route({
   tags: ['leaders'],
   method: 'get',
   path: '/{name}/observe',
-  summary: 'Follow who leads: the latest first, then every change. A client that reconnects says what it saw last',
+  summary:
+    'Follow the leader: the latest state first, then every change. A client that reconnects sends the id that it saw last',
   scope: 'leaders:read',
   params: Name,
   headers: {

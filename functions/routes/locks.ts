@@ -35,7 +35,7 @@ import { Granted, grantJson, grantTo, Release, tokenOf } from './grants.ts'
 const Acquire = named(
   'Acquire',
   field.object({
-    holder: optional(field.holder, 'The identity of one holder. Left out: a fresh one. Given: asking again is a retry'),
+    holder: optional(field.holder, 'The name of one holder. Left out: a fresh one. With it, asking again is a retry'),
     ttlMs: optional(field.ttlMs, { default: LIMITS.ttlMs.default }),
     waitMs: optional(field.waitMs, { default: 0 }),
     meta: optional(field.meta),
@@ -53,9 +53,9 @@ const Lease = named(
     holder: shape.nullable(shape.string),
     token: shape.nullable(shape.token),
     grantedAt: shape.nullable(shape.instant),
-    expiresAt: described(shape.nullable(shape.instant), 'null: it has no expiry, or nobody holds it'),
+    expiresAt: described(shape.nullable(shape.instant), 'null: it has no expiry, or is not held'),
     ttlMs: shape.nullable(shape.integer),
-    meta: described(shape.any, 'What the holder said'),
+    meta: described(shape.any, 'The `meta` of the holder'),
   }),
 )
 
@@ -104,7 +104,7 @@ const release = route({
   tags: ['locks'],
   method: 'delete',
   path: '/{name}',
-  summary: 'Release a lock by its token; or, as an admin, whoever holds it',
+  summary: 'Release a lock by its token; or, as an admin, by force',
   scope: 'locks:write',
   params: Name,
   query: Release,
@@ -115,7 +115,7 @@ const look = route({
   tags: ['locks'],
   method: 'get',
   path: '/{name}',
-  summary: 'Look at a lock. Not for deciding: it may be another the moment after',
+  summary: 'Get the state of a lock. Not for deciding: it may change at any time',
   scope: 'locks:read',
   params: Name,
   responses: { 200: json(State, 'Its state') },

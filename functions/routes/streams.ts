@@ -96,7 +96,7 @@ const Truncated = named(
   shape.object({
     removed: shape.integer,
     first: described(shape.position, 'That is still there'),
-    waitingFor: described(shape.array(shape.string), 'Groups that have yet to read what was to be removed'),
+    waitingFor: described(shape.array(shape.string), 'Groups that have not yet read events before the position'),
   }),
 )
 

@@ -58,7 +58,7 @@ export const Declare = named(
     }),
     deleteAfterSeconds: optional(field.integer({ min: 0, max: INT }), {
       default: 604_800,
-      description: 'A job that is over is kept so long, 0: for ever',
+      description: 'A job that is over is kept so long; 0: it is never removed',
     }),
   }),
 )

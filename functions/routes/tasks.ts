@@ -81,7 +81,7 @@ const declare = route({
   body: Declare,
   responses: {
     201: json(Counts, 'Made'),
-    200: json(Counts, 'It was there; changed to what is said here'),
+    200: json(Counts, 'It was there, and was changed'),
   },
 })
 

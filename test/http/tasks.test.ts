@@ -1037,6 +1037,21 @@ describe('a body', () => {
     expect(await call(method, path, { body })).toMatchObject({ status: 400, json: { errors: [{ field }] } })
   })
 
+  test.each([
+    [
+      { startAfter: 'soon' },
+      '`options.startAfter` must be an instant of 1970–9999 as RFC 3339 says it, with its offset or Z',
+    ],
+    [{ backoff: 'yes' }, '`options.backoff` must be true, false or { maxMs: an integer, 0–31536000000 }'],
+    [{ backoff: { maxMs: -1 } }, '`options.backoff.maxMs` must be an integer, 0–31536000000'],
+    [
+      { id: 'x', deadLetter: 'a b' },
+      '`options.id` must be a UUID; `options.deadLetter` must be a string of 1–255 letters, digits, `_`, `-`, `.` and `/`',
+    ],
+  ])('with the options %j is refused in words', async (options, detail) => {
+    expect((await call('POST', at('q'), { body: { options } })).json.detail).toBe(detail)
+  })
+
   test('over 64 KiB is 413', async () => {
     for (const [method, path] of bodies) {
       const answer = await call(method, path, { body: `"${'x'.repeat(65_536)}"` })
