@@ -1,6 +1,6 @@
 /**
- * The door of Cloudflare's Workers, in workerd, with the wrangler.jsonc that is deployed: one connection for a request, nothing
- * that Hyperdrive cannot do, nothing that its cache may answer, and what is due by the clock.
+ * The adapter of Cloudflare Workers, in workerd, with the wrangler.jsonc that is deployed: one connection for a request, nothing
+ * that Hyperdrive cannot do, nothing that its cache may answer, and scheduled events.
  */
 import * as path from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
@@ -56,7 +56,7 @@ describe('each request', () => {
 })
 
 describe('Hyperdrive', () => {
-  /** What the whole contract makes a Worker say to its database. */
+  /** The statements that a Worker sends to its database during the whole contract. */
   let messages: string[]
   beforeAll(async () => {
     await using fresh = await freshDatabase({ role: true })

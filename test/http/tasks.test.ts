@@ -1,8 +1,8 @@
 /**
- * Tasks over HTTP: what the routes of queues, jobs, workers, schedules and ticks take, refuse and answer, and who may.
+ * Tasks over HTTP: what the routes of queues, jobs, workers, schedules and ticks take, refuse and answer, and what keys may do.
  *
- * Every answer passes through `call`, which remembers its status; the last tests compare that with openapi.json. What runs
- * a handler, and what needs a socket, has a library and a server of its own.
+ * Every answer passes through `call`, which remembers its status; the last tests compare that with openapi.json. Tests that
+ * run a handler or need a socket have their own library and server.
  */
 import { createHash } from 'node:crypto'
 import * as net from 'node:net'

@@ -1,8 +1,8 @@
 /**
  * The HTTP contract: one table of requests, in order, that every runtime must answer alike. All routes, good and bad.
  *
- * A request may use what an earlier answer held: `keep` names a value of it, `$name` puts it into a later path or body. What
- * is bad for every route of its kind is not written down but made from the OpenAPI document, so that a new route is tried too.
+ * A request may use what an earlier answer held: `keep` names a value of it, `$name` puts it into a later path or body. Requests
+ * that are wrong for every route of a kind are made from the OpenAPI document, so that a new route is tried too.
  */
 import { createHash } from 'node:crypto'
 import type { Runtime } from './runtimes.ts'

@@ -1,5 +1,5 @@
 /**
- * The three runtimes, each with the door that is deployed, asked alike: Node over a socket, Lambda by events of a function URL
+ * The three runtimes, each with the adapter that is deployed, called in the same way: Node over a socket, Lambda by events of a function URL
  * (whole or streamed) or an HTTP API, a Worker in workerd (Cloudflare's own runtime, with wrangler's bundle of the
  * wrangler.jsonc that is deployed, its database through a Hyperdrive binding; locally that hands every byte through).
  */

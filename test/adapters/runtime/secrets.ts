@@ -1,4 +1,4 @@
-/** As much of AWS Secrets Manager as its own client asks for: a server on loopback that gives out texts. */
+/** The part of AWS Secrets Manager that its own client calls: a server on loopback that returns texts. */
 import { once } from 'node:events'
 import * as http from 'node:http'
 import type { AddressInfo } from 'node:net'

@@ -2,7 +2,7 @@
  * Functions as a user writes them, for tests that freeze them: one that holds a lease by the library and writes under it, one
  * that has jobs to do, and the HTTP function, impatient.
  *
- * It stops where the test wants it to: at each point it passes an advisory lock, which the test has if it shall wait there.
+ * It stops where the test wants it to: at each point it takes an advisory lock, which the test holds to make it wait there.
  */
 import { sql, type Transaction } from 'kysely'
 import { lambda } from '../../../functions/adapters/lambda.ts'

@@ -1,4 +1,4 @@
-/** A wire between a client and PostgreSQL that notes each statement that the client sends (without TLS). */
+/** A wire between a client and PostgreSQL that records each statement that the client sends (without TLS). */
 import { once } from 'node:events'
 import * as net from 'node:net'
 

@@ -1,4 +1,4 @@
-/** The wrangler.jsonc that is deployed, as it is or with another Worker or other variables in it, and what wrangler makes of it. */
+/** The wrangler.jsonc that is deployed, as it is or with another Worker or other variables in it, and how wrangler packs it. */
 import { execFile } from 'node:child_process'
 import * as fs from 'node:fs'
 import * as os from 'node:os'
