@@ -1,20 +1,19 @@
 /**
  * The HTTP application: Request → lib → Response, the same on Node, Lambda and Workers.
  *
- * Nothing here knows where it runs: no environment, no console, no Node API, no state between requests. A door
+ * Nothing here knows where it runs: no environment, no console, no Node API, no state between requests. An adapter
  * (adapters/node.ts, …) makes a {@link Lockstep}, says which keys there are, and serves `createApp(…).fetch`.
  *
  * The way of a request: headers and request id → key (401) → size of the body (413) → the router: scope and name
- * prefix (403), path and query (400), then the handler, body (400) and library. Whatever is thrown becomes a problem
- * (http/problem.ts). `/healthz` says that the process answers, without a key and without the database; `/readyz` that
- * requests would succeed, with any key, since each costs a round trip; `/openapi.json` is made from the schemas
- * that validate, also for any key.
+ * prefix (403), query, path and body (400), then the handler and the library. Anything that is thrown becomes a problem
+ * (http/problem.ts). `/healthz` says that the process answers, without a key and without the database. `/readyz` says that
+ * requests would succeed; it needs a key, any key, since each call costs a round trip. `/openapi.json` is made from the fields
+ * that validate, and also needs any key.
  *
  * Routing is by the path as it was sent. A name keeps its `%2F` until its segment has been cut out, and `%25` is
  * decoded once; hono's default decodes before it routes.
  */
-import { createRoute, OpenAPIHono, z } from '@hono/zod-openapi'
-import type { HonoRequest } from 'hono'
+import { Hono, type HonoRequest } from 'hono'
 import { bodyLimit } from 'hono/body-limit'
 import { requestId } from 'hono/request-id'
 import { secureHeaders } from 'hono/secure-headers'
@@ -22,16 +21,21 @@ import type { Events } from '../lib/event/index.ts'
 import type { Lockstep } from '../lib/index.ts'
 import type { Tasks } from '../lib/task/index.ts'
 import {
+  type AnswerHooks,
   answer,
   authenticate,
-  checked,
+  documentOf,
   type Env,
+  json,
   Problem,
   parseKeys,
   problem,
   problems,
+  Router,
+  route,
   type StreamOptions,
   Streams,
+  shape,
 } from './http/index.ts'
 import {
   claimRouter,
@@ -39,8 +43,8 @@ import {
   groupRouter,
   leaderRouter,
   lockRouter,
-  noted,
   pollRouter,
+  recordArrival,
   scheduleRouter,
   streamRouter,
   taskRouter,
@@ -48,17 +52,15 @@ import {
   timeRouter,
 } from './routes/index.ts'
 
-export interface AppOptions extends StreamOptions {
+export interface AppOptions extends StreamOptions, AnswerHooks {
   /** Made by `createTasks`. Absent: there are no routes for tasks, and no pg-boss in the bundle. */
   tasks?: Tasks
   /** Made by `createEvents`. Absent: there are no routes for streams and groups. */
   events?: Events
-  /** The text of LOCKSTEP_API_KEYS (see http/auth.ts). Absent or blank: everybody may do everything. */
+  /** The text of LOCKSTEP_API_KEYS (see http/auth.ts). Absent or blank: every caller may do everything. */
   keys?: string | undefined
   /** Shown in openapi.json. */
   version?: string
-  /** Hears of every 500, and of every 503 that is the database's doing; with '' for a request, of what a door does itself. */
-  onError?: (error: unknown, requestId: string) => void
   /** Aborts when the server is stopping: waits end with a 503, streams end. */
   signal?: AbortSignal
 }
@@ -71,11 +73,11 @@ const MAX_APPEND = 4 * 1024 * 1024 // some events of the largest kind
  *
  * @throws {Error} the keys cannot be read, or an option is out of its range.
  */
-export function createApp(lockstep: Lockstep, options: AppOptions = {}): OpenAPIHono<Env> {
-  const app = new OpenAPIHono<Env>({ getPath: (request) => new URL(request.url).pathname, defaultHook: checked })
+export function createApp(lockstep: Lockstep, options: AppOptions = {}): Hono<Env> {
+  const app = new Hono<Env>({ getPath: (request) => new URL(request.url).pathname })
   const keyed = authenticate(parseKeys(options.keys))
 
-  app.use('/v1/time', noted)
+  app.use('/v1/time', recordArrival)
   app.use(secureHeaders(FOR_AN_API), requestId(), async (c, next) => {
     c.header('Cache-Control', 'no-store')
     await next()
@@ -86,41 +88,41 @@ export function createApp(lockstep: Lockstep, options: AppOptions = {}): OpenAPI
     return mayBeLarge(c.req, most) ? limited(most)(c, next) : next()
   })
 
-  app.openapi(healthz, (c) => c.json({ status: 'ok' as const }, 200))
-  app.openapi(readyz, async (c) => {
-    await lockstep.ready()
-    return c.json({ status: 'ready' as const }, 200)
-  })
+  const streams = new Streams(options.signal, options)
+  const { tasks, events, signal } = options
+  const routers: [path: string, Router][] = [
+    ['/v1/locks', lockRouter(lockstep.locks, signal)],
+    ['/v1/leaders', leaderRouter(lockstep.leaders, streams, signal)],
+    ['/v1/time', timeRouter(lockstep.time)],
+  ]
+  if (tasks) {
+    routers.push(
+      ['/v1/tasks', claimRouter(tasks, signal)],
+      ['/v1/tasks', taskRouter(tasks, signal)],
+      ['/v1/schedules', scheduleRouter(tasks)],
+      ['/v1/tick', tickRouter(tasks, signal)],
+    )
+  }
+  if (events) {
+    routers.push(
+      ['/v1/streams', streamRouter(events, streams, signal)],
+      ['/v1/events', eventRouter(events, streams, signal)],
+      ['/v1/groups', groupRouter(events)],
+      ['/v1/groups', pollRouter(events, signal)],
+    )
+  }
+  const health = healthRouter(lockstep)
   let document: object | undefined
-  app.openapi(openapi, (c) => {
-    document ??= app.getOpenAPI31Document(about(options.version))
+  health.on(openapi, (c) => {
+    document ??= documentOf(about(options.version), routers)
     return c.json(document, 200)
   })
-  app.route('/v1/locks', lockRouter(lockstep.locks, options.signal))
-  const streams = new Streams(options.signal, options)
-  app.route('/v1/leaders', leaderRouter(lockstep.leaders, streams, options.signal))
-  app.route('/v1/time', timeRouter(lockstep.time))
-  if (options.tasks) {
-    app.route('/v1/tasks', claimRouter(options.tasks, options.signal))
-    app.route('/v1/tasks', taskRouter(options.tasks, options.signal))
-    app.route('/v1/schedules', scheduleRouter(options.tasks))
-    app.route('/v1/tick', tickRouter(options.tasks, options.signal))
-  }
-  if (options.events) {
-    app.route('/v1/streams', streamRouter(options.events, streams, options.signal))
-    app.route('/v1/events', eventRouter(options.events, streams, options.signal))
-    app.route('/v1/groups', groupRouter(options.events))
-    app.route('/v1/groups', pollRouter(options.events, options.signal))
-  }
+  routers.unshift(['', health])
+  for (const [path, { hono }] of routers) app.route(path, hono)
 
-  app.openAPIRegistry.registerComponent('securitySchemes', 'key', {
-    type: 'http',
-    scheme: 'bearer',
-    bearerFormat: 'id.secret',
-  })
   refuseOtherMethods(app)
   app.notFound((c) => problem(c, new Problem(404, 'NOT_FOUND', 'There is nothing at this path')))
-  app.onError((error, c) => answer(c, error, options.onError))
+  app.onError((error, c) => answer(c, error, options))
   return app
 }
 
@@ -136,37 +138,44 @@ const FOR_AN_API = {
   xXssProtection: false,
 }
 
-const status = <S extends string>(word: S, description: string) => ({
-  description,
-  content: { 'application/json': { schema: z.object({ status: z.literal(word) }) } },
-})
-const health = { method: 'get' as const, tags: ['health'] }
+const status = <S extends string>(word: S, description: string) =>
+  json(shape.object({ status: shape.word(word) }), description)
 
-const healthz = createRoute({
-  ...health,
+const healthz = route({
+  tags: ['health'],
+  method: 'get',
   path: '/healthz',
   summary: 'The process answers. Needs no key',
   responses: { 200: status('ok', 'It does') },
 })
 
-const readyz = createRoute({
-  ...health,
+const readyz = route({
+  tags: ['health'],
+  method: 'get',
   path: '/readyz',
   summary: 'The database answers and has the schema this version needs',
-  security: [{ key: [] }],
+  keyed: true,
   responses: { 200: status('ready', 'It does'), ...problems(401, 500, 503) },
 })
 
-const openapi = createRoute({
-  ...health,
+const openapi = route({
+  tags: ['health'],
+  method: 'get',
   path: '/openapi.json',
   summary: 'This document',
-  security: [{ key: [] }],
-  responses: {
-    200: { description: 'OpenAPI 3.1', content: { 'application/json': { schema: z.looseObject({}) } } },
-    ...problems(401, 500),
-  },
+  keyed: true,
+  responses: { 200: json(shape.object({}), 'OpenAPI 3.1'), ...problems(401, 500) },
 })
+
+function healthRouter(lockstep: Lockstep): Router {
+  const router = new Router()
+  router.on(healthz, (c) => c.json({ status: 'ok' as const }, 200))
+  router.on(readyz, async (c) => {
+    await lockstep.ready()
+    return c.json({ status: 'ready' as const }, 200)
+  })
+  return router
+}
 
 function about(version = '0.0.0') {
   return {
@@ -181,7 +190,7 @@ function about(version = '0.0.0') {
 }
 
 /** A path that exists answers 405 and says what it can; hono alone would answer 404. */
-function refuseOtherMethods(app: OpenAPIHono<Env>): void {
+function refuseOtherMethods(app: Hono<Env>): void {
   const routes = app.routes.filter(({ method }) => method !== 'ALL')
   for (const [path, those] of Map.groupBy(routes, (route) => route.path)) {
     const methods = new Set(those.flatMap(({ method }) => (method === 'GET' ? ['GET', 'HEAD'] : [method])))
@@ -202,8 +211,8 @@ function appends({ method, path }: HonoRequest): boolean {
   return method === 'POST' && /^\/v1\/streams\/[^/]+$/.test(path)
 }
 
-// The first thing bodyLimit does is look at `request.body`, and on Node that look makes a stream: a third of the time
-// of the whole request. Bodies that nobody reads, or whose length was announced (the platform enforces it), need not.
+// The first thing bodyLimit does is to read `request.body`, which on Node makes a stream: a third of the time of the whole
+// request. Bodies that no handler reads, or whose length was announced (the platform enforces it), need no limit here.
 function mayBeLarge(request: HonoRequest, most: number): boolean {
   if (!['POST', 'PUT', 'PATCH'].includes(request.method)) return false
   const announced = Number(request.header('Content-Length') ?? Number.NaN)

@@ -1,13 +1,13 @@
 /**
  * Secrets of AWS Secrets Manager.
  *
- * The client of AWS comes with Lambda's own Node and is loaded at first use: it is 200 ms of a cold start, which who
- * has everything in the environment need not pay. Secrets change while a process lives, so nobody keeps one for long.
+ * The client of AWS comes with Lambda's own Node and is loaded at first use: it takes 200 ms of a cold start, which a function
+ * that has everything in its environment need not pay. Secrets change while a process lives, so none is kept for long.
  */
 
 import { UnavailableError } from '../../lib/index.ts'
 
-/** The text of a secret. @throws {UnavailableError} which secret, and why not; never what is in it. */
+/** The text of a secret. @throws {UnavailableError} which secret, and why; the message never has its content. */
 export async function readSecret(arn: string): Promise<string> {
   const { GetSecretValueCommand, SecretsManagerClient } = await import('@aws-sdk/client-secrets-manager')
   try {
@@ -51,7 +51,7 @@ function parsed(text: string): Partial<DatabaseSecret> | undefined {
   }
 }
 
-/** Where the database of a secret is: DATABASE_HOST, DATABASE_PORT and DATABASE_NAME go before what it says. */
+/** The address of a secret's database. DATABASE_HOST, DATABASE_PORT and DATABASE_NAME override what the secret says. */
 export function addressOf(secret: DatabaseSecret, env: Environment): string {
   const host = env.DATABASE_HOST || secret.host
   if (!host) throw new UnavailableError('The secret of the database names no host, and DATABASE_HOST is not set')

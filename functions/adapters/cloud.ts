@@ -1,26 +1,25 @@
 /**
- * What the doors of the two clouds have in common, where nobody sits at a terminal: what they write into the log, what they
- * answer before there is an application, and what they do when the clock calls.
+ * What the adapters of the two clouds have in common, where there is no terminal: what they log, what they answer before there is
+ * an application, and what a scheduled event does.
  *
- * The log gets objects, one for each thing that an operator may want to count or search: `code` tells which (LEASE_LOST,
- * UNAVAILABLE, INTERNAL).
+ * The log gets objects, one for each thing that an operator may want to count or search. Their `code` says what it is
+ * (LEASE_LOST, UNAVAILABLE, INTERNAL).
  */
 import type { Events } from '../../lib/event/index.ts'
 import type { Lockstep } from '../../lib/index.ts'
 import type { Tasks, TickResult } from '../../lib/task/index.ts'
-import type { StreamOptions } from '../http/index.ts'
-import { problemBody } from '../http/index.ts'
+import { type LostRequest, problemBody, type StreamOptions } from '../http/index.ts'
 
-/** What a deployment has. */
-export interface Rooms {
+/** The library and its parts in a deployment. */
+export interface Services {
   lockstep: Lockstep
   tasks: Tasks | undefined
   events: Events | undefined
 }
 
-/** What a deployment wants; who leaves a room out has nothing of it in the bundle. */
-export interface RoomOptions extends StreamOptions {
-  /** `createTasks`, or what defines queues besides. */
+/** The parts that a deployment wants. A part that is left out is not in the bundle either. */
+export interface ServiceOptions extends StreamOptions {
+  /** `createTasks`, or a function that also defines queues. */
   tasks?: (lockstep: Lockstep) => Tasks
   /** `createEvents`. */
   events?: (lockstep: Lockstep) => Events
@@ -36,16 +35,12 @@ export function report(error: unknown, requestId?: string): void {
   else console.error({ code: 'INTERNAL', message, ...more, stack })
 }
 
-/** Who renews or releases too late has lost its hold, and an operator may want to know how often that happens. */
-export async function tellLoss(request: Request, response: Response): Promise<void> {
-  if (response.status !== 409) return
-  const { code } = (await response.clone().json()) as { code?: unknown }
-  if (code !== 'LEASE_LOST') return
-  const { pathname: path } = new URL(request.url)
-  console.warn({ code, status: 409, method: request.method, path, requestId: response.headers.get('X-Request-Id') })
+/** A caller that renews or releases too late has lost its hold. An operator may want to know how often that happens. */
+export function reportLoss({ method, path, requestId }: LostRequest): void {
+  console.warn({ code: 'LEASE_LOST', status: 409, method, path, requestId })
 }
 
-/** A 503 of a deployment that is not complete. What is missing is told to the log, and not to the world. */
+/** The 503 of a deployment that is not complete. The log says what is missing; the answer does not. */
 export function notReady(error: unknown): Response {
   report(error)
   const body = problemBody(503, 'UNAVAILABLE', 'It has no database or no keys yet; its log says why')
@@ -54,11 +49,11 @@ export function notReady(error: unknown): Response {
 }
 
 /**
- * What is due, within a budget: schedules, upkeep, jobs of queues that are defined here, and the removal of what need not be
- * kept. All of it is tried.
- * @throws the first that failed, once all have ended; each is reported.
+ * Does what is due, within a budget: schedules, upkeep, jobs of queues that are defined here, and the removal of what need not
+ * be kept. It tries all of these.
+ * @throws the first error, when all have ended; every error is reported.
  */
-export async function keepUp({ lockstep, tasks, events }: Rooms, budgetMs: number): Promise<Partial<TickResult>> {
+export async function upkeep({ lockstep, tasks, events }: Services, budgetMs: number): Promise<Partial<TickResult>> {
   const late = new AbortController()
   const timer = setTimeout(() => late.abort(), budgetMs)
   const { signal } = late

@@ -1,17 +1,18 @@
 /**
- * The door of Cloudflare Workers: `fetch` and `scheduled`.
+ * The adapter of Cloudflare Workers: `fetch` and `scheduled`.
  *
- * What lives how long. A socket belongs to the request that opened it: the next one that uses it waits for ever, without an
+ * Lifetimes. A socket belongs to the request that opened it: another request that uses it waits without end, and without an
  * error. So each request makes a Lockstep, with one pool, which is one connection as long as its statements come one after
  * another, and closes it when it has answered (an event stream: when that has ended). The application is made once for an
  * isolate (5 ms, of the 10 that a free plan gives a request) and finds the Lockstep of its request by its asynchronous
  * context. Nothing is made while the module loads, where sockets, timers and random numbers are forbidden.
  *
- * What is not attempted. A Worker reaches its database through Hyperdrive, or directly. Hyperdrive pools by transaction: it has
+ * Limits. A Worker reaches its database through Hyperdrive, or directly. Hyperdrive pools by transaction: it has
  * no session locks, no LISTEN and no state of a session, and so nothing here asks for them (`directConnectionString: null`);
- * who waits, polls. It also answers reads out of a cache that is up to 75 s old; a grant out of it would be a second holder.
- * So all statements are such that it must skip them (lib/database/uncached.ts), which a test holds against whatever a Worker says. Yet
- * make the configuration with `--caching-disabled true`: then nothing depends on what a cache takes a statement for.
+ * a request that waits, polls. Hyperdrive also answers reads out of a cache that is up to 75 s old; a grant out of it would be
+ * a second holder. So all statements are such that the cache must skip them (lib/database/uncached.ts), and a test checks every
+ * statement that a Worker sends. Yet make the configuration with `--caching-disabled true`: then nothing depends on what a cache
+ * takes a statement for.
  *
  * A Worker has no UDP: true time is what another process has measured.
  */
@@ -19,17 +20,17 @@ import { AsyncLocalStorage } from 'node:async_hooks'
 import { createLockstep, type Lockstep, UnavailableError } from '../../lib/index.ts'
 import { createApp } from '../app.ts'
 import { parseKeys } from '../http/index.ts'
-import { keepUp, notReady, type RoomOptions, type Rooms, report, tellLoss } from './cloud.ts'
+import { notReady, report, reportLoss, type ServiceOptions, type Services, upkeep } from './cloud.ts'
 
-/** The rooms are made for each request. */
-export interface WorkerOptions extends RoomOptions {
+/** `tasks` and `events` are made for each request. */
+export interface WorkerOptions extends ServiceOptions {
   /** Milliseconds that a scheduled tick may take, 100–900,000. @default 25_000 */
   budgetMs?: number
 }
 
-/** What is bound to the Worker. */
+/** The bindings of the Worker. */
 export interface WorkerEnv {
-  /** The database through Hyperdrive; goes before DATABASE_URL. */
+  /** The database through Hyperdrive; used before DATABASE_URL. */
   HYPERDRIVE?: { connectionString: string }
   /** `postgres://…`, direct. */
   DATABASE_URL?: string
@@ -37,7 +38,7 @@ export interface WorkerEnv {
   LOCKSTEP_API_KEYS?: string
 }
 
-/** What is used of Cloudflare's ExecutionContext. */
+/** The part of Cloudflare's ExecutionContext that is used. */
 export interface WorkerContext {
   waitUntil(work: Promise<unknown>): void
 }
@@ -53,7 +54,7 @@ type Answer = (request: Request) => Response | Promise<Response>
 /** Makes a Worker: `export default worker({ … })`. */
 export function worker(options: WorkerOptions = {}): Worker {
   const { budgetMs = 25_000 } = options
-  const scopes = new AsyncLocalStorage<Rooms>()
+  const scopes = new AsyncLocalStorage<Services>()
   let application: { keys: string; answer: Answer } | undefined
 
   function answerOf({ LOCKSTEP_API_KEYS: keys = '' }: WorkerEnv): Answer {
@@ -62,19 +63,20 @@ export function worker(options: WorkerOptions = {}): Worker {
       throw new UnavailableError('The secret LOCKSTEP_API_KEYS is missing, and a Worker is open to the world')
     }
     const { tasks, events, ...rest } = options
-    const app = createApp(facade(scopes), {
+    const app = createApp(ofRequest(scopes), {
       ...rest,
-      ...(tasks && { tasks: late(scopes, (rooms) => rooms.tasks) }),
-      ...(events && { events: late(scopes, (rooms) => rooms.events) }),
+      ...(tasks && { tasks: partOf(scopes, (services) => services.tasks) }),
+      ...(events && { events: partOf(scopes, (services) => services.events) }),
       keys: keys === 'off' ? undefined : keys,
       onError: report,
+      onLeaseLost: reportLoss,
     })
     const answer: Answer = (request) => app.fetch(request)
     application = { keys, answer }
     return answer
   }
 
-  function open(env: WorkerEnv): Rooms {
+  function open(env: WorkerEnv): Services {
     const connectionString = env.HYPERDRIVE?.connectionString ?? env.DATABASE_URL
     if (!connectionString) throw new UnavailableError('The binding HYPERDRIVE or the secret DATABASE_URL is missing')
     const lockstep = createLockstep({ connectionString, directConnectionString: null, shared: true, volatile: true })
@@ -83,55 +85,54 @@ export function worker(options: WorkerOptions = {}): Worker {
 
   async function fetch(request: Request, env: WorkerEnv, context: WorkerContext): Promise<Response> {
     let answer: Answer
-    let rooms: Rooms
+    let services: Services
     try {
       answer = answerOf(env)
-      rooms = open(env)
+      services = open(env)
     } catch (error) {
       return notReady(error)
     }
     let ended: Promise<unknown> = Promise.resolve()
     try {
-      const response = await scopes.run(rooms, answer, request)
-      await tellLoss(request, response)
+      const response = await scopes.run(services, answer, request)
       if (!response.body || response.headers.get('Content-Type') !== 'text/event-stream') return response
-      // What comes next is asked for when this function has returned.
+      // The rest of the stream is read after this function has returned.
       const { readable, writable } = new TransformStream()
       ended = response.body.pipeTo(writable).catch(() => {})
       return new Response(readable, response)
     } finally {
-      context.waitUntil(ended.then(() => rooms.lockstep.close()))
+      context.waitUntil(ended.then(() => services.lockstep.close()))
     }
   }
 
   async function scheduled(_controller: unknown, env: WorkerEnv, context: WorkerContext): Promise<void> {
-    const rooms = open(env)
+    const services = open(env)
     try {
-      await keepUp(rooms, budgetMs)
+      await upkeep(services, budgetMs)
     } finally {
-      context.waitUntil(rooms.lockstep.close())
+      context.waitUntil(services.lockstep.close())
     }
   }
 
   return { fetch, scheduled }
 }
 
-/** As much of a Lockstep as the application needs. */
-function facade(scopes: AsyncLocalStorage<Rooms>): Lockstep {
-  const ready = () => (scopes.getStore() as Rooms).lockstep.ready()
-  const locks = late(scopes, ({ lockstep }) => lockstep.locks)
-  const leaders = late(scopes, ({ lockstep }) => lockstep.leaders)
-  const time = late(scopes, ({ lockstep }) => lockstep.time)
+/** The part of a Lockstep that the application needs, of the present request. */
+function ofRequest(scopes: AsyncLocalStorage<Services>): Lockstep {
+  const ready = () => (scopes.getStore() as Services).lockstep.ready()
+  const locks = partOf(scopes, ({ lockstep }) => lockstep.locks)
+  const leaders = partOf(scopes, ({ lockstep }) => lockstep.leaders)
+  const time = partOf(scopes, ({ lockstep }) => lockstep.time)
   return { ready, locks, leaders, time } as Lockstep
 }
 
-/** Stands for what the request of the moment has. */
-function late<T extends object>(scopes: AsyncLocalStorage<Rooms>, find: (rooms: Rooms) => T | undefined): T {
+/** Stands for a part of the present request's Lockstep. */
+function partOf<T extends object>(scopes: AsyncLocalStorage<Services>, find: (services: Services) => T | undefined): T {
   return new Proxy({} as T, {
     get(_, key) {
-      const room = find(scopes.getStore() as Rooms) as T
-      const member = Reflect.get(room, key, room)
-      return typeof member === 'function' ? member.bind(room) : member
+      const part = find(scopes.getStore() as Services) as T
+      const member = Reflect.get(part, key, part)
+      return typeof member === 'function' ? member.bind(part) : member
     },
   })
 }

@@ -1,18 +1,18 @@
 /**
- * What an execution environment of Lambda has: a Lockstep, the rooms that were asked for, the application over them.
+ * What an execution environment of Lambda has: a Lockstep, the parts that were asked for, and the application over them.
  *
- * The variables are checked before anything is opened, so that a wrong one ends the function's start with a sentence, and not
- * its first request. What is behind them is asked for at the first invocation: a secret or a database that is away is a 503
- * then, and is asked for again by the next.
+ * The variables are checked before anything is opened, so that a wrong one ends the start of the function with a sentence, and not
+ * its first request. The secrets and the database are asked for at the first invocation. If one of them is away, that invocation
+ * is a 503, and the next one asks again.
  */
 import { createLockstep, type Lockstep, UnavailableError } from '../../lib/index.ts'
 import type { Ntp } from '../../lib/time/ntp/index.ts'
 import { createApp } from '../app.ts'
 import { parseKeys } from '../http/index.ts'
 import { addressOf, type Environment, readDatabaseSecret, readSecret } from './aws-secrets.ts'
-import { type RoomOptions, type Rooms, report } from './cloud.ts'
+import { report, reportLoss, type ServiceOptions, type Services } from './cloud.ts'
 
-export interface ExecutionOptions extends RoomOptions {
+export interface ExecutionOptions extends ServiceOptions {
   /** Measures true time at each tick; the function must reach NTP servers by UDP. */
   ntp?: Ntp
   /** Milliseconds after which keys are read again from their secret, ≥ 0. @default 300_000 */
@@ -22,7 +22,7 @@ export interface ExecutionOptions extends RoomOptions {
 type Answer = (request: Request) => Response | Promise<Response>
 
 export class Execution {
-  readonly rooms: Rooms
+  readonly services: Services
   readonly #options: ExecutionOptions
   readonly #env: Environment
   #application: { keys: string | undefined; readAt: number; answer: Answer } | undefined
@@ -38,12 +38,12 @@ export class Execution {
   private constructor(options: ExecutionOptions, env: Environment, lockstep: Lockstep) {
     this.#options = options
     this.#env = env
-    this.rooms = { lockstep, tasks: options.tasks?.(lockstep), events: options.events?.(lockstep) }
+    this.services = { lockstep, tasks: options.tasks?.(lockstep), events: options.events?.(lockstep) }
   }
 
   /**
-   * Answers with the keys of now: they are read again if that was long ago, and what cannot be read leaves them as they are.
-   * @throws {Error} there are none yet.
+   * Answers with the present keys: they are read again if that was long ago. If they cannot be read, the last ones stay.
+   * @throws {Error} there are no keys yet.
    */
   async answer(request: Request): Promise<Response> {
     const { keysMs = 300_000 } = this.#options
@@ -61,15 +61,15 @@ export class Execution {
   async #readKeys(): Promise<void> {
     const keys = await keysOf(this.#env)
     if (this.#application && this.#application.keys === keys) return
-    const { lockstep, tasks, events } = this.rooms
+    const { lockstep, tasks, events } = this.services
     const { tasks: _, events: __, ...rest } = this.#options
-    const rooms = { ...(tasks && { tasks }), ...(events && { events }) }
-    const app = createApp(lockstep, { ...rest, ...rooms, keys, onError: report })
+    const services = { ...(tasks && { tasks }), ...(events && { events }) }
+    const app = createApp(lockstep, { ...rest, ...services, keys, onError: report, onLeaseLost: reportLoss })
     this.#application = { keys, readAt: Date.now(), answer: (request) => app.fetch(request) }
   }
 
   close(): Promise<void> {
-    return this.rooms.lockstep.close()
+    return this.services.lockstep.close()
   }
 }
 
@@ -92,7 +92,7 @@ async function connectionOf(env: Environment) {
   const arn = env.DATABASE_SECRET_ARN as string
   let secret = readDatabaseSecret(arn)
   const connectionString = addressOf(await secret, env)
-  let fresh = true // the first connection is made with what was just read
+  let fresh = true // the first connection uses the password that was just read
   const password = async () => {
     if (!fresh) secret = readDatabaseSecret(arn)
     fresh = false

@@ -1,19 +1,20 @@
 /**
- * The door of AWS Lambda: events → application → answers, and a tick by the clock of EventBridge Scheduler.
+ * The adapter of AWS Lambda: events → application → answers, and a tick by the clock of EventBridge Scheduler.
  *
- * What lives how long. An execution environment serves one invocation at a time, and is frozen between two; it may be thawed a
+ * Lifetimes. An execution environment serves one invocation at a time, and is frozen between two. It may be thawed a
  * second later or an hour, or never. So everything is made once per environment and used by the next invocation, with one pool
- * of connections, none of which is held in between (lib/database/shared-pool.ts). Nobody can say of an environment that stood still whether
- * its connections still have another end, nor whether its clock stood still with it. One that has rested for {@link REST_MS}
- * therefore begins anew, with new connections and nothing believed. What breaks sooner is found out by its statement: that one
- * answers 503, and its client is discarded (lib/database/pool.ts). A hold over HTTP is kept by its caller and its token, never here.
+ * of connections, none of which is held in between (lib/database/shared-pool.ts). After a freeze nothing is certain: the other
+ * end of a connection may be gone, and the clock may have stood still too. An environment that has rested for {@link REST_MS}
+ * therefore starts again, with new connections and without any earlier measurement. A connection that breaks sooner is noticed by
+ * its statement: that one answers 503, and its client is discarded (lib/database/pool.ts). A hold over HTTP is kept by its caller
+ * and its token, never here.
  *
- * A function's URL is open to the world, so without keys nothing is served: who has IAM guard the URL says so
- * (`LOCKSTEP_API_KEYS=off`). Keys and passwords may be secrets; keys are read again every five minutes, so that one that was
- * taken away is refused by then, and the password at each new connection.
+ * A function's URL is open to the world, so without keys nothing is served. A deployment whose URL is guarded by IAM says so
+ * (`LOCKSTEP_API_KEYS=off`). Keys and passwords may be secrets. Keys are read again every five minutes, so that a key that was
+ * removed is refused by then. The password is read at each new connection.
  *
- * Paths. A function URL hands on the path as it was sent. An HTTP API (API Gateway v2) decodes it first: what can be told is
- * put right here, but a name with `/` or `?` in it cannot be told from another any more (honojs/hono#2156).
+ * Paths. A function URL hands on the path as it was sent. An HTTP API (API Gateway v2) decodes it first. Most of that is undone
+ * here, but a name with `/` or `?` in it can no longer be told from another (honojs/hono#2156).
  *
  * Nothing migrates here: a cold start is no time for that (infra/aws/migrate.ts does, at deploy).
  */
@@ -21,7 +22,7 @@ import type { Hono } from 'hono'
 import { handle, type LambdaContext, type LambdaEvent, streamHandle } from 'hono/aws-lambda'
 import type { TickResult } from '../../lib/task/index.ts'
 import type { Environment } from './aws-secrets.ts'
-import { keepUp, notReady, tellLoss } from './cloud.ts'
+import { notReady, upkeep } from './cloud.ts'
 import { checkEnvironment, Execution, type ExecutionOptions } from './lambda-environment.ts'
 
 export interface LambdaOptions extends ExecutionOptions {
@@ -31,22 +32,22 @@ export interface LambdaOptions extends ExecutionOptions {
   env?: Environment
 }
 
-/** What Lambda calls. */
+/** A handler as Lambda calls it. */
 export type Handler = (event: LambdaEvent, context: LambdaContext) => Promise<unknown>
-/** What it calls with a stream for the answer. */
+/** A handler that Lambda calls with a stream for the answer. */
 export type StreamHandler = (event: LambdaEvent, answer: unknown, context: LambdaContext) => Promise<void>
 
 export interface Lambda {
-  /** HTTP, answered in one piece. */
+  /** HTTP, with buffered answers. */
   handler: Handler
-  /** HTTP, answered as it comes: server-sent events too. Only Lambda itself has what it takes; elsewhere undefined. */
+  /** HTTP, with streamed answers: server-sent events too. Only Lambda itself can do that; elsewhere it is undefined. */
   stream: StreamHandler | undefined
   /** What is due: schedules, upkeep, jobs of queues that are defined here, and the removal of what need not be kept. */
   scheduled(event: unknown, context: Pick<LambdaContext, 'getRemainingTimeInMillis'>): Promise<Partial<TickResult>>
 }
 
 const REST_MS = 30_000
-// What an invocation needs to come to its end.
+// The time that an invocation needs to end.
 const END_MS = 2_000
 const BUDGET_MS = { min: 100, max: 86_400_000 }
 
@@ -63,7 +64,7 @@ export function lambda(options: LambdaOptions = {}): Lambda {
   let restsSince = Date.now()
 
   async function invoked<T>(work: () => Promise<T>): Promise<T> {
-    if (busy === 0 && Math.abs(Date.now() - restsSince) > restMs) leave()
+    if (busy === 0 && Math.abs(Date.now() - restsSince) > restMs) discard()
     busy++
     try {
       return await work()
@@ -73,7 +74,7 @@ export function lambda(options: LambdaOptions = {}): Lambda {
     }
   }
 
-  async function enter(): Promise<Execution> {
+  async function open(): Promise<Execution> {
     execution ??= Execution.open(options, env)
     try {
       return await execution
@@ -83,7 +84,7 @@ export function lambda(options: LambdaOptions = {}): Lambda {
     }
   }
 
-  function leave(): void {
+  function discard(): void {
     const left = execution
     execution = undefined
     void left?.then((each) => each.close()).catch(() => {}) // its connections may be dead
@@ -91,36 +92,35 @@ export function lambda(options: LambdaOptions = {}): Lambda {
 
   async function answer(request: Request): Promise<Response> {
     try {
-      const response = await (await enter()).answer(request)
-      await tellLoss(request, response)
-      return response
+      return await (await open()).answer(request)
     } catch (error) {
       return notReady(error)
     }
   }
 
   async function tick(context: Pick<LambdaContext, 'getRemainingTimeInMillis'>): Promise<Partial<TickResult>> {
-    const { rooms } = await enter()
+    const { services } = await open()
     const leftMs = context.getRemainingTimeInMillis() - END_MS
-    return keepUp(rooms, Math.min(Math.max(leftMs, BUDGET_MS.min), BUDGET_MS.max))
+    return upkeep(services, Math.min(Math.max(leftMs, BUDGET_MS.min), BUDGET_MS.max))
   }
 
-  const whole = handle(door(answer))
-  const endless = async (request: Request, { context }: { context: LambdaContext }) =>
+  const buffered = handle(asHono(answer))
+  const streaming = async (request: Request, { context }: { context: LambdaContext }) =>
     ending(await answer(request), context.getRemainingTimeInMillis() - END_MS)
   return {
-    handler: (event, context) => invoked(() => whole(asSent(event), context)),
+    handler: (event, context) => invoked(() => buffered(asSent(event), context)),
     stream: streamed(
       (handler, event, stream, context) => invoked(() => handler(asSent(event), stream, context)),
-      endless,
+      streaming,
     ),
     scheduled: (_event, context) => invoked(() => tick(context)),
   }
 }
 
 /**
- * A stream that ends by itself before Lambda would end it, so that its client hears of an end, and comes back with what it has
- * seen. Not by a signal of the request: nothing but the request holds on to that, and once the request is garbage it is deaf.
+ * A stream that ends by itself before Lambda would end it, so that its client sees a regular end, and comes back with the id of
+ * the last event. Not by a signal of the request: only the request refers to that signal, and once the request is collected as
+ * garbage, the signal no longer fires.
  */
 function ending(response: Response, leftMs: number): Response {
   if (!response.body || response.headers.get('Content-Type') !== 'text/event-stream') return response
@@ -141,23 +141,23 @@ function ending(response: Response, leftMs: number): Response {
         return reader.cancel(reason)
       },
     },
-    { highWaterMark: 0 }, // nothing in store
+    { highWaterMark: 0 }, // no buffer
   )
   return new Response(body, response)
 }
 
-// Of an application Hono's adapters use no more than this.
-const door = (fetch: (request: Request, bindings: { context: LambdaContext }) => Promise<Response>) =>
+// Hono's adapters use no more of an application than this.
+const asHono = (fetch: (request: Request, bindings: { context: LambdaContext }) => Promise<Response>) =>
   ({ fetch }) as unknown as Hono
 
-/** @param around  calls the handler that it is given. */
+/** @param around  calls a handler with its arguments. */
 function streamed(
   around: (handler: StreamHandler, ...call: Parameters<StreamHandler>) => Promise<void>,
-  fetch: Parameters<typeof door>[0],
+  fetch: Parameters<typeof asHono>[0],
 ): StreamHandler | undefined {
   const { awslambda } = globalThis as { awslambda?: { streamifyResponse(handler: StreamHandler): StreamHandler } }
   if (!awslambda) return undefined
-  const handler = streamHandle(door(fetch)) as unknown as StreamHandler
+  const handler = streamHandle(asHono(fetch)) as unknown as StreamHandler
   return awslambda.streamifyResponse((...call) => around(handler, ...call))
 }
 

@@ -1,18 +1,17 @@
 /**
- * The Node door: the application on node:http, and a stop that breaks no promise.
+ * The Node adapter: the application on node:http, and a stop that breaks no promise.
  *
- * To stop is: accept nobody new; end every wait (503, the caller asks another server) and every stream (its client
+ * To stop is: accept no new connection; end every wait (503, the caller asks another server) and every stream (its client
  * connects to another server) at once; hand back the jobs that run; let the other requests finish, ten seconds at most;
- * close the library, which gives back its connections. Answers given meanwhile say `Connection: close`, so that no client
+ * close the library, which gives back its connections. Answers during that time say `Connection: close`, so that no client
  * sends its next request into a closing socket.
  *
  * A client gets ten seconds for its headers and thirty for its whole request, then 408: slow senders cannot collect
- * connections. That bounds the sending, not the answer: a wait of twenty seconds is not touched by it. One that takes nothing of
- * its answer for `unreadMs`, be it a page or a stream, is cut off: slow readers cannot collect memory. What node itself refuses
- * before there is a request (431, 408, broken HTTP) is a problem+json too.
+ * connections. That limits the sending, not the answer: a wait of twenty seconds is not affected. A client that reads nothing of
+ * its answer for `unreadMs`, be it a page or a stream, is disconnected: slow readers cannot collect memory. What node itself
+ * refuses before there is a request (431, 408, broken HTTP) is a problem+json too.
  *
- * Without keys it serves the loopback interface only (the address that HOST resolves to decides), and there no web
- * pages.
+ * Without keys it serves the loopback interface only (the address that HOST resolves to decides), and there no web pages.
  */
 import { lookup } from 'node:dns/promises'
 import { once } from 'node:events'
@@ -32,7 +31,7 @@ export interface ServeOptions extends Omit<AppOptions, 'signal'> {
   port?: number
   /** How long requests in flight may take once `close` is called. @default 10_000 */
   drainMs?: number
-  /** How long a client may take nothing of what was sent to it, 1_000–3_600_000; twice as long at most. @default 30_000 */
+  /** Milliseconds that a client may read nothing of its answer, 1_000–3_600_000. It is disconnected after at most twice that. @default 30_000 */
   unreadMs?: number
 }
 
@@ -81,7 +80,7 @@ export async function serve(options: ServeOptions): Promise<Server> {
     for (const socket of unread.keys()) if (socket.destroyed) unread.delete(socket)
     for (const socket of connections) {
       const left = unsent(socket)
-      // Reset, or the kernel would keep what was not read for minutes.
+      // Reset, or the kernel would keep the unread bytes for minutes.
       if (left !== '' && unread.get(socket) === left) socket.resetAndDestroy()
       else unread.set(socket, left)
     }
@@ -105,9 +104,9 @@ export async function serve(options: ServeOptions): Promise<Server> {
     void swept?.catch((error) => stopping.signal.aborted || options.onError?.(error, ''))
   }, SWEEP_MS)
   sweeping.unref()
-  // From now on it samples by itself, and measures if it can.
+  // From now on the clock is sampled by itself, and true time measured if possible.
   void lockstep.time.ready().catch(() => {})
-  // With `tasks` it is a worker too: of every queue that has a handler in this process, and of the clockwork.
+  // With `tasks` it is a worker too: it runs the queues that have a handler in this process, and ticks.
   const worker = options.tasks?.work()
 
   async function stop(): Promise<void> {
@@ -134,23 +133,23 @@ export async function serve(options: ServeOptions): Promise<Server> {
   }
 }
 
-// What is still to be taken by a client; '': nothing. Of a large write Node tells only inside how far it is. Not by the socket's own
-// time limit: what the client sends would put that off.
+// How much a client has still to read; '': nothing. How far a large write is, only Node's internal handle knows. The socket's own
+// timeout will not do: it starts again with everything that the client sends.
 function unsent(socket: Socket): string {
   const { _handle } = socket as { _handle?: { writeQueueSize?: number } }
   return socket.writableLength === 0 ? '' : `${socket.bytesWritten} ${_handle?.writeQueueSize}`
 }
 
-// Names that nobody used for a day, and events that need not be kept; what is away now is asked again next time.
+// Removes names that were not used for a day, and events that need not be kept. A failure is tried again next time.
 const SWEEP_MS = 600_000
 
 const LIMITS = {
   headersTimeout: 10_000,
   requestTimeout: 30_000,
   connectionsCheckingInterval: 2_000,
-  // Longer than the minute for which load balancers keep a connection: it should be they who close an idle one.
+  // Longer than the minute for which load balancers keep a connection: they should be the ones to close an idle one.
   keepAliveTimeout: 65_000,
-  requireHostHeader: false, // node-server refuses it too, and lets us say so
+  requireHostHeader: false, // node-server refuses it too, and lets us write the answer
 }
 
 /**
@@ -186,8 +185,8 @@ async function listen(server: ReturnType<typeof createServer>, host: string, por
 }
 
 /**
- * Without keys everybody on this machine may do everything, but not the web pages that somebody here looks at: a page
- * of another site says so itself, and one whose name was made to mean this machine (DNS rebinding) asks for that name.
+ * Without keys every program on this machine may do everything, but web pages in a browser here may not. A page of another site
+ * is known by its `Sec-Fetch-Site`, and a page whose name was made to mean this machine (DNS rebinding) by the name it asks for.
  */
 function refuseBrowsers(request: Request): Response | undefined {
   const { hostname } = new URL(request.url)

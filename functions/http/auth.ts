@@ -1,5 +1,5 @@
 /**
- * API keys: who may do what to which names.
+ * API keys: what a caller may do, and to which names.
  *
  * LOCKSTEP_API_KEYS holds entries separated by commas, blanks and newlines around them allowed:
  *
@@ -15,9 +15,9 @@
  * does the same work for an unknown id as for a wrong secret. Secrets must be random (`openssl rand -hex 32`): a
  * plain sha256 is no protection for a password.
  *
- * `write` implies `read`: who may acquire learns from the refusals what `read` would show. `admin` implies every
- * scope and alone may force a release. A prefix bounds all of them, `admin` too: such a key touches, and lists,
- * only names that start with it. Without keys everybody may do everything; the doors decide where that is allowed.
+ * `write` implies `read`: a caller that may acquire learns from refusals what `read` would show. `admin` implies every
+ * scope, and only `admin` may force a release. A prefix limits all scopes, `admin` too: such a key touches, and lists, only
+ * names that start with the prefix. Without keys every caller may do everything; the adapters decide where that is allowed.
  */
 import type { Context, MiddlewareHandler } from 'hono'
 import { bearerAuth } from 'hono/bearer-auth'
@@ -37,9 +37,9 @@ export interface Key {
   prefix: string
 }
 
-/** What our middleware leaves in the context; `key` is absent when there are no keys, `cameInMs` but for `/v1/time`. */
+/** What our middleware stores in the context. `key` is absent when there are no keys; `arrivedMs` is there for `/v1/time` only. */
 export interface Env {
-  Variables: { requestId: string; key?: Key; cameInMs?: number }
+  Variables: { requestId: string; key?: Key; arrivedMs?: number }
 }
 
 /**
@@ -95,7 +95,7 @@ export function allow(c: Context<Env>, scope: Scope): void {
   throw new Problem(403, 'FORBIDDEN', `The key lacks the scope ${scope}`)
 }
 
-/** What a list under `asked` may show this key: the narrower of the two prefixes. Throws a 403 if they exclude each other. */
+/** The prefix of the names that a list under `asked` may show this key: the narrower of the two. Throws a 403 if they exclude each other. */
 export function listable(c: Context<Env>, asked: string): string {
   const own = prefixOf(c)
   if (asked.startsWith(own)) return asked

@@ -1,183 +1,233 @@
 /**
- * What a request may contain: the fields all routes share, and how a body and a path are read.
+ * What a request may contain: the fields that all routes share. How they are read from a request: input.ts.
  *
- * One zod schema per field both validates and documents it (openapi.json). Its message is the whole allowed range in
- * words, whatever was wrong, so that every 400 reads "`ttlMs` must be an integer, 1000–3600000". Objects are strict:
- * a misspelt `ttlMS` is a 400 that names it, never a silent default.
- *
- * Reading is stricter than the platform's: bytes that are not UTF-8 and percent-signs that encode nothing are
- * refused, since replacing them (as `fetch` and hono do) would make one name out of two.
+ * One field both validates and documents (openapi.json). Its message is the whole allowed range in words, whatever was
+ * wrong, so that every 400 reads "`ttlMs` must be an integer, 1000–3600000". Objects are closed: a misspelt `ttlMS` is a
+ * 400 that names it, never a silent default.
  */
-import { z } from '@hono/zod-openapi'
-import type { Context, MiddlewareHandler } from 'hono'
 import { LIMITS } from '../../lib/index.ts'
-import { invalid } from './problem.ts'
+import { described, type Field, type FieldError, type JsonSchema, type ObjectOf, objectJson } from './schema.ts'
+
+/** The properties of an object, or the parameters of a path or query, by name. */
+export type Fields = { readonly [name: string]: Field<unknown> }
+
+/** @param parse  returns undefined for a value that is not as `expected` says. */
+function field<T>(expected: string, json: JsonSchema, parse: (value: unknown) => T | undefined): Field<T> {
+  return {
+    json,
+    read(value, path, errors) {
+      const parsed = parse(value)
+      if (parsed === undefined) errors.push({ field: path, expected })
+      return parsed
+    },
+  }
+}
+
+/** The same field, of which some values are refused for another reason. @param at  the property to blame, of an object. */
+export function refined<T>(of: Field<T>, expected: string, holds: (value: T) => boolean, at?: string): Field<T> {
+  return {
+    ...of,
+    read(value, path, errors) {
+      const before = errors.length
+      const read = of.read(value, path, errors) as T
+      if (errors.length === before && !holds(read)) errors.push({ field: at ? joined(path, at) : path, expected })
+      return read
+    },
+  }
+}
+
+/** A string of the caller's for which `parse` has a value. */
+function parsed<T>(expected: string, json: JsonSchema, parse: (text: string) => T | undefined): Field<T> {
+  return field(expected, { type: 'string', ...json }, (value) => (typeof value === 'string' ? parse(value) : undefined))
+}
+
+/** A string of the caller's for which `holds` is true. */
+export function string(expected: string, json: JsonSchema, holds: (text: string) => boolean): Field<string> {
+  return parsed(expected, json, (text) => (holds(text) ? text : undefined))
+}
 
 /** A name, or any other word of a caller: well-formed Unicode without control characters. */
-export function text({ min, max }: { min: number; max: number }) {
-  const error = `a string of ${min}–${max} characters, none of them a control character`
-  return z
-    .string({ error })
-    .refine((s) => s.isWellFormed() && !/\p{Cc}/u.test(s) && within(s, min, max), { error })
-    .openapi({ minLength: min, maxLength: max, pattern: '^\\P{Cc}*$' })
+export function text({ min, max }: { min: number; max: number }): Field<string> {
+  return string(
+    `a string of ${min}–${max} characters, none of them a control character`,
+    { minLength: min, maxLength: max, pattern: '^\\P{Cc}*$' },
+    (text) => text.isWellFormed() && !/\p{Cc}/u.test(text) && within(text, min, max),
+  )
 }
 
 /** A whole number in a body. */
-export function integer({ min, max }: { min: number; max: number }) {
-  const error = `an integer, ${min}–${max}`
-  return z.number({ error }).int({ error }).min(min, { error }).max(max, { error })
+export function integer({ min, max }: { min: number; max: number }): Field<number> {
+  return field(`an integer, ${min}–${max}`, { type: 'integer', minimum: min, maximum: max }, (value) =>
+    Number.isInteger(value) && between(value as number, min, max) ? (value as number) : undefined,
+  )
 }
 
 /** Any number in a body. */
-export function number({ min, max }: { min: number; max: number }) {
-  const error = `a number, ${min}–${max}`
-  return z.number({ error }).min(min, { error }).max(max, { error })
+export function number({ min, max }: { min: number; max: number }): Field<number> {
+  return field(`a number, ${min}–${max}`, { type: 'number', minimum: min, maximum: max }, (value) =>
+    typeof value === 'number' && between(value, min, max) ? value : undefined,
+  )
+}
+
+/** A truth value in a body. */
+export function boolean(expected = 'true or false'): Field<boolean> {
+  return field(expected, { type: 'boolean' }, (value) => (typeof value === 'boolean' ? value : undefined))
 }
 
 /** One of these words. */
-export function word<const W extends string>(...words: W[]) {
-  return z.enum(words, { error: listed(words) })
+export function word<const W extends string>(...words: W[]): Field<W> {
+  return parsed(listed(words), { enum: words }, (text) => words.find((word) => word === text))
 }
 const listed = (words: string[]) => words.join(', ').replace(/, ([^,]+)$/, ' or $1')
 
 /** A whole number in a query string: digits only, no `1e3`, no sign, no spaces. */
-export function digits({ min, max }: { min: number; max: number }) {
-  const error = `an integer, ${min}–${max}`
-  return z
-    .string({ error })
-    .regex(/^\d{1,9}$/, { error })
-    .transform(Number)
-    .refine((n) => n >= min && n <= max, { error })
-    .openapi({ type: 'integer', minimum: min, maximum: max })
+export function digits({ min, max }: { min: number; max: number }): Field<number> {
+  return parsed(`an integer, ${min}–${max}`, { type: 'integer', minimum: min, maximum: max }, (text) =>
+    /^\d{1,9}$/.test(text) && between(Number(text), min, max) ? Number(text) : undefined,
+  )
 }
 
 const QUEUE = 'a string of 1–255 letters, digits, `_`, `-`, `.` and `/`'
-// Postgres reads jsonb by recursion, and so does JSON.stringify write it: either would end at some thousands.
+// Postgres reads jsonb by recursion, and JSON.stringify writes it by recursion: both would end at some thousands.
 const MAX_DEPTH = 1_000
 const MAX = 2n ** 63n - 1n
 
 /** A whole number of 64 bits, from 1: a string, because JSON numbers lose precision above 2^53. */
-export function decimal(max = MAX) {
-  const error = `a decimal string, 1–${max}`
-  return z
-    .string({ error })
-    .regex(/^[1-9]\d{0,18}$/, { error })
-    .transform(BigInt)
-    .refine((n) => n <= max, { error })
-    .openapi({ type: 'string', pattern: '^[1-9][0-9]{0,18}$', example: '4711' })
+export function decimal(max = MAX): Field<bigint> {
+  const json = { pattern: '^[1-9][0-9]{0,18}$', example: '4711' }
+  return parsed(`a decimal string, 1–${max}`, json, (text) => bigint(text, max))
 }
 
 /** Such a number, or one of these words. */
-export function decimalOr<const W extends string>(min: 0n | 1n, ...words: W[]) {
-  const error = `a decimal string, ${min}–${MAX}, ${listed(words)}`
-  const pattern = `^(${words.join('|')}|${min === 0n ? '0|' : ''}[1-9][0-9]{0,18})$`
-  return z
-    .string({ error })
-    .regex(new RegExp(pattern), { error })
-    .transform((text) => (words.includes(text as W) ? (text as W) : BigInt(text)))
-    .refine((value) => typeof value === 'string' || value <= MAX, { error })
-    .openapi({ type: 'string', pattern })
+export function decimalOr<const W extends string>(min: 0n | 1n, ...words: W[]): Field<bigint | W> {
+  const json = { pattern: `^(${words.join('|')}|${min === 0n ? '0|' : ''}[1-9][0-9]{0,18})$` }
+  return parsed<bigint | W>(
+    `a decimal string, ${min}–${MAX}, ${listed(words)}`,
+    json,
+    (text) => words.find((word) => word === text) ?? (text === '0' && min === 0n ? 0n : bigint(text, MAX)),
+  )
+}
+
+function bigint(text: string, max: bigint): bigint | undefined {
+  const value = /^[1-9]\d{0,18}$/.test(text) ? BigInt(text) : undefined
+  return value !== undefined && value <= max ? value : undefined
 }
 
 /** A fencing token. */
 export const token = decimal()
-/** Where an event is in its stream; as a cursor: where it is among all. */
+/** The position of an event in its stream, or its cursor: its place among all events. */
 export const position = decimal()
 
 /** A switch in a query string. */
-export const yes = z.literal('true', { error: '`true`, or left out' })
+export const flag = parsed<true>('`true`, or left out', { enum: ['true'] }, (text) =>
+  text === 'true' ? true : undefined,
+)
 
 /** The name of a queue: what pg-boss allows. */
-export const queue = z
-  .string({ error: QUEUE })
-  .regex(/^[\w./-]{1,255}$/, { error: QUEUE })
-  .refine((name) => !(name in Object.prototype), { error: 'no word that every object has, such as `constructor`' })
-  .openapi({ minLength: 1, maxLength: 255, description: 'In a path a `/` in it is written `%2F`' })
+export const queue = refined(
+  string(
+    QUEUE,
+    {
+      minLength: 1,
+      maxLength: 255,
+      pattern: '^[\\w./-]{1,255}$',
+      description: 'In a path a `/` in it is written `%2F`',
+    },
+    (name) => /^[\w./-]{1,255}$/.test(name),
+  ),
+  'no word that every object has, such as `constructor`',
+  (name) => !(name in Object.prototype),
+)
 
-/** Of a job. In lower case, as Postgres gives it back: it is compared with that. */
-export const uuid = z
-  .guid({ error: 'a UUID' })
-  .transform((id) => id.toLowerCase())
-  .openapi({ type: 'string', format: 'uuid' })
+/** The id of a job. In lower case, as Postgres returns it: it is compared with that. */
+export const uuid = parsed('a UUID', { format: 'uuid' }, (text) =>
+  /^[\da-f]{8}-[\da-f]{4}-[\da-f]{4}-[\da-f]{4}-[\da-f]{12}$/i.test(text) ? text.toLowerCase() : undefined,
+)
 
-const ANY = `a JSON value of at most ${MAX_DEPTH} levels, without \\u0000 and lone surrogates`
+/** Any JSON value: only the caller understands it. */
+export const json: Field<unknown> = field(
+  `a JSON value of at most ${MAX_DEPTH} levels, without \\u0000 and lone surrogates`,
+  { description: `Any JSON value of at most ${MAX_DEPTH} levels` },
+  (value) => (shallow(value, MAX_DEPTH) && storable(value) ? value : undefined),
+)
 
-/** What nobody but the caller understands. */
-export const json = z
-  .unknown() // not z.json(): it recurses, and 64 KiB of brackets would end its stack
-  .refine((value) => shallow(value, MAX_DEPTH) && storable(value), { error: ANY })
-  .openapi({ description: `Any JSON value of at most ${MAX_DEPTH} levels` })
+/** Any small JSON value that the caller wants others to see. */
+export const meta: Field<unknown> = field(
+  `a JSON value of at most ${LIMITS.metaBytes} bytes, without \\u0000 and lone surrogates`,
+  { description: `Any JSON value, at most ${LIMITS.metaBytes} bytes. Every caller that may look sees it` },
+  (value) => (storable(value, LIMITS.metaBytes) ? value : undefined),
+)
 
-const META = `a JSON value of at most ${LIMITS.metaBytes} bytes, without \\u0000 and lone surrogates`
-
-/** Anything the caller wants others to see. */
-export const meta = z
-  .unknown() // not z.json(): it recurses, and 64 KiB of brackets would end its stack
-  .refine((value) => storable(value, LIMITS.metaBytes), { error: META })
-  .openapi({ description: `Any JSON value, at most ${LIMITS.metaBytes} bytes. Shown to whoever looks` })
-
-export const name = text(LIMITS.name).openapi({
-  description: 'Percent-encoded, a `/` in it as `%2F`. `.` and `..` cannot be said in a URL',
-})
+export const name = described(
+  text(LIMITS.name),
+  'Percent-encoded, a `/` in it as `%2F`. `.` and `..` are not possible in a URL',
+)
+/** The path of what has a name. */
+export const Name = { name }
 export const holder = text(LIMITS.holder)
 export const ttlMs = integer(LIMITS.ttlMs)
 export const waitMs = integer(LIMITS.waitMs)
 
-/** An object that has no other fields than these. */
-export function strict<S extends z.ZodRawShape>(shape: S) {
-  const error = (issue: { code?: string | undefined }) => (issue.code === 'invalid_type' ? 'a JSON object' : undefined)
-  return z.strictObject(shape, { error })
-}
-
-/** The body, checked. An empty one is `{}`; anything else must be said to be JSON, and be JSON. */
-export async function readBody<S extends z.ZodType>(c: Context, schema: S): Promise<z.output<S>> {
-  const bytes = await c.req.arrayBuffer().catch(() => {
-    throw invalid({ field: 'body', expected: 'as long as its Content-Length says' })
-  })
-  if (bytes.byteLength > 0 && !/^application\/json\s*(;|$)/i.test(c.req.header('Content-Type') ?? '')) {
-    throw invalid({ field: 'content-type', expected: 'application/json' })
+/** An array; the message is `expected`, also of one that is too short or too long. */
+export function array<T>(items: Field<T>, { min, max }: { min: number; max: number }, expected: string): Field<T[]> {
+  return {
+    json: { type: 'array', items: items.json, minItems: min, maxItems: max },
+    read(value, path, errors) {
+      if (Array.isArray(value) && between(value.length, min, max)) {
+        return value.map((item, i) => items.read(item, joined(path, String(i)), errors) as T)
+      }
+      errors.push({ field: path, expected })
+      return undefined
+    },
   }
-  let value: unknown = {}
-  try {
-    if (bytes.byteLength > 0) value = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes))
-  } catch {
-    throw invalid({ field: 'body', expected: 'JSON in UTF-8' })
+}
+
+/** One of two fields. @param isB  whether the caller means the second: then the errors are that field's. */
+export function either<A, B>(a: Field<A>, b: Field<B>, isB: (value: unknown) => boolean): Field<A | B> {
+  return {
+    json: { anyOf: [a.json, b.json] },
+    read: (value, path, errors) => (isB(value) ? b : a).read(value, path, errors),
   }
-  const result = schema.safeParse(value)
-  if (result.success) return result.data
-  throw invalidFields(result.error, 'body')
 }
 
-/** The hook of OpenAPIHono: a path or query that does not fit is a 400. */
-export function checked(result: { success: true } | { success: false; target: string; error: z.ZodError }): void {
-  if (!result.success) throw invalidFields(result.error, result.target)
-}
-
-/** Refuses a path or query whose percent-signs encode nothing: `%zz`, `%ff`. Names the field. */
-export const wellEncoded: MiddlewareHandler = async (c, next) => {
-  if (!decodes(c.req.path)) {
-    const at = c.req.path.split('/').findIndex((segment) => !decodes(segment)) // `/v1/tasks/{name}/{id}`
-    throw invalid({ field: at > 3 ? 'id' : 'name', expected: 'percent-encoded UTF-8' })
+/** An object that has no other properties than these. */
+export function object<F extends Fields>(fields: F): Field<ObjectOf<F>> {
+  return {
+    json: { ...objectJson(fields), additionalProperties: false },
+    read(value, path, errors) {
+      if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
+        return readFields(fields, value as Record<string, unknown>, path, errors, false)
+      }
+      errors.push({ field: path || 'body', expected: 'a JSON object' })
+      return undefined
+    },
   }
-  const at = c.req.url.indexOf('?')
-  const pairs = at < 0 ? [] : c.req.url.slice(at + 1).split('&')
-  const broken = pairs.find((pair) => !decodes(pair))
-  if (broken) throw invalid({ field: shortened(broken.split('=', 1)[0] as string), expected: 'percent-encoded UTF-8' })
-  await next()
 }
 
-function invalidFields(error: z.ZodError, whole: string) {
-  return invalid(
-    ...error.issues.flatMap((issue) =>
-      issue.code === 'unrecognized_keys'
-        ? issue.keys.map((key) => ({
-            field: shortened([...issue.path, key].join('.')),
-            expected: 'left out: there is no such field',
-          }))
-        : [{ field: issue.path.join('.') || whole, expected: issue.message }],
-    ),
-  )
+/** Reads each field from `values`. @param open  whether other values may be there. */
+export function readFields<F extends Fields>(
+  fields: F,
+  values: Record<string, unknown>,
+  path: string,
+  errors: FieldError[],
+  open: boolean,
+): ObjectOf<F> {
+  const read: Record<string, unknown> = {}
+  for (const [name, field] of Object.entries(fields)) {
+    if (Object.hasOwn(values, name)) read[name] = field.read(values[name], joined(path, name), errors)
+    else if (!field.optional) field.read(undefined, joined(path, name), errors)
+  }
+  for (const name of open ? [] : Object.keys(values)) {
+    if (!Object.hasOwn(fields, name)) {
+      errors.push({ field: shortened(joined(path, name)), expected: 'left out: there is no such field' })
+    }
+  }
+  return read as ObjectOf<F>
 }
+
+const joined = (path: string, name: string) => (path === '' ? name : `${path}.${name}`)
+
+const between = (value: number, min: number, max: number) => value >= min && value <= max
 
 // Code points, as Postgres counts; the first test saves counting a string of a megabyte.
 function within(s: string, min: number, max: number): boolean {
@@ -203,15 +253,7 @@ function shallow(value: unknown, levels: number): boolean {
   return levels > 0 && Object.values(value).every((inner) => shallow(inner, levels - 1))
 }
 
-function decodes(s: string): boolean {
-  try {
-    decodeURIComponent(s)
-    return true
-  } catch {
-    return false
-  }
-}
-
-function shortened(s: string): string {
+/** A name of the caller's, as much of it as an answer repeats. */
+export function shortened(s: string): string {
   return s.length > 80 ? `${s.slice(0, 80)}…` : s
 }

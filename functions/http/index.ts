@@ -1,8 +1,25 @@
-/** What others use of this room. */
+/** The exports of this folder. */
 
-export { allow, authenticate, covers, type Env, listable, needs, parseKeys } from './auth.ts'
+export { allow, authenticate, covers, type Env, listable, parseKeys } from './auth.ts'
+export { documentOf } from './document.ts'
 export * as field from './fields.ts'
-export { checked } from './fields.ts'
-export { answer, documented, gone, invalid, Problem, problem, problemBody, problems, unavailable } from './problem.ts'
-export { body, defined, instant, json, List, Name, NoQuery, next, nextOf, position, token, waiting } from './schemas.ts'
+export { Name } from './fields.ts'
+export { List, nextOf } from './list.ts'
+export {
+  type AnswerHooks,
+  answer,
+  clientGone,
+  documented,
+  invalid,
+  type LostRequest,
+  Problem,
+  problem,
+  problemBody,
+  problems,
+  unavailable,
+} from './problem.ts'
+export { json, Router, route } from './route.ts'
+export { described, named, optional, type ValueOf } from './schema.ts'
+export * as shape from './shapes.ts'
 export { type Piece, type StreamOptions, Streams, wantsStream } from './sse.ts'
+export { waiting } from './waiting.ts'

@@ -1,21 +1,16 @@
 /**
  * Every answer that is not a success is a problem (RFC 9457), and looks the same.
  *
- * A handler throws; {@link answer} turns what was thrown into `application/problem+json`. It decides by `code`,
- * never by class (see lib/base/errors.ts). What it does not know is a 500 that says nothing about its cause: a caller
- * gets the request id, the operator gets the error (`onError` of createApp). So no answer can contain SQL, a stack
- * or a connection string. `type` stays `about:blank`: the machine's word is `code`, and it never changes.
+ * A handler throws; {@link answer} turns the error into `application/problem+json`. It decides by `code`, never by class
+ * (see lib/base/errors.ts). An error without a known code is a 500 that says nothing about its cause: the caller gets the
+ * request id, the operator gets the error (`onError` of createApp). So no answer can contain SQL, a stack or a connection
+ * string. `type` stays `about:blank`: programs read `code`, which never changes.
  */
-import { z } from '@hono/zod-openapi'
 import type { Context } from 'hono'
 import { HTTPException } from 'hono/http-exception'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
-
-/** One input that is wrong, and what would have been right. */
-export interface FieldError {
-  field: string
-  expected: string
-}
+import { described, type FieldError, type JsonSchema, named, optional } from './schema.ts'
+import * as shape from './shapes.ts'
 
 const TITLES = {
   400: 'Bad Request',
@@ -45,7 +40,7 @@ export class Problem extends Error {
   readonly code: string
   readonly headers: Record<string, string>
   readonly errors: FieldError[] | undefined
-  /** What else there is to say of it, by `code`. */
+  /** Further members of the answer, by `code`. */
   readonly members: Members | undefined
 
   constructor(
@@ -73,22 +68,38 @@ export function invalid(...errors: FieldError[]): Problem {
 /** Writes a problem as this request's answer. */
 export function problem(c: Context, { status, code, message, headers, errors, members }: Problem): Response {
   const body = JSON.stringify({ ...problemBody(status, code, message), ...members, ...(errors && { errors }) })
-  // The type of hono knows no 499; nobody reads it, for the client has gone.
+  // hono's type has no 499. No one reads that answer, since the client has gone.
   return c.body(body, status as ContentfulStatusCode, { ...headers, 'Content-Type': 'application/problem+json' })
 }
 
-/** The members every problem has. For a door that must refuse before there is a request. */
+/** The members every problem has. For an adapter that must refuse before there is a request. */
 export function problemBody(status: number, code: string, detail: string, title?: string) {
   return { type: 'about:blank', title: title ?? TITLES[status as ProblemStatus], status, code, detail }
 }
 
-/** Turns anything thrown into an answer; `report` hears what is not the caller's doing. */
-export function answer(c: Context, error: unknown, report?: (error: unknown, requestId: string) => void): Response {
+/** A request whose answer says that its caller has lost a hold. */
+export interface LostRequest {
+  method: string
+  path: string
+  requestId: string
+}
+
+/** What the application tells of its answers. */
+export interface AnswerHooks {
+  /** Called with the error of every 500, and of every 503 that the database causes; with '' for an error outside of requests. */
+  onError?: (error: unknown, requestId: string) => void
+  /** Called for every 409 LEASE_LOST: the caller renewed, released or committed too late. */
+  onLeaseLost?: (request: LostRequest) => void
+}
+
+/** Turns anything thrown into an answer. */
+export function answer(c: Context, error: unknown, { onError, onLeaseLost }: AnswerHooks): Response {
   if (error instanceof HTTPException) return error.getResponse() // bearer-auth wraps a finished problem
   const known = error instanceof Problem ? error : fromLibrary(error)
-  if (known && known.status !== 503) return problem(c, known)
   const requestId: string = c.get('requestId') ?? ''
-  if (!(error instanceof Problem)) report?.(error, requestId)
+  if (known?.code === 'LEASE_LOST') onLeaseLost?.({ method: c.req.method, path: c.req.path, requestId })
+  if (known && known.status !== 503) return problem(c, known)
+  if (!(error instanceof Problem)) onError?.(error, requestId)
   if (known) return problem(c, known)
   return problem(c, new Problem(500, 'INTERNAL', `An error of ours. It is in the log under request ${requestId}`))
 }
@@ -122,7 +133,7 @@ function fromLibrary(error: unknown): Problem | undefined {
       return unavailable(message)
     case 'INVALID_ARGUMENT':
       return new Problem(400, code, message, {
-        errors: [{ field: field ?? 'body', expected: /to be (.+), got /s.exec(message)?.[1] ?? message }],
+        errors: [{ field: field ?? 'body', expected: expected === undefined ? message : String(expected) }],
       })
     default:
       return undefined
@@ -134,29 +145,30 @@ export function unavailable(detail: string): Problem {
   return new Problem(503, 'UNAVAILABLE', detail, { headers: { 'Retry-After': '1' } })
 }
 
-/** A 503 for who would have to wait. */
+/** The 503 of a request that would have to wait. */
 export function stopping(): Problem {
   return unavailable('The server is stopping')
 }
 
-/** A 499, which nobody reads. */
-export function gone(): Problem {
+/** A 499, for the log: the client is no longer there to read it. */
+export function clientGone(): Problem {
   return new Problem(499, 'CLIENT_GONE', 'The client closed the connection')
 }
 
-const Shape = z
-  .object({
-    type: z.literal('about:blank'),
-    title: z.string(),
-    status: z.int().min(400).max(599),
-    code: z.string().openapi({ description: 'What happened, for a program. Stable.' }),
-    detail: z.string().openapi({ description: 'What happened, for a person. May change.' }),
-    id: z.uuid().optional().openapi({ description: 'The job that goes on, of RUN_TIMEOUT' }),
-    expected: z.string().optional().openapi({ description: 'As it was asked, of POSITION_CONFLICT' }),
-    actual: z.string().optional().openapi({ description: 'The position of the stream, of POSITION_CONFLICT' }),
-    errors: z.array(z.object({ field: z.string(), expected: z.string() })).optional(),
-  })
-  .openapi('Problem')
+const Shape = named(
+  'Problem',
+  shape.object({
+    type: shape.word('about:blank'),
+    title: shape.string,
+    status: { json: { type: 'integer', minimum: 400, maximum: 599 } },
+    code: described(shape.string, 'What happened, for a program. Stable.'),
+    detail: described(shape.string, 'What happened, for a person. May change.'),
+    id: optional(shape.uuid, 'The id of the job, which continues, of RUN_TIMEOUT'),
+    expected: optional(shape.string, 'The `expected` of the request, of POSITION_CONFLICT'),
+    actual: optional(shape.string, 'The position of the stream, of POSITION_CONFLICT'),
+    errors: optional(shape.array(shape.object({ field: shape.string, expected: shape.string }))),
+  }),
+)
 
 const DESCRIPTIONS = {
   400: 'INVALID_ARGUMENT: `errors` names each field and what it may be',
@@ -167,36 +179,37 @@ const DESCRIPTIONS = {
   409: 'LEASE_LOST: not held under this token (any more): stop the work it guarded',
   412: 'POSITION_CONFLICT: the stream is not where `expected` says. Nothing was appended',
   413: 'TOO_LARGE: the body is over 64 KiB',
-  423: 'LEASE_HELD: somebody else holds it; `Retry-After` is when the hold ends unless renewed',
+  423: 'LEASE_HELD: another holder has it; `Retry-After` is when the hold ends unless renewed',
   499: '',
   500: 'INTERNAL: an error of ours',
   503: 'UNAVAILABLE: the database cannot be asked, or the server is stopping or full; nothing is known about the outcome',
   504: 'RUN_TIMEOUT: the job was sent and is not over; look for it by `id`',
 } as const
 
-interface Documented {
-  description: string
-  content: { 'application/problem+json': { schema: typeof Shape } }
-  headers: Record<string, { description: string; schema: { type: 'integer' | 'string'; minimum?: number } }>
+/** A problem that a route may answer, as the document shows it. */
+export interface ProblemResponse {
+  readonly description: string
+  readonly content: { readonly 'application/problem+json': { readonly schema: JsonSchema } }
+  readonly headers?: Headers
 }
+type Headers = { readonly [name: string]: { description: string; schema: JsonSchema } }
 
-const RETRY_AFTER = { 'Retry-After': { description: 'Seconds', schema: { type: 'integer', minimum: 1 } } } as const
-const HEADERS: { [S in ProblemStatus]?: Documented['headers'] } = {
+const RETRY_AFTER = { 'Retry-After': { description: 'Seconds', schema: { type: 'integer', minimum: 1 } } }
+const HEADERS: { [S in ProblemStatus]?: Headers } = {
   401: { 'WWW-Authenticate': { description: 'Bearer', schema: { type: 'string' } } },
   423: RETRY_AFTER,
   503: RETRY_AFTER,
 }
 
-/** A problem a route can answer, for its entry in the OpenAPI document. */
-export const documented = (status: ProblemStatus, description: string = DESCRIPTIONS[status]): Documented => ({
-  description,
-  content: { 'application/problem+json': { schema: Shape } },
-  headers: HEADERS[status] ?? {},
-})
+/** A problem that a route may answer. */
+export function documented(status: ProblemStatus, description: string = DESCRIPTIONS[status]): ProblemResponse {
+  const headers = HEADERS[status]
+  return { description, ...(headers && { headers }), content: { 'application/problem+json': { schema: Shape.json } } }
+}
 
-/** All the problems that it can answer. */
-export function problems<S extends ProblemStatus>(...statuses: S[]): { [status in S]: Documented } {
+/** Several of them. */
+export function problems<S extends ProblemStatus>(...statuses: S[]): { [status in S]: ProblemResponse } {
   return Object.fromEntries(statuses.map((status) => [status, documented(status)])) as {
-    [status in S]: Documented
+    [status in S]: ProblemResponse
   }
 }

@@ -1,27 +1,27 @@
 /**
- * Answers that never end by themselves: server-sent events (WHATWG HTML §9.2), as `EventSource` reads them.
+ * Answers that do not end by themselves: server-sent events (WHATWG HTML §9.2), as `EventSource` reads them.
  *
- * There are two kinds. Where there is always a state (who leads) the first is waited for before the answer begins. Where
- * there may be nothing for a week (events) the answer begins at once, after a `check` that something could be had. Either
- * way a database that is away is a 503, not a stream that breaks. From then on a failure ends the stream, and so do a server
- * that stops and a client that goes away; what was observed is let go of at once. Nobody is told why, for whoever wants to
- * know more connects again by itself, and `Last-Event-ID` spares it what it has seen. Every so often a comment shows proxies
- * that the stream lives.
+ * There are two kinds. Where there always is a state (who leads), the answer begins when the first state is there. Where there
+ * may be nothing for a week (events), the answer begins at once, after a `check` that the database can be read. Either way a
+ * database that is away is a 503, not a stream that breaks. After that a failure ends the stream, and so does a server that
+ * stops, or a client that goes away; the observation ends at once with it. The stream does not say why it ends: a client that
+ * wants more connects again by itself, and `Last-Event-ID` spares it the events that it has seen. Now and then a comment shows
+ * proxies that the stream is alive.
  *
- * A client that does not read costs little memory: the one piece, of at most 64 Ki characters, that it was sent last, and what
- * the sockets hold. The stream is pulled: the next state, or piece of an event, is only asked for when the last one was taken.
- * That is why hono's `streamSSE` is not used: it pushes, its heartbeats would queue up behind a client that does not read, it
- * writes failures to the console and to the client, and it sets headers of HTTP/1.1 that other doors must not send. An open
- * stream is a connection, though, and somebody has to say how many there may be: `maxStreams`; and one that is not read for
- * long is ended by the door (adapters/node.ts) or the platform.
+ * A client that does not read costs little memory: the last piece that it was sent, of at most 64 Ki characters, and what the
+ * sockets hold. The stream is pulled: the next state, or piece of an event, is only asked for when the last one was taken. That
+ * is why hono's `streamSSE` is not used: it pushes, its heartbeats would queue up behind a client that does not read, it
+ * writes failures to the console and to the client, and it sets headers of HTTP/1.1 that other adapters must not send. An open
+ * stream is a connection, though, so their number has a limit: `maxStreams`. A client that does not read for long is
+ * disconnected by the adapter (adapters/node.ts) or the platform.
  */
 import type { Context } from 'hono'
-import { gone, stopping, unavailable } from './problem.ts'
+import { clientGone, stopping, unavailable } from './problem.ts'
 
 export interface StreamOptions {
-  /** Milliseconds without an event after which a stream shows that it lives, 10–3,600,000. @default 15_000 */
+  /** Milliseconds without an event after which a stream sends a heartbeat, 10–3,600,000. @default 15_000 */
   keepAliveMs?: number
-  /** Streams that may be open at a time, of all kinds together; one more is a 503. @default 256 */
+  /** Streams that may be open at a time, of all kinds together; a request for another is a 503. @default 256 */
   maxStreams?: number
 }
 
@@ -48,13 +48,13 @@ const HEADERS = {
 const RETRY = 'retry: 1000\n\n'
 const ALIVE = ': alive\n\n'
 
-/** Whether the client asks for a stream: it has to say so, and not that it likes JSON as well as that. */
+/** Whether the client asks for a stream: its `Accept` must name it, and prefer it to JSON. */
 export function wantsStream(c: Context): boolean {
-  return liked(c, 'text/event-stream') > liked(c, 'application/json')
+  return quality(c, 'text/event-stream') > quality(c, 'application/json')
 }
 
-// How much (RFC 9110 §12.5.1), 0–1; 0: it was not named.
-function liked(c: Context, type: string): number {
+// The quality value of a type (RFC 9110 §12.5.1), 0–1; 0: it was not named.
+function quality(c: Context, type: string): number {
   for (const range of (c.req.header('Accept') ?? '').toLowerCase().split(',')) {
     const [name, ...parameters] = range.split(';').map((part) => part.trim())
     if (name === type) return Number(parameters.find((each) => each.startsWith('q='))?.slice(2) ?? 1)
@@ -80,13 +80,13 @@ export class Streams {
   }
 
   /**
-   * Answers with the latest state, unless the client has seen it, and then with every one that follows; with a `check`, with
-   * everything from the beginning on.
+   * Answers with the latest state, unless the client has seen it, and then with every state that follows. With a `check` it
+   * answers with everything from the beginning on.
    *
    * @param observe  without a check the latest state first; ends by the signal.
-   * @param check  whether anything can be had; then nothing needs to be there yet.
-   * @throws {Problem} 503: too many, or the server is stopping; 499. And what the first state could not be had for, or the
-   *   check.
+   * @param check  rejects if nothing can be read. With it the answer begins before there is a first state.
+   * @throws {Problem} 503: too many streams, or the server is stopping; 499: the client has gone. Also the error of the first
+   *   state, or of the check.
    */
   async open<T>(
     c: Context,
@@ -95,7 +95,7 @@ export class Streams {
     check?: () => Promise<unknown>,
   ): Promise<Response> {
     const client = c.req.raw.signal
-    const early = () => (client.aborted ? gone() : this.#stop?.aborted ? stopping() : undefined)
+    const early = () => (client.aborted ? clientGone() : this.#stop?.aborted ? stopping() : undefined)
     const refused = early()
     if (refused) throw refused
     if (this.#open >= this.#most) throw unavailable(`${this.#most} streams are open, and no more may be`)
@@ -106,7 +106,7 @@ export class Streams {
     this.#open++
     over.signal.addEventListener('abort', () => {
       this.#open--
-      void states.return().catch(() => {}) // it may rest at a `yield`, where it hears no signal
+      void states.return().catch(() => {}) // at a `yield` it does not notice the signal
     })
     for (const other of [client, this.#stop]) other?.addEventListener('abort', end, { signal: over.signal })
     try {
@@ -135,7 +135,7 @@ function body<T>(
   eventOf: (state: T) => ServerEvent | Piece,
   over: AbortController,
 ): ReadableStream<Uint8Array> {
-  let within = false // an event, of which the rest has to come before anything else
+  let within = false // an event; its other pieces come before anything else
   const chunkOf = (state: T): Uint8Array => {
     const event = eventOf(state)
     if (!('bytes' in event)) return encoder.encode(written(event))
@@ -153,13 +153,13 @@ function body<T>(
       },
       cancel: () => over.abort(),
     },
-    { highWaterMark: 0 }, // nothing in store: pulled only when read
+    { highWaterMark: 0 }, // no buffer: pulled only when read
   )
 }
 
 /**
- * Gives the next of `states`, or `undefined` when none has come for `ms`, or it is over. Then asked again, it goes on
- * waiting for the same one: a stream that is quiet for a month leaves nothing behind but one promise.
+ * Returns the next of `states`, or `undefined` when none has come for `ms`, or when there are no more. The next call continues
+ * to wait for the same one: a stream that is quiet for a month leaves only one promise behind.
  */
 function patient<T>(states: AsyncIterator<T, void>, ms: number, over: AbortController): () => Promise<T | undefined> {
   let [asked, came] = [false, undefined as T | undefined]
@@ -171,7 +171,7 @@ function patient<T>(states: AsyncIterator<T, void>, ms: number, over: AbortContr
       if (done) over.abort()
       else came = value
     } catch {
-      over.abort() // the client connects again, and hears from the new answer what is wrong
+      over.abort() // the client connects again, and the new answer says what is wrong
     }
     wake()
   }

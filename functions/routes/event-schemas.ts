@@ -1,64 +1,115 @@
 /**
- * What the routes of events have in common: how an event is shown, where everything stands, and what holds it up.
+ * What the routes of events have in common: events as JSON, pages of them, and the horizon, up to which their order is decided.
  *
  * Positions and cursors are decimal strings: JSON numbers lose precision above 2^53.
  */
-import { z } from '@hono/zod-openapi'
 import type { Context } from 'hono'
-import type { Events, Horizon as State, StoredEvent } from '../../lib/event/index.ts'
-import { covers, type Env, field, instant, needs, position } from '../http/index.ts'
+import type { EventPage, EventPiece, Events, Horizon as State, StoredEvent } from '../../lib/event/index.ts'
+import { LIMITS } from '../../lib/index.ts'
+import { covers, described, type Env, field, invalid, named, optional, type Piece, shape } from '../http/index.ts'
 
-const common = { tags: ['events'], security: [{ key: [] }] }
-export const reading = { ...common, middleware: [needs('streams:read'), field.wellEncoded] }
-export const writing = { ...common, middleware: [needs('streams:write'), field.wellEncoded] }
+export const reading = { tags: ['events'], scope: 'streams:read' } as const
+export const writing = { tags: ['events'], scope: 'streams:write' } as const
 
-export const Event = z
-  .object({
-    stream: z.string(),
-    position,
-    cursor: position.openapi({ description: 'Its place in the order of all streams' }),
-    type: z.string(),
-    data: z.any(),
-    meta: z.any(),
-    id: z.string().nullable().openapi({ description: 'If it was appended with one' }),
-    at: instant,
-  })
-  .openapi('Event')
+export const Event = named(
+  'Event',
+  shape.object({
+    stream: shape.string,
+    position: shape.position,
+    cursor: described(shape.position, 'Its place in the order of all streams'),
+    type: shape.string,
+    data: shape.any,
+    meta: shape.any,
+    id: described(shape.nullable(shape.string), 'If it was appended with one'),
+    at: shape.instant,
+  }),
+)
 
-export const Horizon = z
-  .object({
-    cursor: position.openapi({ description: 'Everything up to here is decided, and can be read in order' }),
-    last: position.openapi({ description: 'That was ever given to an event' }),
-    holdups: z.array(
-      z
-        .object({
-          pid: z.int().nullable().openapi({ description: 'null: a prepared transaction' }),
-          database: z.string(),
-          application: z.string().nullable(),
-          user: z.string().nullable(),
-          state: z.string().nullable(),
-          ageMs: z.number().nullable(),
-        })
-        .openapi('Holdup', { description: 'A transaction that has appended, and is open' }),
+export const Horizon = named(
+  'Horizon',
+  shape.object({
+    cursor: described(shape.position, 'Everything up to here is decided, and can be read in order'),
+    last: described(shape.position, 'The largest cursor that an event has'),
+    holdups: shape.array(
+      named(
+        'Holdup',
+        shape.object({
+          pid: described(shape.nullable(shape.integer), 'null: a prepared transaction'),
+          database: shape.string,
+          application: shape.nullable(shape.string),
+          user: shape.nullable(shape.string),
+          state: shape.nullable(shape.string),
+          ageMs: shape.nullable(shape.number),
+        }),
+        'A transaction that has appended, and is open',
+      ),
     ),
-  })
-  .openapi('Horizon')
+  }),
+)
 
-/** An event as an answer says it. */
-export function shown({ stream, position, cursor, type, data, meta, id, at }: StoredEvent) {
+const Page = named(
+  'EventPage',
+  shape.object({
+    events: shape.array(Event),
+    next: described(
+      shape.nullable(shape.position),
+      '`from` of the next page. null: the beginning is reached, backwards',
+    ),
+  }),
+)
+
+const from = optional(field.position, { default: '1', description: 'The first to read' })
+export const paged = {
+  from,
+  limit: optional(field.digits({ min: 1, max: 1000 })),
+  waitMs: optional(field.digits(LIMITS.waitMs), 'Waits so long for an event'),
+}
+export const Seen = {
+  // one more is a position still
+  'last-event-id': optional(field.decimal(2n ** 63n - 2n), 'With `Accept: text/event-stream`: begins after it'),
+}
+
+export const pageOrStream = {
+  description: 'A page; or the events that are there, and then those that follow',
+  content: { 'application/json': { schema: Page.json }, 'text/event-stream': { schema: shape.string.json } },
+}
+
+/** An event as JSON. */
+export function eventJson({ stream, position, cursor, type, data, meta, id, at }: StoredEvent) {
   const place = { stream, position: String(position), cursor: String(cursor) }
   return { ...place, type, data, meta: meta ?? null, id, at: at.toISOString() }
 }
 
-/** What is decided, as an answer says it. */
-export function stands({ cursor, last, holdups }: State) {
+/** The horizon as JSON. */
+export function horizonJson({ cursor, last, holdups }: State) {
   return { cursor: String(cursor), last: String(last), holdups }
 }
 
-/** Whether the request's key is bound to names. */
+/** Whether the request's key has a name prefix. */
 export const bound = (c: Context<Env>): boolean => Boolean(c.get('key')?.prefix)
 
-/** Throws a 403 unless the request's key may touch all that a group reads. Whether there is such a group is not its matter. */
+/** Throws a 403 unless the request's key may touch all that a group reads. A group that does not exist passes. */
 export async function coversGroup(c: Context<Env>, events: Events, name: string): Promise<void> {
   if (bound(c)) covers(c, (await events.group(name))?.prefix)
+}
+
+export function page({ events, next }: EventPage) {
+  return { events: events.map(eventJson), next: next === null ? null : String(next) }
+}
+
+/** Where a stream of events begins: after the last event that the client saw. Throws a 400 for the other fields of a page. */
+export function beginning({ from = 1n, ...others }: { from?: bigint | undefined }, seen: bigint | undefined): bigint {
+  const [field] = Object.entries(others).find(([, value]) => value !== undefined) ?? []
+  if (field) throw invalid({ field, expected: 'left out where events are followed' })
+  return seen === undefined ? from : seen + 1n
+}
+
+/** Turns pieces of events into what is sent: the first piece of each event has its name and id. */
+export function pieces(): (piece: EventPiece) => Piece {
+  let begins = true
+  return ({ place, bytes, last }) => {
+    const id = begins ? String(place) : undefined
+    begins = last
+    return { bytes, begins: id === undefined ? undefined : { event: 'event', id }, ends: last }
+  }
 }

@@ -1,12 +1,13 @@
-/** What others use of this room. */
+/** The exports of this folder. */
 
 export { claimRouter } from './claims.ts'
+export { eventRouter } from './events.ts'
 export { pollRouter } from './group-consumers.ts'
 export { groupRouter } from './groups.ts'
 export { leaderRouter } from './leaders.ts'
 export { lockRouter } from './locks.ts'
 export { scheduleRouter } from './schedules.ts'
-export { eventRouter, streamRouter } from './streams.ts'
+export { streamRouter } from './streams.ts'
 export { taskRouter } from './tasks.ts'
 export { tickRouter } from './tick.ts'
-export { noted, timeRouter } from './time.ts'
+export { recordArrival, timeRouter } from './time.ts'

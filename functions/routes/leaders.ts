@@ -1,189 +1,190 @@
 /**
- * Leaders over HTTP: a term per request, the caller keeps the token and renews it.
+ * Leaders over HTTP: each request grants, renews or ends a term; the caller keeps the token.
  *
  *     POST   /v1/leaders/{name}           campaign   201 elected · 200 leads already, this very holder · 423 another leads
  *     PATCH  /v1/leaders/{name}           renew      200 · 409 lost        with `meta`: proclaim
  *     DELETE /v1/leaders/{name}           resign     204 · 409 lost        ?token=… or, for admins, ?force=true: step down
- *     GET    /v1/leaders/{name}           look       200 who leads, who waits
- *     GET    /v1/leaders/{name}/observe   follow     200 text/event-stream
+ *     GET    /v1/leaders/{name}           get        200 the leader and the candidates
+ *     GET    /v1/leaders/{name}/observe   observe    200 text/event-stream
  *     GET    /v1/leaders                  list       200
  *
- * As with locks there is no session: whoever does not renew in time leads no more, and learns it by a 409. A campaign that
- * waits (`waitMs`) stands in the same line as every other candidate, by priority and arrival.
+ * As with locks there is no session: a leader that does not renew in time leads no more, and learns it by a 409. A campaign
+ * that waits (`waitMs`) stands in the same queue as every other candidate, by priority and arrival.
  */
-import { createRoute, OpenAPIHono, z } from '@hono/zod-openapi'
 import { type Leader, type Leaders, LIMITS } from '../../lib/index.ts'
-import type { Streams } from '../http/index.ts'
 import {
   allow,
-  body,
-  defined,
-  type Env,
+  described,
   field,
-  instant,
   json,
   List,
   listable,
   Name,
-  NoQuery,
-  needs,
-  next,
+  named,
   nextOf,
+  optional,
   problems,
-  token,
+  Router,
+  route,
+  type Streams,
+  shape,
 } from '../http/index.ts'
-import { Granted, granted, grantTo, Release, tokenOf } from './grants.ts'
+import { Granted, grantJson, grantTo, Release, tokenOf } from './grants.ts'
 
-const Campaign = field
-  .strict({
-    holder: field.holder
-      .openapi({ description: 'Who wants to lead. Left out: a fresh one. Given: asking again is a retry' })
-      .optional(),
-    ttlMs: field.ttlMs.openapi({ default: LIMITS.ttlMs.default }).optional(),
-    waitMs: field.waitMs.openapi({ default: 0 }).optional(),
-    priority: field
-      .integer(LIMITS.priority)
-      .openapi({ default: LIMITS.priority.default, description: 'The higher comes first; it deposes nobody' })
-      .optional(),
-    meta: field.meta.optional(),
-  })
-  .openapi('Campaign')
-
-const RenewTerm = field
-  .strict({
-    token: field.token,
-    ttlMs: field.ttlMs.openapi({ description: 'Left out: as before' }).optional(),
-    meta: field.meta.openapi({ description: 'What observers see from now on. Left out: as before' }).optional(),
-  })
-  .openapi('RenewTerm')
-
-const LeaderShape = z
-  .object({
-    holder: z.string(),
-    token,
-    grantedAt: instant,
-    expiresAt: instant.openapi({ description: 'Unless it is renewed' }),
-    ttlMs: z.int(),
-    meta: z.any().openapi({ description: 'What the leader proclaimed' }),
-  })
-  .openapi('Leader')
-
-const Members = z
-  .object({
-    name: z.string(),
-    leader: LeaderShape.nullable(),
-    waiting: z.array(
-      z.object({ holder: z.string(), priority: z.int(), since: instant, meta: z.any() }).openapi('Candidate'),
+const Campaign = named(
+  'Campaign',
+  field.object({
+    holder: optional(
+      field.holder,
+      'The name of the candidate. Left out: a fresh one. With it, asking again is a retry',
     ),
-  })
-  .openapi('Members')
+    ttlMs: optional(field.ttlMs, { default: LIMITS.ttlMs.default }),
+    waitMs: optional(field.waitMs, { default: 0 }),
+    priority: optional(field.integer(LIMITS.priority), {
+      default: LIMITS.priority.default,
+      description: 'The higher comes first; it deposes no leader',
+    }),
+    meta: optional(field.meta),
+  }),
+)
 
-const LeaderList = z
-  .object({
-    leaders: z.array(LeaderShape.extend({ name: z.string() }).openapi('ListedLeader')),
-    next,
-  })
-  .openapi('LeaderList')
+const RenewTerm = named(
+  'RenewTerm',
+  field.object({
+    token: field.token,
+    ttlMs: optional(field.ttlMs, 'Left out: as before'),
+    meta: optional(field.meta, 'What observers see from now on. Left out: as before'),
+  }),
+)
 
-const common = { tags: ['leaders'], security: [{ key: [] }] }
+const LeaderShape = named(
+  'Leader',
+  shape.object({
+    holder: shape.string,
+    token: shape.token,
+    grantedAt: shape.instant,
+    expiresAt: described(shape.instant, 'Unless it is renewed'),
+    ttlMs: shape.integer,
+    meta: described(shape.any, 'What the leader proclaimed'),
+  }),
+)
 
-const campaign = createRoute({
-  ...common,
+const Members = named(
+  'Members',
+  shape.object({
+    name: shape.string,
+    leader: shape.nullable(LeaderShape),
+    waiting: shape.array(
+      named(
+        'Candidate',
+        shape.object({ holder: shape.string, priority: shape.integer, since: shape.instant, meta: shape.any }),
+      ),
+    ),
+  }),
+)
+
+const LeaderList = named(
+  'LeaderList',
+  shape.object({
+    leaders: shape.array(named('ListedLeader', shape.extended(LeaderShape, { name: shape.string }))),
+    next: shape.next,
+  }),
+)
+
+const campaign = route({
+  tags: ['leaders'],
   method: 'post',
   path: '/{name}',
   summary: 'Campaign to lead, waiting at most waitMs to be elected',
-  middleware: [needs('leaders:write'), field.wellEncoded] as const,
-  request: { params: Name, query: NoQuery, body: body('Campaign', false) },
+  scope: 'leaders:write',
+  params: Name,
+  body: Campaign,
   responses: {
     201: json(Granted, 'Elected'),
     200: json(Granted, 'This holder leads already: the same term, renewed'),
-    ...problems(400, 401, 403, 413, 423, 500, 503),
+    ...problems(423),
   },
 })
 
-const renew = createRoute({
-  ...common,
+const renew = route({
+  tags: ['leaders'],
   method: 'patch',
   path: '/{name}',
   summary: 'Renew a term: from now on it lasts ttlMs; and proclaim meta',
-  middleware: [needs('leaders:write'), field.wellEncoded] as const,
-  request: { params: Name, query: NoQuery, body: body('RenewTerm', true) },
-  responses: { 200: json(Granted, 'Renewed'), ...problems(400, 401, 403, 409, 413, 500, 503) },
+  scope: 'leaders:write',
+  params: Name,
+  body: RenewTerm,
+  responses: { 200: json(Granted, 'Renewed'), ...problems(409) },
 })
 
-const resign = createRoute({
-  ...common,
+const resign = route({
+  tags: ['leaders'],
   method: 'delete',
   path: '/{name}',
-  summary: 'Resign by the token of the term; or, as an admin, ask whoever leads to step down',
-  middleware: [needs('leaders:write'), field.wellEncoded] as const,
-  request: { params: Name, query: Release },
-  responses: { 204: { description: 'Resigned; or asked' }, ...problems(400, 401, 403, 409, 500, 503) },
+  summary: 'Resign by the token of the term; or, as an admin, ask the leader to step down',
+  scope: 'leaders:write',
+  params: Name,
+  query: Release,
+  responses: { 204: { description: 'Resigned; or asked' }, ...problems(409) },
 })
 
-const look = createRoute({
-  ...common,
+const look = route({
+  tags: ['leaders'],
   method: 'get',
   path: '/{name}',
-  summary: 'Who leads, and who waits in which order. Not for deciding: it may be another the moment after',
-  middleware: [needs('leaders:read'), field.wellEncoded] as const,
-  request: { params: Name, query: NoQuery },
-  responses: { 200: json(Members, 'As of a moment ago'), ...problems(400, 401, 403, 500, 503) },
+  summary: 'Get the leader, and the candidates in their order. Not for deciding: it may change at any time',
+  scope: 'leaders:read',
+  params: Name,
+  responses: { 200: json(Members, 'As of now') },
 })
 
-const observe = createRoute({
-  ...common,
+const observe = route({
+  tags: ['leaders'],
   method: 'get',
   path: '/{name}/observe',
-  summary: 'Follow who leads: the latest first, then every change. A client that reconnects says what it saw last',
-  middleware: [needs('leaders:read'), field.wellEncoded] as const,
-  request: {
-    params: Name,
-    query: NoQuery,
-    headers: z.object({
-      'last-event-id': z.string().optional().openapi({ description: 'The latest is left out if it is this one' }),
-    }),
+  summary:
+    'Follow the leader: the latest state first, then every change. A client that reconnects sends the id that it saw last',
+  scope: 'leaders:read',
+  params: Name,
+  headers: {
+    'last-event-id': optional(
+      field.string('a string', {}, () => true),
+      'The latest is left out if it is this one',
+    ),
   },
   responses: {
     200: {
       description: 'Events `leader`, with `{ name, leader }` as data; comments in between keep the connection open',
-      content: { 'text/event-stream': { schema: z.string() } },
+      content: { 'text/event-stream': { schema: shape.string.json } },
     },
-    ...problems(400, 401, 403, 500, 503),
   },
 })
 
-const list = createRoute({
-  ...common,
+const list = route({
+  tags: ['leaders'],
   method: 'get',
   path: '/',
   summary: 'List elections that have a leader, by name',
-  middleware: [needs('leaders:read'), field.wellEncoded] as const,
-  request: { query: List },
-  responses: { 200: json(LeaderList, 'A page'), ...problems(400, 401, 403, 500, 503) },
+  scope: 'leaders:read',
+  query: List,
+  responses: { 200: json(LeaderList, 'A page') },
 })
 
 /** The router of `/v1/leaders`. `stopping` ends every wait and every stream. */
-export function leaderRouter(leaders: Leaders, streams: Streams, stopping?: AbortSignal): OpenAPIHono<Env> {
-  const router = new OpenAPIHono<Env>({ defaultHook: field.checked })
-  router.openAPIRegistry.register('Campaign', Campaign)
-  router.openAPIRegistry.register('RenewTerm', RenewTerm)
+export function leaderRouter(leaders: Leaders, streams: Streams, stopping?: AbortSignal): Router {
+  const router = new Router()
 
-  router.openapi(campaign, async (c) => {
-    const { name } = c.req.valid('param')
-    const grant = await grantTo(c, leaders, name, await field.readBody(c, Campaign), stopping)
-    return c.json(granted(grant), grant.renewed ? 200 : 201)
+  router.on(campaign, async (c, { params: { name }, body }) => {
+    const grant = await grantTo(c, leaders, name, body, stopping)
+    return c.json(grantJson(grant), grant.renewed ? 200 : 201)
   })
 
-  router.openapi(renew, async (c) => {
-    const { name } = c.req.valid('param')
-    const { token, ...rest } = await field.readBody(c, RenewTerm)
-    return c.json(granted(await leaders.renew(name, token, defined(rest))), 200)
+  router.on(renew, async (c, { params: { name }, body: { token, ...rest } }) => {
+    return c.json(grantJson(await leaders.renew(name, token, rest)), 200)
   })
 
-  router.openapi(resign, async (c) => {
-    const { name } = c.req.valid('param')
-    const token = tokenOf(c.req.valid('query'))
+  router.on(resign, async (c, { params: { name }, query }) => {
+    const token = tokenOf(query)
     if (token !== undefined) await leaders.revoke(name, token)
     else {
       allow(c, 'admin')
@@ -192,35 +193,32 @@ export function leaderRouter(leaders: Leaders, streams: Streams, stopping?: Abor
     return c.body(null, 204)
   })
 
-  router.openapi(look, async (c) => {
-    const { name } = c.req.valid('param')
+  router.on(look, async (c, { params: { name } }) => {
     const { leader, waiting } = await leaders.members(name)
-    const line = waiting.map(({ since, meta, ...rest }) => ({
+    const candidates = waiting.map(({ since, meta, ...rest }) => ({
       ...rest,
       since: since.toISOString(),
       meta: meta ?? null,
     }))
-    return c.json({ name, leader: leader && shown(leader), waiting: line }, 200)
+    return c.json({ name, leader: leader && leaderJson(leader), waiting: candidates }, 200)
   })
 
-  router.openapi(observe, (c) => {
-    const { name } = c.req.valid('param')
+  router.on(observe, (c, { params: { name } }) => {
     return streams.open(
       c,
       (signal) => leaders.observe(name, { signal }),
       ({ leader, revision }) => ({
         event: 'leader',
-        id: `${revision}${leader ? '' : '.vacant'}`, // a lease that ran out has the revision that it had
-        data: { name, leader: leader && shown(leader) },
+        id: `${revision}${leader ? '' : '.vacant'}`, // the revision does not change when a lease runs out
+        data: { name, leader: leader && leaderJson(leader) },
       }),
     )
   })
 
-  router.openapi(list, async (c) => {
-    const { prefix = '', limit = 100, after } = c.req.valid('query')
-    const page = await leaders.list({ prefix: listable(c, prefix), limit, ...(after !== undefined && { after }) })
+  router.on(list, async (c, { query: { prefix = '', limit = 100, ...after } }) => {
+    const page = await leaders.list({ prefix: listable(c, prefix), limit, ...after })
     return c.json(
-      { leaders: page.map(({ name, ...leader }) => ({ name, ...shown(leader) })), next: nextOf(page, limit) },
+      { leaders: page.map(({ name, ...leader }) => ({ name, ...leaderJson(leader) })), next: nextOf(page, limit) },
       200,
     )
   })
@@ -228,7 +226,7 @@ export function leaderRouter(leaders: Leaders, streams: Streams, stopping?: Abor
   return router
 }
 
-function shown({ holder, token, grantedAt, expiresAt, ttlMs, meta }: Leader) {
+function leaderJson({ holder, token, grantedAt, expiresAt, ttlMs, meta }: Leader) {
   return {
     holder,
     token: String(token),

@@ -1,158 +1,151 @@
 /**
- * Locks over HTTP: a lease per request, the caller keeps the token.
+ * Locks over HTTP: each request grants, renews or releases a lease; the caller keeps the token.
  *
  *     POST   /v1/locks/{name}   acquire   201 granted · 200 granted before, to this very holder · 423 held
  *     PATCH  /v1/locks/{name}   renew     200 · 409 lost
  *     DELETE /v1/locks/{name}   release   204 · 409 lost      ?token=… or, for admins, ?force=true
- *     GET    /v1/locks/{name}   look      200
+ *     GET    /v1/locks/{name}   get       200
  *     GET    /v1/locks          list      200
  *
- * There is no session and no heartbeat on this side: whoever does not renew in time has lost the lock, and learns it
- * by a 409. An answer may get lost. Then the same `holder` asks again and gets the same token (200); a caller that
- * named no holder cannot be told from a stranger, and waits for the ttl to run out.
+ * There is no session and no heartbeat on this side: a caller that does not renew in time has lost the lock, and learns it
+ * by a 409. An answer may get lost. Then the same `holder` asks again and gets the same token (200). A caller that named no
+ * holder looks like a stranger, and waits for the ttl to run out.
  *
- * A wait (`waitMs`) stands in the same queue as every other contender; when it ends is told in http/schemas.ts.
+ * A wait (`waitMs`) stands in the same queue as every other contender. http/waiting.ts says when it ends.
  */
-import { createRoute, OpenAPIHono, z } from '@hono/zod-openapi'
 import { LIMITS, type LockState, type Locks } from '../../lib/index.ts'
 import {
   allow,
-  body,
-  type Env,
+  described,
   field,
-  instant,
   json,
   List,
   listable,
   Name,
-  NoQuery,
-  needs,
-  next,
+  named,
   nextOf,
+  optional,
   problems,
-  token,
+  Router,
+  route,
+  shape,
 } from '../http/index.ts'
-import { Granted, granted, grantTo, Release, tokenOf } from './grants.ts'
+import { Granted, grantJson, grantTo, Release, tokenOf } from './grants.ts'
 
-const Acquire = field
-  .strict({
-    holder: field.holder
-      .openapi({
-        description: 'The identity of one holder. Left out: a fresh one. Given: asking again is a retry',
-      })
-      .optional(),
-    ttlMs: field.ttlMs.openapi({ default: LIMITS.ttlMs.default }).optional(),
-    waitMs: field.waitMs.openapi({ default: 0 }).optional(),
-    meta: field.meta.optional(),
-  })
-  .openapi('Acquire')
+const Acquire = named(
+  'Acquire',
+  field.object({
+    holder: optional(field.holder, 'The name of one holder. Left out: a fresh one. With it, asking again is a retry'),
+    ttlMs: optional(field.ttlMs, { default: LIMITS.ttlMs.default }),
+    waitMs: optional(field.waitMs, { default: 0 }),
+    meta: optional(field.meta),
+  }),
+)
 
-const Renew = field
-  .strict({ token: field.token, ttlMs: field.ttlMs.openapi({ description: 'Left out: as before' }).optional() })
-  .openapi('Renew')
+const Renew = named('Renew', field.object({ token: field.token, ttlMs: optional(field.ttlMs, 'Left out: as before') }))
 
-const Lease = z
-  .object({
-    name: z.string(),
-    held: z.boolean(),
-    kind: z.enum(['lease', 'connection']).nullable(),
-    holder: z.string().nullable(),
-    token: token.nullable(),
-    grantedAt: instant.nullable(),
-    expiresAt: instant.nullable().openapi({ description: 'null: it has no expiry, or nobody holds it' }),
-    ttlMs: z.int().nullable(),
-    meta: z.any().openapi({ description: 'What the holder said' }),
-  })
-  .openapi('ListedLock')
+const Lease = named(
+  'ListedLock',
+  shape.object({
+    name: shape.string,
+    held: shape.boolean,
+    kind: shape.nullable(shape.word('lease', 'connection')),
+    holder: shape.nullable(shape.string),
+    token: shape.nullable(shape.token),
+    grantedAt: shape.nullable(shape.instant),
+    expiresAt: described(shape.nullable(shape.instant), 'null: it has no expiry, or is not held'),
+    ttlMs: shape.nullable(shape.integer),
+    meta: described(shape.any, 'The `meta` of the holder'),
+  }),
+)
 
-const State = Lease.extend({
-  waiting: z.int().openapi({ description: 'Contenders of the process that answers; other processes count once each' }),
-}).openapi('LockState')
+const State = named(
+  'LockState',
+  shape.extended(Lease, {
+    waiting: described(shape.integer, 'Contenders of the process that answers; other processes count once each'),
+  }),
+)
 
-const States = z
-  .object({
-    locks: z.array(Lease),
-    next,
-  })
-  .openapi('LockStates')
+const States = named(
+  'LockStates',
+  shape.object({
+    locks: shape.array(Lease),
+    next: shape.next,
+  }),
+)
 
-const common = { tags: ['locks'], security: [{ key: [] }] }
-
-const acquire = createRoute({
-  ...common,
+const acquire = route({
+  tags: ['locks'],
   method: 'post',
   path: '/{name}',
   summary: 'Acquire a lock, waiting at most waitMs for it',
-  middleware: [needs('locks:write'), field.wellEncoded] as const,
-  request: { params: Name, query: NoQuery, body: body('Acquire', false) },
+  scope: 'locks:write',
+  params: Name,
+  body: Acquire,
   responses: {
     201: json(Granted, 'Granted'),
     200: json(Granted, 'This holder has it already: the same grant, renewed'),
-    ...problems(400, 401, 403, 413, 423, 500, 503),
+    ...problems(423),
   },
 })
 
-const renew = createRoute({
-  ...common,
+const renew = route({
+  tags: ['locks'],
   method: 'patch',
   path: '/{name}',
   summary: 'Renew a lock: from now on it lives ttlMs',
-  middleware: [needs('locks:write'), field.wellEncoded] as const,
-  request: { params: Name, query: NoQuery, body: body('Renew', true) },
-  responses: { 200: json(Granted, 'Renewed'), ...problems(400, 401, 403, 409, 413, 500, 503) },
+  scope: 'locks:write',
+  params: Name,
+  body: Renew,
+  responses: { 200: json(Granted, 'Renewed'), ...problems(409) },
 })
 
-const release = createRoute({
-  ...common,
+const release = route({
+  tags: ['locks'],
   method: 'delete',
   path: '/{name}',
-  summary: 'Release a lock by its token; or, as an admin, whoever holds it',
-  middleware: [needs('locks:write'), field.wellEncoded] as const,
-  request: { params: Name, query: Release },
-  responses: { 204: { description: 'Released' }, ...problems(400, 401, 403, 409, 500, 503) },
+  summary: 'Release a lock by its token; or, as an admin, by force',
+  scope: 'locks:write',
+  params: Name,
+  query: Release,
+  responses: { 204: { description: 'Released' }, ...problems(409) },
 })
 
-const look = createRoute({
-  ...common,
+const look = route({
+  tags: ['locks'],
   method: 'get',
   path: '/{name}',
-  summary: 'Look at a lock. Not for deciding: it may be another the moment after',
-  middleware: [needs('locks:read'), field.wellEncoded] as const,
-  request: { params: Name, query: NoQuery },
-  responses: { 200: json(State, 'Its state'), ...problems(400, 401, 403, 500, 503) },
+  summary: 'Get the state of a lock. Not for deciding: it may change at any time',
+  scope: 'locks:read',
+  params: Name,
+  responses: { 200: json(State, 'Its state') },
 })
 
-const list = createRoute({
-  ...common,
+const list = route({
+  tags: ['locks'],
   method: 'get',
   path: '/',
   summary: 'List leases by name',
-  middleware: [needs('locks:read'), field.wellEncoded] as const,
-  request: { query: List },
-  responses: { 200: json(States, 'A page'), ...problems(400, 401, 403, 500, 503) },
+  scope: 'locks:read',
+  query: List,
+  responses: { 200: json(States, 'A page') },
 })
 
 /** The router of `/v1/locks`. `stopping` ends every wait. */
-export function lockRouter(locks: Locks, stopping?: AbortSignal): OpenAPIHono<Env> {
-  const router = new OpenAPIHono<Env>({ defaultHook: field.checked })
-  router.openAPIRegistry.register('Acquire', Acquire)
-  router.openAPIRegistry.register('Renew', Renew)
+export function lockRouter(locks: Locks, stopping?: AbortSignal): Router {
+  const router = new Router()
 
-  router.openapi(acquire, async (c) => {
-    const { name } = c.req.valid('param')
-    const grant = await grantTo(c, locks, name, await field.readBody(c, Acquire), stopping)
-    return c.json(granted(grant), grant.renewed ? 200 : 201)
+  router.on(acquire, async (c, { params: { name }, body }) => {
+    const grant = await grantTo(c, locks, name, body, stopping)
+    return c.json(grantJson(grant), grant.renewed ? 200 : 201)
   })
 
-  router.openapi(renew, async (c) => {
-    const { name } = c.req.valid('param')
-    const { token, ttlMs } = await field.readBody(c, Renew)
-    return c.json(granted(await locks.renew(name, token, ttlMs === undefined ? {} : { ttlMs })), 200)
+  router.on(renew, async (c, { params: { name }, body: { token, ttlMs } }) => {
+    return c.json(grantJson(await locks.renew(name, token, ttlMs === undefined ? {} : { ttlMs })), 200)
   })
 
-  router.openapi(release, async (c) => {
-    const { name } = c.req.valid('param')
-    const token = tokenOf(c.req.valid('query'))
+  router.on(release, async (c, { params: { name }, query }) => {
+    const token = tokenOf(query)
     if (token !== undefined) await locks.revoke(name, token)
     else {
       allow(c, 'admin')
@@ -161,18 +154,17 @@ export function lockRouter(locks: Locks, stopping?: AbortSignal): OpenAPIHono<En
     return c.body(null, 204)
   })
 
-  router.openapi(look, async (c) => c.json(state(await locks.query(c.req.valid('param').name)), 200))
+  router.on(look, async (c, { params }) => c.json(lockJson(await locks.query(params.name)), 200))
 
-  router.openapi(list, async (c) => {
-    const { prefix = '', limit = 100, after } = c.req.valid('query')
-    const page = await locks.list({ prefix: listable(c, prefix), limit, ...(after !== undefined && { after }) })
-    return c.json({ locks: page.map(state), next: nextOf(page, limit) }, 200)
+  router.on(list, async (c, { query: { prefix = '', limit = 100, ...after } }) => {
+    const page = await locks.list({ prefix: listable(c, prefix), limit, ...after })
+    return c.json({ locks: page.map(lockJson), next: nextOf(page, limit) }, 200)
   })
 
   return router
 }
 
-function state<T extends Omit<LockState, 'waiting'>>({ token, grantedAt, expiresAt, meta, ...rest }: T) {
+function lockJson<T extends Omit<LockState, 'waiting'>>({ token, grantedAt, expiresAt, meta, ...rest }: T) {
   return {
     ...rest,
     token: token === null ? null : String(token),

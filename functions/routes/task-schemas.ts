@@ -1,21 +1,18 @@
 /**
- * What the routes of tasks have in common: where a queue and a job are, what a job may ask for, and how it is shown.
+ * What the routes of tasks have in common: the paths of queues and jobs, the options of a job, and a job as JSON.
  *
- * The ranges are those of lib/task/queue/options.ts, said again: the library is imported for its types only, so that a deployment
- * without tasks does not carry pg-boss. Should they come apart, the library still refuses, with a 400 as well.
+ * The ranges repeat those of lib/task/queue/options.ts. Here the library is imported for its types only, so that a deployment
+ * without tasks does not contain pg-boss. If the two ever differ, the library still refuses, also with a 400.
  *
- * A handler's error is kept with its stack, for who runs the handler. An answer never contains one: whoever may look at a
- * job need not know what the code looks like that ran it.
+ * A handler's error is kept with its stack, for the people who run the handler. An answer never contains a stack: a caller
+ * that may look at a job need not know the code that ran it.
  */
-import { z } from '@hono/zod-openapi'
 import type { Context } from 'hono'
 import type { Job } from '../../lib/task/index.ts'
-import { covers, type Env, field, instant, Problem } from '../http/index.ts'
+import { covers, described, type Env, field, named, optional, Problem, shape } from '../http/index.ts'
 
-export const common = { tags: ['tasks'], security: [{ key: [] }] }
-
-export const Queue = z.object({ name: field.queue })
-export const JobPath = z.object({ name: field.queue, id: field.uuid })
+export const Queue = { name: field.queue }
+export const JobPath = { name: field.queue, id: field.uuid }
 
 const INT = 2_147_483_647
 const YEAR_MS = 31_536_000_000
@@ -23,114 +20,112 @@ const DAY_MS = 86_400_000
 
 const maxMs = field.integer({ min: 0, max: YEAR_MS })
 const retries = {
-  retryLimit: field
-    .integer({ min: 0, max: 1_000 })
-    .openapi({ default: 2, description: 'Attempts after the first' })
-    .optional(),
-  retryDelayMs: field.integer({ min: 0, max: YEAR_MS }).openapi({ default: 0 }).optional(),
-  backoff: z
-    .union([z.boolean(), field.strict({ maxMs })], { error: `true, false or { maxMs: an integer, 0–${YEAR_MS} }` })
-    .openapi({ default: false, description: 'Doubles the delay each time, up to maxMs' })
-    .optional(),
-  expireInMs: field
-    .integer({ min: 1_000, max: DAY_MS })
-    .openapi({ default: 900_000, description: 'An attempt may take so long' })
-    .optional(),
-  deadLetter: field.queue
-    .openapi({
-      description: 'The queue that gets a copy of what has failed for good. The key must be for its name too',
-    })
-    .optional(),
+  retryLimit: optional(field.integer({ min: 0, max: 1_000 }), { default: 2, description: 'Attempts after the first' }),
+  retryDelayMs: optional(field.integer({ min: 0, max: YEAR_MS }), { default: 0 }),
+  backoff: optional(
+    field.either(
+      field.boolean(`true, false or { maxMs: an integer, 0–${YEAR_MS} }`),
+      field.object({ maxMs }),
+      (value) => Number.isInteger((value as { maxMs?: unknown } | null)?.maxMs),
+    ),
+    { default: false, description: 'Doubles the delay each time, up to maxMs' },
+  ),
+  expireInMs: optional(field.integer({ min: 1_000, max: DAY_MS }), {
+    default: 900_000,
+    description: 'An attempt may take so long',
+  }),
+  deadLetter: optional(
+    field.queue,
+    'The queue that gets a copy of what has failed for good. The key must be for its name too',
+  ),
 }
 
-export const Declare = field
-  .strict({
+export const Declare = named(
+  'DeclareQueue',
+  field.object({
     ...retries,
-    heartbeatMs: field
-      .integer({ min: 10_000, max: DAY_MS })
-      .openapi({ default: 30_000, description: 'After so long without a sign of life a worker is taken for dead' })
-      .optional(),
-    policy: field
-      .word('standard', 'short', 'singleton', 'stately', 'exclusive', 'key_strict_fifo')
-      .openapi({ default: 'standard', description: 'Which jobs exclude each other. It cannot be changed' })
-      .optional(),
-    retentionSeconds: field
-      .integer({ min: 1, max: INT })
-      .openapi({ default: 1_209_600, description: 'A job may wait so long to run' })
-      .optional(),
-    deleteAfterSeconds: field
-      .integer({ min: 0, max: INT })
-      .openapi({ default: 604_800, description: 'A job that is over is kept so long, 0: for ever' })
-      .optional(),
-  })
-  .openapi('DeclareQueue')
+    heartbeatMs: optional(field.integer({ min: 10_000, max: DAY_MS }), {
+      default: 30_000,
+      description: 'After so long without a heartbeat a worker is considered dead',
+    }),
+    policy: optional(field.word('standard', 'short', 'singleton', 'stately', 'exclusive', 'key_strict_fifo'), {
+      default: 'standard',
+      description: 'Which jobs exclude each other. It cannot be changed',
+    }),
+    retentionSeconds: optional(field.integer({ min: 1, max: INT }), {
+      default: 1_209_600,
+      description: 'A job may wait so long to run',
+    }),
+    deleteAfterSeconds: optional(field.integer({ min: 0, max: INT }), {
+      default: 604_800,
+      description: 'A job that is over is kept so long; 0: it is never removed',
+    }),
+  }),
+)
 
 const RFC3339 = 'an instant of 1970–9999 as RFC 3339 says it, with its offset or Z'
 
-export const Options = field
-  .strict({
-    id: field.uuid.openapi({ description: 'The same again is refused: so a retry is no second job' }).optional(),
-    priority: field
-      .integer({ min: -1_000_000, max: 1_000_000 })
-      .openapi({ default: 0, description: 'The higher comes first' })
-      .optional(),
-    startAfterMs: field
-      .integer({ min: 0, max: 10 * YEAR_MS })
-      .openapi({ default: 0 })
-      .optional(),
-    startAfter: z
-      .string({ error: RFC3339 })
-      .refine(isInstant, { error: RFC3339 })
-      .openapi({ format: 'date-time', description: 'Instead of startAfterMs' })
-      .optional(),
-    ...retries,
-    singletonKey: field.text({ min: 1, max: 255 }).optional(),
-    singletonSeconds: field
-      .integer({ min: 1, max: 31_536_000 })
-      .openapi({ description: 'At most one job (for each singletonKey) in every such slot of time' })
-      .optional(),
-    group: field
-      .strict({ id: field.text({ min: 1, max: 255 }), tier: field.text({ min: 1, max: 255 }).optional() })
-      .optional(),
-  })
-  .refine(({ startAfter, startAfterMs }) => startAfter === undefined || startAfterMs === undefined, {
-    error: 'left out where startAfterMs is given',
-    path: ['startAfter'],
-  })
-  .openapi('JobOptions')
+export const Options = named(
+  'JobOptions',
+  field.refined(
+    field.object({
+      id: optional(field.uuid, 'The same again is refused: so a retry is no second job'),
+      priority: optional(field.integer({ min: -1_000_000, max: 1_000_000 }), {
+        default: 0,
+        description: 'The higher comes first',
+      }),
+      startAfterMs: optional(field.integer({ min: 0, max: 10 * YEAR_MS }), { default: 0 }),
+      startAfter: optional(field.string(RFC3339, { format: 'date-time' }, isInstant), 'Instead of startAfterMs'),
+      ...retries,
+      singletonKey: optional(field.text({ min: 1, max: 255 })),
+      singletonSeconds: optional(
+        field.integer({ min: 1, max: 31_536_000 }),
+        'At most one job (for each singletonKey) in every such slot of time',
+      ),
+      group: optional(
+        field.object({ id: field.text({ min: 1, max: 255 }), tier: optional(field.text({ min: 1, max: 255 })) }),
+      ),
+    }),
+    'left out where startAfterMs is given',
+    (options) => !('startAfter' in options && 'startAfterMs' in options),
+    'startAfter',
+  ),
+)
 
-export const Counts = z
-  .object({
-    queue: z.string(),
-    ready: z.int().openapi({ description: 'Could run now' }),
-    deferred: z.int().openapi({ description: 'Wait for their time' }),
-    blocked: z.int(),
-    active: z.int().openapi({ description: 'Run' }),
-    failed: z.int().openapi({ description: 'Have failed for good, and are kept' }),
-  })
-  .openapi('QueueCounts')
+export const Counts = named(
+  'QueueCounts',
+  shape.object({
+    queue: shape.string,
+    ready: described(shape.integer, 'Could run now'),
+    deferred: described(shape.integer, 'Wait for their time'),
+    blocked: shape.integer,
+    active: described(shape.integer, 'Run'),
+    failed: described(shape.integer, 'Have failed for good, and are kept'),
+  }),
+)
 
-export const JobState = z
-  .object({
-    id: z.uuid(),
-    queue: z.string(),
-    state: z.enum(['created', 'retry', 'active', 'completed', 'cancelled', 'failed']),
-    data: z.any(),
-    output: z.any().openapi({ description: 'Of the last attempt that ended: what it returned, or its error' }),
-    attempts: z.int().openapi({ description: 'How many were begun' }),
-    retryLimit: z.int(),
-    priority: z.int(),
-    createdAt: instant,
-    startAfter: instant.openapi({ description: 'Of a job that a schedule sent: its slot' }),
-    startedAt: instant.nullable().openapi({ description: 'The last attempt' }),
-    completedAt: instant.nullable(),
-    progress: z
-      .object({ fraction: z.number(), note: z.string().nullable(), at: instant })
-      .nullable()
-      .openapi({ description: 'What the running, or last, attempt said of itself' }),
-    holder: z.string().nullable().openapi({ description: 'Who claimed it over HTTP, if they said so' }),
-  })
-  .openapi('Job')
+export const JobState = named(
+  'Job',
+  shape.object({
+    id: shape.uuid,
+    queue: shape.string,
+    state: shape.word('created', 'retry', 'active', 'completed', 'cancelled', 'failed'),
+    data: shape.any,
+    output: described(shape.any, 'Of the last attempt that ended: what it returned, or its error'),
+    attempts: described(shape.integer, 'How many were begun'),
+    retryLimit: shape.integer,
+    priority: shape.integer,
+    createdAt: shape.instant,
+    startAfter: described(shape.instant, 'Of a job that a schedule sent: its slot'),
+    startedAt: described(shape.nullable(shape.instant), 'The last attempt'),
+    completedAt: shape.nullable(shape.instant),
+    progress: described(
+      shape.nullable(shape.object({ fraction: shape.number, note: shape.nullable(shape.string), at: shape.instant })),
+      'The progress that the running, or last, attempt reported',
+    ),
+    holder: described(shape.nullable(shape.string), 'The holder that claimed it over HTTP, if it gave a name'),
+  }),
+)
 
 // RFC 3339, and on the calendar: Date.parse takes 30 February for 2 March.
 function isInstant(text: string): boolean {
@@ -140,11 +135,11 @@ function isInstant(text: string): boolean {
   return new Date(`${day}T00:00:00Z`).toISOString().startsWith(day)
 }
 
-/** A job as an answer says it. */
-export function shown({ createdAt, startAfter, startedAt, completedAt, progress, output, ...rest }: Job) {
+/** A job as JSON. */
+export function jobJson({ createdAt, startAfter, startedAt, completedAt, progress, output, ...rest }: Job) {
   return {
     ...rest,
-    output: said(rest.state, output),
+    output: outputJson(rest.state, output),
     createdAt: createdAt.toISOString(),
     startAfter: startAfter.toISOString(),
     startedAt: startedAt?.toISOString() ?? null,
@@ -153,12 +148,12 @@ export function shown({ createdAt, startAfter, startedAt, completedAt, progress,
   }
 }
 
-/** What a job said in the end: of one that was completed all of it, of any other an error, without its stack. */
-export function said(state: string, output: unknown): unknown {
+/** The output of a job: of one that was completed all of it, of any other an error, without its stack. */
+export function outputJson(state: string, output: unknown): unknown {
   return state === 'completed' ? output : stackless(output)
 }
 
-// An error has others inside: `cause`, `errors`.
+// An error may contain others: `cause`, `errors`.
 function stackless(value: unknown): unknown {
   if (typeof value !== 'object' || value === null) return value
   if (Array.isArray(value)) return value.map(stackless)
@@ -170,7 +165,7 @@ export function noJob(name: string, id: string): Problem {
   return new Problem(404, 'NOT_FOUND', `There is no job ${id} in the queue ${JSON.stringify(name)}`)
 }
 
-/** Throws a 403 if what fails would be written to a queue that the key is not for. */
+/** Throws a 403 if failed jobs would go to a queue that the key is not for. */
 export function coversDeadLetter(c: Context<Env>, options: { deadLetter?: string | undefined } | undefined): void {
   covers(c, options?.deadLetter)
 }

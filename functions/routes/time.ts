@@ -1,67 +1,71 @@
 /**
- * Time over HTTP: one look at the clock.
+ * Time over HTTP: one reading of the clock.
  *
- *     GET /v1/time   200 what time it is, and how far off that may be
+ *     GET /v1/time   200 the time, and how far from true time it may be
  *
- * The answer is old by the time it takes to get there. A client that wants to know by how much at most measures its own
- * round trip, and takes off `processingMs`: what passed here between the request's coming in and the look at the clock, which
- * is the last thing done. (In a Worker the clock stands still while it computes, so `processingMs` says less than it was:
- * that makes the client's interval wider, not wrong.)
+ * The answer is as old as its way back takes. A client that wants a bound for that measures its own round trip, and subtracts
+ * `processingMs`: the time from the arrival of the request to the reading of the clock, which is the last thing done. (In a
+ * Worker the clock stands still while it computes, so `processingMs` is smaller than the truth: that makes the client's interval
+ * wider, not wrong.)
  *
- * It is `Cache-Control: no-store`, as every answer is: an hour out of a cache would be an hour ago. A process that lives on
- * answers without asking the database; one that may have been frozen asks it each time, since no clock of its own says for
- * how long. If it cannot be asked, what is known still holds, and is answered with its wider bounds.
+ * It is `Cache-Control: no-store`, like every answer: a cached time would be old. A process that lives on answers without asking
+ * the database. One that may have been frozen asks each time, since no clock of its own knows for how long it was frozen. If the
+ * database cannot be asked, the last measurement still holds, and the answer has its wider bounds.
  */
-import { createRoute, OpenAPIHono, z } from '@hono/zod-openapi'
 import type { MiddlewareHandler } from 'hono'
 import type { Time } from '../../lib/index.ts'
-import { type Env, field, instant, json, NoQuery, needs, problems } from '../http/index.ts'
+import { described, type Env, json, named, Router, route, shape } from '../http/index.ts'
 
-const Now = z
-  .object({
-    time: instant.openapi({ description: 'The best guess' }),
-    earliest: instant.nullable().openapi({ description: 'True time was not before. null: nobody has measured it' }),
-    latest: instant.nullable().openapi({ description: 'True time was not after. null: nobody has measured it' }),
-    boundMs: z.number().nullable().openapi({ description: '`time` is at most so far from true time' }),
-    spreadMs: z.number().nullable().openapi({ description: "How well the database's clock is known" }),
-    status: z.enum(['synchronized', 'free-running', 'disrupted', 'unsynchronized']),
-    source: z.enum(['database+ntp', 'database', 'ntp', 'local']).openapi({ description: 'What `time` is from' }),
-    falsetickers: z.array(z.string()).openapi({ description: 'NTP servers that the last vote found wrong' }),
-    processingMs: z.number().openapi({ description: 'From the coming in of the request to the look at the clock' }),
-  })
-  .openapi('Time')
+const Now = named(
+  'Time',
+  shape.object({
+    time: described(shape.instant, 'The best guess'),
+    earliest: described(
+      shape.nullable(shape.instant),
+      'True time was not before this. null: true time was never measured',
+    ),
+    latest: described(
+      shape.nullable(shape.instant),
+      'True time was not after this. null: true time was never measured',
+    ),
+    boundMs: described(shape.nullable(shape.number), 'The largest possible distance of `time` from true time'),
+    spreadMs: described(shape.nullable(shape.number), "How well the database's clock is known"),
+    status: shape.word('synchronized', 'free-running', 'disrupted', 'unsynchronized'),
+    source: described(shape.word('database+ntp', 'database', 'ntp', 'local'), 'What `time` is from'),
+    falsetickers: described(shape.array(shape.string), 'NTP servers that the last measurement found wrong'),
+    processingMs: described(shape.number, 'From the arrival of the request to the reading of the clock'),
+  }),
+)
 
-const now = createRoute({
+const now = route({
   tags: ['time'],
-  security: [{ key: [] }],
   method: 'get',
   path: '/',
   summary: 'What time it is, as an interval that true time lies in',
-  middleware: [needs('time:read'), field.wellEncoded] as const,
-  request: { query: NoQuery },
-  responses: { 200: json(Now, 'Now'), ...problems(400, 401, 403, 500, 503) },
+  scope: 'time:read',
+  responses: { 200: json(Now, 'Now') },
 })
 
 const SAMPLE_MS = 10_000
 
-/** Notes when a request came in; to be put before everything else that it goes through. */
-export const noted: MiddlewareHandler<Env> = (c, next) => {
-  c.set('cameInMs', performance.now())
+/** Records when a request arrived. It must come before all other middleware. */
+export const recordArrival: MiddlewareHandler<Env> = (c, next) => {
+  c.set('arrivedMs', performance.now())
   return next()
 }
 
 /** The router of `/v1/time`. */
-export function timeRouter(time: Time): OpenAPIHono<Env> {
-  const router = new OpenAPIHono<Env>({ defaultHook: field.checked })
+export function timeRouter(time: Time): Router {
+  const router = new Router()
 
-  router.openapi(now, async (c) => {
+  router.on(now, async (c) => {
     try {
       await time.ready({ maxAgeMs: time.background ? SAMPLE_MS : 0 })
     } catch (error) {
-      if (time.now().spreadMs === null) throw error // it was never asked
+      if (time.now().spreadMs === null) throw error // the database was never asked
     }
-    const cameInMs = c.get('cameInMs') ?? performance.now()
-    const processed = Math.max(0, performance.now() - cameInMs)
+    const arrivedMs = c.get('arrivedMs') ?? performance.now()
+    const processed = Math.max(0, performance.now() - arrivedMs)
     const reading = time.now()
     return c.json(
       {
@@ -82,7 +86,7 @@ export function timeRouter(time: Time): OpenAPIHono<Env> {
   return router
 }
 
-// To the microsecond, on the side that keeps it true.
+// To the microsecond, rounded to the side on which the bound still holds.
 function rounded(ms: number, to: (x: number) => number): number
 function rounded(ms: number | null, to: (x: number) => number): number | null
 function rounded(ms: number | null, to: (x: number) => number): number | null {

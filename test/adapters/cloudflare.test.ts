@@ -117,14 +117,17 @@ describe('the cron trigger', () => {
 
 describe('wrangler', () => {
   test('deploys it without a warning', async () => {
-    const { printed, bytes } = await dryRun()
+    const { printed, bytes, sources } = await dryRun()
     expect(printed).not.toMatch(/warning|error/i)
     expect(printed).toContain('env.HYPERDRIVE')
     expect(bytes).toBeGreaterThan(100_000)
-    expect(bytes).toBeLessThanOrEqual(450_000)
+    expect(bytes).toBeLessThanOrEqual(290_000)
+    // infra/no-rrule.ts
+    expect(sources.filter((file) => file.includes('/pg-boss/')).length).toBeGreaterThan(10)
+    expect(sources.filter((file) => file.includes('rrule-temporal'))).toEqual([])
   })
 
   test('bundles only the rooms that a deployment uses: without tasks it is half as large', async () => {
-    expect((await dryRun(LEAN)).bytes).toBeLessThanOrEqual(210_000)
+    expect((await dryRun(LEAN)).bytes).toBeLessThanOrEqual(150_000)
   })
 })

@@ -3,6 +3,8 @@
  * variables, its secrets, its scheduled function, and the paths of an HTTP API.
  */
 import { createHash } from 'node:crypto'
+import * as fs from 'node:fs'
+import { gzipSync } from 'node:zlib'
 import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { createLockstep } from '../../lib/index.ts'
@@ -219,6 +221,13 @@ test('of the responses 409 only a lost hold is logged', async () => {
   expect((await ask(lambda, `/v1/tasks/logged/${json.id}`, 'DELETE')).status).toBe(409)
   expect((await ask(lambda, '/v1/locks/logged?token=1', 'DELETE')).status).toBe(409)
   expect(lambda.log().match(/LEASE_LOST/g)).toHaveLength(1)
+})
+
+test('its bundle has pg-boss in it, and nothing that nobody calls (infra/no-rrule.ts)', () => {
+  const { sources } = JSON.parse(fs.readFileSync(`${folder}/index.mjs.map`, 'utf8')) as { sources: string[] }
+  expect(sources.filter((file) => file.includes('/pg-boss/')).length).toBeGreaterThan(10)
+  expect(sources.filter((file) => file.includes('rrule-temporal'))).toEqual([])
+  expect(gzipSync(fs.readFileSync(`${folder}/index.mjs`)).length).toBeLessThanOrEqual(280_000)
 })
 
 describe('the paths of an HTTP API', () => {

@@ -47,9 +47,9 @@ const LEAN = path.resolve(import.meta.dirname, '../adapters/runtime/lean.worker.
 async function weight(): Promise<Line[]> {
   const lambda = gzipSync(fs.readFileSync(path.join(await lambdaFolder(), 'index.mjs'))).length
   const rows = [
-    ['Lambda, everything', lambda, 400],
-    ['a Worker, everything', (await dryRun()).bytes, 450],
-    ['a Worker without tasks', (await dryRun(LEAN)).bytes, 200],
+    ['Lambda, everything', lambda, 280],
+    ['a Worker, everything', (await dryRun()).bytes, 290],
+    ['a Worker without tasks', (await dryRun(LEAN)).bytes, 150],
   ] as const
   return rows.map(([row, bytes, most]) => {
     const kB = bytes / 1_000

@@ -1,7 +1,8 @@
 /**
- * The HTTP application, without a server: what it takes, what it refuses, who may, and that openapi.json says so.
+ * The HTTP application, without a server: what it takes, what it refuses, what keys may do, and that
+ * openapi.json says so.
  *
- * Every answer of this file passes through `call`, which holds it against the rules all answers keep (problem+json,
+ * Every answer of this file passes through `call`, which checks the rules of all answers (problem+json,
  * a request id, nothing of the database's) and remembers its status; the last tests compare that with the document.
  */
 import { createHash } from 'node:crypto'

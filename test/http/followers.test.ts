@@ -1,6 +1,6 @@
 /**
- * Followers that do not read: what they cost a server with little memory, and what the others notice. The figures are in
- * SECURITY.md; here they have wide margins.
+ * Followers that do not read: what they cost a server with little memory, and what other clients notice. The figures are
+ * in SECURITY.md; here they have wide margins.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'

@@ -1,9 +1,9 @@
 /**
- * Fuzz: whatever is asked, of the functions and of the library, is answered as documented.
+ * Fuzz: every request and every call of the library is answered as documented, whatever it contains.
  *
- * Never a 500, nothing of the database's in an answer, no hang, no connection left behind; of the library never an error
- * without a code. What is asked is made of a seed, so that a failure can be had again: FUZZ_SEED chooses another, FUZZ_RUNS
- * more. A failure is made as small as it can be, and printed as a line for the terminal. `npm run fuzz` is the long form.
+ * Never a 500, nothing of the database's in an answer, no hang, no connection left behind; from the library never an error
+ * without a code. Requests and calls are made from a seed, so that a failure can be repeated: FUZZ_SEED chooses another seed,
+ * FUZZ_RUNS more of them. A failure is shrunk, and printed as a line for the terminal. `npm run fuzz` is the long form.
  */
 import * as net from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -24,9 +24,9 @@ import { until } from '../support/until.ts'
 
 const SEED = Number(process.env.FUZZ_SEED ?? 20_261_127)
 const RUNS = Number(process.env.FUZZ_RUNS ?? 1)
-/** Nothing that was asked for here may take longer; a hang, not a target. */
+/** An answer that takes longer is a hang; this is not a target. */
 const HANG_MS = 10_000
-/** For a machine that is slow: it then tries less. */
+/** A slow machine tries less. */
 const BUDGET_MS = 7_000 * RUNS
 
 let database: FreshDatabase
@@ -67,7 +67,7 @@ async function inTime<T>(what: string, work: Promise<T>): Promise<T> {
   }
 }
 
-/** A stream is over once it has begun: it was asked for well. */
+/** A stream is not read: that it began shows that the request was right. */
 async function answered(response: Response): Promise<Answered> {
   const type = response.headers.get('content-type') ?? ''
   const stream = type.startsWith('text/event-stream')
@@ -98,7 +98,7 @@ describe('whatever is asked over HTTP', () => {
     const all = fc.asyncProperty(several, (asks) => together(asks.map(tried)))
     await fc.assert(all, settings(700))
     console.log(`answers by status: ${counted(statuses)}`)
-    // Or else nothing got behind the checks, and the test has tried nothing.
+    // Otherwise no request got past the checks, and the test has tried nothing.
     for (const status of [200, 201, 204, 400, 403, 404, 409]) expect([...statuses.keys()]).toContain(status)
   }, 60_000)
 
@@ -107,7 +107,7 @@ describe('whatever is asked over HTTP', () => {
     const server = await serve({ lockstep: own, ...rooms, tasks: createTasks(own), events: createEvents(own), port: 0 })
     try {
       const all = fc.asyncProperty(fc.array(rawRequest(), { minLength: 1, maxLength: 24 }), async (raws) => {
-        await together(raws.map((raw) => inTime(JSON.stringify(raw.toString('latin1')), said(server.url, raw))))
+        await together(raws.map((raw) => inTime(JSON.stringify(raw.toString('latin1')), sendBytes(server.url, raw))))
         expect((await fetch(`${server.url}/healthz`)).status).toBe(200)
       })
       await fc.assert(all, settings(20))
@@ -162,8 +162,8 @@ const together = (all: Promise<void>[]) =>
 const recalled = (memory: Memory, body: Buffer) =>
   body.includes('@') ? Buffer.from(memory.recall(body.toString('latin1')), 'latin1') : body
 
-/** Sends bytes; whatever comes back is HTTP, and a refusal is a problem. A request that is not whole may be waited for. */
-async function said(url: string, bytes: Buffer): Promise<void> {
+/** Sends bytes. All that comes back must be HTTP, and a refusal a problem. The server may wait for the rest of a request. */
+async function sendBytes(url: string, bytes: Buffer): Promise<void> {
   const { hostname, port } = new URL(url)
   const socket = net.connect(Number(port), hostname).on('error', () => {})
   socket.write(bytes)

@@ -1,5 +1,5 @@
 /**
- * Groups over HTTP: what the routes take, refuse and answer, who may, and how consumers share events, fail them and die.
+ * Groups over HTTP: what the routes take, refuse and answer, what keys may do, and how consumers share events, fail them and die.
  * Streams: streams.test.ts.
  *
  * Every answer passes through `call`, which remembers its status; the last tests compare that with openapi.json.

@@ -1,8 +1,8 @@
 /**
- * Leaders over HTTP: what the routes take, refuse and answer, who may, and the stream of changes.
+ * Leaders over HTTP: what the routes take, refuse and answer, what keys may do, and the stream of changes.
  *
  * Every answer in JSON passes through `call`, which remembers its status; the last tests compare that with
- * openapi.json. What needs a socket (streams that are cut off, a server that stops) has a server of its own.
+ * openapi.json. Tests that need a socket (streams that are cut off, a server that stops) have their own server.
  */
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'

@@ -1,4 +1,4 @@
-/** Waiting is cheap: three hundred who wait over HTTP for one name leave everybody else alone. */
+/** Waiting is cheap: three hundred requests that wait over HTTP for one name do not slow down other requests. */
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { serve } from '../../functions/adapters/node.ts'
 import { createLockstep, type Lockstep } from '../../lib/index.ts'

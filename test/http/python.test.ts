@@ -1,5 +1,5 @@
 /**
- * The README's programs in another language, as they stand there: a worker that claims, keeps, completes and fails jobs over
+ * The README's programs in another language, unchanged: a worker that claims, extends, completes and fails jobs over
  * HTTP, and a consumer that polls a group.
  */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'

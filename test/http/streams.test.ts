@@ -1,9 +1,9 @@
 /**
- * Streams over HTTP: what the routes take, refuse and answer, who may, and how events are waited for and followed. Groups:
+ * Streams over HTTP: what the routes take, refuse and answer, what keys may do, and how clients wait for events and follow them. Groups:
  * groups.test.ts.
  *
  * Every answer in JSON passes through `call`, which remembers its status; the last tests compare that with openapi.json.
- * What needs a socket (clients that go away, a server that stops) has a server of its own.
+ * Tests that need a socket (clients that go away, a server that stops) have their own server.
  */
 import { createHash } from 'node:crypto'
 import * as net from 'node:net'

@@ -1,8 +1,8 @@
 /**
- * Tasks over HTTP: what the routes of queues, jobs, workers, schedules and ticks take, refuse and answer, and who may.
+ * Tasks over HTTP: what the routes of queues, jobs, workers, schedules and ticks take, refuse and answer, and what keys may do.
  *
- * Every answer passes through `call`, which remembers its status; the last tests compare that with openapi.json. What runs
- * a handler, and what needs a socket, has a library and a server of its own.
+ * Every answer passes through `call`, which remembers its status; the last tests compare that with openapi.json. Tests that
+ * run a handler or need a socket have their own library and server.
  */
 import { createHash } from 'node:crypto'
 import * as net from 'node:net'
@@ -1035,6 +1035,21 @@ describe('a body', () => {
     ['POST', at('q'), '{', 'body'],
   ])('of %s %s %j is refused, and the field is %s', async (method, path, body, field) => {
     expect(await call(method, path, { body })).toMatchObject({ status: 400, json: { errors: [{ field }] } })
+  })
+
+  test.each([
+    [
+      { startAfter: 'soon' },
+      '`options.startAfter` must be an instant of 1970–9999 as RFC 3339 says it, with its offset or Z',
+    ],
+    [{ backoff: 'yes' }, '`options.backoff` must be true, false or { maxMs: an integer, 0–31536000000 }'],
+    [{ backoff: { maxMs: -1 } }, '`options.backoff.maxMs` must be an integer, 0–31536000000'],
+    [
+      { id: 'x', deadLetter: 'a b' },
+      '`options.id` must be a UUID; `options.deadLetter` must be a string of 1–255 letters, digits, `_`, `-`, `.` and `/`',
+    ],
+  ])('with the options %j is refused in words', async (options, detail) => {
+    expect((await call('POST', at('q'), { body: { options } })).json.detail).toBe(detail)
   })
 
   test('over 64 KiB is 413', async () => {

@@ -1,4 +1,4 @@
-/** `GET /v1/time`, and the client's half of it: what is answered, to whom, and what a client can make of it. */
+/** `GET /v1/time`, and the client's half of it: the answers, the keys that may ask, and what a client can compute from them. */
 import { createHash } from 'node:crypto'
 import { setTimeout as delay } from 'node:timers/promises'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest'

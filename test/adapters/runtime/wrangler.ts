@@ -26,13 +26,22 @@ export async function configured<T>(
   }
 }
 
-/** The output of wrangler's dry run, and the size of its scripts, in bytes of gzip. */
-export async function dryRun(entry?: string): Promise<{ printed: string; bytes: number }> {
+/** What wrangler made of a Worker without uploading it. */
+export interface Packed {
+  printed: string
+  /** The weight of its scripts, in bytes of gzip. */
+  bytes: number
+  /** The paths of the files that are in them. */
+  sources: string[]
+}
+
+/** Packs a Worker as `wrangler deploy` would. @param entry  instead of the one that is deployed. */
+export async function dryRun(entry?: string): Promise<Packed> {
   if (entry) return configured((config) => ({ ...config, main: entry }), packed)
   return packed(CONFIG)
 }
 
-async function packed(config: string): Promise<{ printed: string; bytes: number }> {
+async function packed(config: string): Promise<Packed> {
   const out = fs.mkdtempSync(path.join(os.tmpdir(), 'lockstep-worker-'))
   try {
     const args = ['wrangler', 'deploy', '--dry-run', '-c', config, '--outdir', out]
@@ -40,7 +49,9 @@ async function packed(config: string): Promise<{ printed: string; bytes: number 
     const { stdout, stderr } = await promisify(execFile)('npx', args, { env })
     const scripts = fs.readdirSync(out).filter((file) => file.endsWith('.js'))
     const bytes = scripts.reduce((sum, file) => sum + gzipSync(fs.readFileSync(path.join(out, file))).length, 0)
-    return { printed: stdout + stderr, bytes }
+    const maps = scripts.map((file) => fs.readFileSync(path.join(out, `${file}.map`), 'utf8'))
+    const sources = maps.flatMap((map) => (JSON.parse(map) as { sources: string[] }).sources)
+    return { printed: stdout + stderr, bytes, sources }
   } finally {
     fs.rmSync(out, { recursive: true, force: true })
   }

@@ -1,0 +1,40 @@
+/** The environment of the command: every mistake in it is found before anything is started. */
+import { type Ntp, ntp } from '../../lib/time/ntp/index.ts'
+import { parseKeys } from '../http/index.ts'
+
+export interface Settings {
+  port: number
+  host: string
+  url: string | undefined
+  keys: string | undefined
+  ntp: Ntp | undefined
+}
+
+/** @throws {Error} in one sentence: which variable is wrong, and what it may be. */
+export function readSettings(env: NodeJS.ProcessEnv): Settings {
+  const port = env.PORT || '3000'
+  if (!/^\d{1,5}$/.test(port) || Number(port) > 65_535) {
+    throw new Error(`PORT must be a whole number, 0–65535, not ${JSON.stringify(port)}`)
+  }
+  const host = env.HOST || '127.0.0.1'
+  if (!/^[\w.:%-]+$/.test(host)) throw new Error(`HOST must be an address or a name, not ${JSON.stringify(host)}`)
+  const url = env.DATABASE_URL || undefined
+  if (url && !/^postgres(ql)?:/.test(URL.parse(url)?.protocol ?? '')) {
+    throw new Error(
+      'DATABASE_URL must be like postgres://user:password@host:port/database, special characters percent-encoded',
+    )
+  }
+  parseKeys(env.LOCKSTEP_API_KEYS)
+  return { port: Number(port), host, url, keys: env.LOCKSTEP_API_KEYS, ntp: readServers(env.LOCKSTEP_NTP_SERVERS) }
+}
+
+function readServers(text: string | undefined): Ntp | undefined {
+  const list = text?.trim()
+  if (!list) return ntp()
+  if (list === 'off') return undefined
+  try {
+    return ntp({ servers: list.split(',').map((server) => server.trim()) })
+  } catch (error) {
+    throw new Error(`LOCKSTEP_NTP_SERVERS must be host[:port],…, 3–16 of them, or off: ${(error as Error).message}`)
+  }
+}

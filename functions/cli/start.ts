@@ -1,0 +1,82 @@
+/**
+ * `lockstep start`: database → migration → library → server.
+ *
+ * It needs nothing: without DATABASE_URL it brings its own PostgreSQL (lib/setup/embedded-postgres.ts) with the data in
+ * `.lockstep/`. It migrates before it listens, so every answer is from the right schema. The first SIGINT or SIGTERM stops it
+ * gracefully, also while it starts. The second ends the process at once: the embedded server then stops by itself, and leases
+ * run out.
+ */
+import { once } from 'node:events'
+import { createEvents } from '../../lib/event/index.ts'
+import { createLockstep, type Lockstep } from '../../lib/index.ts'
+import { startPostgres } from '../../lib/setup/embedded-postgres.ts'
+import { createTasks } from '../../lib/task/index.ts'
+import type { Ntp } from '../../lib/time/ntp/index.ts'
+import { listenAddress, serve } from '../adapters/node.ts'
+import { parseKeys } from '../http/index.ts'
+import type { Settings } from './environment.ts'
+import { migrateAndPrint } from './migrate.ts'
+import { report, sentence } from './output.ts'
+import { stopSignal } from './stop.ts'
+import { version } from './version.ts'
+
+const FOLDER = '.lockstep'
+
+/** Serves until SIGINT or SIGTERM. @param options  `migrates`: before it listens. */
+export async function start(settings: Settings, { migrates }: { migrates: boolean }): Promise<void> {
+  const { port, host, keys, ntp } = settings
+  await listenAddress(host, keys)
+  const stop = stopSignal()
+  const undo: (() => Promise<void>)[] = []
+  try {
+    let { url } = settings
+    if (!url) {
+      console.log(`starting PostgreSQL, data in ${FOLDER}/ …`)
+      const postgres = await startPostgres({ dir: FOLDER, signal: stop })
+      undo.push(() => postgres.stop())
+      url = postgres.url
+    }
+    stop.throwIfAborted()
+    if (migrates) await migrateAndPrint(url, stop)
+    stop.throwIfAborted()
+
+    const lockstep = createLockstep({ connectionString: url, time: ntp ? { ntp } : {} })
+    undo.push(() => lockstep.close())
+    const tasks = createTasks(lockstep, { onError: (error) => report('tasks', error) })
+    const events = createEvents(lockstep, { onError: (error) => report('events', error) })
+    const onError = (error: unknown, id: string) => report(id === '' ? 'sweep' : `request ${id}`, error)
+    const server = await serve({ lockstep, tasks, events, host, port, keys, version: await version(), onError })
+    undo.splice(-1, 1, () => server.close())
+    console.log(greeting(server.url, keys))
+    if (ntp) void printTime(lockstep, ntp, stop)
+    if (!stop.aborted) await once(stop, 'abort')
+    console.log('stopping …')
+  } catch (error) {
+    if (error !== stop.reason) throw error
+  } finally {
+    for (const step of undo.reverse()) await step()
+  }
+  console.log('stopped')
+}
+
+/** Prints once whether true time is known, as soon as that is decided. `GET /v1/time` always tells. */
+async function printTime({ time }: Lockstep, ntp: Ntp, stop: AbortSignal): Promise<void> {
+  console.log(`asking ${ntp.servers.join(', ')} for true time (LOCKSTEP_NTP_SERVERS)`)
+  try {
+    await time.synchronize({ signal: stop })
+    const { boundMs, status } = time.now()
+    if (boundMs !== null) console.log(`true time is known to within ${boundMs.toFixed(1)} ms, ${status}`)
+  } catch (error) {
+    if (!stop.aborted) console.error(`true time is not known yet: ${sentence(error)}`)
+  }
+}
+
+function greeting(url: string, keys: string | undefined): string {
+  const open = parseKeys(keys).length === 0
+  const header = open ? '' : " \\\n    -H 'Authorization: Bearer id.secret'"
+  return `listening on ${url}${open ? ', without keys: every program on this machine may do everything' : ''}
+
+  curl -i -X POST ${url.replace('//0.0.0.0', '//127.0.0.1')}/v1/locks/hello${header} \\
+    -H 'Content-Type: application/json' -d '{ "ttlMs": 30000 }'
+`
+}
