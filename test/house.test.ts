@@ -1,5 +1,5 @@
 /**
- * The house rules, kept by a test: who may import whom, what is public, and that what the README says exists.
+ * The house rules, kept by a test: the imports that are allowed, the public names, the words, and that what the README names exists.
  *
  * A rule that changes is changed here, in the same commit as the code that needs it.
  */
@@ -299,7 +299,7 @@ describe('imports', () => {
     expect(reached.filter((what) => what.startsWith('node:')).sort()).toEqual(node.sort())
   })
 
-  test('who does not ask for tasks does not get pg-boss', () => {
+  test('a program that does not import tasks does not bundle pg-boss', () => {
     expect([...reach('lib/task/index.ts')]).toContain('pg-boss') // so it would be found
     const lean = ['lib/index.ts', 'lib/event/index.ts', 'functions/app.ts', 'functions/adapters/node.ts']
     for (const file of [...lean, 'functions/adapters/lambda.ts', 'functions/adapters/cloudflare.ts']) {
@@ -447,11 +447,41 @@ test('every text links to files and headings that exist', () => {
   expect(broken).toEqual([])
 })
 
-test('the tests that each mutant names are there', () => {
-  const mutants = read('test/tools/mutants.ts')
-  const tests = [...mutants.matchAll(/^ {4}files: \[(.*)\],$/gm)].flatMap(([, files = '']) => files.match(/[\w./-]+/g))
-  expect(tests.length).toBeGreaterThan(20)
-  expect(tests.filter((file) => !fs.existsSync(path.join(ROOT, 'test', String(file))))).toEqual([])
+test('each mutant changes a line that is there, and names tests that are there', () => {
+  const mutants = read('test/tools/mutants.ts').split('\n  {\n').slice(1)
+  expect(mutants.length).toBeGreaterThan(10)
+  for (const mutant of mutants) {
+    const files = /^ {4}files: \[(.*)\],$/m.exec(mutant)?.[1]?.match(/[\w./-]+/g) ?? []
+    const text = files.map((file) => suite(`test/${file}`)).join()
+    const titles = /^ {4}tests: '(.*)',$/m.exec(mutant)?.[1]?.split('|') ?? []
+    expect(files.length, mutant).toBeGreaterThan(0)
+    expect(
+      titles.filter((title) => !text.includes(title)),
+      mutant,
+    ).toEqual([])
+  }
+
+  /** A file of tests, and the suites that it imports. */
+  function suite(file: string): string {
+    const more = [...read(file).matchAll(/from '(\.[^']+\.suite\.ts)'/g)]
+    return [file, ...more.map(([, to = '']) => path.join(path.dirname(file), to))].map(read).join()
+  }
+})
+
+describe('words', () => {
+  // The law of CONTRIBUTING.md: the field's standard terms, in sentences with a subject that a reader can see.
+  const DIALECT = [
+    /\bwhoever\b/i,
+    /(^|[.:;] |\* |\/\/ )Who (?!holds it)[a-z]+ [^?]*$/, // as a subject; a question may begin so
+    /\b(tidings|hearsay|vigils?|ballots?|hush)\b/i,
+  ]
+  const texts = ['README.md', 'SECURITY.md', 'CONTRIBUTING.md', ...filesIn(['docs', 'infra'], '.md')]
+  test.each([...filesIn(['lib', 'functions', 'infra'], '.ts'), ...texts])('of %s are plain', (file) => {
+    const lines = read(file).split('\n')
+    const prose = file.endsWith('.md') ? lines : lines.filter((line) => /^\s*(\/\*\*|\*|\/\/)|\s\/\/ /.test(line))
+    const found = prose.filter((line) => !line.startsWith('#') && DIALECT.some((words) => words.test(line)))
+    expect(found).toEqual([])
+  })
 })
 
 describe('CONTRIBUTING.md', () => {

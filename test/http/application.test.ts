@@ -245,7 +245,7 @@ describe('a client that hangs up', () => {
 })
 
 describe('a server that stops', () => {
-  test('ends waits with 503 and Retry-After, and still answers who does not wait', async () => {
+  test('ends waits with 503 and Retry-After, and still answers requests that do not wait', async () => {
     const stopping = new AbortController()
     const on = createApp(lockstep, { signal: stopping.signal, onError: (error) => reported.push(error) })
     const name = fresh()

@@ -153,7 +153,7 @@ test('a client that takes nothing of its answer is cut off, one that waits is no
   await server.close()
 }, 60_000)
 
-test('whoever follows in code holds no page that others need, and reads it again', async () => {
+test('a follower in code that does not read holds no page that others need, and reads it again', async () => {
   const { stream, sent } = await large(6)
   const small = `small ${count}`
   await events.append(
@@ -272,7 +272,7 @@ test('a budget is given in order, taken from those that rest, and all given back
     await budget.reserve(60, signal),
     await budget.reserve(1_000_000_000, AbortSignal.timeout(20)).catch(() => null),
   ]
-  expect([budget.used, b]).toEqual([60, null]) // who leaves the line takes nothing
+  expect([budget.used, b]).toEqual([60, null]) // a waiter that leaves takes nothing
   const order: string[] = []
   const large = budget.reserve(90, signal).then((it) => [order.push('large'), it] as const)
   const tiny = budget.reserve(10, signal).then((it) => [order.push('tiny'), it] as const) // not before it

@@ -224,7 +224,7 @@ describe('a group', () => {
     expect(pages).toEqual([names.slice(0, 2), names.slice(2, 4), names.slice(4)])
   })
 
-  test('that does not exist, or does no more, is 404 for whoever looks at it or takes part', async () => {
+  test('that does not exist, or no longer, is 404 for every request that names it', async () => {
     const ended = await made()
     await append(ended, 1)
     const batch = await polled(ended)
@@ -355,7 +355,7 @@ describe('a consumer', () => {
     },
   )
 
-  test('is told 503 when the server stops; who does not wait still gets an answer', async () => {
+  test('gets 503 when the server stops; requests that do not wait still get an answer', async () => {
     const stopping = new AbortController()
     const on = createApp(lockstep, { events, signal: stopping.signal })
     const group = await made()
@@ -409,7 +409,7 @@ describe('a consumer', () => {
     expect((await verb(group, 'leave', { holder: 'nobody' })).status).toBe(204)
   })
 
-  test('that is silent has lost its partitions to others, under larger tokens, and is told 409', async () => {
+  test('that is silent has lost its partitions to others, under larger tokens, and gets 409', async () => {
     const group = await made()
     await append(group, 1, 2)
     const stale = await polled(group, { holder: 'stale', leaseMs: 1_000 })

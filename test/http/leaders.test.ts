@@ -285,7 +285,7 @@ describe('a caller that waits', () => {
     await until('nobody leads', async () => (await look(name)).leader === null)
   })
 
-  test('is told 503 when the server stops; who does not wait still gets an answer', async () => {
+  test('gets 503 when the server stops; requests that do not wait still get an answer', async () => {
     const stopping = new AbortController()
     const on = createApp(lockstep, { signal: stopping.signal })
     const name = fresh()
@@ -477,8 +477,8 @@ describe('a query', () => {
   })
 })
 
-describe('who observes', () => {
-  test('is told when to connect again, the latest state, and then every change in order', async () => {
+describe('an observer', () => {
+  test('gets when to connect again, the latest state, and then every change in order', async () => {
     const name = fresh()
     const stream = await observe(name)
     expect(stream.response.headers.get('cache-control')).toBe('no-store')
@@ -513,7 +513,7 @@ describe('who observes', () => {
     expect(new Set(revisions).size).toBe(3)
   })
 
-  test('hears of a lease that ran out, under an id of its own', async () => {
+  test('gets the end of a lease that expired, as an event with its own id', async () => {
     const name = fresh()
     await campaign(name, { ttlMs: 1_000 })
     const stream = await observe(name)
@@ -524,7 +524,7 @@ describe('who observes', () => {
     expect(await again.event()).toMatchObject({ id: `${led.id}.vacant`, data: { leader: null } })
   })
 
-  test('is not told again what it has seen, with a leader and without', async () => {
+  test('does not get again what it has seen, with a leader and without', async () => {
     const name = fresh()
     const { id: vacant } = await (await observe(name)).event()
     const without = await observe(name, { last: vacant ?? '' })
@@ -574,7 +574,7 @@ describe('who observes', () => {
     expect(metas.length).toBeLessThan(70)
   })
 
-  test('is one of maxStreams; one more is 503 until somebody goes', async () => {
+  test('counts towards maxStreams; one more is 503 until one ends', async () => {
     const on = createApp(lockstep, { maxStreams: 2 })
     const name = fresh()
     const streams = [await observe(name, { on }), await observe(name, { on })]
@@ -614,7 +614,7 @@ describe('who observes', () => {
     expect(await stream.block()).toBe(undefined)
   })
 
-  test('is told 503 once the server is stopping, and streams that were open have ended', async () => {
+  test('gets 503 once the server is stopping, and streams that were open have ended', async () => {
     const stopping = new AbortController()
     const on = createApp(lockstep, { signal: stopping.signal })
     const stream = await observe(fresh(), { on })

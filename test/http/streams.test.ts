@@ -299,7 +299,7 @@ describe('a stream', () => {
 })
 
 describe('an append', () => {
-  test('is made only where the stream is as expected, and is else told where it is: 412', async () => {
+  test('is made only where the stream is as expected; otherwise it gets the position: 412', async () => {
     const stream = fresh()
     const events = [{ type: 't' }]
     for (const [expected, actual] of [
@@ -327,7 +327,7 @@ describe('an append', () => {
     expect((await append(empty, { events, expected: '0' })).json).toEqual({ first: '1', last: '1' })
   })
 
-  test('of many who have read the same is made by one of them', async () => {
+  test('of many callers that have read the same is made by one of them', async () => {
     const stream = fresh()
     await appended(stream, 'read by all')
     const answers = await Promise.all(
@@ -484,7 +484,7 @@ describe('all streams', () => {
   })
 })
 
-describe('who waits for an event', () => {
+describe('a caller that waits for an event', () => {
   test.each([
     ['of a stream', at],
     ['of all', all],
@@ -533,7 +533,7 @@ describe('who waits for an event', () => {
   test.each([
     ['of a stream', at],
     ['of all', all],
-  ])('%s is told 503 when the server stops; who does not wait still gets an answer', async (_, path) => {
+  ])('%s gets 503 when the server stops; requests that do not wait still get an answer', async (_, path) => {
     const stopping = new AbortController()
     const on = createApp(lockstep, { events, signal: stopping.signal })
     const stream = fresh()
@@ -611,8 +611,8 @@ describe('the lag of a stream', () => {
   })
 })
 
-describe('who follows', () => {
-  test('a stream is told when to connect again, what there is, and then what comes', async () => {
+describe('a follower', () => {
+  test('of a stream gets when to connect again, what there is, and then what comes', async () => {
     const stream = fresh()
     await appended(stream, 1, { line: 'a\nb\u2028c' })
     const reader = await follow(at(stream))
@@ -729,7 +729,7 @@ describe('who follows', () => {
     }
   })
 
-  test('goes on after every cut where it was: nothing is lost, and nothing told twice', async () => {
+  test('goes on after every cut where it was: nothing is lost, and nothing sent twice', async () => {
     const prefix = `${fresh('cut')}/`
     const chance = seeded(11)
     const whole = Array.from({ length: 300 }, (_, i) => i)
@@ -779,7 +779,7 @@ describe('who follows', () => {
     expect(await reader.next(2_991)).toEqual([...data.slice(10), 'last'])
   })
 
-  test('is one of maxStreams, with those who observe leaders; one more is 503 until somebody goes', async () => {
+  test('counts towards maxStreams, as observers of leaders do; one more is 503 until one ends', async () => {
     const on = createApp(lockstep, { events, maxStreams: 3 })
     const stream = fresh()
     const leader = new Reader(await on.request('/v1/leaders/x/observe'))
@@ -837,7 +837,7 @@ describe('who follows', () => {
     expect(await reader.block()).toBe(undefined)
   })
 
-  test('is told 503 once the server is stopping, and streams that were open have ended', async () => {
+  test('gets 503 once the server is stopping, and streams that were open have ended', async () => {
     const stopping = new AbortController()
     const on = createApp(lockstep, { events, signal: stopping.signal })
     const readers = [await follow(at('stop'), { on }), await follow(all('stop'), { on })]
@@ -1244,7 +1244,7 @@ test('a database that is away is 503 with Retry-After on every route, and no str
   const sent = { on, body: { events: [{ type: 't', data: 'back' }] } }
   await until('it is back', async () => (await call('POST', at('x'), sent)).status === 201)
 
-  // who follows is not cut off by an outage: what comes after it is told on the same stream
+  // an outage does not cut a follower off: later events come on the same stream
   const reader = await follow(at('x'), { on })
   expect(await reader.next(1)).toEqual(['back'])
   await server.stop()
@@ -1366,7 +1366,7 @@ describe('openapi.json', () => {
     }
   })
 
-  test('states the limits that are enforced, and what a problem has besides', async () => {
+  test('states the limits that are enforced, and the extra members of a problem', async () => {
     const { components, paths } = await document()
     expect(components.schemas.AppendEvents).toMatchObject({
       additionalProperties: false,

@@ -199,7 +199,7 @@ describe('a queue', () => {
     expect(pages).toEqual([names.slice(0, 2), names.slice(2, 4), names.slice(4)])
   })
 
-  test('that does not exist is 404 for whoever sends to it, works on it or looks', async () => {
+  test('that does not exist is 404 for every request that names it', async () => {
     const queue = fresh()
     for (const [method, path, body] of [
       ['GET', at(queue)],
@@ -322,11 +322,11 @@ describe('a job', () => {
   })
 })
 
-describe('who waits for a job', () => {
+describe('a caller that waits for a job', () => {
   const wait = (queue: string, body: object = {}, more: Ask = {}) =>
     call('POST', at(queue), { body: { waitMs: 20_000, ...body }, ...more })
 
-  test('is told what it gave', async () => {
+  test('gets its output', async () => {
     const queue = await made()
     for (const output of [{ sum: 3 }, null, 'text', 0, [1, [2]]]) {
       const over = wait(queue, { data: [1, 2] })
@@ -338,7 +338,7 @@ describe('who waits for a job', () => {
     }
   })
 
-  test('is told that it failed for good, with all but the stack, and so is who looks', async () => {
+  test('gets its failure, without the stack, and so does every reader', async () => {
     const queue = await made({ retryLimit: 0 })
     const over = wait(queue)
     const job = await claimed(queue, { waitMs: 20_000 })
@@ -357,7 +357,7 @@ describe('who waits for a job', () => {
     expect(await look(queue, job.id)).toMatchObject({ state: 'failed', output })
   })
 
-  test('is told that it was cancelled', async () => {
+  test('gets that it was cancelled', async () => {
     const queue = await made()
     const over = wait(queue)
     const job = await claimed(queue, { waitMs: 20_000 })
@@ -387,7 +387,7 @@ describe('who waits for a job', () => {
     expect(await look(queue, job.id)).toMatchObject({ state: 'completed' })
   })
 
-  test('is told 503 when the server stops; the job is sent, and who comes later is not let to send one', async () => {
+  test('gets 503 when the server stops; the job is sent, and a later request sends none', async () => {
     const stopping = new AbortController()
     const on = createApp(lockstep, { tasks, signal: stopping.signal })
     const queue = await made()
@@ -511,7 +511,7 @@ describe('a worker', () => {
     },
   )
 
-  test('that has lost its job to another is told 409, and changes nothing', async () => {
+  test('that has lost its job to another gets 409, and changes nothing', async () => {
     const queue = await made()
     const id = await send(queue)
     const stale = await claimed(queue, { holder: 'stale' })
@@ -554,7 +554,7 @@ describe('a worker', () => {
     expect(await claimed(queue)).toMatchObject({ id, attempt: 2 })
   })
 
-  test('whose job was cancelled is told 409', async () => {
+  test('whose job was cancelled gets 409', async () => {
     const queue = await made()
     const job = await started(queue)
     await call('DELETE', at(queue, job.id))
@@ -593,7 +593,7 @@ describe('a worker', () => {
     },
   )
 
-  test('is told 503 when the server stops; who does not wait still gets an answer', async () => {
+  test('gets 503 when the server stops; requests that do not wait still get an answer', async () => {
     const stopping = new AbortController()
     const on = createApp(lockstep, { tasks, signal: stopping.signal })
     const queue = await made()
@@ -631,7 +631,7 @@ describe('a broadcast', () => {
     )
   })
 
-  test('to nobody sends nothing', async () => {
+  test('without workers sends nothing', async () => {
     const queue = await made()
     expect(await call('POST', at(queue, 'broadcast'))).toMatchObject({ status: 202, json: { jobs: [] } })
   })
@@ -683,7 +683,7 @@ describe('a schedule', () => {
     expect((await call('GET', schedule('bad'))).status).toBe(404)
   })
 
-  test('whose time zone nobody here knows is shown all the same, with the reason once it was due', async () => {
+  test('whose time zone is unknown here is shown all the same, with the reason once it was due', async () => {
     const path = schedule(fresh())
     await call('PUT', path, { body: { queue: await made(), cron: '@daily' } })
     await database.pool.query(

@@ -71,7 +71,7 @@ describe('GET /v1/time', () => {
     }
   })
 
-  test('says null where nobody has measured', async () => {
+  test('says null where no process has measured', async () => {
     const answer = await open().ask()
     expect(answer).toMatchObject({ earliest: null, latest: null, boundMs: null, falsetickers: [] })
     expect(answer).toMatchObject({ status: 'unsynchronized', source: 'database', spreadMs: expect.any(Number) })

@@ -391,7 +391,7 @@ describe('a table that is bound to rows', () => {
     },
   )
 
-  test.each(holders.slice(1))('tells a %s that it is lost when the row is its own', async (_, hold) => {
+  test.each(holders.slice(1))('aborts the signal of a %s when the refused row is its own', async (_, hold) => {
     const { held, row } = await hold(fresh())
     const write = held.transaction(async (trx) => {
       await sql.raw(insert(row)).execute(trx)

@@ -122,7 +122,7 @@ export function lockSuite({ pooled }: { pooled: boolean }) {
       }
     })
 
-    test('a try that meets nobody else is always granted', async () => {
+    test('an attempt without a competitor is always granted', async () => {
       const name = fresh()
       for (let round = 0; round < 50; round++) {
         const held = await (round % 2 ? a : b).locks.tryAcquire(name, round % 3 ? {} : LEASE)

@@ -207,7 +207,7 @@ describe('a lease', () => {
     expect(await a.locks.grant(name, { holder: 'me' })).toMatchObject({ token, renewed: true })
   })
 
-  test('whose release was answered to nobody is free, and releasing again says lost', async () => {
+  test('whose release got no answer is free, and releasing again says lost', async () => {
     const { token } = await b.locks.grant(fresh())
     const name = `loss ${n - 1}`
     await b.locks.revoke(name, token)

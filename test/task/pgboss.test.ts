@@ -120,7 +120,7 @@ test('all that it can do is reachable: bossOf(tasks)', async () => {
   expect(() => bossOf({})).toThrow('what createTasks has made')
 })
 
-describe('what it has of its own is used where it is as good', () => {
+describe('its own functions are used where they are as good', () => {
   test('it checks the attempt of a job that is completed, failed or touched', async () => {
     await using it = await both()
     const { boss, tasks, queue } = it

@@ -242,7 +242,7 @@ describe('when the clocks change', () => {
     60_000,
   )
 
-  test('while nobody ticks for weeks, the slots are those of each day', async () => {
+  test('while no process ticks for weeks, the slots are those of each day', async () => {
     const spring = { timezone: 'Europe/Berlin', missed: 'all' } as const
     const name = await scheduled('30 2 * * *', at('2026-03-27T00:00:00Z'), spring)
     await schedules.sendDue(at('2026-03-31T12:00:00Z'))
@@ -268,7 +268,7 @@ describe('when the clocks change', () => {
   })
 })
 
-describe('what was due while nobody ticked', () => {
+describe('slots that were due while no process ticked', () => {
   const minutes = (from: number, to: number) =>
     Array.from({ length: to - from + 1 }, (_, i) => iso(at('2030-01-01T01:00:00Z', (from + i) * MINUTE)))
 
@@ -373,7 +373,7 @@ describe('a ticker that is stopped between its lock and its commit', () => {
   const BEGIN = at('2030-01-01T00:30:00Z')
   const NOW = at('2030-01-01T01:00:00Z')
 
-  test('sends what it took, and nobody else does; others send the rest', async () => {
+  test('sends the schedules that it took, and no other tick does; others send the rest', async () => {
     const name = await scheduled('@hourly', BEGIN)
     const letGo = await hold((await state(name)).queue)
     const first = ticker().schedules.sendDue(NOW)
