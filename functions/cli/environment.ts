@@ -1,4 +1,6 @@
 /** The environment of the command: every mistake in it is found before anything is started. */
+import * as os from 'node:os'
+import * as path from 'node:path'
 import { type Ntp, ntp } from '../../lib/time/ntp/index.ts'
 import { parseKeys } from '../http/index.ts'
 
@@ -8,6 +10,8 @@ export interface Settings {
   url: string | undefined
   keys: string | undefined
   ntp: Ntp | undefined
+  /** Where the data of the embedded PostgreSQL goes when the working directory cannot hold it, in this order. */
+  dataFallbacks: string[]
 }
 
 /** @throws {Error} in one sentence: which variable is wrong, and what it may be. */
@@ -25,7 +29,25 @@ export function readSettings(env: NodeJS.ProcessEnv): Settings {
     )
   }
   parseKeys(env.LOCKSTEP_API_KEYS)
-  return { port: Number(port), host, url, keys: env.LOCKSTEP_API_KEYS, ntp: readServers(env.LOCKSTEP_NTP_SERVERS) }
+  return {
+    port: Number(port),
+    host,
+    url,
+    keys: env.LOCKSTEP_API_KEYS,
+    ntp: readServers(env.LOCKSTEP_NTP_SERVERS),
+    dataFallbacks: dataFallbacks(env),
+  }
+}
+
+// The XDG Base Directory Specification: state of a program that is kept between its runs. Root's home is closed to the server's user.
+function dataFallbacks(env: NodeJS.ProcessEnv): string[] {
+  const uid = process.getuid?.()
+  const state = env.XDG_STATE_HOME || (uid === 0 ? '/var/lib' : path.join(os.homedir(), '.local/state'))
+  return [
+    path.join(state, 'lockstep'),
+    path.join('/var/tmp', `lockstep-${uid}`),
+    path.join(os.tmpdir(), `lockstep-${uid}`),
+  ]
 }
 
 function readServers(text: string | undefined): Ntp | undefined {

@@ -2,7 +2,7 @@
  * `lockstep start`: database → migration → library → server.
  *
  * It needs nothing: without DATABASE_URL it brings its own PostgreSQL (lib/setup/embedded-postgres.ts) with the data in
- * `.lockstep/`. It migrates before it listens, so every answer is from the right schema. The first SIGINT or SIGTERM stops it
+ * `.lockstep/`, or where the command says (lib/setup/fallback-folder.ts). It migrates before it listens, so every answer is from the right schema. The first SIGINT or SIGTERM stops it
  * gracefully, also while it starts. The second ends the process at once: the embedded server then stops by itself, and leases
  * run out.
  */
@@ -24,7 +24,7 @@ const FOLDER = '.lockstep'
 
 /** Serves until SIGINT or SIGTERM. @param options  `migrates`: before it listens. */
 export async function start(settings: Settings, { migrates }: { migrates: boolean }): Promise<void> {
-  const { port, host, keys, ntp } = settings
+  const { port, host, keys, ntp, dataFallbacks } = settings
   await listenAddress(host, keys)
   const stop = stopSignal()
   const undo: (() => Promise<void>)[] = []
@@ -32,7 +32,8 @@ export async function start(settings: Settings, { migrates }: { migrates: boolea
     let { url } = settings
     if (!url) {
       console.log(`starting PostgreSQL, data in ${FOLDER}/ …`)
-      const postgres = await startPostgres({ dir: FOLDER, signal: stop })
+      const postgres = await startPostgres({ dir: FOLDER, fallbacks: dataFallbacks, signal: stop })
+      if (postgres.whyElsewhere) console.log(`data is in ${postgres.dir} instead, because ${postgres.whyElsewhere}`)
       undo.push(() => postgres.stop())
       url = postgres.url
     }

@@ -16,7 +16,7 @@
  * or is just stopping because its owner died.
  *
  * When this process is root, the server runs as `postgres` or `nobody`, because PostgreSQL refuses to run as root. That user
- * must be able to enter the folders above the data.
+ * must be able to enter the folders above the data; where it cannot, the data may go elsewhere (fallback-folder.ts).
  */
 
 import * as fs from 'node:fs'
@@ -32,6 +32,7 @@ import {
   temporaryDataFolder,
   unlessAborted,
 } from './embedded-files.ts'
+import { usableFolder } from './fallback-folder.ts'
 import type { Guarded } from './guarded-process.ts'
 import { canEnter, commandLine, freePort, guarded, isAlive, processIdentity, serverUser } from './guarded-process.ts'
 
@@ -39,6 +40,11 @@ import { canEnter, commandLine, freePort, guarded, isAlive, processIdentity, ser
 export interface PostgresOptions {
   /** The data folder. It is made when it is missing, and kept after `stop`. @default a temporary one, removed on `stop` */
   dir?: string
+  /**
+   * Folders for the data, tried in turn, when `dir` cannot hold it: the folder above is read-only, or closed to the server's user
+   * when this process is root. The data is in a folder of its own there, which the next start finds again. @default none
+   */
+  fallbacks?: readonly string[]
   /** The TCP port on 127.0.0.1, 1–65_535. @default a free port, another one each time */
   port?: number
   /** Server settings by name (`{ log_statement: 'all' }`). They override Lockstep's. @default none */
@@ -59,6 +65,8 @@ export interface Postgres {
   readonly port: number
   /** The data folder, absolute and without symlinks. */
   readonly dir: string
+  /** Why the data is in a fallback and not in `dir`, as the end of a sentence; undefined: it is in `dir`. */
+  readonly whyElsewhere?: string
   /** Process id of the server. */
   readonly pid: number
   /** The end of the server's log, at most 20_000 characters. */
@@ -100,7 +108,9 @@ export async function startPostgres(options: PostgresOptions = {}): Promise<Post
 
 async function start(options: PostgresOptions, port: number): Promise<Postgres> {
   const { signal } = options
-  const place = options.dir === undefined ? temporaryDataFolder() : dataFolder(options.dir)
+  const { fallbacks = [] } = options
+  const chosen = options.dir === undefined ? undefined : usableFolder(options.dir, fallbacks, serverUser())
+  const place = chosen === undefined ? temporaryDataFolder() : dataFolder(chosen.dir)
   const { dir } = place
   const user = place.owner ?? serverUser()
   if (user && !canEnter(path.dirname(dir), user)) {
@@ -164,6 +174,7 @@ async function start(options: PostgresOptions, port: number): Promise<Postgres> 
     url: `postgres://postgres@127.0.0.1:${port}/postgres`,
     port,
     dir,
+    ...(chosen?.why !== undefined && { whyElsewhere: chosen.why }),
     pid,
     log: server.log,
     stop: () => (stopping ??= stop()),

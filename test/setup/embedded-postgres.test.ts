@@ -219,6 +219,41 @@ describe.skipIf(!asRoot)('as root', () => {
     expect(fs.readdirSync(closed)).toEqual([])
   })
 
+  test('puts the data of a closed folder into the first fallback that can hold it, and finds it again', async () => {
+    const closed = scratch(0o700)
+    const open = scratch()
+    // one that another user could write to, one below a closed folder, and one that can serve
+    fs.mkdirSync(path.join(open, 'shared'), { mode: 0o777 })
+    fs.chmodSync(path.join(open, 'shared'), 0o777)
+    const fallbacks = [path.join(open, 'shared'), path.join(scratch(0o700), 'below'), path.join(open, 'state')]
+    const dir = path.join(closed, 'data')
+    const first = owner({ dir, fallbacks }, { umask: 0o077 })
+    const { url, dir: used } = await first.server
+    expect(path.dirname(used)).toBe(path.join(open, 'state'))
+    await query(url, 'create table kept (n integer); insert into kept values (42)')
+    await first.stop()
+    expect(fs.readdirSync(closed)).toEqual([])
+    expect(fs.readdirSync(path.join(open, 'shared'))).toEqual([])
+    const again = await startPostgres({ dir, fallbacks })
+    cleanUp(again.stop)
+    expect([again.dir, again.whyElsewhere]).toEqual([used, `the server's user, ${user?.name}, cannot enter ${closed}`])
+    expect(await query(again.url, 'select n from kept')).toEqual([{ n: 42 }])
+    // without a fallback that serves it says why the folder does not
+    await expect(startPostgres({ dir: path.join(closed, 'other'), fallbacks: fallbacks.slice(0, 2) })).rejects.toThrow(
+      `cannot enter ${closed}`,
+    )
+  })
+
+  test('passes over no data: a cluster that is there and closed is refused, whatever the fallbacks', async () => {
+    const above = scratch()
+    const dir = path.join(above, 'data')
+    await (await startPostgres({ dir })).stop()
+    fs.chmodSync(above, 0o700)
+    await expect(startPostgres({ dir, fallbacks: [path.join(scratch(), 'state')] })).rejects.toThrow(
+      `cannot enter ${above}`,
+    )
+  })
+
   test('makes the folders above the data enterable, with umask 077 too', async () => {
     const dir = path.join(scratch(), 'a', 'b', 'data')
     const child = owner({ dir }, { umask: 0o077 })
