@@ -48,8 +48,8 @@ create table lockstep.lease (
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 
 -- Raises LS001 unless (name, token) is held now; the name stays held until the caller's transaction ends.
--- As in 0001_lease.sql; and raises LS001 for a term whose leader was asked to step down.
--- As in 0002_election.sql; and it adds the hold to the fence of the transaction, next to the holds that are there.
+-- Since then: raises LS001 for a term whose leader was asked to step down.
+-- Since then: it adds the hold to the fence of the transaction, next to the holds that are there.
 CREATE OR REPLACE FUNCTION lockstep.assert_held(name text, token bigint)
  RETURNS void
  LANGUAGE plpgsql
@@ -166,7 +166,7 @@ end $function$;
 -- null: not at all). gated: the transaction has K. If token is null then, a lease still lives: call take again in wait_ms.
 -- Until there is a token, the server ends the transaction when it is idle for 15 s, so that a frozen waiter cannot keep K
 -- from the others; idle_timeout is the setting of before.
--- As in 0001_lease.sql, except: the hold is added to the fence only when there is a token. While a lease lives, K alone is a
+-- Since then: the hold is added to the fence only when there is a token. While a lease lives, K alone is a
 -- place in the queue. The caller calls this again (wait_for: null) after wait_ms, until it gets a token.
 CREATE OR REPLACE FUNCTION lockstep.enter(
   name text, wait_for integer, OUT gated boolean, OUT token bigint, OUT wait_ms double precision, OUT pid integer,
@@ -400,7 +400,7 @@ begin
 end $function$;
 
 -- Who holds a name and which backends wait for it, as of now. For display; never decide by it.
--- As in 0001_lease.sql, but K is computed once and not for each lock of the server.
+-- Since then: K is computed once and not for each lock of the server.
 CREATE OR REPLACE FUNCTION lockstep.look(name text)
  RETURNS TABLE(holder text, token bigint, granted_at timestamp with time zone, expires_at timestamp with time zone, ttl_ms integer, meta jsonb, gate_pid integer, gate_application text, waiting_pids integer[])
  LANGUAGE sql
@@ -469,7 +469,7 @@ begin
 end $function$;
 
 -- Releases a lease inside the caller's transaction: the fence and the release commit with it. Raises LS001 if not held.
--- As in 0001_lease.sql. Fenced tables are checked at COMMIT, after this; freed_by lets the writes of this transaction pass.
+-- Since then: Fenced tables are checked at COMMIT, after this; freed_by lets the writes of this transaction pass.
 CREATE OR REPLACE FUNCTION lockstep.release_held(name text, token bigint)
  RETURNS void
  LANGUAGE plpgsql
@@ -486,7 +486,7 @@ end $function$;
 
 -- Renews many leases at once. outcome: 'renewed', 'lost', or 'busy' (somebody has the row locked; it is still ours: try
 -- again).
--- As in 0001_lease.sql; a term whose leader was asked to step down is not renewed: outcome 'deposed'.
+-- Since then: a term whose leader was asked to step down is not renewed: outcome 'deposed'.
 CREATE OR REPLACE FUNCTION lockstep.renew_leases(names text[], tokens bigint[], ttls integer[])
  RETURNS TABLE(i integer, outcome text, holder text, granted_at timestamp with time zone, expires_at timestamp with time zone)
  LANGUAGE plpgsql
@@ -529,7 +529,7 @@ end $function$;
 -- same); busy (a transaction that is fenced by it, or that releases it, is still open: try again). All others had been lost.
 -- May commit asynchronously, because a lost release is late, never wrong. Notifies if somebody else has K, since that one
 -- waits at the front of the queue.
--- As in 0001_lease.sql, except that synchronous_commit is the caller's to set.
+-- Since then: synchronous_commit is the caller's to set.
 CREATE OR REPLACE FUNCTION lockstep.revoke_leases(
   names text[], tokens bigint[], OUT revoked bigint[], OUT late bigint[], OUT busy bigint[]
 )
@@ -573,7 +573,7 @@ end $function$;
 
 -- Deletes rows that have not been used for a while, so that names made for one occasion do not pile up. Tokens come
 -- from the sequence, so a deleted name still gets larger tokens later.
--- As in 0001_lease.sql; and deletes candidates that are gone.
+-- Since then: deletes candidates that are gone.
 CREATE OR REPLACE FUNCTION lockstep.sweep(idle interval DEFAULT '1 day'::interval, most integer DEFAULT 1000)
  RETURNS integer
  LANGUAGE plpgsql
@@ -915,7 +915,7 @@ end $function$;
 -- Ends many terms at once. The answers are lists of positions: revoked; late (it had expired; it was ended all the same);
 -- busy (a transaction that is fenced by it, or that resigns it, is still open: try again). All others had been lost. May
 -- commit asynchronously: a lost resignation is late, never wrong.
--- As in 0002_election.sql, except that synchronous_commit is the caller's to set.
+-- Since then: synchronous_commit is the caller's to set.
 CREATE OR REPLACE FUNCTION lockstep.resign(
   names text[], tokens bigint[], OUT revoked bigint[], OUT late bigint[], OUT busy bigint[]
 )
@@ -945,7 +945,7 @@ begin
 end $function$;
 
 -- Resigns inside the caller's transaction: the fence and the resignation commit with it. Raises LS001 if not held.
--- As in 0002_election.sql; and freed_by lets the writes of this transaction to fenced tables pass, which are checked at COMMIT.
+-- Since then: freed_by lets the writes of this transaction to fenced tables pass, which are checked at COMMIT.
 CREATE OR REPLACE FUNCTION lockstep.resign_held(name text, token bigint)
  RETURNS void
  LANGUAGE plpgsql

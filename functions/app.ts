@@ -29,12 +29,12 @@ import {
   json,
   Problem,
   parseKeys,
-  problem,
-  problems,
+  problemResponses,
   Router,
   route,
   type StreamOptions,
   Streams,
+  sendProblem,
   shape,
 } from './http/index.ts'
 import {
@@ -121,7 +121,7 @@ export function createApp(lockstep: Lockstep, options: AppOptions = {}): Hono<En
   for (const [path, { hono }] of routers) app.route(path, hono)
 
   refuseOtherMethods(app)
-  app.notFound((c) => problem(c, new Problem(404, 'NOT_FOUND', 'There is nothing at this path')))
+  app.notFound((c) => sendProblem(c, new Problem(404, 'NOT_FOUND', 'There is nothing at this path')))
   app.onError((error, c) => answer(c, error, options))
   return app
 }
@@ -155,7 +155,7 @@ const readyz = route({
   path: '/readyz',
   summary: 'The database answers and has the schema this version needs',
   keyed: true,
-  responses: { 200: status('ready', 'It does'), ...problems(401, 500, 503) },
+  responses: { 200: status('ready', 'It does'), ...problemResponses(401, 500, 503) },
 })
 
 const openapi = route({
@@ -164,7 +164,7 @@ const openapi = route({
   path: '/openapi.json',
   summary: 'This document',
   keyed: true,
-  responses: { 200: json(shape.object({}), 'OpenAPI 3.1'), ...problems(401, 500) },
+  responses: { 200: json(shape.object({}), 'OpenAPI 3.1'), ...problemResponses(401, 500) },
 })
 
 function healthRouter(lockstep: Lockstep): Router {
@@ -204,7 +204,7 @@ function refuseOtherMethods(app: Hono<Env>): void {
 const limited = (maxSize: number) =>
   bodyLimit({
     maxSize,
-    onError: (c) => problem(c, new Problem(413, 'TOO_LARGE', `The body is over ${maxSize} bytes`)),
+    onError: (c) => sendProblem(c, new Problem(413, 'TOO_LARGE', `The body is over ${maxSize} bytes`)),
   })
 
 function appends({ method, path }: HonoRequest): boolean {

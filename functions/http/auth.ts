@@ -23,7 +23,7 @@ import type { Context, MiddlewareHandler } from 'hono'
 import { bearerAuth } from 'hono/bearer-auth'
 import { timingSafeEqual } from 'hono/utils/buffer'
 import { sha256 } from 'hono/utils/crypto'
-import { Problem, problem } from './problem.ts'
+import { Problem, sendProblem } from './problem.ts'
 
 type Area = 'locks' | 'leaders' | 'tasks' | 'streams' | 'time'
 export type Scope = `${Area}:read` | `${Area}:write` | 'admin'
@@ -59,7 +59,7 @@ export function parseKeys(configured: string | undefined): Key[] {
 /** Lets a request through that has one of these keys. */
 export function authenticate(keys: readonly Key[]): MiddlewareHandler<Env> {
   if (keys.length === 0) return (_c, next) => next()
-  const refuse = (detail: string) => (c: Context) => problem(c, new Problem(401, 'UNAUTHENTICATED', detail))
+  const refuse = (detail: string) => (c: Context) => sendProblem(c, new Problem(401, 'UNAUTHENTICATED', detail))
   return bearerAuth<Env>({
     realm: 'lockstep',
     verifyToken: async (token, c) => {

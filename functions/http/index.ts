@@ -9,13 +9,13 @@ export {
   type AnswerHooks,
   answer,
   clientGone,
-  documented,
   invalid,
   type LostRequest,
   Problem,
-  problem,
   problemBody,
-  problems,
+  problemResponse,
+  problemResponses,
+  sendProblem,
   unavailable,
 } from './problem.ts'
 export { json, Router, route } from './route.ts'

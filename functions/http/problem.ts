@@ -66,7 +66,7 @@ export function invalid(...errors: FieldError[]): Problem {
 }
 
 /** Writes a problem as this request's answer. */
-export function problem(c: Context, { status, code, message, headers, errors, members }: Problem): Response {
+export function sendProblem(c: Context, { status, code, message, headers, errors, members }: Problem): Response {
   const body = JSON.stringify({ ...problemBody(status, code, message), ...members, ...(errors && { errors }) })
   // hono's type has no 499. No one reads that answer, since the client has gone.
   return c.body(body, status as ContentfulStatusCode, { ...headers, 'Content-Type': 'application/problem+json' })
@@ -98,10 +98,10 @@ export function answer(c: Context, error: unknown, { onError, onLeaseLost }: Ans
   const known = error instanceof Problem ? error : fromLibrary(error)
   const requestId: string = c.get('requestId') ?? ''
   if (known?.code === 'LEASE_LOST') onLeaseLost?.({ method: c.req.method, path: c.req.path, requestId })
-  if (known && known.status !== 503) return problem(c, known)
+  if (known && known.status !== 503) return sendProblem(c, known)
   if (!(error instanceof Problem)) onError?.(error, requestId)
-  if (known) return problem(c, known)
-  return problem(c, new Problem(500, 'INTERNAL', `An error of ours. It is in the log under request ${requestId}`))
+  if (known) return sendProblem(c, known)
+  return sendProblem(c, new Problem(500, 'INTERNAL', `An error of ours. It is in the log under request ${requestId}`))
 }
 
 function fromLibrary(error: unknown): Problem | undefined {
@@ -202,14 +202,14 @@ const HEADERS: { [S in ProblemStatus]?: Headers } = {
 }
 
 /** A problem that a route may answer. */
-export function documented(status: ProblemStatus, description: string = DESCRIPTIONS[status]): ProblemResponse {
+export function problemResponse(status: ProblemStatus, description: string = DESCRIPTIONS[status]): ProblemResponse {
   const headers = HEADERS[status]
   return { description, ...(headers && { headers }), content: { 'application/problem+json': { schema: Shape.json } } }
 }
 
 /** Several of them. */
-export function problems<S extends ProblemStatus>(...statuses: S[]): { [status in S]: ProblemResponse } {
-  return Object.fromEntries(statuses.map((status) => [status, documented(status)])) as {
+export function problemResponses<S extends ProblemStatus>(...statuses: S[]): { [status in S]: ProblemResponse } {
+  return Object.fromEntries(statuses.map((status) => [status, problemResponse(status)])) as {
     [status in S]: ProblemResponse
   }
 }

@@ -10,7 +10,7 @@ import type { StatusCode } from 'hono/utils/http-status'
 import { covers, type Env, needs, type Scope } from './auth.ts'
 import type { Fields } from './fields.ts'
 import { readBody, readOpen, readQuery, wellEncoded } from './input.ts'
-import { type ProblemResponse, problems } from './problem.ts'
+import { type ProblemResponse, problemResponses } from './problem.ts'
 import type { Field, JsonSchema, ObjectOf, Shape, ValueOf } from './schema.ts'
 
 /** An answer that has JSON of type T. */
@@ -52,7 +52,7 @@ export interface Route {
   /** The document says that a key is needed. Implied by `scope`. */
   readonly keyed?: true
   readonly params?: Fields
-  /** Other names are refused. Absent: all are, except where there is no scope. */
+  /** Other parameters are refused (400). Without `query`, a route with a scope accepts none, and one without a scope ignores them. */
   readonly query?: Fields
   readonly headers?: Fields
   readonly body?: Field<unknown>
@@ -116,8 +116,8 @@ async function inputOf(c: Context<Env>, route: Route) {
 /** All that a route answers. */
 export function responsesOf({ scope, body, responses }: Route): Responses {
   return {
-    ...(scope && problems(400, 401, 403, 500, 503)),
-    ...(body && problems(413)),
+    ...(scope && problemResponses(400, 401, 403, 500, 503)),
+    ...(body && problemResponses(413)),
     ...responses,
   }
 }

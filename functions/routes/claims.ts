@@ -16,12 +16,12 @@ import type { Tasks } from '../../lib/task/index.ts'
 import {
   clientGone,
   described,
-  documented,
   field,
   json,
   named,
   optional,
-  problems,
+  problemResponse,
+  problemResponses,
   Router,
   route,
   shape,
@@ -85,7 +85,7 @@ const Claimed = named(
 )
 
 const Extended = named('ExtendedJob', shape.object({ expiresAt: shape.instant }))
-const lost = documented(409, 'LEASE_LOST: it is over, or is not this attempt any more: stop the work')
+const lost = problemResponse(409, 'LEASE_LOST: it is over, or is not this attempt any more: stop the work')
 
 const claim = route({
   tags: ['tasks'],
@@ -95,7 +95,7 @@ const claim = route({
   scope: 'tasks:write',
   params: Queue,
   body: Claim,
-  responses: { 200: json(Claimed, 'Claimed, perhaps none'), ...problems(404) },
+  responses: { 200: json(Claimed, 'Claimed, perhaps none'), ...problemResponses(404) },
 })
 
 const complete = route({
@@ -117,7 +117,7 @@ const fail = route({
   scope: 'tasks:write',
   params: JobPath,
   body: Fail,
-  responses: { 204: { description: 'Failed' }, ...problems(404), 409: lost },
+  responses: { 204: { description: 'Failed' }, ...problemResponses(404), 409: lost },
 })
 
 const extend = route({

@@ -18,13 +18,13 @@ import type { Events } from '../../lib/event/index.ts'
 import {
   covers,
   described,
-  documented,
   field,
   json,
   Name,
   named,
   optional,
-  problems,
+  problemResponse,
+  problemResponses,
   Router,
   route,
   shape,
@@ -79,7 +79,7 @@ const Failed = named(
   }),
 )
 
-const lost = documented(409, 'LEASE_LOST: the partition passed on, or this is not its last batch: poll again')
+const lost = problemResponse(409, 'LEASE_LOST: the partition passed on, or this is not its last batch: poll again')
 
 const poll = route({
   ...writing,
@@ -88,7 +88,7 @@ const poll = route({
   summary: 'Take a fair share of the partitions, and the next events of each',
   params: Name,
   body: Poll,
-  responses: { 200: json(Batches, 'What is next, perhaps nothing'), ...problems(404) },
+  responses: { 200: json(Batches, 'What is next, perhaps nothing'), ...problemResponses(404) },
 })
 
 const commit = route({
@@ -108,7 +108,7 @@ const fail = route({
   summary: 'Say that an event of a batch failed, and that those before it were applied',
   params: Name,
   body: Fail,
-  responses: { 200: json(Failed, 'How it goes on'), ...problems(404), 409: lost },
+  responses: { 200: json(Failed, 'How it goes on'), ...problemResponses(404), 409: lost },
 })
 
 const leave = route({
@@ -118,7 +118,7 @@ const leave = route({
   summary: 'Give up the partitions of a consumer, so that others have them at once',
   params: Name,
   body: Leave,
-  responses: { 204: { description: 'Given up' }, ...problems(404) },
+  responses: { 204: { description: 'Given up' }, ...problemResponses(404) },
 })
 
 /** The routes of `/v1/groups` for consumers. `stopping` ends every wait. */

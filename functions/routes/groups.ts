@@ -26,7 +26,7 @@ import {
   nextOf,
   optional,
   Problem,
-  problems,
+  problemResponses,
   Router,
   route,
   shape,
@@ -132,7 +132,7 @@ const look = route({
   path: '/{name}',
   summary: 'Look at a group',
   params: Name,
-  responses: { 200: json(Group, 'As of now'), ...problems(404) },
+  responses: { 200: json(Group, 'As of now'), ...problemResponses(404) },
 })
 
 const end = route({
@@ -141,7 +141,7 @@ const end = route({
   path: '/{name}',
   summary: 'End a group: its progress is forgotten',
   params: Name,
-  responses: { 204: { description: 'Ended' }, ...problems(404) },
+  responses: { 204: { description: 'Ended' }, ...problemResponses(404) },
 })
 
 const list = route({
@@ -159,7 +159,7 @@ const lag = route({
   path: '/{name}/lag',
   summary: 'How far behind a group is, and what holds it up',
   params: Name,
-  responses: { 200: json(Lag, 'As of now'), ...problems(404) },
+  responses: { 200: json(Lag, 'As of now'), ...problemResponses(404) },
 })
 
 const parked = route({
@@ -169,7 +169,7 @@ const parked = route({
   summary: 'List streams of which an event failed too often, by name',
   params: Name,
   query: { limit: List.limit, after: List.after },
-  responses: { 200: json(AllParked, 'A page'), ...problems(404) },
+  responses: { 200: json(AllParked, 'A page'), ...problemResponses(404) },
 })
 
 const redeliver = route({
@@ -179,7 +179,7 @@ const redeliver = route({
   summary: 'Try again what is parked',
   params: Name,
   body: Redeliver,
-  responses: { 200: json(Redelivered, 'Streams'), ...problems(404) },
+  responses: { 200: json(Redelivered, 'Streams'), ...problemResponses(404) },
 })
 
 /** The routes of `/v1/groups` but those for consumers. */

@@ -23,7 +23,7 @@ import {
   named,
   nextOf,
   optional,
-  problems,
+  problemResponses,
   Router,
   route,
   type Streams,
@@ -102,7 +102,7 @@ const campaign = route({
   responses: {
     201: json(Granted, 'Elected'),
     200: json(Granted, 'This holder leads already: the same term, renewed'),
-    ...problems(423),
+    ...problemResponses(423),
   },
 })
 
@@ -114,7 +114,7 @@ const renew = route({
   scope: 'leaders:write',
   params: Name,
   body: RenewTerm,
-  responses: { 200: json(Granted, 'Renewed'), ...problems(409) },
+  responses: { 200: json(Granted, 'Renewed'), ...problemResponses(409) },
 })
 
 const resign = route({
@@ -125,7 +125,7 @@ const resign = route({
   scope: 'leaders:write',
   params: Name,
   query: Release,
-  responses: { 204: { description: 'Resigned; or asked' }, ...problems(409) },
+  responses: { 204: { description: 'Resigned; or asked' }, ...problemResponses(409) },
 })
 
 const look = route({

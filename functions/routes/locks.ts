@@ -25,7 +25,7 @@ import {
   named,
   nextOf,
   optional,
-  problems,
+  problemResponses,
   Router,
   route,
   shape,
@@ -85,7 +85,7 @@ const acquire = route({
   responses: {
     201: json(Granted, 'Granted'),
     200: json(Granted, 'This holder has it already: the same grant, renewed'),
-    ...problems(423),
+    ...problemResponses(423),
   },
 })
 
@@ -97,7 +97,7 @@ const renew = route({
   scope: 'locks:write',
   params: Name,
   body: Renew,
-  responses: { 200: json(Granted, 'Renewed'), ...problems(409) },
+  responses: { 200: json(Granted, 'Renewed'), ...problemResponses(409) },
 })
 
 const release = route({
@@ -108,7 +108,7 @@ const release = route({
   scope: 'locks:write',
   params: Name,
   query: Release,
-  responses: { 204: { description: 'Released' }, ...problems(409) },
+  responses: { 204: { description: 'Released' }, ...problemResponses(409) },
 })
 
 const look = route({

@@ -24,7 +24,7 @@ import {
   nextOf,
   optional,
   Problem,
-  problems,
+  problemResponses,
   Router,
   route,
   shape,
@@ -84,7 +84,7 @@ const put = route({
   responses: {
     201: json(State, 'Made'),
     200: json(State, 'Changed'),
-    ...problems(404),
+    ...problemResponses(404),
   },
 })
 
@@ -95,7 +95,7 @@ const look = route({
   summary: 'Look at a schedule, and at the slots that come next',
   scope: 'tasks:read',
   params: Name,
-  responses: { 200: json(State, 'As of now'), ...problems(404) },
+  responses: { 200: json(State, 'As of now'), ...problemResponses(404) },
 })
 
 const remove = route({
@@ -105,7 +105,7 @@ const remove = route({
   summary: 'Remove a schedule. Jobs that it sent stay',
   scope: 'tasks:write',
   params: Name,
-  responses: { 204: { description: 'Removed' }, ...problems(404) },
+  responses: { 204: { description: 'Removed' }, ...problemResponses(404) },
 })
 
 const list = route({

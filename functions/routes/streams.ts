@@ -24,7 +24,6 @@ import { LIMITS } from '../../lib/index.ts'
 import {
   allow,
   described,
-  documented,
   field,
   json,
   List,
@@ -34,7 +33,8 @@ import {
   nextOf,
   optional,
   Problem,
-  problems,
+  problemResponse,
+  problemResponses,
   Router,
   route,
   type Streams,
@@ -129,8 +129,8 @@ const append = route({
   responses: {
     201: json(Appended, 'Appended'),
     200: json(Appended, 'Events with these ids were appended before: their positions'),
-    ...problems(412),
-    413: documented(413, 'TOO_LARGE: the body is over 4 MiB, or the data of an event over 1 MiB'),
+    ...problemResponses(412),
+    413: problemResponse(413, 'TOO_LARGE: the body is over 4 MiB, or the data of an event over 1 MiB'),
   },
 })
 
@@ -164,7 +164,7 @@ const lag = route({
   path: '/{name}/lag',
   summary: 'How far behind each group is that reads a stream',
   params: Name,
-  responses: { 200: json(Lag, 'As of now'), ...problems(404) },
+  responses: { 200: json(Lag, 'As of now'), ...problemResponses(404) },
 })
 
 const list = route({

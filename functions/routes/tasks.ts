@@ -16,7 +16,6 @@
 import type { Tasks } from '../../lib/task/index.ts'
 import {
   described,
-  documented,
   field,
   json,
   List,
@@ -25,7 +24,8 @@ import {
   nextOf,
   optional,
   Problem,
-  problems,
+  problemResponse,
+  problemResponses,
   Router,
   route,
   shape,
@@ -92,7 +92,7 @@ const counts = route({
   summary: 'How many jobs a queue has',
   scope: 'tasks:read',
   params: Queue,
-  responses: { 200: json(Counts, 'As of now'), ...problems(404) },
+  responses: { 200: json(Counts, 'As of now'), ...problemResponses(404) },
 })
 
 const list = route({
@@ -116,8 +116,8 @@ const send = route({
   responses: {
     202: json(Sent, 'Sent, and not waited for'),
     200: json(Outcome, 'It is over: completed, failed for good, or cancelled'),
-    ...problems(404, 504),
-    409: documented(409, 'JOB_REFUSED: the policy of the queue, singletonKey, singletonSeconds or id excludes it'),
+    ...problemResponses(404, 504),
+    409: problemResponse(409, 'JOB_REFUSED: the policy of the queue, singletonKey, singletonSeconds or id excludes it'),
   },
 })
 
@@ -129,7 +129,7 @@ const broadcast = route({
   scope: 'tasks:write',
   params: Queue,
   body: Broadcast,
-  responses: { 202: json(Broadcasted, 'Sent'), ...problems(404) },
+  responses: { 202: json(Broadcasted, 'Sent'), ...problemResponses(404) },
 })
 
 const look = route({
@@ -139,7 +139,7 @@ const look = route({
   summary: 'Look at a job',
   scope: 'tasks:read',
   params: JobPath,
-  responses: { 200: json(JobState, 'As of now'), ...problems(404) },
+  responses: { 200: json(JobState, 'As of now'), ...problemResponses(404) },
 })
 
 const cancel = route({
@@ -151,8 +151,8 @@ const cancel = route({
   params: JobPath,
   responses: {
     204: { description: 'Cancelled' },
-    ...problems(404),
-    409: documented(409, 'JOB_OVER: it was completed, failed or cancelled already'),
+    ...problemResponses(404),
+    409: problemResponse(409, 'JOB_OVER: it was completed, failed or cancelled already'),
   },
 })
 

@@ -7,7 +7,7 @@
  * ends the connection {@link SERVER_GIVES_UP_MS} after it last heard from the client; the session asks it to by settings when
  * it opens. The client is always first: so nobody can be granted a name that a client still trusts to hold (except by
  * another server, after a fail-over). And the server always gives up in the end: so a frozen holder cannot keep a name for
- * ever. Every answer counts; an idle session sends a heartbeat every {@link HEARTBEAT_MS}.
+ * ever. Every answer counts; an idle session sends a heartbeat every {@link SESSION_HEARTBEAT_MS}.
  *
  * Session locks are re-entrant, and they belong to the whole connection. So the server cannot tell two callers of one session
  * apart. lock/locks.ts does that, and never asks for a name twice on one session.
@@ -22,7 +22,7 @@ import type { Database } from './database.ts'
 import { LockTurns } from './lock-turns.ts'
 import { announcedPid } from './pool.ts'
 
-const HEARTBEAT_MS = 2_000
+const SESSION_HEARTBEAT_MS = 2_000
 const TRUST_MS = 8_000
 const SERVER_GIVES_UP_MS = 15_000
 
@@ -88,7 +88,7 @@ export class Session {
     client.on('end', () => this.#lose(new UnavailableError('The connection has ended')))
     client.on('error', (error) => this.#lose(error))
     client.on('notification', ({ channel, payload }) => this.#listeners.get(channel)?.(payload ?? ''))
-    this.#heartbeat = setInterval(() => this.#checkHeartbeat(), HEARTBEAT_MS / 4)
+    this.#heartbeat = setInterval(() => this.#checkHeartbeat(), SESSION_HEARTBEAT_MS / 4)
     this.#heartbeat.unref()
   }
 
@@ -255,7 +255,7 @@ export class Session {
     const silent = this.#answered.elapsed()
     if (silent >= TRUST_MS) {
       this.#lose(new UnavailableError(`No answer from the database for ${Math.round(silent)} ms`))
-    } else if (silent >= HEARTBEAT_MS && !this.#beating) {
+    } else if (silent >= SESSION_HEARTBEAT_MS && !this.#beating) {
       this.#beating = true
       this.#ask('lockstep_beat', 'select 1', [])
         .catch(() => {}) // the end of the connection is reported separately

@@ -142,7 +142,7 @@ export class Elections {
         try {
           session = candidacy.failover ? await this.#sessions.shared() : (this.notifier.session ?? null)
           const witness = waits || candidacy.failover ? await session?.witness() : undefined
-          queued = waits // perhaps: a response may be lost
+          queued = waits // assumed from here on: the response may be lost
           response = await this.#requests.send({ ...candidacy, position, waits, witness, expiredToken })
         } catch (error) {
           if (stop.aborted) return null

@@ -14,7 +14,7 @@ import { BackoffDelays, LeaseLostError } from '../base/index.ts'
 import { type AnyTransaction, checkTransaction, type Database } from '../database/index.ts'
 import type { Hold } from './api.ts'
 import { denied, otherHoldLost } from './denied-holds.ts'
-import { type Leases, RELEASE_WAITS_MS, transactionStillOpen } from './leases.ts'
+import { BUSY_WAIT_MS, type Leases, transactionStillOpen } from './leases.ts'
 
 export abstract class AbstractHold implements Hold {
   readonly name: string
@@ -170,7 +170,7 @@ export abstract class AbstractHold implements Hold {
     const ended = await Promise.race([
       Promise.allSettled(transactions),
       // the connections of the transactions keep the process alive, not this timer
-      sleep(RELEASE_WAITS_MS, late, { signal: timer.signal, ref: false }).catch(() => {}),
+      sleep(BUSY_WAIT_MS, late, { signal: timer.signal, ref: false }).catch(() => {}),
     ])
     timer.abort()
     if (ended === late) throw transactionStillOpen()

@@ -19,9 +19,8 @@
  *
  * The row is locked in three modes. A statement that takes or frees the name locks it FOR UPDATE. A fenced transaction locks it
  * FOR KEY SHARE, so that a taker has to wait. A renewal locks it FOR NO KEY UPDATE: a fence allows that and a taker does not. A
- * renewal never waits: if it cannot lock the row it answers `busy`. The SQL is db/migrations/0001_lease.sql, a function for each
- * verb. A term of a leader is the same kind of row under another name. Only rows can hold it, so it does without K
- * (0002_election.sql).
+ * renewal never waits: if it cannot lock the row it answers `busy`. Each verb is a function of SQL: db/schema.sql has
+ * their current text. A term of a leader is the same kind of row under another name. Only rows can hold it, so it does without K.
  *
  * Two things are simpler than in the first design. That design gave the row a unique index on (name, token), so that a change of
  * the token would be a key update. An explicit row lock has the same effect without an index on the token: so grants, renewals
@@ -56,11 +55,11 @@ import type { Grant } from './api.ts'
 import { LOCKS, type Namespace } from './namespace.ts'
 import { type GrantRequest, grantAll, type Outcome, type Refusal, revokeAll } from './statements.ts'
 
-/** How long a release waits for transactions that are fenced by its hold. */
-export const RELEASE_WAITS_MS = 10_000
+/** How long a verb that changes a hold waits for transactions that are fenced by it. */
+export const BUSY_WAIT_MS = 10_000
 export const transactionStillOpen = () =>
   new UnavailableError(
-    `A transaction fenced by this hold has been open for ${RELEASE_WAITS_MS} ms: end it first, or release inside it with release({ trx })`,
+    `A transaction fenced by this hold has been open for ${BUSY_WAIT_MS} ms: end it first, or release inside it with release({ trx })`,
   )
 
 type Renewal = Outcome<'renewed' | 'deposed'> & { holder: string; granted_at: Date; expires_at: Date }
@@ -174,7 +173,7 @@ export class Leases {
     for (;;) {
       const answer = await attempt()
       if (answer.outcome !== 'busy') return answer
-      if (since.elapsed() > RELEASE_WAITS_MS) throw transactionStillOpen()
+      if (since.elapsed() > BUSY_WAIT_MS) throw transactionStillOpen()
       await sleep(delays.next())
     }
   }

@@ -1,4 +1,4 @@
-/** The statements that grant and free many leases at once (0001_lease.sql): their parameters, and what their answers mean. */
+/** The statements that grant and free many leases at once (db/schema.sql): their parameters, and what their answers mean. */
 import { type RawBuilder, sql } from 'kysely'
 import { column, type Database } from '../database/index.ts'
 import type { Grant } from './api.ts'

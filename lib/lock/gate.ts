@@ -52,8 +52,8 @@ export class Gate {
     if (this.#session?.lost) this.#session = undefined
   }
 
-  /** K is another's from here on, whatever becomes of the grant that is asked for now; `last`: and it is not wanted any more. */
-  handOn(last: boolean): void {
+  /** To be called before a lease is granted. `last`: K is given up right behind the grant. Else K goes to the back of the queue before the next one. */
+  prepareGrant(last: boolean): void {
     this.#spent = !last
     if (!last) return
     this.#session = undefined

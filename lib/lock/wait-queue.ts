@@ -46,7 +46,7 @@ export class WaitQueue {
   readonly #context: LockContext
   readonly #contenders: Contender[] = []
   readonly #closed: () => void
-  /** `held`: a connection hold is out, and its release goes on with the queue. */
+  /** `held`: a caller has the connection hold; when it is released, the next caller is served. */
   #state: 'first attempt' | 'held' | 'serving' | 'closed' = 'serving'
   #firstAttempt: Promise<void> = done
   readonly #gate: Gate
@@ -134,7 +134,7 @@ export class WaitQueue {
     return next ? this.#goOn() : this.#close()
   }
 
-  // Callers wait, so K may stay with this process until the database's queue has been asked.
+  // The next caller is served by the database. K stays with this process until we are in the database's queue again.
   #goOn(): Promise<void> {
     this.#gate.spend()
     this.#state = 'serving'
@@ -180,7 +180,7 @@ export class WaitQueue {
     void this.#serve()
   }
 
-  // Serves the first caller until a connection hold is out or nobody waits.
+  // Serves the first caller, and the next, until a caller has a connection hold or nobody waits.
   async #serve(): Promise<void> {
     while (this.#contenders.length > 0) {
       const first = this.#contenders[0] as Contender
@@ -198,7 +198,7 @@ export class WaitQueue {
     await this.#close().catch(() => {})
   }
 
-  // @returns whether a connection hold is out.
+  // @returns whether a caller has a connection hold now.
   async #serveNext(): Promise<boolean> {
     const reached = await this.#gate.reach()
     const place = reached === 'none' ? await this.#poll() : reached
@@ -242,7 +242,7 @@ export class WaitQueue {
   async #serveLease(session: Session, contender: ContenderOf<'lease'>): Promise<void> {
     const attempted = new Stopwatch()
     const last = this.#contenders.length === 1
-    this.#gate.handOn(last)
+    this.#gate.prepareGrant(last)
     try {
       const granting = grantAll([contender.want.request], (statement) => session.run(statement))
       const [[answer]] = await Promise.all([granting, last ? session.giveUp(this.name) : undefined])

@@ -256,14 +256,18 @@ function sections(all: Placed[], migrations: Migration[]): string {
 const makes = ({ kind, name }: Pick<Made, 'kind' | 'name'>) =>
   new RegExp(`^create (?:or replace |unlogged )?${kind} lockstep\\.${name}\\b`, 'm')
 
-/** The lines of comment above its newest definition that has one. If they say `As in 0001_lease.sql`: below the ones there. */
+/** The lines of comment above its newest definition that has one. If they say `As in 0001_lease.sql, but …`: below those, as `Since then: …`. */
 function commentOf(what: Pick<Made, 'kind' | 'name'>, migrations: Migration[]): string {
   const comments = new Map<string | undefined, string>()
   for (const { file, text } of migrations) {
     const at = makes(what).exec(text)?.index ?? 0
     const comment = /(?:^|\n)((?:--(?: .*)?\n)+)$/.exec(text.slice(0, at))?.[1]
     if (comment === undefined) continue
-    comments.set(file, `${comments.get(/\bAs in (\d{4}_\w+\.sql)/.exec(comment)?.[1]) ?? ''}${comment}`)
+    const [said, earlier = ''] = /^-- As in (\d{4}_\w+\.sql)(?:, except(?: that|:) |[;,.] (?:and |but )?)/.exec(
+      comment,
+    ) ?? ['']
+    const before = comments.get(earlier) ?? ''
+    comments.set(file, before === '' ? comment : `${before}-- Since then: ${comment.slice(said.length)}`)
   }
   return [...comments.values()].at(-1) ?? ''
 }

@@ -74,7 +74,7 @@ const SETTLE_MS = 500
 const DELAYS = { firstMs: 100, mostMs: 5_000 }
 // So many faults in a row, with one batch, count as a failure of the event.
 const MOST_FAULTS = 20
-const PASSED_ON: string[] = [SQLSTATE.leaseLost, SQLSTATE.staleBatch, SQLSTATE.notInBatch] // partition or batch
+const STALE_STATES: string[] = [SQLSTATE.leaseLost, SQLSTATE.staleBatch, SQLSTATE.notInBatch] // partition or batch
 
 /** An event of a batch failed, by its index in the batch; −1: it is not known which. */
 class HandlerFailed extends Error {
@@ -147,7 +147,7 @@ export class Partition {
       } catch (error) {
         const state = sqlState(error)
         if (state === SQLSTATE.leaseLost) this.hold.lose('the database says so', error)
-        if (error instanceof BatchAborted || error instanceof LeaseLostError || PASSED_ON.includes(state)) continue
+        if (error instanceof BatchAborted || error instanceof LeaseLostError || STALE_STATES.includes(state)) continue
         this.#faults++
         if (!isFault(error)) this.#parts.onError(error)
         await watch.pause(delays.next())
@@ -168,7 +168,7 @@ export class Partition {
     if (first === undefined) return // another consumer has applied them since they were first read
     const single = this.#single > 0
     const events = single ? [first] : batch.events
-    const end = this.#end(single ? { ...batch, next: first.cursor } : batch)
+    const end = this.#deliveryEnd(single ? { ...batch, next: first.cursor } : batch)
     try {
       await this.#transaction(events, sql`select ${commitEvents(end, false)} as committed`)
       if (single) this.#single--
@@ -188,7 +188,7 @@ export class Partition {
     const before = events.slice(0, Math.max(at, 0))
     let parked: number | undefined
     try {
-      const failure = failEvent(this.#end(batch), event.cursor, cause)
+      const failure = failEvent(this.#deliveryEnd(batch), event.cursor, cause)
       const [row] = await this.#transaction(before, failure)
       if (row?.due_ms === null) parked = row.attempts
     } catch (error) {
@@ -201,7 +201,7 @@ export class Partition {
     this.#parts.onError(new Error(message, { cause }))
   }
 
-  #end({ next, turn }: Delivery): DeliveryEnd {
+  #deliveryEnd({ next, turn }: Delivery): DeliveryEnd {
     return { group: this.#group.name, partition: this.index, token: this.hold.token, next, turn }
   }
 

@@ -48,7 +48,7 @@ export interface AttemptParts {
   onError: (error: unknown) => void
 }
 
-const MAX_HEARTBEAT_INTERVAL_MS = 10_000
+const JOB_HEARTBEAT_MAX_MS = 10_000
 const NOT_OURS = 'it was cancelled, or its worker was taken for dead'
 
 export class RunningAttempt {
@@ -64,8 +64,9 @@ export class RunningAttempt {
   /** Why the handler should stop, and its signal's controller; made when the handler reads the signal, which most do not. */
   #reason: Error | undefined
   #controller: AbortController | undefined
-  /** When the last heartbeat that was answered was sent, and the last one at all. */
+  /** When the last answered heartbeat was sent: the attempt is trusted from then on. */
   #trustedFrom: Stopwatch
+  /** When the last heartbeat was sent. */
   #lastSent: Stopwatch
   /** How the attempt was ended from outside of its handler. The first decision stands. */
   #decided: 'lost' | 'expired' | 'handed back' | undefined
@@ -101,7 +102,7 @@ export class RunningAttempt {
     if (this.#trustedFrom.elapsed() > trusted(heartbeatMs)) this.end('lost', 'no sign of life could be given')
     else if (this.#began.monotonic() > expireInSeconds * 1_000) {
       this.end('expired', `it took longer than ${expireInSeconds * 1_000} ms`)
-    } else if (this.#lastSent.elapsed() > Math.min(heartbeatMs / 3, MAX_HEARTBEAT_INTERVAL_MS)) this.heartbeat()
+    } else if (this.#lastSent.elapsed() > Math.min(heartbeatMs / 3, JOB_HEARTBEAT_MAX_MS)) this.heartbeat()
   }
 
   /** Sends a heartbeat now. If the database says that the attempt is not the job's any more, it is lost. */

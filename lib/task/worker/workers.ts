@@ -28,7 +28,7 @@ export interface Worker extends AsyncDisposable {
   stop(options?: { graceMs?: number }): Promise<void>
 }
 
-const HEARTBEAT_MS = 10_000
+const REGISTRY_HEARTBEAT_MS = 10_000
 const LIVE_SECONDS = 30
 const KEPT_SECONDS = 3_600
 
@@ -50,7 +50,7 @@ export class WorkerRegistry {
       this.#timer = undefined
     })
     this.#workers.set(worker.id, worker)
-    this.#timer ??= setInterval(() => void this.#heartbeat(), HEARTBEAT_MS).unref()
+    this.#timer ??= setInterval(() => void this.#heartbeat(), REGISTRY_HEARTBEAT_MS).unref()
     return worker
   }
 
