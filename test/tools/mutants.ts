@@ -34,7 +34,7 @@ const MUTANTS: Mutant[] = [
   {
     bug: 'a COMMIT of another transaction than the one that was begun',
     file: 'lib/database/supervised-transaction.ts',
-    from: "if (this.#xid === undefined) return this.#client.query('commit')",
+    from: "if (this.#xid === undefined) return this.#client.query('commit', undefined, {})",
     to: "if (this.#xid !== '') return this.#client.query('commit')",
     files: ['database/transaction.test.ts'],
     tests: 'rejects if its work has ended it',
