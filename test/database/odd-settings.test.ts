@@ -9,6 +9,7 @@ import { createEvents } from '../../lib/event/index.ts'
 import { createLockstep } from '../../lib/index.ts'
 import { createTasks } from '../../lib/task/index.ts'
 import { type FreshDatabase, freshDatabase, pgbouncerAvailable } from '../support/database.ts'
+import { wire } from '../support/faulty-wire.ts'
 import { ODD_SETTINGS, replaceParsers } from '../support/odd.ts'
 import { pgbouncer } from '../support/pgbouncer.ts'
 import { until } from '../support/until.ts'
@@ -47,6 +48,35 @@ for (const pooled of [false, true]) {
     })
   })
 }
+
+// lc_messages: the embedded server has no translations, so the wire translates.
+test('what an error is does not depend on the language of the server', async () => {
+  await using broken = await wire(db.url)
+  await using lockstep = createLockstep({ connectionString: broken.url })
+  const tasks = createTasks(lockstep)
+  const [queue, name] = [`queue-${n++}`, `schedule-${n++}`]
+  await tasks.declare(queue)
+  await tasks.schedule(name, '* * * * * *', { queue })
+  // A job that the table refuses is a fault of its schedule, which says so; the tick goes on.
+  broken.arm({ like: /^(?!\s*begin)[\s\S]*insert into lockstep_boss\.job/i, fault: 'after', sqlState: '23514' })
+  await until('the schedule has met it', async () => {
+    await tasks.tick()
+    return broken.hit !== undefined
+  })
+  broken.arm()
+  expect(await tasks.getSchedule(name)).toMatchObject({ error: 'iniettato' })
+
+  // A FATAL error ends the connection hold, whatever its SQLSTATE is; an error with the same SQLSTATE does not.
+  const hold = await lockstep.locks.acquire(`lock-${n++}`)
+  for (const fault of ['before', 'fatal'] as const) {
+    broken.arm({ like: /try_key/, fault, sqlState: '53200' })
+    const failure = lockstep.locks.tryAcquire(`lock-${n++}`)
+    await failure.catch(() => {})
+    expect(broken.hit).toBeDefined()
+    broken.arm()
+    await until(`the hold is ${fault}`, () => hold.isTrusted() === (fault === 'before'))
+  }
+})
 
 let n = 0
 async function everyRoom(connectionString: string, pooled: boolean): Promise<void> {

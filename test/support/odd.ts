@@ -27,11 +27,30 @@ const REPLACED = [
   16, 17, 20, 21, 23, 114, 700, 701, 1000, 1005, 1007, 1009, 1016, 1114, 1184, 1185, 1231, 2951, 3802, 3807,
 ]
 
+/** The parser that a process with odd parsers has for a type. */
+export const absurd = (oid: number) => (text: string) => (REPLACED.includes(oid) ? { absurd: text } : text)
+
+/** The parsers that a process has as pg's default. */
+export const STANDARD_TYPES = {
+  getTypeParser: (oid: number, format?: 'text') => pg.types.getTypeParser(oid, format as 'text'),
+}
+
+/**
+ * In a run where everything is odd, the statements that make a database odd; else none. Without the one setting with which the tests'
+ * own statements could not write: database/odd-settings.test.ts has that too.
+ */
+export const oddStatements = (database: string): string[] =>
+  process.env.TEST_ODD === undefined
+    ? []
+    : Object.entries(ODD_SETTINGS)
+        .filter(([name]) => name !== 'default_transaction_read_only')
+        .map(([name, value]) => `alter database ${database} set ${name} = ${value}`)
+
 /** Replaces the parsers of this process, as an application may. @returns a function that restores them. */
 export function replaceParsers(): () => void {
   const types = pg.types as unknown as Record<string, (oid: number, parse?: unknown) => unknown>
   const before = REPLACED.map((oid) => types.getTypeParser?.(oid))
-  for (const oid of REPLACED) types.setTypeParser?.(oid, (text: string) => ({ absurd: text }))
+  for (const oid of REPLACED) types.setTypeParser?.(oid, absurd(oid))
   return () => {
     for (const [i, oid] of REPLACED.entries()) types.setTypeParser?.(oid, before[i])
   }

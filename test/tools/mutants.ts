@@ -186,6 +186,46 @@ const MUTANTS: Mutant[] = [
     to: 'return hashtextextended(name collate "C", 5497548331942713701);',
     files: ['lock/keys.test.ts'],
   },
+  {
+    bug: "statements of Lockstep's own are parsed by the parsers of the process",
+    file: 'lib/database/pool.ts',
+    from: '...(!theirs && { types: PARSERS }),',
+    to: '',
+    files: ['database/odd-settings.test.ts'],
+    tests: 'parsers',
+  },
+  {
+    bug: 'answers in a transaction of the caller are parsed by the parsers of the caller',
+    file: 'lib/database/caller-transaction.ts',
+    from: 'select pg_catalog.to_jsonb(s)::pg_catalog.text as row',
+    to: 'select pg_catalog.to_jsonb(s) as row',
+    files: ['database/odd-settings.test.ts'],
+    tests: 'parsers',
+  },
+  {
+    bug: 'a direct connection keeps the settings of its role',
+    file: 'lib/database/pool-clients.ts',
+    from: "const { odd } = await greet(client as pg.Client, by === 'own')",
+    to: 'const odd = false',
+    files: ['database/odd-settings.test.ts'],
+    tests: 'direct',
+  },
+  {
+    bug: 'behind a pooler a statement runs with the settings of its role',
+    file: 'lib/database/pool.ts',
+    from: "const pinned = !this.#users && isOdd(client) && client.getTransactionStatus() === 'I'",
+    to: 'const pinned = false',
+    files: ['database/odd-settings.test.ts'],
+    tests: 'PgBouncer',
+  },
+  {
+    bug: 'a session goes on after a FATAL error whose SQLSTATE does not say that it is one',
+    file: 'lib/database/session.ts',
+    from: 'else if (!(await ready())) this.#lose(error)',
+    to: '',
+    files: ['faults/locks.test.ts'],
+    tests: 'fatal',
+  },
 ]
 
 const { values } = parseArgs({ options: { only: { type: 'string' } } })
