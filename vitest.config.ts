@@ -39,9 +39,23 @@ function canHold(folder: string, bytes: number): boolean {
   }
 }
 
+// A run where every setting and every parser is odd (test/tools/matrix.ts --odd): the tests' own clients are the standard ones.
+const ODD = process.env.TEST_ODD !== undefined
+const STANDARD_PG = path.join(import.meta.dirname, 'test/support/standard-pg.ts')
+const standardPg = {
+  name: 'standard-pg',
+  enforce: 'pre' as const,
+  resolveId: (source: string, importer = '') =>
+    source === 'pg' && importer.includes('/test/') && !/\/test\/support\/(standard-pg|odd|odd-setup)\.ts/.test(importer)
+      ? STANDARD_PG
+      : undefined,
+}
+
 export default defineConfig({
+  plugins: ODD ? [standardPg] : [],
   test: {
     include: ['test/**/*.test.ts'],
+    setupFiles: ODD ? ['test/support/odd-setup.ts'] : [],
     globalSetup: 'test/support/global-setup.ts',
     pool: 'forks', // tests send signals and end connections: a process of its own for each file
     maxWorkers: 2,

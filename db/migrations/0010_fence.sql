@@ -159,7 +159,7 @@ begin
   perform from pg_locks l
     where l.locktype = 'advisory' and l.pid = pg_backend_pid() and l.granted and l.mode = 'ExclusiveLock' and l.objsubid = 1
       and l.classid = (k >> 32 & 4294967295)::oid and l.objid = (k & 4294967295)::oid;
-  if not found or wanted ~ '[\x01-\x1f\x7f-\x9f]' or not pg_try_advisory_xact_lock(k) then
+  if not found or wanted ~ E'[\\x01-\\x1f\\x7f-\\x9f]' or not pg_try_advisory_xact_lock(k) then
     return false;
   end if;
   insert into lockstep.lease as l (name, token, granted_at, expires_at, freed_by)
@@ -191,7 +191,7 @@ begin
          json_agg(json_build_object('name', p[1], 'token', p[2]) order by i) filter (where not bound or p[1] = wanted),
          (array_agg(p order by i desc))[1:1]
     into proofs, named, last
-    from (select regexp_match(line, '^(.+):(transaction|\d{1,19})$') as p, i
+    from (select regexp_match(line, E'^(.+):(transaction|\\d{1,19})$') as p, i
             from unnest(string_to_array(fence, E'\n')) with ordinality lines(line, i)) parsed
    where p is not null;
   if last is null then
@@ -324,7 +324,7 @@ begin
     execute format('drop trigger %I on %s', child.tgname, child.relid);
   end loop;
   perform lockstep.drop_fence_function(p.oid) from pg_proc p
-    where p.prorettype = 'trigger'::regtype and p.pronargs = 0 and p.proname like 'lockstep\_fence\_%' and pg_has_role(p.proowner, 'usage');
+    where p.prorettype = 'trigger'::regtype and p.pronargs = 0 and p.proname like E'lockstep\\_fence\\_%' and pg_has_role(p.proowner, 'usage');
   if not exists (select from pg_trigger where tgname = 'lockstep_fence')
      and exists (select from pg_event_trigger e where e.evtname = 'lockstep_fence' and pg_has_role(e.evtowner, 'usage')) then
     drop event trigger lockstep_fence;

@@ -229,12 +229,16 @@ export function fromDatabase(error: unknown): unknown {
   if (!(error instanceof Error)) return error
   const { code, severity } = error as { code?: string; severity?: string }
   const sqlState = severity === undefined ? undefined : code // only the server gives a severity; EPIPE has five letters too
-  if (sqlState === '53200' && /shared memory/.test(error.message)) {
+  // The message is translated, as lc_messages says; the names in it and the place in the server's source are not.
+  if (sqlState === '53200' && /\block\.c$/.test((error as { file?: string }).file ?? '')) {
     return new UnavailableError(
       'The database has no space for another advisory lock: raise max_locks_per_transaction (it has space for about ' +
         'max_locks_per_transaction × max_connections of them)',
       { cause: error },
     )
+  }
+  if (sqlState === '0A000' && /\bvariable\.c$/.test((error as { file?: string }).file ?? '')) {
+    return new UnavailableError('The database is a standby, which can only be read', { cause: error }) // at BEGIN READ WRITE
   }
   if (sqlState === NO_CONNECTION_LEFT) {
     return new UnavailableError(

@@ -13,6 +13,10 @@
  * transaction of its own; so the second one fails, and nothing of it stays. Reading the id assigns one; the effect locks a row
  * at least, so it would assign one anyway.
  *
+ * A caller's client has the caller's parsers and settings. So each answer is one text, the JSON of the row: no parser changes it, and
+ * in JSON an instant has the style ISO, whatever the DateStyle is. (A bigint becomes a number there: only positions of streams are
+ * read this way.)
+ *
  * A transaction object of Kysely is always the same transaction, so its id is read once. A client has many transactions, one
  * after another.
  */
@@ -38,7 +42,8 @@ export type AnyTransaction = Transaction<any> | ClientInTransaction
 /** Runs one statement that returns a row: in the caller's transaction, or not at all. @throws INVALID_ARGUMENT `trx`. */
 export async function within<R>(trx: AnyTransaction, statement: RawBuilder<R>): Promise<R[]> {
   checkTransaction(trx)
-  return checked(trx, (xid) => run(trx, guarded(statement, xid)))
+  const rows = await checked(trx, (xid) => run(trx, guarded(statement, xid)))
+  return rows.map(({ row }) => JSON.parse(row))
 }
 
 /** The same as {@link within}, for SQL text: the check is sent as a statement before it. */
@@ -51,14 +56,29 @@ export async function textWithin(trx: AnyTransaction, text: string, values: unkn
   })
 }
 
-/** Runs a statement on Lockstep's own client or in its own transaction, without the check. */
-export async function run<R>(trx: AnyTransaction, statement: RawBuilder<R>): Promise<R[]> {
-  if (isKysely(trx)) return (await statement.execute(trx.withoutPlugins())).rows
-  const compiled = statement.compile(compiler)
-  return (await trx.query(compiled.sql, [...compiled.parameters]))?.rows
+/** The text and the parameters of a statement. */
+export function compiled(statement: RawBuilder<unknown>): { text: string; values: unknown[] } {
+  const { sql: text, parameters } = statement.compile(compiler)
+  return { text, values: [...parameters] }
 }
 
-/** The same as {@link run}, for SQL text. */
+/** Runs a statement, without the check. */
+async function run<R>(trx: AnyTransaction, statement: RawBuilder<R>): Promise<R[]> {
+  if (isKysely(trx)) return (await statement.execute(trx.withoutPlugins())).rows
+  const { text, values } = compiled(statement)
+  return (await trx.query(text, values))?.rows
+}
+
+/** Runs a statement that reads, on a Kysely of the caller's. Each row is read as {@link within} reads it. */
+export async function read<DB, R>(db: Kysely<DB>, statement: RawBuilder<R>): Promise<R[]> {
+  const { rows } = await asText(statement).execute(db.withoutPlugins())
+  return rows.map(({ row }) => JSON.parse(row))
+}
+
+const asText = (statement: RawBuilder<unknown>) =>
+  sql<{ row: string }>`select pg_catalog.to_jsonb(s)::pg_catalog.text as row from (${statement}) s`
+
+/** Runs SQL text in a transaction of Lockstep's own, without the check. */
 // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
 export async function textOn(trx: AnyTransaction, text: string, values: unknown[] = []): Promise<{ rows: any[] }> {
   if (!isKysely(trx)) return trx.query(text, values)
@@ -88,9 +108,9 @@ export function checkTransaction(trx: unknown): asserts trx is AnyTransaction {
 }
 
 // check_transaction is volatile, and `offset 0` keeps the planner from merging the subqueries: so the check runs before the effect.
-const guarded = <R>(statement: RawBuilder<R>, xid: string) => sql<R>`
-  select q.* from (select lockstep.check_transaction(${xid}::xid8) as open offset 0) c
-   cross join lateral (select s.* from (${statement}) s where c.open offset 0) q`
+const guarded = (statement: RawBuilder<unknown>, xid: string) => sql<{ row: string }>`
+  select q.row from (select lockstep.check_transaction(${xid}::xid8) as open offset 0) c
+   cross join lateral (${asText(statement)} where c.open offset 0) q`
 
 async function checked<T>(trx: AnyTransaction, effect: (xid: string) => Promise<T>): Promise<T> {
   const xid = await xidOf(trx)

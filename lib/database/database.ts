@@ -22,9 +22,10 @@ import pg from 'pg'
 import { CLOSE_MS, Closing, Deadline, fromDatabase, UnavailableError } from '../base/index.ts'
 import { type Clocked, ClockReader, type ClockReading } from './clock.ts'
 import { type ConnectOptions, checkedConnectOptions } from './connect-options.ts'
-import { allSettled, announcedPid, Pool, type PoolConfig } from './pool.ts'
+import { allSettled, Pool, type PoolConfig } from './pool.ts'
 import { clientWith, destroyConnection, PoolClients } from './pool-clients.ts'
 import { type ServerFacts, whyReadOnly, whyUnsupported } from './server-facts.ts'
+import { greet } from './settings.ts'
 
 /** The last migration that this code needs. */
 export const SCHEMA = '0014_read'
@@ -86,10 +87,11 @@ export class Database {
     this.#pooled = directConnectionString === null
     this.#common = common
     this.#shared = options.shared
-      ? new PoolClients({ ...common, max: SHARED_POOL_SIZE, idleTimeoutMillis: CONTROL_IDLE_MS })
+      ? new PoolClients({ ...common, max: SHARED_POOL_SIZE, idleTimeoutMillis: CONTROL_IDLE_MS }, 'both')
       : undefined
     this.#client = { ...common, connectionString: directConnectionString ?? connectionString, pipeline: true }
-    this.users = new Pool({ ...common, max, remedy: 'raise `max`, or let transactions end sooner' }, this.#shared)
+    const remedy = 'raise `max`, or let transactions end sooner'
+    this.users = new Pool({ ...common, max, users: true, remedy }, this.#shared)
     this.kysely = this.users.kysely
     const control = { query_timeout: CONTROL_TIMEOUT_MS, idleTimeoutMillis: CONTROL_IDLE_MS }
     // With `shared`, a short wait is cheaper than a second connection.
@@ -181,8 +183,7 @@ export class Database {
     client.once('end', () => this.#direct.delete(client))
     try {
       await client.connect()
-      const { rows } = await client.query('select pg_catalog.pg_backend_pid() as pid')
-      if (rows[0].pid === announcedPid(client)) return client
+      if ((await greet(client, true)).direct) return client
       this.#pooled = true
       await client.end()
       return null

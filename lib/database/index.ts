@@ -4,6 +4,7 @@ export {
   type AnyTransaction,
   type ClientInTransaction,
   checkTransaction,
+  read,
   textOn,
   textWithin,
   within,
@@ -14,10 +15,11 @@ export type { ConnectOptions } from './connect-options.ts'
 export { type Context, contextOf, keepContext } from './context.ts'
 export { Database } from './database.ts'
 export { Notifier } from './notifier.ts'
+export { PARSERS } from './parsers.ts'
 export type { Pool, SupervisedOptions } from './pool.ts'
 export { LOCKS_NOT_SHOWN, type ServerFacts, whyReadOnly, whyUnsupported } from './server-facts.ts'
 export type { Session, TakeResult } from './session.ts'
 export { SessionPool } from './session-pool.ts'
 export { countdown, sharedSession } from './shared-session.ts'
 export type { Tables } from './tables.ts'
-export { column, list, sqlState } from './values.ts'
+export { column, list, nullable, sqlState } from './values.ts'

@@ -4,6 +4,7 @@
  * server closes its connection; so every client has one.
  */
 import pg from 'pg'
+import { greet } from './settings.ts'
 import type { LentPool, PoolSource } from './shared-pool.ts'
 
 // How long the server may take to close a connection that was asked to end.
@@ -15,8 +16,20 @@ export class PoolClients implements LentPool {
   readonly #open = new Set<pg.Client>()
   #live = 0
 
-  constructor({ Client = pg.Client, ...config }: pg.PoolConfig) {
-    this.#pool = new pg.Pool({ ...config, Client: counted(Client as typeof pg.Client, this.#open) })
+  /** @param by  whose statements run on the clients: Lockstep's own, the user's, or both. */
+  constructor({ Client = pg.Client, ...config }: pg.PoolConfig, by: 'own' | 'users' | 'both') {
+    this.#pool = new pg.Pool({
+      ...config,
+      Client: counted(Client as typeof pg.Client, this.#open),
+      // A direct connection is greeted each time. Behind a pooler, and for both, the role's settings are asked for at each new
+      // connection too: they may have changed.
+      ...(by !== 'users' && {
+        onConnect: async (client: pg.ClientBase) => {
+          const { odd } = await greet(client as pg.Client, by === 'own')
+          if (odd) ODD.add(client)
+        },
+      }),
+    })
     this.#pool.on('error', () => {})
     this.#pool.on('connect', (client) => {
       client.on('error', () => {})
@@ -48,6 +61,10 @@ export class PoolClients implements LentPool {
     await ended([...this.#open])
   }
 }
+
+const ODD = new WeakSet<object>()
+/** Whether Lockstep's statements on this client must bring their settings along (settings.ts). */
+export const isOdd = (client: pg.PoolClient): boolean => ODD.has(client)
 
 /** A client class whose clients are in `open` for as long as they are open or being opened. */
 function counted(Client: typeof pg.Client, open: Set<pg.Client>): typeof pg.Client {

@@ -14,15 +14,22 @@ import { Kysely, PostgresDialect, type RawBuilder, type Transaction } from 'kyse
 import pg from 'pg'
 import { fromDatabase, UnavailableError } from '../base/index.ts'
 import { rememberXid } from './caller-transaction.ts'
-import { destroyConnection, PoolClients } from './pool-clients.ts'
+import { PARSERS } from './parsers.ts'
+import { destroyConnection, isOdd, PoolClients } from './pool-clients.ts'
+import { queryPinned } from './settings.ts'
 import { type PoolSource, SharedPool, type Wait } from './shared-pool.ts'
-import { type Connection, type RunWork, SupervisedTransaction } from './supervised-transaction.ts'
+import { type Connection, type HowToQuery, type RunWork, SupervisedTransaction } from './supervised-transaction.ts'
 import { uncached } from './uncached.ts'
 
 export interface PoolConfig extends pg.PoolConfig {
   max: number
   /** Whether each statement is changed so that no proxy answers it from a cache (uncached.ts). @default false */
   volatile?: boolean
+  /**
+   * Whether it is for the user's own statements: these have the user's parsers, and the settings of the role.
+   * @default false: parsers.ts and settings.ts
+   */
+  users?: boolean
   /** The advice of the error when all connections are in use, as in `raise this or that`. */
   remedy?: string
 }
@@ -48,7 +55,8 @@ export class Pool {
   // biome-ignore lint/suspicious/noExplicitAny: ours, pg-boss's and the user's tables
   readonly kysely: Kysely<any>
   readonly #source: PoolSource
-  readonly #query: (text: string, values?: unknown[]) => pg.QueryConfig
+  readonly #query: (text: string, values: unknown[] | undefined, how: HowToQuery) => pg.QueryConfig
+  readonly #users: boolean
   /** The clients in use. */
   readonly #out = new Set<pg.PoolClient>()
   /** How to reject each caller that waits for a client. */
@@ -58,11 +66,17 @@ export class Pool {
   #refusing = false
 
   /** @param from  the clients that it shares with other pools, at most `max` at a time. @default clients of its own */
-  constructor({ query_timeout, volatile: marked, remedy, ...config }: PoolConfig, from?: PoolClients) {
+  constructor({ query_timeout, volatile: marked, users = false, remedy, ...config }: PoolConfig, from?: PoolClients) {
     // A time limit on a client would apply to every pool that shares it. pg has one for a query too; its types do not know it.
-    this.#query = (text, values) =>
-      ({ text: marked ? uncached(text) : text, values, query_timeout }) as unknown as pg.QueryConfig
-    this.#source = new SharedPool(from ?? new PoolClients(config), config.max, { owner: from === undefined, remedy })
+    this.#query = (text, values, { single, theirs }) =>
+      ({
+        ...{ text: marked ? uncached(text) : text, values, query_timeout },
+        ...(single && { queryMode: 'extended' }),
+        ...(!theirs && { types: PARSERS }),
+      }) as unknown as pg.QueryConfig
+    this.#users = users
+    const source = from ?? new PoolClients(config, users ? 'users' : 'own')
+    this.#source = new SharedPool(source, config.max, { owner: from === undefined, remedy })
     this.kysely = this.#over(() => this.#guarded())
   }
 
@@ -114,8 +128,8 @@ export class Pool {
     try {
       const query: GuardedClient['query'] = (text, values) => supervisor.query(text, values)
       const kysely = this.#over(async () => ({ ...client, query, release: () => {} }))
-      const begun = isolation ? kysely.transaction().setIsolationLevel(isolation) : kysely.transaction()
-      return await begun.execute((trx) => {
+      const begun = kysely.transaction().setAccessMode('read write')
+      return await (isolation ? begun.setIsolationLevel(isolation) : begun).execute((trx) => {
         if (supervisor.xid !== undefined) rememberXid(trx, supervisor.xid)
         const runWork: RunWork = (theirs, xid) => {
           if (xid !== undefined) rememberXid(trx, xid)
@@ -216,12 +230,16 @@ export class Pool {
     let broken: Error | undefined
     return {
       processID: announcedPid(client as unknown as pg.Client),
-      query: async (text, values, single) => {
+      query: async (text, values, how = { theirs: this.#users }) => {
+        const config = this.#query(text, values as unknown[], how)
+        const pinned = !this.#users && isOdd(client) && client.getTransactionStatus() === 'I'
         try {
-          const config = this.#query(text, values as unknown[])
-          return await client.query(single ? ({ ...config, queryMode: 'extended' } as pg.QueryConfig) : config)
+          return await (pinned ? queryPinned(client, config) : client.query(config))
         } catch (error) {
-          if (error instanceof pg.DatabaseError) throw error
+          if (error instanceof pg.DatabaseError) {
+            if (pinned) await client.query('rollback').catch((failure) => (broken = failure))
+            throw error
+          }
           broken = error as Error
           throw this.#closing ? closed(error) : error
         }

@@ -17,14 +17,22 @@
 import type { RawBuilder } from 'kysely'
 import type pg from 'pg'
 import { fromDatabase, SQLSTATE, Stopwatch, UnavailableError } from '../base/index.ts'
-import { run } from './caller-transaction.ts'
+import { compiled } from './caller-transaction.ts'
 import type { Database } from './database.ts'
 import { LockTurns } from './lock-turns.ts'
+import { PARSERS } from './parsers.ts'
 import { announcedPid } from './pool.ts'
+import { Readiness } from './readiness.ts'
 
 const SESSION_HEARTBEAT_MS = 2_000
 const TRUST_MS = 8_000
 const SERVER_GIVES_UP_MS = 15_000
+
+/**
+ * Errors after which the server has ended the connection: 57P0x it stops, or somebody or a timeout has ended the backend; 25P03 and
+ * 25P04 a timeout of the transaction; 08 the protocol.
+ */
+const ENDS = /^(57P0|25P0[34]|08)/
 
 /** The answer of the database to a session that has K of a name: its token, or in how many milliseconds to ask again. */
 export type TakeResult = { token: bigint; waitMs: null } | { token: null; waitMs: number }
@@ -52,6 +60,7 @@ export class Session {
   #beating = false
   readonly #listeners = new Map<string, (message: string) => void>()
   #witness: Promise<bigint> | undefined
+  readonly #readiness: Readiness
 
   /** Opens a session; `null`: there can be no direct connection. */
   static async open(database: Database, shared: boolean): Promise<Session | null> {
@@ -61,12 +70,11 @@ export class Session {
     try {
       // tcp_user_timeout limits unanswered data and keepalives; idle_session_timeout limits a process that is frozen, whose kernel
       // goes on answering; client_connection_check_interval ends a wait in a lock queue whose process has died.
-      // The search path is pinned: so a function that a tenant has put into `public` is never called instead of Lockstep's own.
       // The planner's settings are those of the functions on leases (0001_lease.sql), set once instead of at every call.
       await client.query(
-        `set search_path = pg_catalog, pg_temp; set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off;` +
+        `set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off;` +
           `set plan_cache_mode = force_generic_plan; set tcp_user_timeout = ${SERVER_GIVES_UP_MS}; set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5;` +
-          `set client_connection_check_interval = 2000; set idle_session_timeout = ${SERVER_GIVES_UP_MS}; set statement_timeout = 0; set lock_timeout = 0`,
+          `set client_connection_check_interval = 2000; set idle_session_timeout = ${SERVER_GIVES_UP_MS}`,
       )
     } catch (error) {
       client.end().catch(() => {})
@@ -87,6 +95,7 @@ export class Session {
     })
     client.on('end', () => this.#lose(new UnavailableError('The connection has ended')))
     client.on('error', (error) => this.#lose(error))
+    this.#readiness = new Readiness(client)
     client.on('notification', ({ channel, payload }) => this.#listeners.get(channel)?.(payload ?? ''))
     this.#heartbeat = setInterval(() => this.#checkHeartbeat(), SESSION_HEARTBEAT_MS / 4)
     this.#heartbeat.unref()
@@ -160,7 +169,7 @@ export class Session {
 
   /** Runs any statement on this connection. */
   run<R>(statement: RawBuilder<R>): Promise<R[]> {
-    return this.#trusting(() => run(this.#client, statement))
+    return this.#trusting(async () => (await this.#client.query({ ...compiled(statement), types: PARSERS })).rows)
   }
 
   /** Calls `wake` each time a lease of this name is released, until {@link unlisten}. */
@@ -226,7 +235,7 @@ export class Session {
   // Prepared statements with names: the connection is direct, so they work, and they save a third of the server's time.
   async #ask(name: string | undefined, text: string, values: unknown[]): Promise<unknown[][]> {
     const { rows } = await this.#trusting(() =>
-      this.#client.query({ ...(name && { name }), text, values, rowMode: 'array' }),
+      this.#client.query({ ...(name && { name }), text, values, rowMode: 'array', types: PARSERS }),
     )
     return rows
   }
@@ -235,17 +244,18 @@ export class Session {
   async #trusting<R>(ask: () => Promise<R>): Promise<R> {
     if (this.lost) throw this.lost
     const asked = new Stopwatch()
+    const ready = this.#readiness.sending()
     try {
       const answer = await ask()
       if (this.lost) throw this.lost
       this.#answered = asked
       return answer
     } catch (error) {
-      // An error without a severity comes from the network, not from the server; and a FATAL answer is the server's last. In both
-      // cases the connection has ended, even if its 'end' event has not come yet.
-      const { severity, code } = error as { severity?: string; code?: string }
-      const over = severity === undefined || severity === 'FATAL' || severity === 'PANIC'
-      if (over || code === SQLSTATE.wrongBackend) this.#lose(error)
+      const { severity, code = '' } = error as { severity?: string; code?: string }
+      // An error without a severity comes from the network, not from the server. (What the severity is cannot be read: it is
+      // translated, as lc_messages says.)
+      if (severity === undefined || ENDS.test(code) || code === SQLSTATE.wrongBackend) this.#lose(error)
+      else if (!(await ready())) this.#lose(error)
       throw this.lost ?? fromDatabase(error)
     }
   }
@@ -271,6 +281,7 @@ export class Session {
     const error =
       known instanceof UnavailableError ? known : new UnavailableError('The connection is lost', { cause: why })
     this.lost = error
+    this.#readiness.end()
     clearInterval(this.#heartbeat)
     const dependents = [...this.#dependents]
     this.#dependents.clear()

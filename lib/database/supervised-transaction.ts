@@ -19,11 +19,19 @@ import { type EndedOutcome, fromDatabase, outOfRange, SQLSTATE, TransactionEnded
 import { XID } from './caller-transaction.ts'
 import { controlsTransaction } from './transaction-control.ts'
 
+/** How a statement is sent. */
+export interface HowToQuery {
+  /** Whether the server must refuse a text of several statements. @default false */
+  single?: boolean
+  /** Whether it is the user's: then its values are parsed as the user's process parses them. @default false: by parsers.ts */
+  theirs?: boolean
+}
+
 /** The client that the transaction runs on. */
 export interface Connection {
-  /** Runs SQL text. @param single  whether the server must refuse a text of several statements. */
+  /** Runs SQL text. */
   // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
-  query(text: string, values?: readonly unknown[], single?: boolean): Promise<any>
+  query(text: string, values?: readonly unknown[], how?: HowToQuery): Promise<any>
   /** The status of the last answer. T: a transaction is open; E: it has failed; I: none is open. */
   status(): string | null
 }
@@ -61,7 +69,7 @@ export class SupervisedTransaction {
     if (!this.#begun) return this.#begin(text)
     if (text === 'commit') return this.#commit()
     if (text === 'rollback') return this.#rollback()
-    return this.#send(text, values)
+    return this.#send(text, values, {})
   }
 
   readonly runWork: RunWork = async (work, xid = this.#xid) => {
@@ -93,16 +101,16 @@ export class SupervisedTransaction {
       throw outOfRange('sql', 'a statement that does not begin or end the transaction, since Lockstep does both', text)
     }
     try {
-      return await this.#send(text, values, control === 'perhaps')
+      return await this.#send(text, values, { single: control === 'perhaps', theirs: true })
     } finally {
       this.#look()
     }
   }
 
   // biome-ignore lint/suspicious/noExplicitAny: as above
-  async #send(text: string, values: readonly unknown[] | undefined, single?: boolean): Promise<any> {
+  async #send(text: string, values: readonly unknown[] | undefined, how: HowToQuery): Promise<any> {
     try {
-      return await this.#client.query(text, values, single)
+      return await this.#client.query(text, values, how)
     } catch (error) {
       // A checked statement (caller-transaction.ts) has found another transaction. That has failed now, so its status shows nothing.
       if ((error as { code?: unknown }).code === SQLSTATE.noTransaction) this.#notice(error)
@@ -122,19 +130,25 @@ export class SupervisedTransaction {
   // biome-ignore lint/suspicious/noExplicitAny: as above
   async #begin(text: string): Promise<any> {
     this.#begun = true
-    if (!this.#identified) return this.#client.query(text)
-    const results = await this.#client.query(`${text}; select ${XID} as xid`)
-    this.#xid = results.at(-1).rows[0].xid
-    return results[0]
+    try {
+      if (!this.#identified) return await this.#client.query(text, undefined, {})
+      const results = await this.#client.query(`${text}; select ${XID} as xid`, undefined, {})
+      this.#xid = results.at(-1).rows[0].xid
+      return results[0]
+    } catch (error) {
+      throw fromDatabase(error)
+    }
   }
 
   // In a failed transaction the check fails, and COMMIT is not run: so work that has swallowed an error does not count as done.
   // biome-ignore lint/suspicious/noExplicitAny: as above
   async #commit(): Promise<any> {
     if (this.#ended) throw this.#ended
-    if (this.#xid === undefined) return this.#client.query('commit')
+    if (this.#xid === undefined) return this.#client.query('commit', undefined, {})
     try {
-      return (await this.#client.query(`select lockstep.check_transaction('${this.#xid}'); commit`)).at(-1)
+      return (await this.#client.query(`select lockstep.check_transaction('${this.#xid}'); commit`, undefined, {})).at(
+        -1,
+      )
     } catch (error) {
       const { code } = error as { code?: unknown }
       if (code === SQLSTATE.noTransaction) throw this.#notice(error)
@@ -145,16 +159,16 @@ export class SupervisedTransaction {
 
   // biome-ignore lint/suspicious/noExplicitAny: as above
   async #rollback(): Promise<any> {
-    if (this.#xid === undefined || this.#answered) return this.#client.query('rollback')
+    if (this.#xid === undefined || this.#answered) return this.#client.query('rollback', undefined, {})
     const end = `rollback; select pg_catalog.pg_xact_status('${this.#xid}') as became`
     let results: { rows: Record<string, string | null>[] }[]
     try {
       const current = 'select pg_catalog.pg_current_xact_id_if_assigned()::text as xid'
-      results = await this.#client.query(`${current}; ${end}`)
+      results = await this.#client.query(`${current}; ${end}`, undefined, {})
       if (results[0]?.rows[0]?.xid !== this.#xid) this.#notice()
     } catch (error) {
       if ((error as { code?: unknown }).code !== '25P02') throw error
-      results = await this.#client.query(end)
+      results = await this.#client.query(end, undefined, {})
     }
     const became = results.at(-1)?.rows[0]?.became
     if (became === 'committed' || became === 'in progress') this.#notice() // prepared, if it is in progress

@@ -12,6 +12,17 @@ export const list = (values: readonly unknown[], type: ArrayType) =>
   sql`${PLAIN.has(type) ? `{${values.map((value) => value ?? 'NULL').join(',')}}` : values}::${sql.raw(type)}[]`
 const PLAIN = new Set<ArrayType>(['integer', 'bigint', 'boolean', 'double precision'])
 
+/**
+ * The same for an array with nulls in a statement of the caller's connection: there array_nulls may be off, and a null in the text of
+ * an array would be the string NULL.
+ */
+export const nullable = (values: readonly (string | bigint | null)[], type: ArrayType) =>
+  values.includes(null)
+    ? sql`array(select e.value::${sql.raw(type)} from pg_catalog.jsonb_array_elements_text(${JSON.stringify(
+        values.map((value) => (value === null ? null : String(value))),
+      )}::jsonb) with ordinality e(value, nth) order by e.nth)`
+    : list(values, type)
+
 /** One property of many items, as an array parameter. */
 export const column = <T>(items: readonly T[], type: ArrayType, of: (item: T) => unknown) => list(items.map(of), type)
 

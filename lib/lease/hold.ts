@@ -11,10 +11,13 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Transaction } from 'kysely'
 import { BackoffDelays, LeaseLostError } from '../base/index.ts'
-import { type AnyTransaction, checkTransaction, type Database } from '../database/index.ts'
+import { type AnyTransaction, checkTransaction, type Database, sqlState } from '../database/index.ts'
 import type { Hold } from './api.ts'
 import { denied, otherHoldLost } from './denied-holds.ts'
 import { BUSY_WAIT_MS, type Leases, transactionStillOpen } from './leases.ts'
+
+/** How often a transaction under a hold is begun, while another one is changing the hold's row. */
+const MOST_TRIES = 10
 
 export abstract class AbstractHold implements Hold {
   readonly name: string
@@ -73,13 +76,7 @@ export abstract class AbstractHold implements Hold {
   // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's
   async transaction<T>(work: (trx: Transaction<any>) => Promise<T>): Promise<T> {
     this.assertNotOver()
-    const running = this.#database.users.supervised(
-      async (trx, runWork) => {
-        await this.#inside(trx, 'assertHeld', this.#lost)
-        return await runWork(() => work(trx))
-      },
-      { signal: this.signal },
-    )
+    const running = this.#fenced(work)
     this.#transactions ??= new Set()
     this.#transactions.add(running)
     try {
@@ -88,6 +85,28 @@ export abstract class AbstractHold implements Hold {
       throw this.#explained(error) // the check of a fenced table runs at COMMIT
     } finally {
       this.#transactions?.delete(running)
+    }
+  }
+
+  // The isolation level is the role's. Under SERIALIZABLE the transaction sees the hold's row as it was at its first statement: so
+  // the row is written before, and if it has been renewed since, the transaction begins again.
+  // biome-ignore lint/suspicious/noExplicitAny: as above
+  async #fenced<T>(work: (trx: Transaction<any>) => Promise<T>): Promise<T> {
+    await this.fence().catch(() => {}) // #inside explains why
+    for (let tries = 1; ; tries++) {
+      let entered = false
+      try {
+        return await this.#database.users.supervised(
+          async (trx, runWork) => {
+            await this.#inside(trx, 'assertHeld', this.#lost)
+            entered = true
+            return await runWork(() => work(trx))
+          },
+          { signal: this.signal },
+        )
+      } catch (error) {
+        if (entered || sqlState(error) !== '40001' || tries === MOST_TRIES) throw error
+      }
     }
   }
 

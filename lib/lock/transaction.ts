@@ -75,8 +75,12 @@ async function enter(
   signal: AbortSignal | undefined,
 ): Promise<{ token: bigint; xid: string }> {
   let entry = await ask(sql`select *, ${id} from lockstep.enter(${name}, null)`)
+  const waits = !entry.gated || entry.token === null
+  const { idle_timeout } = entry
+  if (waits && left() <= 0) throw held()
+  // The role's timeouts are for the user's statements, and not for the wait.
+  const [limits] = waits ? (await unlimited.execute(trx)).rows : []
   if (!entry.gated) {
-    if (left() <= 0) throw held()
     const direct = context.sessions.shared().then(
       (session) => session !== null,
       (error) => {
@@ -88,16 +92,13 @@ async function enter(
     entry = await queue(entry.pid)
   }
   // K is ours, and a lease may still live.
-  const { idle_timeout } = entry
   while (entry.token === null) {
     if (left() <= 0) throw held()
     await sleep(Math.min(entry.wait_ms ?? 0, LOOK_AGAIN_MS, Math.max(left(), 0)), undefined, { signal }).catch(() => {})
     signal?.throwIfAborted()
     entry = await ask(sql`select *, ${id} from lockstep.enter(${name}, null)`)
   }
-  if (idle_timeout !== null) {
-    await sql`select set_config('idle_in_transaction_session_timeout', ${idle_timeout}, true)`.execute(trx)
-  }
+  if (limits) await restored({ ...limits, idle: idle_timeout ?? limits.idle }).execute(trx)
   return { token: BigInt(entry.token), xid: entry.xid as string }
 
   async function ask(statement: ReturnType<typeof sql<Entry>>): Promise<Entry> {
@@ -130,5 +131,22 @@ async function enter(
     return new LeaseHeldError(name, 0)
   }
 }
+
+interface Limits {
+  statement: string
+  idle: string
+  /** PostgreSQL 17 and later. */
+  transaction: string | null
+}
+const unlimited = sql<Limits>`
+  with limits as materialized (
+    select current_setting('statement_timeout') as statement, current_setting('idle_in_transaction_session_timeout') as idle,
+           current_setting('transaction_timeout', true) as transaction)
+  select *, set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '15s', true),
+         case when transaction is not null then set_config('transaction_timeout', '0', true) end
+    from limits`
+const restored = ({ statement, idle, transaction }: Limits) => sql`
+  select set_config('statement_timeout', ${statement}, true), set_config('idle_in_transaction_session_timeout', ${idle}, true),
+         case when ${transaction}::text is not null then set_config('transaction_timeout', ${transaction}, true) end`
 
 const id = sql`case when token is not null then ${sql.raw(XID)} end as xid`

@@ -17,6 +17,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Kysely, sql } from 'kysely'
 import { BackoffDelays } from '../base/index.ts'
+import { read } from '../database/index.ts'
 import { lockMigrations, type MigrationFiles, pinnedTransaction } from './migration-files.ts'
 
 /** A connection or prepared transaction that an exclusive migration waits for. */
@@ -55,10 +56,11 @@ const POLL = { firstMs: 20, mostMs: 250, factor: 1.5 }
 
 /** The id of the present closing; null: the database is open. */
 export async function closingOf<DB>(trx: Kysely<DB>): Promise<number | null> {
-  const { rows } = await sql<{ closing: number | null }>`select to_regclass('lockstep.closed')::oid as closing`.execute(
+  const [row] = await read(
     trx,
+    sql<{ closing: number | null }>`select to_regclass('lockstep.closed')::oid::int8 as closing`,
   )
-  return rows[0]?.closing ?? null
+  return row?.closing ?? null
 }
 
 /**
@@ -141,22 +143,25 @@ async function whileClosing<DB, T>(
 }
 
 async function openTransactions<DB>(trx: Kysely<DB>): Promise<string[]> {
-  const { rows } = await sql<{ them: string[] }>`select lockstep.open_transactions() as them`.execute(trx)
-  return rows[0]?.them ?? []
+  const [row] = await read(trx, sql<{ them: string[] }>`select lockstep.open_transactions()::text[] as them`)
+  return row?.them ?? []
 }
 
 interface Row {
   pid: number | null
   application: string
   role: string
-  since: Date | null
+  since: string | null
   prepared: string | null
   open: boolean
   keys: string[]
 }
 
 async function unquiet<DB>(trx: Kysely<DB>, transactions: string[]): Promise<Blocker[]> {
-  const { rows } = await sql<Row>`select * from lockstep.unquiet(${transactions})`.execute(trx)
+  const rows = await read(
+    trx,
+    sql<Row>`select pid, application, role, since, prepared, open, keys::text[] from lockstep.unquiet(${transactions})`,
+  )
   const keys = rows.flatMap((row) => row.keys)
   const names = new Map<string, string>()
   if (keys.length > 0) {
@@ -170,7 +175,12 @@ async function unquiet<DB>(trx: Kysely<DB>, transactions: string[]): Promise<Blo
     const named = keys.flatMap((key) => names.get(key) ?? []).map((name) => JSON.stringify(name))
     const others = keys.length - named.length
     return {
-      ...{ pid: row.pid, application: prepared ?? row.application, role: row.role ?? '', since: row.since },
+      ...{
+        pid: row.pid,
+        application: prepared ?? row.application,
+        role: row.role ?? '',
+        since: row.since === null ? null : new Date(row.since),
+      },
       has: [
         ...(open ? ['a transaction of before'] : []),
         ...named,

@@ -25,7 +25,7 @@ import { Kysely, PostgresDialect, sql } from 'kysely'
 import { Migrator } from 'kysely/migration'
 import pg from 'pg'
 import { checkMs, fromDatabase, UnavailableError, WAIT, wrongType } from '../base/index.ts'
-import { LOCKS_NOT_SHOWN, type ServerFacts, whyReadOnly, whyUnsupported } from '../database/index.ts'
+import { LOCKS_NOT_SHOWN, PARSERS, read, type ServerFacts, whyReadOnly, whyUnsupported } from '../database/index.ts'
 import { type Blocker, closingOf, described, reopen, untilQuiet, type WaitOptions } from './exclusive-migration.ts'
 import { lockMigrations, type MigrationFiles, migrationFiles, pinnedTransaction } from './migration-files.ts'
 import { checkRole, grant } from './role-rights.ts'
@@ -82,7 +82,7 @@ export interface SchemaState {
 export async function migrate<DB>(database: string | Kysely<DB>, options: MigrateOptions = {}): Promise<Migrated> {
   checkOptions(options)
   if (typeof database !== 'string') return apply(database, options)
-  const pool = new pg.Pool({ connectionString: database, max: 1 })
+  const pool = new pg.Pool({ connectionString: database, max: 1, types: PARSERS })
   pool.on('error', () => {}) // an idle connection that breaks must not end the process
   pool.on('connect', (client) => client.on('error', () => {})) // nor one that breaks between two statements
   const db = new Kysely<unknown>({ dialect: new PostgresDialect({ pool }) })
@@ -204,17 +204,17 @@ async function undoClosing<DB>(db: Kysely<DB>, files: MigrationFiles, error: unk
 
 /** Checks the server, by statements that any server with the Postgres protocol understands. @throws {Error} it is not supported. */
 async function checkServer<DB>(trx: Kysely<DB>): Promise<ServerFacts> {
-  const { rows } = await sql<ServerFacts>`
+  const facts = sql<ServerFacts>`
     select current_setting('server_version_num')::int as version, current_setting('server_encoding') as encoding,
-           pg_is_in_recovery() as standby, current_setting('transaction_read_only')::boolean as read_only, null as shown`.execute(
-    trx,
-  )
-  const engine = rows[0] as ServerFacts
+           pg_is_in_recovery() as standby, current_setting('transaction_read_only')::boolean as read_only, null as shown`
+  const [engine] = (await read(trx, facts)) as [ServerFacts]
   const why = whyUnsupported(engine)
   if (why !== undefined) throw new Error(why)
   // 'lock', 'eyed' in ASCII, as in lockstep.engine
   await sql`select pg_advisory_xact_lock_shared(1819239275, 1702454628)`.execute(trx).catch((error) => {
-    throw (error as { severity?: unknown }).severity === 'ERROR' ? new Error(LOCKS_NOT_SHOWN, { cause: error }) : error
+    const { severity, code } = error as { severity?: unknown; code?: unknown }
+    const refused = severity !== undefined && !/^(08|25P|53|57)/.test(String(code)) // else the connection has ended
+    throw refused ? new Error(LOCKS_NOT_SHOWN, { cause: error }) : error
   })
   const shown = await sql`
     select from pg_locks l
@@ -242,10 +242,11 @@ async function stateOf<DB>(
   files: MigrationFiles,
 ): Promise<SchemaState & { unknown: string[]; misaligned: boolean }> {
   const known = [...files.keys()]
-  const { rows } = await sql<{ there: boolean }>`select to_regclass('lockstep.migration') is not null as there`.execute(
+  const [migrated] = await read(
     db,
+    sql<{ there: boolean }>`select to_regclass('lockstep.migration') is not null as there`,
   )
-  const done = rows[0]?.there
+  const done = migrated?.there
     ? (await sql<{ name: string }>`select name from lockstep.migration order by name`.execute(db)).rows.map(
         (row) => row.name,
       )
@@ -264,9 +265,9 @@ async function stateOf<DB>(
 // Every role may ask. An older schema does not have the function; then it counts as no.
 async function isMisaligned<DB>(db: Kysely<DB>): Promise<boolean> {
   const known = sql<{ known: boolean }>`select to_regprocedure('lockstep.misaligned()') is not null as known`
-  if (!(await known.execute(db)).rows[0]?.known) return false
-  const { rows } = await sql<{ misaligned: boolean }>`select lockstep.misaligned() as misaligned`.execute(db)
-  return rows[0]?.misaligned ?? false
+  if (!(await read(db, known))[0]?.known) return false
+  const [row] = await read(db, sql<{ misaligned: boolean }>`select lockstep.misaligned() as misaligned`)
+  return row?.misaligned ?? false
 }
 
 function refuseNewer({ unknown, latest }: { unknown: string[]; latest: string }): void {
@@ -279,13 +280,15 @@ function refuseNewer({ unknown, latest }: { unknown: string[]; latest: string })
 
 /** Creates the schema. Kysely would do it too, but hides a refusal behind "current transaction is aborted". */
 async function makeSchema<DB>(db: Kysely<DB>): Promise<void> {
-  const { rows } = await sql<{ role: string; there: boolean; may: boolean }>`
+  const facts = sql<{ role: string; there: boolean; may: boolean }>`
     select current_user::text as role, s.oid is not null as there, case
              when s.oid is null then has_database_privilege(current_database(), 'create')
              else has_schema_privilege(s.oid, 'create')
            end as may
-      from (select 1) as one left join pg_catalog.pg_namespace as s on s.nspname = 'lockstep'`.execute(db)
-  const { role, there, may } = rows[0] as (typeof rows)[0]
+      from (select 1) as one left join pg_catalog.pg_namespace as s on s.nspname = 'lockstep'`
+  const [row] = await read(db, facts)
+  if (!row) throw new UnavailableError('The database did not answer')
+  const { role, there, may } = row
   if (!may) {
     const where = there ? 'in the schema "lockstep"' : 'schemas in this database'
     throw new Error(`The role "${role}" may not create ${where}: migrate as a role that may, or grant it CREATE`)

@@ -17,6 +17,7 @@
  */
 import { type Kysely, sql } from 'kysely'
 import { outOfRange, wrongType } from '../base/index.ts'
+import { read } from '../database/index.ts'
 
 const RIGHTS = `
 usage on schema lockstep, lockstep_boss
@@ -132,7 +133,7 @@ export function checkRole(role: unknown): asserts role is string {
 
 /** The current role, the owner of the tables, and the tables that belong to a single queue. */
 async function roleFacts<DB>(db: Kysely<DB>, role: string) {
-  const { rows } = await sql<{ asker: string; owner: string; exists: boolean; superuser: boolean; owns: boolean }>`
+  const facts = sql<{ asker: string; owner: string; exists: boolean; superuser: boolean; owns: boolean }>`
     with ours as (select oid, nspname, nspowner from pg_namespace where nspname in ('lockstep', 'lockstep_boss')),
     owners as (
       select nspowner as owner from ours
@@ -142,8 +143,10 @@ async function roleFacts<DB>(db: Kysely<DB>, role: string) {
     select current_user::text as asker, r.oid is not null as exists, coalesce(r.rolsuper, false) as superuser,
            (select pg_get_userbyid(c.relowner)::text from pg_class c where c.oid = 'lockstep_boss.job'::regclass) as owner,
            exists (select from owners o where pg_has_role(r.oid, o.owner, 'member')) as owns
-      from (select) one left join pg_roles r on r.rolname::text = ${role}`.execute(db)
-  const { asker, owner, exists, superuser, owns } = rows[0] as (typeof rows)[0]
+      from (select) one left join pg_roles r on r.rolname::text = ${role}`
+  const [row] = await read(db, facts)
+  if (!row) throw new Error('The database did not answer')
+  const { asker, owner, exists, superuser, owns } = row
   if (!exists) throw new Error(`There is no role ${shown(role)} to grant rights to: create it first`)
   if (superuser)
     throw new Error(`The role ${shown(role)} is a superuser and may do everything anyway: grant to another`)

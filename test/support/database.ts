@@ -15,6 +15,7 @@ import type { Postgres, PostgresOptions } from '../../lib/setup/embedded-postgre
 import { startPostgres } from '../../lib/setup/embedded-postgres.ts'
 import { serverUser, temporaryFolder } from '../../lib/setup/guarded-process.ts'
 import { migrate } from '../../lib/setup/migrate.ts'
+import { oddStatements } from './odd.ts'
 import { type PoolSize, pgbouncer } from './pgbouncer.ts'
 import { BINARIES } from './postgres-majors.ts'
 
@@ -69,6 +70,7 @@ export async function freshDatabase(options?: FreshOptions): Promise<FreshDataba
 export async function freshDatabase(options: FreshOptions = {}): Promise<Made> {
   const name = `lockstep_test_${randomBytes(6).toString('hex')}`
   await onServer(`create database ${name} template ${options.empty ? 'template1' : inject('template')}`)
+  await onServer(...oddStatements(name))
   const url = withDatabase(inject('serverUrl'), name)
   const pooler = (to: string) => pgbouncer(to, typeof options.pooled === 'object' ? options.pooled : {})
   const poolers = options.pooled ? [await pooler(url)] : []
@@ -128,6 +130,10 @@ export async function dedicatedServer(
   const start = (port?: number) => startPostgres({ ...BINARIES, dir, settings, durable: false, ...(port && { port }) })
   let server: Postgres | undefined = await start()
   const { url, port } = server
+  const client = new pg.Client(url)
+  await client.connect()
+  for (const statement of oddStatements(new URL(url).pathname.slice(1))) await client.query(statement)
+  await client.end()
   if (!empty) await migrate(url)
   const stop = async () => {
     await server?.stop()
@@ -154,11 +160,12 @@ export async function dedicatedServer(
 
 // ---- The server of this run --------------------------------------------------------------------------------------
 
-async function onServer(statement: string): Promise<void> {
+async function onServer(...statements: string[]): Promise<void> {
+  if (statements.length === 0) return
   const client = new pg.Client(inject('serverUrl'))
   await client.connect()
   try {
-    await client.query(statement)
+    for (const statement of statements) await client.query(statement)
   } finally {
     await client.end()
   }

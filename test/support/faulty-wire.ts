@@ -20,11 +20,14 @@ import * as net from 'node:net'
 export const FAULTS = ['before', 'undone', 'after', 'cut', 'mute', 'fatal'] as const
 export type Fault = (typeof FAULTS)[number]
 
+/** Which statement meets which fault: the nth, or the first that contains `like`. */
+export type Armed = { fault: Fault; sqlState: string } & ({ nth: number } | { like: RegExp })
+
 export interface Wire extends AsyncDisposable {
   /** The connection string through the wire. */
   url: string
   /** Counts statements from now on, and makes the nth (from 1) meet the fault; without a fault it only counts. */
-  arm(fault?: { nth: number; fault: Fault; sqlState: string }): void
+  arm(fault?: Armed): void
   /** The texts of the statements since `arm`, in order. */
   readonly statements: string[]
   /** The statement that met the fault. */
@@ -41,12 +44,13 @@ export async function wire(targetUrl: string): Promise<Wire> {
   const target = new URL(targetUrl)
   const open = new Set<net.Socket>()
   let statements: string[] = []
-  let plan: { nth: number; fault: Fault; sqlState: string } | undefined
+  let plan: Armed | undefined
   let hit: string | undefined
 
   const next = (text: string): Fault | undefined => {
     statements.push(text)
-    if (statements.length !== plan?.nth) return undefined
+    const meant = plan && ('nth' in plan ? statements.length === plan.nth : hit === undefined && plan.like.test(text))
+    if (!plan || !meant) return undefined
     hit = text
     return plan.fault
   }
@@ -184,8 +188,10 @@ function framed(type: string, body: Buffer): Buffer {
 }
 const query = (text: string) => framed('Q', Buffer.from(`${text}\0`))
 const raising = (sqlState: string) => `do $$ begin raise exception 'injected' using errcode = '${sqlState}'; end $$`
+// In Italian, as with lc_messages: nothing may depend on the texts. The field V is never translated, but pg does not show it.
+const ITALIAN: Record<string, string> = { ERROR: 'ERRORE', FATAL: 'FATALE' }
 const failure = (severity: string, code: string) =>
-  framed('E', Buffer.from(`S${severity}\0V${severity}\0C${code}\0Minjected\0\0`))
+  framed('E', Buffer.from(`S${ITALIAN[severity]}\0V${severity}\0C${code}\0Miniettato\0\0`))
 
 /** Splits a byte stream into whole messages; the client's first message has no type. */
 function messages(typed: boolean, heard: (type: string | undefined, message: Buffer) => void): (bytes: Buffer) => void {

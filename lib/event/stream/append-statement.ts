@@ -1,7 +1,7 @@
 /** The requests of an append: checked, and written as the arguments of the SQL functions. */
 import { sql } from 'kysely'
 import { checkText, type Expected, jsonText, LIMITS, outOfRange, wrongType } from '../../base/index.ts'
-import { column, list } from '../../database/index.ts'
+import { column, list, nullable } from '../../database/index.ts'
 
 /** An event to append. */
 export interface NewEvent {
@@ -170,9 +170,12 @@ export function appendStatement(
     ? requests.flatMap(({ ids, count }) => ids ?? Array.from({ length: count }, () => null))
     : null
   return sql<AppendRow>`select * from lockstep.append(
-    ${list(streams, 'text')}, ${list(indexes, 'integer')}, ${column(requests, 'bigint', ({ at }) => at)},
+    ${list(streams, 'text')}, ${list(indexes, 'integer')}, ${nullable(
+      requests.map(({ at }) => at),
+      'bigint',
+    )},
     ${column(requests, 'integer', ({ count }) => count)}, ${list(requestIndexes, 'integer')}, ${list(nths, 'integer')},
-    ${types}, ${datas}::jsonb, ${metas}::jsonb, ${keys}::text[], ${waitMs}::integer, ${notify})`
+    ${types}, ${datas}::jsonb, ${metas}::jsonb, ${keys && nullable(keys, 'text')}, ${waitMs}::integer, ${notify})`
 }
 
 // One JSON text and not an array of texts: nothing is escaped twice, and Postgres parses it once.

@@ -53,7 +53,7 @@ export function inside(trx: AnyTransaction): EngineDb {
 
 /** Turns an error of pg-boss into one of ours; any other error is returned as it is. */
 export function fromBoss(error: unknown, queue: string): unknown {
-  const { message } = (error ?? {}) as { message?: unknown }
+  const { message, code } = (error ?? {}) as { message?: unknown; code?: unknown }
   if (isQueueMissing(error)) return noQueue(queue)
   if (/^Dead letter queue .*does not exist/.test(String(message))) {
     return new NotFoundError(`The dead letter queue of ${JSON.stringify(queue)} does not exist: define it first`)
@@ -61,7 +61,7 @@ export function fromBoss(error: unknown, queue: string): unknown {
   if (/queues require a singletonKey/.test(String(message))) {
     return wrongType('singletonKey', `a text: the policy of ${JSON.stringify(queue)} is key_strict_fifo`, undefined)
   }
-  if (/relation "lockstep_boss/.test(String(message)))
+  if ((code === '42P01' || code === '3F000') && String(message).includes(BOSS_SCHEMA))
     return new UnavailableError('The database lacks the schema of tasks: run the migrations', { cause: error })
   return error
 }

@@ -7,7 +7,7 @@
  */
 import { sql, type Transaction } from 'kysely'
 import { fromDatabase, Stopwatch, UnavailableError } from '../../base/index.ts'
-import { list, type Pool, textOn } from '../../database/index.ts'
+import { list, type Pool, sqlState, textOn } from '../../database/index.ts'
 import type { Engine } from '../engine.ts'
 import { fromBoss, makeBoss } from '../pgboss/index.ts'
 import { LATE_MS, type Missed, type Rule, type Step, slotId, stepTo } from './slots.ts'
@@ -186,9 +186,9 @@ async function advance(trx: Trx, due: Due[], sent: Set<string>): Promise<void> {
 /** Returns the error if the schedule itself is the reason. Throws any other error. */
 function scheduleError(error: unknown, queue: string): Error {
   const reason = fromBoss(fromDatabase(error), queue)
-  const { code, severity } = reason as { code?: string; severity?: string }
-  // Errors that pass: SQLSTATE class 25 (the transaction was ended), 55 (an object is in use), and all that end the connection.
-  const passing = severity !== undefined && (severity !== 'ERROR' || /^(25|55)/.test(code ?? ''))
+  // Errors that pass: SQLSTATE class 25 (the transaction was ended), 55 (an object is in use); all that end the connection are
+  // unavailable too.
+  const passing = /^(25|55)/.test(sqlState(reason))
   if (!(reason instanceof Error) || reason instanceof UnavailableError || passing) throw reason
   return reason
 }

@@ -172,7 +172,10 @@ export class RunningAttempt {
     await this.#parts.database.users.supervised(async (trx, runWork) => {
       const leftMs = Math.max(Math.ceil(this.#job.expireInSeconds * 1_000 - this.#began.elapsed()), 1)
       // A process that stands still must not keep the handler's row locks for ever.
-      await sql`select set_config('idle_in_transaction_session_timeout', ${String(leftMs)}, true)`.execute(trx)
+      await sql`
+        select set_config('idle_in_transaction_session_timeout', ${String(leftMs)}, true),
+               case when current_setting('transaction_timeout', true) is not null then set_config('transaction_timeout', '0', true) end
+        `.execute(trx)
       const output = await runWork(() => this.#handle(trx))
       if (this.#reason) throw this.#reason
       if (!(await this.#parts.attempts.completeWithin(trx, this.key, output))) {
