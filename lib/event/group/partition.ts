@@ -24,7 +24,7 @@ import {
   TransactionEndedError,
   UnavailableError,
 } from '../../base/index.ts'
-import { type Database, sqlState } from '../../database/index.ts'
+import { type Database, type SupervisedOptions, sqlState } from '../../database/index.ts'
 import type { LeaseHold } from '../../lease/index.ts'
 import type { StoredEvent, StreamNotifier } from '../stream/index.ts'
 import { beginStatement, currentXid, isConnected, isFault, isServerError } from './batch-transaction.ts'
@@ -214,15 +214,20 @@ export class Partition {
     // Not AbortSignal.any: a listener that a handler leaves on such a signal is kept for as long as its sources live.
     const work = combineSignals(this.hold.signal, this.#cut.signal, timeout.signal)
     const { signal } = work
-    const severed = Promise.withResolvers<never>()
-    severed.promise.catch(() => {}) // perhaps before there is a connection
+    const abandoned = Promise.withResolvers<never>()
+    abandoned.promise.catch(() => {}) // perhaps before there is a connection
     const timers: NodeJS.Timeout[] = []
-    const off = onAbort(signal, () => timers.push(setTimeout(() => severed.reject(signal.reason), SETTLE_MS)))
+    const off = onAbort(signal, () => timers.push(setTimeout(() => abandoned.reject(signal.reason), SETTLE_MS)))
     // It waits for a connection as long as it holds the partition and the consumer runs: a full pool is no failure of
     // an event.
     const waiting = combineSignals(signal, stop)
     const wait = { signal: waiting.signal, ms: Infinity }
-    const how = { isolation: 'read committed', identified: false, severed: severed.promise, ...wait } as const
+    const how: SupervisedOptions = {
+      isolation: 'read committed',
+      identified: false,
+      abandoned: abandoned.promise,
+      ...wait,
+    }
     let at = -1 // no event has begun
     let committing = false
     try {

@@ -31,7 +31,7 @@ import {
   trusted,
   UnavailableError,
 } from '../../base/index.ts'
-import type { Database } from '../../database/index.ts'
+import type { Database, SupervisedOptions } from '../../database/index.ts'
 import type { FetchedJob } from '../engine.ts'
 import { type AttemptKey, type AttemptStore, leaseLost, tokenOf } from '../job/index.ts'
 import type { Definition, HandlerContext, TransactionalContext } from '../queue/index.ts'
@@ -162,12 +162,12 @@ export class RunningAttempt {
   async #transactional(): Promise<boolean> {
     // READ COMMITTED: the completion must see what has settled the attempt since the transaction began. While no connection is
     // free the job waits, as long as the attempt lasts: a full pool is no failure of the job.
-    const how = {
+    const how: SupervisedOptions = {
       isolation: 'read committed',
-      severed: this.#abandoned.promise,
+      abandoned: this.#abandoned.promise,
       signal: this.#signal,
       ms: Infinity,
-    } as const
+    }
     await this.#parts.database.users.supervised(async (trx, runWork) => {
       const leftMs = Math.max(Math.ceil(this.#job.expireInSeconds * 1_000 - this.#began.elapsed()), 1)
       // A process that stands still must not keep the handler's row locks for ever.
