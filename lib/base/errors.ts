@@ -222,7 +222,7 @@ function shown(value: unknown): string {
  */
 export function fromDatabase(error: unknown): unknown {
   if (!(error instanceof Error)) return error
-  const { code, severity } = error as { code?: string; severity?: string }
+  const { code, severity, routine } = error as { code?: string; severity?: string; routine?: string }
   const sqlState = severity === undefined ? undefined : code // only the server gives a severity; EPIPE has five letters too
   if (sqlState === '53200' && /shared memory/.test(error.message)) {
     return new UnavailableError(
@@ -238,6 +238,9 @@ export function fromDatabase(error: unknown): unknown {
       { cause: error },
     )
   }
+  if (sqlState === '0A000' && routine === UNLOGGED) return refused(error, READ_ONLY)
+  // FATAL is in the language of the server. So the usual refusal is recognised by its routine too.
+  if (/^(FATAL|PANIC)$/.test(severity ?? '') || routine === 'CheckMyDatabase') return refused(error)
   if (sqlState === '3F000' || sqlState === '42P01' || sqlState === '42883') {
     return /lockstep/.test(error.message) // lockstep_boss too
       ? new UnavailableError('The database lacks the lockstep schema, or has an older one: run the migrations', {
@@ -245,12 +248,10 @@ export function fromDatabase(error: unknown): unknown {
         })
       : error
   }
-  // 08 connection, 25006 a standby, 25P03 and 25P04 a timeout ended the transaction, 28 login, 3D000 no such database, 40
-  // serialization failure or deadlock, 53 resources, 55P03 lock timeout, 57P0x shutdown, 57014 cancelled, 58 and XX internal errors
+  // 08 connection, 25006 read-only, 25P03 and 25P04 a timeout ended the transaction, 28 login, 3D000 no such database, 40 serialization failure or
+  // deadlock, 53 resources, 55P03 lock timeout, 57P0x shutdown, 57014 cancelled, 58 and XX internal errors
   if (sqlState !== undefined) {
-    return /^(08|25006|25P0[34]|28|3D000|40|53|55P03|57P|57014|58|XX)/.test(sqlState)
-      ? new UnavailableError('The database is not available', { cause: error })
-      : error
+    return /^(08|25006|25P0[34]|28|3D000|40|53|55P03|57P|57014|58|XX)/.test(sqlState) ? refused(error) : error
   }
   if (/^(driver has already been destroyed|Cannot use a pool after calling end)/.test(error.message)) {
     return new UnavailableError('Lockstep was closed', { cause: error })
@@ -259,6 +260,19 @@ export function fromDatabase(error: unknown): unknown {
 }
 
 const NO_CONNECTION_LEFT = '53300'
+export const READ_ONLY = '25006'
+/** The routine of the server that refuses unlogged tables, which a standby does not have. */
+const UNLOGGED = 'get_relation_info'
+
+/** The error for a server that refuses a connection or a write, or has ended this connection. */
+export function refused(cause: Error & { code?: unknown }, code = String(cause.code)): UnavailableError {
+  return new UnavailableError(REFUSALS[code] ?? 'The database is not available', { cause })
+}
+const REFUSALS: Record<string, string> = {
+  [READ_ONLY]: 'The database can only be read: it is a standby, or default_transaction_read_only is on',
+  '57P03': 'The database takes no connections now: its server is starting, recovering or stopping',
+  '55000': 'The database takes no connections: ALLOW_CONNECTIONS is false',
+}
 
 /** Whether the server refused a connection because it has too many: its own error, or the one that {@link fromDatabase} makes of it. */
 export function noConnectionLeft(error: unknown): boolean {

@@ -20,6 +20,7 @@ export {
 export { BackoffDelays } from './backoff.ts'
 export { batched } from './batch.ts'
 export { BoundedMap } from './bounded-map.ts'
+export { isReadOnly, notConnected } from './connection-errors.ts'
 export {
   type EndedOutcome,
   type ErrorCode,

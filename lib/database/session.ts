@@ -16,7 +16,7 @@
  */
 import type { RawBuilder } from 'kysely'
 import type pg from 'pg'
-import { fromDatabase, SQLSTATE, Stopwatch, UnavailableError } from '../base/index.ts'
+import { fromDatabase, isReadOnly, SQLSTATE, Stopwatch, UnavailableError } from '../base/index.ts'
 import { run } from './caller-transaction.ts'
 import type { Database } from './database.ts'
 import { LockTurns } from './lock-turns.ts'
@@ -33,6 +33,8 @@ export type TakeResult = { token: bigint; waitMs: null } | { token: null; waitMs
 export interface Dependent {
   /** Called once, when the connection has ended or is no longer trusted. */
   connectionLost(error: Error): void
+  /** Whether it only listens: then the connection may be replaced by another. @default false */
+  readonly listens?: boolean
 }
 
 export class Session {
@@ -50,6 +52,7 @@ export class Session {
   #answered: Stopwatch
   #queueing = false // blocked in the server's lock queue: no answer is expected
   #beating = false
+  #readOnly = false // it has refused to write
   readonly #listeners = new Map<string, (message: string) => void>()
   #witness: Promise<bigint> | undefined
 
@@ -95,6 +98,11 @@ export class Session {
   /** Whether the locks of this session may be trusted now: compares clocks when called. */
   isTrusted(): boolean {
     return this.lost === undefined && (this.#queueing || this.#answered.elapsed() < TRUST_MS)
+  }
+
+  /** Whether another session should replace it: it has refused to write, as a new one may not (pool.ts), and holds nothing. */
+  get outdated(): boolean {
+    return this.#readOnly && this.#turns.idle && ![...this.#dependents].some(({ listens }) => !listens)
   }
 
   /** Reports the end of the connection to `dependent`; at once, if it has ended: an answer may arrive together with the end. */
@@ -246,6 +254,7 @@ export class Session {
       const { severity, code } = error as { severity?: string; code?: string }
       const over = severity === undefined || severity === 'FATAL' || severity === 'PANIC'
       if (over || code === SQLSTATE.wrongBackend) this.#lose(error)
+      if (isReadOnly(error)) this.#readOnly = true
       throw this.lost ?? fromDatabase(error)
     }
   }

@@ -60,7 +60,8 @@ export class SupervisedTransaction {
     if (this.#workRuns) return this.#theirs(text, values)
     if (!this.#begun) return this.#begin(text)
     if (text === 'commit') return this.#commit()
-    if (text === 'rollback') return this.#rollback()
+    // On a connection that has ended there is nothing to roll back, and the error that led here is the one to throw.
+    if (text === 'rollback') return this.#rollback().catch((error) => ended(error) || Promise.reject(error))
     return this.#send(text, values)
   }
 
@@ -136,10 +137,10 @@ export class SupervisedTransaction {
     try {
       return (await this.#client.query(`select lockstep.check_transaction('${this.#xid}'); commit`)).at(-1)
     } catch (error) {
-      const { code } = error as { code?: unknown }
+      const { code, severity } = error as { code?: unknown; severity?: unknown }
       if (code === SQLSTATE.noTransaction) throw this.#notice(error)
-      this.#answered = (error as { severity?: unknown }).severity !== undefined // a deferred constraint, a fenced table
-      throw code === '42883' ? fromDatabase(error) : error
+      this.#answered = severity !== undefined // a deferred constraint, a fenced table
+      throw ended(error) || code === '42883' ? fromDatabase(error) : error
     }
   }
 
@@ -162,4 +163,10 @@ export class SupervisedTransaction {
     if (became === 'aborted') this.#outcome = 'rolled back'
     return results.at(-2)
   }
+}
+
+/** Whether the error says that the connection has ended: it is not an answer of the server, or its last one. */
+function ended(error: unknown): boolean {
+  const { severity } = (error ?? {}) as { severity?: unknown }
+  return severity === undefined || severity === 'FATAL'
 }
