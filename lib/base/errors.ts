@@ -6,6 +6,8 @@
  * `tryAcquire` answers `null`. An aborted call rejects with the caller's own `signal.reason`.
  */
 
+import { READ_ONLY, whyRefused } from './refusals.ts'
+
 export { SQLSTATE } from './sqlstates.ts'
 
 /** The `code` of every error of Lockstep. */
@@ -260,18 +262,12 @@ export function fromDatabase(error: unknown): unknown {
 }
 
 const NO_CONNECTION_LEFT = '53300'
-export const READ_ONLY = '25006'
 /** The routine of the server that refuses unlogged tables, which a standby does not have. */
 const UNLOGGED = 'get_relation_info'
 
-/** The error for a server that refuses a connection or a write, or has ended this connection. */
-export function refused(cause: Error & { code?: unknown }, code = String(cause.code)): UnavailableError {
-  return new UnavailableError(REFUSALS[code] ?? 'The database is not available', { cause })
-}
-const REFUSALS: Record<string, string> = {
-  [READ_ONLY]: 'The database can only be read: it is a standby, or default_transaction_read_only is on',
-  '57P03': 'The database takes no connections now: its server is starting, recovering or stopping',
-  '55000': 'The database takes no connections: ALLOW_CONNECTIONS is false',
+// A server that refuses a connection or a write, or has ended this connection.
+function refused(cause: Error & { code?: unknown }, code = String(cause.code)): UnavailableError {
+  return new UnavailableError(whyRefused(code), { cause })
 }
 
 /** Whether the server refused a connection because it has too many: its own error, or the one that {@link fromDatabase} makes of it. */
