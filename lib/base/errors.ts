@@ -6,6 +6,8 @@
  * `tryAcquire` answers `null`. An aborted call rejects with the caller's own `signal.reason`.
  */
 
+import { READ_ONLY, whyRefused } from './refusals.ts'
+
 export { SQLSTATE } from './sqlstates.ts'
 
 /** The `code` of every error of Lockstep. */
@@ -227,7 +229,7 @@ function shown(value: unknown): string {
  */
 export function fromDatabase(error: unknown): unknown {
   if (!(error instanceof Error)) return error
-  const { code, severity } = error as { code?: string; severity?: string }
+  const { code, severity, routine } = error as { code?: string; severity?: string; routine?: string }
   const sqlState = severity === undefined ? undefined : code // only the server gives a severity; EPIPE has five letters too
   // The message is translated, as lc_messages says; the names in it and the place in the server's source are not.
   if (sqlState === '53200' && /\block\.c$/.test((error as { file?: string }).file ?? '')) {
@@ -247,6 +249,9 @@ export function fromDatabase(error: unknown): unknown {
       { cause: error },
     )
   }
+  if (sqlState === '0A000' && routine === UNLOGGED) return refused(error, READ_ONLY)
+  // FATAL is in the language of the server. So the usual refusal is recognised by its routine too.
+  if (/^(FATAL|PANIC)$/.test(severity ?? '') || routine === 'CheckMyDatabase') return refused(error)
   if (sqlState === '3F000' || sqlState === '42P01' || sqlState === '42883') {
     return /lockstep/.test(error.message) // lockstep_boss too
       ? new UnavailableError('The database lacks the lockstep schema, or has an older one: run the migrations', {
@@ -254,12 +259,10 @@ export function fromDatabase(error: unknown): unknown {
         })
       : error
   }
-  // 08 connection, 25006 a standby, 25P03 and 25P04 a timeout ended the transaction, 28 login, 3D000 no such database, 40
-  // serialization failure or deadlock, 53 resources, 55P03 lock timeout, 57P0x shutdown, 57014 cancelled, 58 and XX internal errors
+  // 08 connection, 25006 read-only, 25P03 and 25P04 a timeout ended the transaction, 28 login, 3D000 no such database, 40 serialization failure or
+  // deadlock, 53 resources, 55P03 lock timeout, 57P0x shutdown, 57014 cancelled, 58 and XX internal errors
   if (sqlState !== undefined) {
-    return /^(08|25006|25P0[34]|28|3D000|40|53|55P03|57P|57014|58|XX)/.test(sqlState)
-      ? new UnavailableError('The database is not available', { cause: error })
-      : error
+    return /^(08|25006|25P0[34]|28|3D000|40|53|55P03|57P|57014|58|XX)/.test(sqlState) ? refused(error) : error
   }
   if (/^(driver has already been destroyed|Cannot use a pool after calling end)/.test(error.message)) {
     return new UnavailableError('Lockstep was closed', { cause: error })
@@ -268,6 +271,13 @@ export function fromDatabase(error: unknown): unknown {
 }
 
 const NO_CONNECTION_LEFT = '53300'
+/** The routine of the server that refuses unlogged tables, which a standby does not have. */
+const UNLOGGED = 'get_relation_info'
+
+// A server that refuses a connection or a write, or has ended this connection.
+function refused(cause: Error & { code?: unknown }, code = String(cause.code)): UnavailableError {
+  return new UnavailableError(whyRefused(code), { cause })
+}
 
 /** Whether the server refused a connection because it has too many: its own error, or the one that {@link fromDatabase} makes of it. */
 export function noConnectionLeft(error: unknown): boolean {
@@ -284,4 +294,14 @@ function isTransport(error: Error & { code?: unknown }): boolean {
     ) ||
     (error instanceof AggregateError && error.errors.every((e) => e instanceof Error && isTransport(e)))
   )
+}
+
+/**
+ * Whether the connection has ended with this error: it comes from the network and not from the server (it has no severity), or it is
+ * the server's last. 57P0x: it stops, or the backend was terminated; 25P03 and 25P04: a timeout of the transaction; 08: the protocol.
+ * The severity itself says nothing: it is translated, as lc_messages says.
+ */
+export function endsConnection(error: unknown): boolean {
+  const { severity, code = '' } = (error ?? {}) as { severity?: string; code?: string }
+  return severity === undefined || /^(57P0|25P0[34]|08)/.test(code)
 }

@@ -19,7 +19,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Kysely, type RawBuilder, sql } from 'kysely'
 import pg from 'pg'
-import { CLOSE_MS, Closing, Deadline, fromDatabase, UnavailableError } from '../base/index.ts'
+import { CLOSE_MS, Closing, Deadline, fromDatabase, notConnected, UnavailableError } from '../base/index.ts'
 import { type Clocked, ClockReader, type ClockReading } from './clock.ts'
 import { type ConnectOptions, checkedConnectOptions } from './connect-options.ts'
 import { allSettled, Pool, type PoolConfig } from './pool.ts'
@@ -190,7 +190,7 @@ export class Database {
     } catch (error) {
       client.end().catch(() => {})
       this.#closing.check() // the close has destroyed it
-      throw fromDatabase(error)
+      throw notConnected(error)
     }
   }
 
@@ -202,21 +202,11 @@ export class Database {
    * @throws {UnavailableError} one sentence that says what is wrong.
    */
   async ready(): Promise<void> {
-    const [engine] = await this.control<ServerFacts & { current: string | null; oldest: string }>(
-      sql`select * from lockstep.engine(${!this.#proved})`,
-    )
-    if (!engine) throw new UnavailableError('The database did not answer')
-    const { current, oldest } = engine
-    const why = whyUnsupported(engine) ?? whyReadOnly(engine)
-    if (why !== undefined) throw new UnavailableError(why)
-    if (current === null || current < SCHEMA) {
-      throw new UnavailableError(`The database has an older schema than ${SCHEMA}: run the migrations`)
-    }
-    if (oldest > SCHEMA) {
-      throw new UnavailableError(
-        `The database has the schema ${current}, which supports code of ${oldest} and later, and this code is of ${SCHEMA}: deploy the newer version`,
-      )
-    }
+    // A connection that can only be read, or leads to another server, may be an old one: the next call asks on a new one.
+    await this.#control.check(sql<Engine>`select * from lockstep.engine(${!this.#proved})`, ([engine]) => {
+      const why = engine ? whyNotReady(engine) : 'The database did not answer'
+      return why === undefined ? undefined : new UnavailableError(why)
+    })
     this.#proved = true
   }
 
@@ -239,4 +229,20 @@ export class Database {
     await this.#shared?.end()
     deadline.clear()
   }
+}
+
+type Engine = ServerFacts & { current: string | null; oldest: string }
+
+/** Why the database does not fit this code, in one sentence; undefined: it does. */
+function whyNotReady(engine: Engine): string | undefined {
+  const { current, oldest } = engine
+  const why = whyUnsupported(engine) ?? whyReadOnly(engine)
+  if (why !== undefined) return why
+  if (current === null || current < SCHEMA) {
+    return `The database has an older schema than ${SCHEMA}: run the migrations`
+  }
+  if (oldest > SCHEMA) {
+    return `The database has the schema ${current}, which supports code of ${oldest} and later, and this code is of ${SCHEMA}: deploy the newer version`
+  }
+  return undefined
 }

@@ -68,6 +68,11 @@ export class LockTurns {
     return this.#owned.size + this.#tries.length + this.#asked.size < this.#allowed
   }
 
+  /** Whether this connection has no name, and asks for none. */
+  get idle(): boolean {
+    return this.#owned.size + this.#tries.length + this.#releases.length + this.#asked.size === 0
+  }
+
   /** Asks whether the server's lock table has space for more names of this connection. */
   checkCapacity(): Promise<boolean> {
     if (this.#full && this.#full.elapsed() < FULL_MS) return Promise.resolve(false)

@@ -130,7 +130,7 @@ export class Notifier<T> {
   // Resolves when the session is lost, or when there has been no listener for a while.
   async #untilUnneeded(session: Session): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>()
-    const dependent = { connectionLost: () => resolve() }
+    const dependent = { connectionLost: () => resolve(), listens: true }
     session.attach(dependent)
     this.#endIfUnneeded = () => {
       if (!this.#wanted) resolve()

@@ -12,7 +12,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Kysely, PostgresDialect, type RawBuilder, type Transaction } from 'kysely'
 import pg from 'pg'
-import { fromDatabase, UnavailableError } from '../base/index.ts'
+import { fromDatabase, isReadOnly, notConnected, UnavailableError } from '../base/index.ts'
 import { rememberXid } from './caller-transaction.ts'
 import { PARSERS } from './parsers.ts'
 import { destroyConnection, isOdd, PoolClients } from './pool-clients.ts'
@@ -89,6 +89,22 @@ export class Pool {
     }
   }
 
+  /** Runs one statement. If its rows show that the connection is of no use (`why`), it is not used again. @throws what `why` returns. */
+  async check<R>(statement: RawBuilder<R>, why: (rows: R[]) => Error | undefined): Promise<void> {
+    const compiled = statement.compile(this.kysely)
+    const client = await this.#guarded()
+    let refused: Error | undefined
+    try {
+      refused = why((await client.query(compiled.sql, compiled.parameters)).rows)
+    } catch (error) {
+      throw fromDatabase(error)
+    } finally {
+      if (refused) client.discard(refused)
+      else client.release()
+    }
+    if (refused) throw refused
+  }
+
   /** Runs SQL text, which may hold several statements. After an error the client is not used again. @throws {UnavailableError} */
   // biome-ignore lint/suspicious/noExplicitAny: rows of any statement
   async query(text: string, values?: unknown[]): Promise<any> {
@@ -123,13 +139,14 @@ export class Pool {
     const { isolation, identified = true, abandoned, ...wait } = how
     const client = await this.#guarded(wait)
     const supervisor = new SupervisedTransaction(client, identified)
-    let ended = false
+    let [begun, ended] = [false, false]
     abandoned?.catch(() => ended || client.destroy())
     try {
       const query: GuardedClient['query'] = (text, values) => supervisor.query(text, values)
       const kysely = this.#over(async () => ({ ...client, query, release: () => {} }))
-      const begun = kysely.transaction().setAccessMode('read write')
-      return await (isolation ? begun.setIsolationLevel(isolation) : begun).execute((trx) => {
+      const builder = isolation ? kysely.transaction().setIsolationLevel(isolation) : kysely.transaction()
+      return await builder.execute((trx) => {
+        begun = true
         if (supervisor.xid !== undefined) rememberXid(trx, supervisor.xid)
         const runWork: RunWork = (theirs, xid) => {
           if (xid !== undefined) rememberXid(trx, xid)
@@ -141,7 +158,7 @@ export class Pool {
         return Promise.race([working, abandoned])
       })
     } catch (error) {
-      throw supervisor.explained(error)
+      throw begun ? supervisor.explained(error) : fromDatabase(error)
     } finally {
       ended = true
       client.release()
@@ -221,11 +238,13 @@ export class Pool {
     })
   }
 
-  // A client is used again after an error that the server sent, and after no other error.
+  // A client is used again after an error that the server sent, and after no other error; and not after 25006. A connection keeps
+  // the default_transaction_read_only that it was opened with, and stays with the server that has become a standby. So a new one
+  // is opened, which can write as soon as the database can be written.
   async #guarded(wait?: Wait): Promise<GuardedClient> {
     const client = await this.#connect(wait).catch((error) => {
       if (wait?.signal?.aborted) throw error
-      throw this.#closing ? closed(error) : unreachable(error)
+      throw this.#closing ? closed(error) : notConnected(error)
     })
     let broken: Error | undefined
     return {
@@ -236,11 +255,10 @@ export class Pool {
         try {
           return await (pinned ? queryPinned(client, config) : client.query(config))
         } catch (error) {
-          if (error instanceof pg.DatabaseError) {
-            if (pinned) await client.query('rollback').catch((failure) => (broken = failure))
-            throw error
-          }
-          broken = error as Error
+          const answered = error instanceof pg.DatabaseError
+          if (!answered || isReadOnly(error)) broken = error as Error
+          else if (pinned) await client.query('rollback').catch((failure) => (broken = failure))
+          if (answered) throw error
           throw this.#closing ? closed(error) : error
         }
       },
@@ -287,11 +305,4 @@ interface GuardedClient extends Connection {
   discard(why: Error): void
   /** Closes the socket at once. */
   destroy(): void
-}
-
-// An error while connecting. Each runtime words it differently, so an unknown one counts as unreachable too.
-function unreachable(error: unknown): unknown {
-  const known = fromDatabase(error)
-  if (known instanceof UnavailableError || known instanceof pg.DatabaseError) return known
-  return new UnavailableError('The database cannot be reached', { cause: error })
 }

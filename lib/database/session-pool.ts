@@ -31,7 +31,7 @@ export class SessionPool {
 
   /** The shared session, if it is open. */
   get current(): Session | undefined {
-    return this.#current?.lost ? undefined : this.#current
+    return this.#current?.lost || this.#current?.outdated ? undefined : this.#current
   }
 
   /** The shared session; `null` behind a pooler. It is opened at first use, and again after it was lost. */
@@ -49,11 +49,12 @@ export class SessionPool {
         forget()
         throw error
       })
-      if (!session?.lost) {
+      if (!session?.lost && !session?.outdated) {
         this.#current = session ?? undefined
         return session
       }
       forget()
+      if (!session.lost) await this.discard(session)
     }
   }
 
@@ -99,7 +100,7 @@ export class SessionPool {
     } catch {
       return this.discard(session)
     }
-    if (this.#closed || this.#idle.length >= KEPT_IDLE) return this.discard(session)
+    if (this.#closed || session.outdated || this.#idle.length >= KEPT_IDLE) return this.discard(session)
     this.#waiting.delete(session)
     if (!session.lost) this.#idle.push(session)
   }

@@ -16,7 +16,7 @@
  */
 import type { RawBuilder } from 'kysely'
 import type pg from 'pg'
-import { fromDatabase, SQLSTATE, Stopwatch, UnavailableError } from '../base/index.ts'
+import { endsConnection, fromDatabase, isReadOnly, SQLSTATE, Stopwatch, UnavailableError } from '../base/index.ts'
 import { compiled } from './caller-transaction.ts'
 import type { Database } from './database.ts'
 import { LockTurns } from './lock-turns.ts'
@@ -28,12 +28,6 @@ const SESSION_HEARTBEAT_MS = 2_000
 const TRUST_MS = 8_000
 const SERVER_GIVES_UP_MS = 15_000
 
-/**
- * Errors after which the server has ended the connection: 57P0x it stops, or somebody or a timeout has ended the backend; 25P03 and
- * 25P04 a timeout of the transaction; 08 the protocol.
- */
-const ENDS = /^(57P0|25P0[34]|08)/
-
 /** The answer of the database to a session that has K of a name: its token, or in how many milliseconds to ask again. */
 export type TakeResult = { token: bigint; waitMs: null } | { token: null; waitMs: number }
 
@@ -41,6 +35,8 @@ export type TakeResult = { token: bigint; waitMs: null } | { token: null; waitMs
 export interface Dependent {
   /** Called once, when the connection has ended or is no longer trusted. */
   connectionLost(error: Error): void
+  /** Whether it only listens: then the connection may be replaced by another. @default false */
+  readonly listens?: boolean
 }
 
 export class Session {
@@ -58,6 +54,7 @@ export class Session {
   #answered: Stopwatch
   #queueing = false // blocked in the server's lock queue: no answer is expected
   #beating = false
+  #readOnly = false // it has refused to write
   readonly #listeners = new Map<string, (message: string) => void>()
   #witness: Promise<bigint> | undefined
   readonly #readiness: Readiness
@@ -104,6 +101,11 @@ export class Session {
   /** Whether the locks of this session may be trusted now: compares clocks when called. */
   isTrusted(): boolean {
     return this.lost === undefined && (this.#queueing || this.#answered.elapsed() < TRUST_MS)
+  }
+
+  /** Whether another session should replace it: it has refused to write, as a new one may not (pool.ts), and holds nothing. */
+  get outdated(): boolean {
+    return this.#readOnly && this.#turns.idle && ![...this.#dependents].some(({ listens }) => !listens)
   }
 
   /** Reports the end of the connection to `dependent`; at once, if it has ended: an answer may arrive together with the end. */
@@ -251,11 +253,9 @@ export class Session {
       this.#answered = asked
       return answer
     } catch (error) {
-      const { severity, code = '' } = error as { severity?: string; code?: string }
-      // An error without a severity comes from the network, not from the server. (What the severity is cannot be read: it is
-      // translated, as lc_messages says.)
-      if (severity === undefined || ENDS.test(code) || code === SQLSTATE.wrongBackend) this.#lose(error)
+      if (endsConnection(error) || (error as { code?: string }).code === SQLSTATE.wrongBackend) this.#lose(error)
       else if (!(await ready())) this.#lose(error)
+      if (isReadOnly(error)) this.#readOnly = true
       throw this.lost ?? fromDatabase(error)
     }
   }

@@ -12,7 +12,8 @@
  *
  * Direct is a connection on which the server's pid is the one that was announced at login (database.ts).
  *
- * The user's transactions keep the settings of their role, except that they may write.
+ * The user's transactions keep the settings of their role. `default_transaction_read_only` is left as it is everywhere: an operator,
+ * or a provider whose disk is full, sets it so that nothing is written.
  */
 import pg from 'pg'
 import { PARSERS } from './parsers.ts'
@@ -29,7 +30,6 @@ const SETTINGS: [name: string, value: string, harmless?: (value: string) => bool
   ['transform_null_equals', 'off'],
   ['standard_conforming_strings', 'on'],
   ['default_transaction_isolation', 'read committed'],
-  ['default_transaction_read_only', 'off'],
   ['default_transaction_deferrable', 'off'],
   ['statement_timeout', '0'],
   ['lock_timeout', '0'],
@@ -73,7 +73,7 @@ export async function greet(client: pg.Client | pg.PoolClient, own: boolean): Pr
 }
 
 /** How Lockstep's own transactions begin. */
-const BEGIN = 'begin isolation level read committed, read write, not deferrable'
+const BEGIN = 'begin isolation level read committed, not deferrable'
 const SET_LOCAL = `select ${SETTINGS.map((each) => set(each, true)).join()}, case when ${since17} then ${SINCE_17.map((each) => set(each, true)).join()} end`
 
 /** The beginning of a text that begins a transaction: Kysely's, or one of pg-boss's texts of several statements. */

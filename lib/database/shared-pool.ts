@@ -59,6 +59,7 @@ export class SharedPool implements PoolSource {
   readonly #remedy: string | undefined
   readonly #waitQueue: { resolve(): void; reject(error: unknown): void }[] = []
   #free: number
+  #open = 0 // connections of this share that are in use; the others that are not free are being opened
   #ended = false
 
   /** @param size  how many connections this share may have at a time. */
@@ -84,13 +85,15 @@ export class SharedPool implements PoolSource {
     const limit = this.options.connectionTimeoutMillis ?? Infinity
     await this.#enter(signal, ms ?? limit)
     // Without a time limit of the caller, a refused connection is waited for only if one of this process can come free, or is free.
-    const others = () => this.#size - this.#free > 1 || this.#pool.idle
+    const others = () => this.#open > 0 || this.#pool.idle
     const patience = () => ms ?? (others() ? limit : 0)
     try {
-      const client = await this.#open(signal, () => patience() - since.elapsed())
+      const client = await this.#opened(signal, () => patience() - since.elapsed())
+      this.#open += 1
       const release = client.release // pg makes a new one at each checkout
       client.release = (error) => {
         release.call(client, error)
+        this.#open -= 1
         this.#leave()
       }
       return client
@@ -131,7 +134,7 @@ export class SharedPool implements PoolSource {
 
   // After #enter: the pool has a free connection, or may open one. `left`: for how many more milliseconds to ask again after the
   // server has refused one.
-  async #open(signal: AbortSignal | undefined, left: () => number): Promise<pg.PoolClient> {
+  async #opened(signal: AbortSignal | undefined, left: () => number): Promise<pg.PoolClient> {
     const delays = new BackoffDelays(RETRY)
     for (;;) {
       signal?.throwIfAborted()

@@ -15,7 +15,14 @@
  * Kysely begins and ends the transaction through this connection, with texts that are known. So nothing of Kysely is rebuilt here.
  */
 
-import { type EndedOutcome, fromDatabase, outOfRange, SQLSTATE, TransactionEndedError } from '../base/index.ts'
+import {
+  type EndedOutcome,
+  endsConnection,
+  fromDatabase,
+  outOfRange,
+  SQLSTATE,
+  TransactionEndedError,
+} from '../base/index.ts'
 import { XID } from './caller-transaction.ts'
 import { controlsTransaction } from './transaction-control.ts'
 
@@ -68,7 +75,8 @@ export class SupervisedTransaction {
     if (this.#workRuns) return this.#theirs(text, values)
     if (!this.#begun) return this.#begin(text)
     if (text === 'commit') return this.#commit()
-    if (text === 'rollback') return this.#rollback()
+    // On a connection that has ended there is nothing to roll back, and the error that led here is the one to throw.
+    if (text === 'rollback') return this.#rollback().catch((error) => endsConnection(error) || Promise.reject(error))
     return this.#send(text, values, {})
   }
 
@@ -150,10 +158,10 @@ export class SupervisedTransaction {
         -1,
       )
     } catch (error) {
-      const { code } = error as { code?: unknown }
+      const { code, severity } = error as { code?: unknown; severity?: unknown }
       if (code === SQLSTATE.noTransaction) throw this.#notice(error)
-      this.#answered = (error as { severity?: unknown }).severity !== undefined // a deferred constraint, a fenced table
-      throw code === '42883' ? fromDatabase(error) : error
+      this.#answered = severity !== undefined // a deferred constraint, a fenced table
+      throw endsConnection(error) || code === '42883' ? fromDatabase(error) : error
     }
   }
 

@@ -10,7 +10,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Transaction } from 'kysely'
-import { BackoffDelays, LeaseLostError } from '../base/index.ts'
+import { BackoffDelays, fromDatabase, LeaseLostError } from '../base/index.ts'
 import { type AnyTransaction, checkTransaction, type Database, sqlState } from '../database/index.ts'
 import type { Hold } from './api.ts'
 import { denied, otherHoldLost } from './denied-holds.ts'
@@ -98,7 +98,9 @@ export abstract class AbstractHold implements Hold {
       try {
         return await this.#database.users.supervised(
           async (trx, runWork) => {
-            await this.#inside(trx, 'assertHeld', this.#lost)
+            await this.#inside(trx, 'assertHeld', this.#lost).catch((error) => {
+              throw fromDatabase(error) // a statement of ours, and not of `work`
+            })
             entered = true
             return await runWork(() => work(trx))
           },

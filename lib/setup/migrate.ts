@@ -24,7 +24,7 @@
 import { Kysely, PostgresDialect, sql } from 'kysely'
 import { Migrator } from 'kysely/migration'
 import pg from 'pg'
-import { checkMs, fromDatabase, UnavailableError, WAIT, wrongType } from '../base/index.ts'
+import { checkMs, fromDatabase, notConnected, UnavailableError, WAIT, wrongType } from '../base/index.ts'
 import { LOCKS_NOT_SHOWN, PARSERS, read, type ServerFacts, whyReadOnly, whyUnsupported } from '../database/index.ts'
 import { type Blocker, closingOf, described, reopen, untilQuiet, type WaitOptions } from './exclusive-migration.ts'
 import { lockMigrations, type MigrationFiles, migrationFiles, pinnedTransaction } from './migration-files.ts'
@@ -87,6 +87,10 @@ export async function migrate<DB>(database: string | Kysely<DB>, options: Migrat
   pool.on('connect', (client) => client.on('error', () => {})) // nor one that breaks between two statements
   const db = new Kysely<unknown>({ dialect: new PostgresDialect({ pool }) })
   try {
+    const client = await pool.connect().catch((error) => {
+      throw notConnected(error)
+    })
+    client.release()
     return await apply(db, options)
   } finally {
     await db.destroy()

@@ -43,7 +43,7 @@ export async function pinnedTransaction<DB, T>(db: Kysely<DB>, work: (trx: Trans
     return work(trx)
   }
   try {
-    return await begin.setAccessMode('read write').execute(pinned)
+    return await begin.execute(pinned)
   } catch (error) {
     if (begun || (error as { code?: unknown }).code !== '0A000') throw error
     return begin.execute(pinned)

@@ -11,7 +11,6 @@ export const ODD_SETTINGS: Record<string, string> = {
   idle_in_transaction_session_timeout: "'800ms'",
   idle_session_timeout: "'700ms'",
   default_transaction_isolation: 'serializable',
-  default_transaction_read_only: 'on',
   default_transaction_deferrable: 'on',
   array_nulls: 'off',
   bytea_output: 'escape',
@@ -35,16 +34,11 @@ export const STANDARD_TYPES = {
   getTypeParser: (oid: number, format?: 'text') => pg.types.getTypeParser(oid, format as 'text'),
 }
 
-/**
- * In a run where everything is odd, the statements that make a database odd; else none. Without the one setting with which the tests'
- * own statements could not write: database/odd-settings.test.ts has that too.
- */
+/** In a run where everything is odd, the statements that make a database odd; else none. */
 export const oddStatements = (database: string): string[] =>
   process.env.TEST_ODD === undefined
     ? []
-    : Object.entries(ODD_SETTINGS)
-        .filter(([name]) => name !== 'default_transaction_read_only')
-        .map(([name, value]) => `alter database ${database} set ${name} = ${value}`)
+    : Object.entries(ODD_SETTINGS).map(([name, value]) => `alter database ${database} set ${name} = ${value}`)
 
 /** Replaces the parsers of this process, as an application may. @returns a function that restores them. */
 export function replaceParsers(): () => void {

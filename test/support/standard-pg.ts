@@ -9,7 +9,7 @@ const NAMES = Object.keys(ODD_SETTINGS)
 const STANDARD: Record<string, string> = {
   ...Object.fromEntries(NAMES.filter((name) => name.endsWith('timeout')).map((name) => [name, '0'])),
   ...{ datestyle: 'ISO', intervalstyle: 'postgres', timezone: 'UTC', array_nulls: 'on', bytea_output: 'hex' },
-  ...{ default_transaction_isolation: 'read\\ committed', default_transaction_read_only: 'off' },
+  ...{ default_transaction_isolation: 'read\\ committed' },
   ...{ default_transaction_deferrable: 'off', search_path: 'public', standard_conforming_strings: 'on' },
   ...{ extra_float_digits: '1', transform_null_equals: 'off' },
 }

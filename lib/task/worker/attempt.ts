@@ -162,27 +162,31 @@ export class RunningAttempt {
 
   async #transactional(): Promise<boolean> {
     // READ COMMITTED: the completion must see what has settled the attempt since the transaction began. While no connection is
-    // free the job waits, as long as the attempt lasts: a full pool is no failure of the job.
+    // free, or the database takes none, the job waits, as long as the attempt lasts: that is no failure of the job.
     const how: SupervisedOptions = {
       isolation: 'read committed',
       abandoned: this.#abandoned.promise,
       signal: this.#signal,
       ms: Infinity,
     }
-    await this.#parts.database.users.supervised(async (trx, runWork) => {
-      const leftMs = Math.max(Math.ceil(this.#job.expireInSeconds * 1_000 - this.#began.elapsed()), 1)
-      // A process that stands still must not keep the handler's row locks for ever.
-      await sql`
-        select set_config('idle_in_transaction_session_timeout', ${String(leftMs)}, true),
-               case when current_setting('transaction_timeout', true) is not null then set_config('transaction_timeout', '0', true) end
-        `.execute(trx)
-      const output = await runWork(() => this.#handle(trx))
-      if (this.#reason) throw this.#reason
-      if (!(await this.#parts.attempts.completeWithin(trx, this.key, output))) {
-        this.end('lost', NOT_OURS)
-        throw this.#reason
-      }
-    }, how)
+    let begun = false
+    const run = () =>
+      this.#parts.database.users.supervised(async (trx, runWork) => {
+        begun = true
+        const leftMs = Math.max(Math.ceil(this.#job.expireInSeconds * 1_000 - this.#began.elapsed()), 1)
+        // A process that stands still must not keep the handler's row locks for ever.
+        await sql`
+          select set_config('idle_in_transaction_session_timeout', ${String(leftMs)}, true),
+                 case when current_setting('transaction_timeout', true) is not null then set_config('transaction_timeout', '0', true) end
+          `.execute(trx)
+        const output = await runWork(() => this.#handle(trx))
+        if (this.#reason) throw this.#reason
+        if (!(await this.#parts.attempts.completeWithin(trx, this.key, output))) {
+          this.end('lost', NOT_OURS)
+          throw this.#reason
+        }
+      }, how)
+    await this.#retried(run, () => !begun)
     this.#parts.attempts.notifyWaiting(this.key.id)
     return true
   }
@@ -225,13 +229,13 @@ export class RunningAttempt {
   }
 
   // While the database is away: again and again, as long as the attempt can still be the job's.
-  async #retried(statement: () => Promise<boolean>): Promise<boolean> {
+  async #retried<T>(statement: () => Promise<T>, again = () => true): Promise<T> {
     const delays = new BackoffDelays({ firstMs: 50, mostMs: 2_000 })
     for (;;) {
       try {
         return await statement()
       } catch (error) {
-        if (!(error instanceof UnavailableError)) throw error
+        if (!(error instanceof UnavailableError) || !again()) throw error
         if (this.#decided || this.#reason || this.#began.elapsed() > this.#job.expireInSeconds * 1_000) {
           throw error
         }

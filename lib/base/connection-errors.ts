@@ -1,0 +1,17 @@
+/** What an error says about its connection: it could not be opened, or it can only be read. */
+import { fromDatabase, UnavailableError } from './errors.ts'
+import { READ_ONLY, whyRefused } from './refusals.ts'
+
+/** The error for a connection that could not be opened, whatever the reason: each runtime, pooler and server words it differently. */
+export function notConnected(error: unknown): UnavailableError {
+  const known = fromDatabase(error)
+  if (known instanceof UnavailableError) return known
+  const { severity, code } = (error ?? {}) as { severity?: unknown; code?: unknown }
+  const why = severity === undefined ? 'The database cannot be reached' : whyRefused(String(code))
+  return new UnavailableError(why, { cause: error })
+}
+
+/** Whether the server refused to write. The connection may be at fault: it keeps the setting that its role had when it was opened. */
+export function isReadOnly(error: unknown): boolean {
+  return (error as { code?: unknown } | null)?.code === READ_ONLY
+}
