@@ -295,13 +295,3 @@ function isTransport(error: Error & { code?: unknown }): boolean {
     (error instanceof AggregateError && error.errors.every((e) => e instanceof Error && isTransport(e)))
   )
 }
-
-/**
- * Whether the connection has ended with this error: it comes from the network and not from the server (it has no severity), or it is
- * the server's last. 57P0x: it stops, or the backend was terminated; 25P03 and 25P04: a timeout of the transaction; 08: the protocol.
- * The severity itself says nothing: it is translated, as lc_messages says.
- */
-export function endsConnection(error: unknown): boolean {
-  const { severity, code = '' } = (error ?? {}) as { severity?: string; code?: string }
-  return severity === undefined || /^(57P0|25P0[34]|08)/.test(code)
-}

@@ -20,12 +20,11 @@ export {
 export { BackoffDelays } from './backoff.ts'
 export { batched } from './batch.ts'
 export { BoundedMap } from './bounded-map.ts'
-export { isReadOnly, notConnected } from './connection-errors.ts'
+export { endsConnection, isReadOnly, notConnected } from './connection-errors.ts'
 export {
   type EndedOutcome,
   type ErrorCode,
   type Expected,
-  endsConnection,
   ForbiddenError,
   fromDatabase,
   HandedBackError,
