@@ -205,8 +205,8 @@ const MUTANTS: Mutant[] = [
   {
     bug: 'a direct connection keeps the settings of its role',
     file: 'lib/database/pool-clients.ts',
-    from: "const { odd } = await greet(client as pg.Client, by === 'own')",
-    to: 'const odd = false',
+    from: "const own = by === 'own' && (await greet(client as pg.Client))",
+    to: 'const own = { odd: false }',
     files: ['database/odd-settings.test.ts'],
     tests: 'direct',
   },
