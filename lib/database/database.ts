@@ -73,6 +73,7 @@ export class Database {
       connectionString,
       Client: this.#Client,
       volatile: options.volatile ?? false,
+      pooled: directConnectionString === null,
       application_name: options.applicationName ?? 'lockstep',
       connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
       keepAlive: true,
@@ -183,7 +184,7 @@ export class Database {
     client.once('end', () => this.#direct.delete(client))
     try {
       await client.connect()
-      if ((await greet(client, true)).direct) return client
+      if ((await greet(client)).direct) return client
       this.#pooled = true
       await client.end()
       return null

@@ -4,7 +4,7 @@
  * server closes its connection; so every client has one.
  */
 import pg from 'pg'
-import { greet } from './settings.ts'
+import { greet, hasOddSettings } from './settings.ts'
 import type { LentPool, PoolSource } from './shared-pool.ts'
 
 // How long the server may take to close a connection that was asked to end.
@@ -16,17 +16,15 @@ export class PoolClients implements LentPool {
   readonly #open = new Set<pg.Client>()
   #live = 0
 
-  /** @param by  whose statements run on the clients: Lockstep's own, the user's, or both. */
+  /** @param by  whose statements run on the clients: Lockstep's own, the user's, or both (also: those of other clients of a pooler). */
   constructor({ Client = pg.Client, ...config }: pg.PoolConfig, by: 'own' | 'users' | 'both') {
     this.#pool = new pg.Pool({
       ...config,
       Client: counted(Client as typeof pg.Client, this.#open),
-      // A direct connection is greeted each time. Behind a pooler, and for both, the role's settings are asked for at each new
-      // connection too: they may have changed.
       ...(by !== 'users' && {
         onConnect: async (client: pg.ClientBase) => {
-          const { odd } = await greet(client as pg.Client, by === 'own')
-          if (odd) ODD.add(client)
+          const own = by === 'own' && (await greet(client as pg.Client))
+          if (own ? own.odd : await hasOddSettings(client as pg.Client, config.connectionString ?? '')) ODD.add(client)
         },
       }),
     })

@@ -25,11 +25,10 @@ export interface PoolConfig extends pg.PoolConfig {
   max: number
   /** Whether each statement is changed so that no proxy answers it from a cache (uncached.ts). @default false */
   volatile?: boolean
-  /**
-   * Whether it is for the user's own statements: these have the user's parsers, and the settings of the role.
-   * @default false: parsers.ts and settings.ts
-   */
+  /** Whether it is for the user's own statements: these have the user's parsers, and the settings of the role. @default false */
   users?: boolean
+  /** Whether it is known that the database is behind a pooler. @default false: it is tested */
+  pooled?: boolean
   /** The advice of the error when all connections are in use, as in `raise this or that`. */
   remedy?: string
 }
@@ -66,7 +65,10 @@ export class Pool {
   #refusing = false
 
   /** @param from  the clients that it shares with other pools, at most `max` at a time. @default clients of its own */
-  constructor({ query_timeout, volatile: marked, users = false, remedy, ...config }: PoolConfig, from?: PoolClients) {
+  constructor(
+    { query_timeout, volatile: marked, users = false, pooled = false, remedy, ...config }: PoolConfig,
+    from?: PoolClients,
+  ) {
     // A time limit on a client would apply to every pool that shares it. pg has one for a query too; its types do not know it.
     this.#query = (text, values, { single, theirs }) =>
       ({
@@ -75,7 +77,7 @@ export class Pool {
         ...(!theirs && { types: PARSERS }),
       }) as unknown as pg.QueryConfig
     this.#users = users
-    const source = from ?? new PoolClients(config, users ? 'users' : 'own')
+    const source = from ?? new PoolClients(config, users ? 'users' : pooled ? 'both' : 'own')
     this.#source = new SharedPool(source, config.max, { owner: from === undefined, remedy })
     this.kysely = this.#over(() => this.#guarded())
   }

@@ -2,7 +2,7 @@
  * The settings that Lockstep's statements run with, whatever the role and the database have.
  *
  * A role may have any default: a style of dates, an isolation level, a timeout of a second. Lockstep's statements depend on some of
- * these, so each of its connections is greeted when it is opened ({@link greeting}), by one statement that does one of two things:
+ * these, so each of its connections is greeted when it is opened ({@link greet}), by one statement that does one of two things:
  *
  * - A direct connection that only Lockstep uses gets the settings for as long as it lives.
  * - Behind a pooler they must not be set: they would stay on a connection of the server that other clients use too. The same holds
@@ -16,7 +16,9 @@
  * or a provider whose disk is full, sets it so that nothing is written.
  */
 import pg from 'pg'
+import { BoundedMap, Stopwatch } from '../base/index.ts'
 import { PARSERS } from './parsers.ts'
+import { uncached } from './uncached.ts'
 
 /** Every setting, its value, and when another value is as good. */
 const SETTINGS: [name: string, value: string, harmless?: (value: string) => boolean][] = [
@@ -44,33 +46,46 @@ const since17 = "pg_catalog.current_setting('server_version_num')::pg_catalog.in
 const set = ([name, value]: readonly [string, string, ...unknown[]], local: boolean) =>
   `pg_catalog.set_config('${name}', '${value}', ${local})`
 
-/** The statement that greets a connection. @param pid  the pid that the server, or a pooler, has announced. */
-const greetingText = (pid: number, own: boolean): string => `
-  select direct, pg_catalog.json_build_array(${SETTINGS.map(([name]) => `pg_catalog.current_setting('${name}')`).join()})::pg_catalog.text,
-         case when direct and ${own} then pg_catalog.concat(${[...SETTINGS, ...OF_SESSIONS].map((each) => set(each, false)).join()}) end,
-         case when direct and ${own} and ${since17} then pg_catalog.concat(${SINCE_17.map((each) => set(each, false)).join()}) end
-    from (select pg_catalog.pg_backend_pid() operator(pg_catalog.=) ${pid} as direct offset 0) as connection`
+const VALUES = `pg_catalog.json_build_array(${SETTINGS.map(([name]) => `pg_catalog.current_setting('${name}')`).join()})::pg_catalog.text`
 
-/** What the greeting has found out about a connection. */
-export interface Greeted {
-  /** Whether there is no pooler between. */
-  direct: boolean
-  /** Whether its statements must go through {@link queryPinned}. */
-  odd: boolean
+/** Greets a new connection on which only Lockstep's own statements run: with the settings, if it is direct. */
+export async function greet(client: pg.Client | pg.PoolClient): Promise<{ direct: boolean; odd: boolean }> {
+  const { processID } = client as unknown as { processID: number }
+  const [direct, values] = await rowOf(
+    client,
+    `select direct, ${VALUES},
+            case when direct then pg_catalog.concat(${[...SETTINGS, ...OF_SESSIONS].map((each) => set(each, false)).join()}) end,
+            case when direct and ${since17} then pg_catalog.concat(${SINCE_17.map((each) => set(each, false)).join()}) end
+       from (select pg_catalog.pg_backend_pid() operator(pg_catalog.=) ${Number(processID)} as direct offset 0) as connection`,
+  )
+  return { direct: direct as boolean, odd: !direct && isOdd(values as string) }
 }
 
-/** Greets a new connection. @param own  whether only Lockstep's own statements run on it. */
-export async function greet(client: pg.Client | pg.PoolClient, own: boolean): Promise<Greeted> {
-  const pid = (client as unknown as { processID: number }).processID
-  const text = greetingText(Number(pid), own)
+// How long a process that shares its connections with its user does not ask again what the role has: a Worker opens one a request.
+const KNOWN_MS = 60_000
+const known = new BoundedMap<string, { odd: boolean; since: Stopwatch }>(100)
+
+/** Whether the role of a connection has anything odd. It is not changed. @param url  the connection string. */
+export async function hasOddSettings(client: pg.Client | pg.PoolClient, url: string): Promise<boolean> {
+  const last = known.get(url)
+  if (last && last.since.elapsed() < KNOWN_MS) return last.odd
+  const since = new Stopwatch()
+  const [values] = await rowOf(client, uncached(`select ${VALUES}`))
+  const odd = isOdd(values as string)
+  known.set(url, { odd, since })
+  return odd
+}
+
+async function rowOf(client: pg.Client | pg.PoolClient, text: string): Promise<unknown[]> {
   const { rows } = await client.query({ text, rowMode: 'array', types: PARSERS } as pg.QueryArrayConfig)
-  const [direct, values] = rows[0] as [boolean, string]
-  const odd = (JSON.parse(values) as string[]).some((value, i) => {
+  return rows[0] as unknown[]
+}
+
+const isOdd = (values: string): boolean =>
+  (JSON.parse(values) as string[]).some((value, i) => {
     const [, wanted, harmless] = SETTINGS[i] as (typeof SETTINGS)[number]
     return value !== wanted && !harmless?.(value)
   })
-  return { direct, odd: odd && !(direct && own) }
-}
 
 /** How Lockstep's own transactions begin. */
 const BEGIN = 'begin isolation level read committed, not deferrable'

@@ -28,9 +28,10 @@ const ODD: [what: string, settings: [string, string][], parsers?: boolean][] = [
   ['everything at once', all, true],
 ]
 
-for (const pooled of [false, true]) {
-  describe.skipIf(pooled && !pgbouncerAvailable())(pooled ? 'through PgBouncer' : 'direct', () => {
-    test.concurrent.for(ODD)('%s', async ([, settings, parsers]) => {
+for (const way of ['direct', 'through PgBouncer', 'shared'] as const) {
+  const pooled = way === 'through PgBouncer'
+  describe.skipIf(pooled && !pgbouncerAvailable())(way, () => {
+    test.concurrent.for(way === 'shared' ? ODD.slice(-2) : ODD)('%s', async ([, settings, parsers]) => {
       const role = `odd_${Math.random().toString(36).slice(2)}`
       await db.pool.query(`create role ${role} superuser login`)
       for (const [name, value] of settings) await db.pool.query(`alter role ${role} set ${name} = ${value}`)
@@ -39,7 +40,7 @@ for (const pooled of [false, true]) {
       const pooler = pooled ? await pgbouncer(url.href, {}) : undefined
       const restore = parsers ? replaceParsers() : () => {}
       try {
-        await everyRoom(pooler?.url ?? url.href, pooled)
+        await everyRoom({ connectionString: pooler?.url ?? url.href, shared: way === 'shared' }, pooled)
       } finally {
         restore()
         await pooler?.stop()
@@ -79,11 +80,12 @@ test('what an error is does not depend on the language of the server', async () 
 })
 
 let n = 0
-async function everyRoom(connectionString: string, pooled: boolean): Promise<void> {
+async function everyRoom(options: { connectionString: string; shared: boolean }, pooled: boolean): Promise<void> {
+  const { connectionString } = options
   const errors: unknown[] = []
   const onError = (error: unknown) => void errors.push(error)
-  await using lockstep = createLockstep({ connectionString })
-  await using other = createLockstep({ connectionString })
+  await using lockstep = createLockstep(options)
+  await using other = createLockstep(options)
   await lockstep.ready()
   await Promise.all([
     locks(lockstep, other, pooled),
