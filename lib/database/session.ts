@@ -19,8 +19,9 @@ import type pg from 'pg'
 import { fromDatabase, SQLSTATE, Stopwatch, UnavailableError } from '../base/index.ts'
 import { run } from './caller-transaction.ts'
 import type { Database } from './database.ts'
+import { KeepAlive } from './keep-alive.ts'
 import { LockTurns } from './lock-turns.ts'
-import { announcedPid } from './pool.ts'
+import { announcedPid } from './proxies.ts'
 
 const HEARTBEAT_MS = 2_000
 const TRUST_MS = 8_000
@@ -42,6 +43,8 @@ export class Session {
   readonly shared: boolean
   /** Why this session has ended; undefined while it lives. */
   lost: Error | undefined
+  /** What keeps the process alive through this connection. */
+  readonly users: KeepAlive
 
   readonly #client: pg.Client
   readonly #heartbeat: NodeJS.Timeout
@@ -78,6 +81,7 @@ export class Session {
   private constructor(client: pg.Client, opened: Stopwatch, shared: boolean) {
     this.#client = client
     this.shared = shared
+    this.users = new KeepAlive(client)
     this.#answered = opened
     this.pid = announcedPid(client)
     this.#turns = new LockTurns(this.pid, {
@@ -97,14 +101,19 @@ export class Session {
     return this.lost === undefined && (this.#queueing || this.#answered.elapsed() < TRUST_MS)
   }
 
-  /** Reports the end of the connection to `dependent`; at once, if it has ended: an answer may arrive together with the end. */
-  attach(dependent: Dependent): void {
+  /**
+   * Reports the end of the connection to `dependent`; at once, if it has ended: an answer may arrive together with the end.
+   * @param alive  whether it keeps the process alive, as a hold does.
+   */
+  attach(dependent: Dependent, alive = true): void {
     if (this.lost) dependent.connectionLost(this.lost)
     else this.#dependents.add(dependent)
+    if (alive && !this.lost) this.users.add(dependent)
   }
 
   detach(dependent: Dependent): void {
     this.#dependents.delete(dependent)
+    this.users.delete(dependent)
   }
 
   /** Whether another name may be tried without a call of {@link checkCapacity}. */
@@ -235,6 +244,7 @@ export class Session {
   async #trusting<R>(ask: () => Promise<R>): Promise<R> {
     if (this.lost) throw this.lost
     const asked = new Stopwatch()
+    this.users.add(asked)
     try {
       const answer = await ask()
       if (this.lost) throw this.lost
@@ -247,6 +257,8 @@ export class Session {
       const over = severity === undefined || severity === 'FATAL' || severity === 'PANIC'
       if (over || code === SQLSTATE.wrongBackend) this.#lose(error)
       throw this.lost ?? fromDatabase(error)
+    } finally {
+      this.users.delete(asked)
     }
   }
 
