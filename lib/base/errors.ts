@@ -238,6 +238,19 @@ export function fromDatabase(error: unknown): unknown {
       { cause: error },
     )
   }
+  if (sqlState === '08P01' && /statement pooling mode/.test(error.message)) {
+    return new UnavailableError(
+      'The pooler in front of the database is in statement mode, which allows no transactions: set pool_mode = transaction, ' +
+        'or connect to the server directly',
+      { cause: error },
+    )
+  }
+  if (sqlState === '42P05' && /"lockstep_/.test(error.message)) {
+    return new UnavailableError(
+      'Several connections share one session of the server, as on PGlite: use PostgreSQL 14 or newer, and a pooler that resets its sessions',
+      { cause: error },
+    )
+  }
   if (sqlState === '3F000' || sqlState === '42P01' || sqlState === '42883') {
     return /lockstep/.test(error.message) // lockstep_boss too
       ? new UnavailableError('The database lacks the lockstep schema, or has an older one: run the migrations', {

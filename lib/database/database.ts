@@ -22,8 +22,9 @@ import pg from 'pg'
 import { CLOSE_MS, Closing, Deadline, fromDatabase, UnavailableError } from '../base/index.ts'
 import { type Clocked, ClockReader, type ClockReading } from './clock.ts'
 import { type ConnectOptions, checkedConnectOptions } from './connect-options.ts'
-import { allSettled, announcedPid, Pool, type PoolConfig } from './pool.ts'
+import { allSettled, Pool, type PoolConfig } from './pool.ts'
 import { clientWith, destroyConnection, PoolClients } from './pool-clients.ts'
+import { lookThrough, probeOf } from './proxies.ts'
 import { type ServerFacts, whyReadOnly, whyUnsupported } from './server-facts.ts'
 
 /** The last migration that this code needs. */
@@ -74,6 +75,7 @@ export class Database {
       volatile: options.volatile ?? false,
       application_name: options.applicationName ?? 'lockstep',
       connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+      allowExitOnIdle: true, // a program that forgets `close()` can end
       keepAlive: true,
       keepAliveInitialDelayMillis: 5_000, // Node sends 10 probes a second apart: so a dead peer is detected after 15 s
     }
@@ -170,7 +172,7 @@ export class Database {
 
   /**
    * Opens a direct connection; `null`: the database is behind a transaction pooler.
-   * @throws {UnavailableError} the database cannot be reached.
+   * @throws {UnavailableError} the database cannot be reached, or what is in front of it is not supported (proxies.ts).
    */
   async direct(): Promise<pg.Client | null> {
     if (this.#pooled) return null
@@ -181,8 +183,9 @@ export class Database {
     client.once('end', () => this.#direct.delete(client))
     try {
       await client.connect()
-      const { rows } = await client.query('select pg_catalog.pg_backend_pid() as pid')
-      if (rows[0].pid === announcedPid(client)) return client
+      const { direct, why } = await lookThrough(probeOf(client))
+      if (why !== undefined) throw new UnavailableError(why)
+      if (direct) return client
       this.#pooled = true
       await client.end()
       return null
@@ -196,11 +199,15 @@ export class Database {
   /**
    * Checks the database, by one statement: it answers, its server is supported (server-facts.ts), and its schema fits this code:
    * neither older than this code needs, nor so new that it does not support this code any more (lockstep.oldest_code). Whether the
-   * server shows advisory locks is checked once.
+   * server shows advisory locks, and what is in front of it (proxies.ts), is checked once.
    *
    * @throws {UnavailableError} one sentence that says what is wrong.
    */
   async ready(): Promise<void> {
+    if (!this.#proved) {
+      const unfit = await this.#control.whyUnfit()
+      if (unfit !== undefined) throw new UnavailableError(unfit)
+    }
     const [engine] = await this.control<ServerFacts & { current: string | null; oldest: string }>(
       sql`select * from lockstep.engine(${!this.#proved})`,
     )

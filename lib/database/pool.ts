@@ -15,8 +15,10 @@ import pg from 'pg'
 import { fromDatabase, UnavailableError } from '../base/index.ts'
 import { rememberXid } from './caller-transaction.ts'
 import { destroyConnection, PoolClients } from './pool-clients.ts'
+import { BEGUN_BY_PROXY, beginOnce, lookThrough, probeOf } from './proxies.ts'
 import { type PoolSource, SharedPool, type Wait } from './shared-pool.ts'
 import { type Connection, type RunWork, SupervisedTransaction } from './supervised-transaction.ts'
+import { controlsTransaction } from './transaction-control.ts'
 import { uncached } from './uncached.ts'
 
 export interface PoolConfig extends pg.PoolConfig {
@@ -85,6 +87,20 @@ export class Pool {
       return result
     } catch (error) {
       client.discard(error as Error) // it may have left a failed transaction open
+      throw fromDatabase(error)
+    }
+  }
+
+  /** Why Lockstep does not work through these connections, in one sentence; undefined: it does. @throws {UnavailableError} */
+  async whyUnfit(): Promise<string | undefined> {
+    const client = await this.#guarded()
+    try {
+      const { direct, why } = await lookThrough(client)
+      if (!direct && why === undefined) await beginOnce(client)
+      client.release()
+      return why
+    } catch (error) {
+      client.discard(error as Error)
       throw fromDatabase(error)
     }
   }
@@ -214,12 +230,18 @@ export class Pool {
       throw this.#closing ? closed(error) : unreachable(error)
     })
     let broken: Error | undefined
+    let begun = false
     return {
-      processID: announcedPid(client as unknown as pg.Client),
+      ...probeOf(client as unknown as pg.Client),
       query: async (text, values, single) => {
         try {
           const config = this.#query(text, values as unknown[])
-          return await client.query(single ? ({ ...config, queryMode: 'extended' } as pg.QueryConfig) : config)
+          const result = await client.query(single ? ({ ...config, queryMode: 'extended' } as pg.QueryConfig) : config)
+          if (!begun && client.getTransactionStatus() === 'T') {
+            begun = controlsTransaction(text) !== 'no'
+            if (!begun) throw new UnavailableError(BEGUN_BY_PROXY)
+          }
+          return result
         } catch (error) {
           if (error instanceof pg.DatabaseError) throw error
           broken = error as Error
@@ -259,11 +281,9 @@ export async function allSettled(pools: Pool[], over: () => boolean): Promise<vo
 
 const closed = (cause?: unknown) => new UnavailableError('Lockstep was closed', cause === undefined ? {} : { cause })
 
-/** The pid that the server, or a pooler in front of it, announced at login (BackendKeyData). Not in `pg`'s types. */
-export const announcedPid = (client: pg.Client): number => (client as unknown as { processID: number }).processID
-
 interface GuardedClient extends Connection {
   processID: number
+  localPort: number | undefined
   release(): void
   /** Releases the client; it is not used again. */
   discard(why: Error): void

@@ -122,8 +122,12 @@ export class SupervisedTransaction {
   // biome-ignore lint/suspicious/noExplicitAny: as above
   async #begin(text: string): Promise<any> {
     this.#begun = true
-    if (!this.#identified) return this.#client.query(text)
-    const results = await this.#client.query(`${text}; select ${XID} as xid`)
+    // It is Lockstep's own statement, so its failure is said in Lockstep's words.
+    const sent = this.#client.query(this.#identified ? `${text}; select ${XID} as xid` : text)
+    const results = await sent.catch((error) => {
+      throw fromDatabase(error)
+    })
+    if (!this.#identified) return results
     this.#xid = results.at(-1).rows[0].xid
     return results[0]
   }
