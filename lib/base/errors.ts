@@ -6,7 +6,7 @@
  * `tryAcquire` answers `null`. An aborted call rejects with the caller's own `signal.reason`.
  */
 
-import { READ_ONLY, whyRefused } from './refusals.ts'
+import { READ_ONLY, whyRefused, whyUnfit } from './refusals.ts'
 
 export { SQLSTATE } from './sqlstates.ts'
 
@@ -239,9 +239,6 @@ export function fromDatabase(error: unknown): unknown {
       { cause: error },
     )
   }
-  if (sqlState === '0A000' && /\bvariable\.c$/.test((error as { file?: string }).file ?? '')) {
-    return new UnavailableError('The database is a standby, which can only be read', { cause: error }) // at BEGIN READ WRITE
-  }
   if (sqlState === NO_CONNECTION_LEFT) {
     return new UnavailableError(
       'The database takes no more connections: max_connections of the server, or the connection limit of the role or of ' +
@@ -249,6 +246,8 @@ export function fromDatabase(error: unknown): unknown {
       { cause: error },
     )
   }
+  const unfit = whyUnfit(sqlState, error.message)
+  if (unfit !== undefined) return new UnavailableError(unfit, { cause: error })
   if (sqlState === '0A000' && routine === UNLOGGED) return refused(error, READ_ONLY)
   // FATAL is in the language of the server. So the usual refusal is recognised by its routine too.
   if (/^(FATAL|PANIC)$/.test(severity ?? '') || routine === 'CheckMyDatabase') return refused(error)

@@ -1,9 +1,13 @@
 /** How a Lockstep connects: its options, their checks and their defaults. */
 import { outOfRange, wrongType } from '../base/index.ts'
+import { checkedConnectionString } from './connection-string.ts'
 
 /** How to reach the database, and with how many connections. */
 export interface ConnectOptions {
-  /** `postgres://user:password@host:port/database?…`, direct or through a transaction pooler. */
+  /**
+   * `postgres://user:password@host:port/database?…`, direct or through a transaction pooler. Special characters are percent-encoded
+   * (`#` as `%23`). One host. `sslmode=prefer`, `require` and `verify-ca` mean the same as `verify-full`.
+   */
   connectionString: string
   /**
    * A connection string that goes around the pooler, for session locks and LISTEN. `null`: never try one (a Lambda, a Worker).
@@ -44,10 +48,10 @@ export interface ConnectOptions {
  */
 export function checkedConnectOptions(options: ConnectOptions) {
   if (typeof options !== 'object' || options === null) throw wrongType('options', 'an object', options)
-  const { connectionString, directConnectionString = connectionString, max = 10, maxWaiting = 8 } = options
-  if (typeof connectionString !== 'string' || connectionString === '') {
-    throw wrongType('connectionString', 'a Postgres URL', connectionString)
-  }
+  const { directConnectionString: direct, max = 10, maxWaiting = 8 } = options
+  const connectionString = checkedConnectionString('connectionString', options.connectionString)
+  const directConnectionString =
+    direct === null ? null : checkedConnectionString('directConnectionString', direct ?? connectionString)
   for (const [field, value, min] of [
     ['max', max, 1],
     ['maxWaiting', maxWaiting, 0],

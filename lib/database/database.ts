@@ -24,6 +24,7 @@ import { type Clocked, ClockReader, type ClockReading } from './clock.ts'
 import { type ConnectOptions, checkedConnectOptions } from './connect-options.ts'
 import { allSettled, Pool, type PoolConfig } from './pool.ts'
 import { clientWith, destroyConnection, PoolClients } from './pool-clients.ts'
+import { probeOf, whyUnfit } from './proxies.ts'
 import { type ServerFacts, whyReadOnly, whyUnsupported } from './server-facts.ts'
 import { greet } from './settings.ts'
 
@@ -76,6 +77,7 @@ export class Database {
       pooled: directConnectionString === null,
       application_name: options.applicationName ?? 'lockstep',
       connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+      allowExitOnIdle: true, // a program that forgets `close()` can end
       keepAlive: true,
       keepAliveInitialDelayMillis: 5_000, // Node sends 10 probes a second apart: so a dead peer is detected after 15 s
     }
@@ -173,7 +175,7 @@ export class Database {
 
   /**
    * Opens a direct connection; `null`: the database is behind a transaction pooler.
-   * @throws {UnavailableError} the database cannot be reached.
+   * @throws {UnavailableError} the database cannot be reached, or what is in front of it is not supported (proxies.ts).
    */
   async direct(): Promise<pg.Client | null> {
     if (this.#pooled) return null
@@ -184,7 +186,10 @@ export class Database {
     client.once('end', () => this.#direct.delete(client))
     try {
       await client.connect()
-      if ((await greet(client)).direct) return client
+      const facts = await greet(client)
+      const { why } = await whyUnfit(probeOf(client), facts)
+      if (why !== undefined) throw new UnavailableError(why)
+      if (facts.direct) return client
       this.#pooled = true
       await client.end()
       return null
@@ -198,11 +203,15 @@ export class Database {
   /**
    * Checks the database, by one statement: it answers, its server is supported (server-facts.ts), and its schema fits this code:
    * neither older than this code needs, nor so new that it does not support this code any more (lockstep.oldest_code). Whether the
-   * server shows advisory locks is checked once.
+   * server shows advisory locks, and what is in front of it (proxies.ts), is checked once.
    *
    * @throws {UnavailableError} one sentence that says what is wrong.
    */
   async ready(): Promise<void> {
+    if (!this.#proved) {
+      const unfit = await this.#control.whyUnfit()
+      if (unfit !== undefined) throw new UnavailableError(unfit)
+    }
     // A connection that can only be read, or leads to another server, may be an old one: the next call asks on a new one.
     await this.#control.check(sql<Engine>`select * from lockstep.engine(${!this.#proved})`, ([engine]) => {
       const why = engine ? whyNotReady(engine) : 'The database did not answer'

@@ -89,11 +89,13 @@ export class Notifier<T> {
 
   #begin(): void {
     clearTimeout(this.#lingerTimer)
+    this.#session?.users.add(this)
     if (!this.#subscribing && !this.#closed.signal.aborted) void this.#subscribe()
   }
 
   #endSoon(): void {
     if (this.#wanted || this.#closed.signal.aborted) return
+    this.#session?.users.delete(this)
     clearTimeout(this.#lingerTimer)
     this.#lingerTimer = setTimeout(() => this.#endIfUnneeded(), LINGER_MS)
     this.#lingerTimer.unref()
@@ -131,12 +133,14 @@ export class Notifier<T> {
   async #untilUnneeded(session: Session): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>()
     const dependent = { connectionLost: () => resolve(), listens: true }
-    session.attach(dependent)
+    session.attach(dependent, false)
+    if (this.#wanted) session.users.add(this)
     this.#endIfUnneeded = () => {
       if (!this.#wanted) resolve()
     }
     await promise
     session.detach(dependent)
+    session.users.delete(this)
   }
 
   // Every role that may connect may NOTIFY. A message that makes no sense is not an error: the listeners read the state instead.

@@ -11,14 +11,15 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Kysely, PostgresDialect, type RawBuilder, type Transaction } from 'kysely'
-import pg from 'pg'
-import { fromDatabase, isReadOnly, notConnected, UnavailableError } from '../base/index.ts'
+import type pg from 'pg'
+import { fromDatabase, notConnected } from '../base/index.ts'
 import { rememberXid } from './caller-transaction.ts'
+import { closed, type GuardedClient, guarded } from './guarded-client.ts'
 import { PARSERS } from './parsers.ts'
-import { destroyConnection, isOdd, PoolClients } from './pool-clients.ts'
-import { queryPinned } from './settings.ts'
+import { destroyConnection, PoolClients } from './pool-clients.ts'
+import { beginOnce, whyUnfit } from './proxies.ts'
 import { type PoolSource, SharedPool, type Wait } from './shared-pool.ts'
-import { type Connection, type HowToQuery, type RunWork, SupervisedTransaction } from './supervised-transaction.ts'
+import { type HowToQuery, type RunWork, SupervisedTransaction } from './supervised-transaction.ts'
 import { uncached } from './uncached.ts'
 
 export interface PoolConfig extends pg.PoolConfig {
@@ -117,6 +118,20 @@ export class Pool {
       return result
     } catch (error) {
       client.discard(error as Error) // it may have left a failed transaction open
+      throw fromDatabase(error)
+    }
+  }
+
+  /** Why Lockstep does not work through these connections, in one sentence; undefined: it does. @throws {UnavailableError} */
+  async whyUnfit(): Promise<string | undefined> {
+    const client = await this.#guarded()
+    try {
+      const { direct, why } = await whyUnfit(client)
+      if (!direct && why === undefined) await beginOnce(client)
+      client.release()
+      return why
+    } catch (error) {
+      client.discard(error as Error)
       throw fromDatabase(error)
     }
   }
@@ -240,38 +255,12 @@ export class Pool {
     })
   }
 
-  // A client is used again after an error that the server sent, and after no other error; and not after 25006. A connection keeps
-  // the default_transaction_read_only that it was opened with, and stays with the server that has become a standby. So a new one
-  // is opened, which can write as soon as the database can be written.
   async #guarded(wait?: Wait): Promise<GuardedClient> {
     const client = await this.#connect(wait).catch((error) => {
       if (wait?.signal?.aborted) throw error
       throw this.#closing ? closed(error) : notConnected(error)
     })
-    let broken: Error | undefined
-    return {
-      processID: announcedPid(client as unknown as pg.Client),
-      query: async (text, values, how = { theirs: this.#users }) => {
-        const config = this.#query(text, values as unknown[], how)
-        const pinned = !this.#users && isOdd(client) && client.getTransactionStatus() === 'I'
-        try {
-          return await (pinned ? queryPinned(client, config) : client.query(config))
-        } catch (error) {
-          const answered = error instanceof pg.DatabaseError
-          if (!answered || isReadOnly(error)) broken = error as Error
-          else if (pinned) await client.query('rollback').catch((failure) => (broken = failure))
-          if (answered) throw error
-          throw this.#closing ? closed(error) : error
-        }
-      },
-      status: () => client.getTransactionStatus(),
-      release: () => client.release(broken),
-      discard: (why) => client.release(broken ?? why),
-      destroy() {
-        broken ??= new Error('The transaction was abandoned')
-        destroyConnection(client)
-      },
-    }
+    return guarded(client, { users: this.#users, query: this.#query, closing: () => this.#closing })
   }
 
   #over(connect: () => Promise<GuardedClient>) {
@@ -293,18 +282,4 @@ export async function allSettled(pools: Pool[], over: () => boolean): Promise<vo
     if (over()) return
     await sleep(0)
   }
-}
-
-const closed = (cause?: unknown) => new UnavailableError('Lockstep was closed', cause === undefined ? {} : { cause })
-
-/** The pid that the server, or a pooler in front of it, announced at login (BackendKeyData). Not in `pg`'s types. */
-export const announcedPid = (client: pg.Client): number => (client as unknown as { processID: number }).processID
-
-interface GuardedClient extends Connection {
-  processID: number
-  release(): void
-  /** Releases the client; it is not used again. */
-  discard(why: Error): void
-  /** Closes the socket at once. */
-  destroy(): void
 }

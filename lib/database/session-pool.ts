@@ -83,7 +83,7 @@ export class SessionPool {
       }
       if (session === null) return null
       const opened = session
-      opened.attach({ connectionLost: () => this.#waiting.delete(opened) })
+      opened.attach({ connectionLost: () => this.#waiting.delete(opened) }, false)
     }
     if (this.#closed) {
       await session.end()

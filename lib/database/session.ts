@@ -19,17 +19,17 @@ import type pg from 'pg'
 import { endsConnection, fromDatabase, isReadOnly, SQLSTATE, Stopwatch, UnavailableError } from '../base/index.ts'
 import { compiled } from './caller-transaction.ts'
 import type { Database } from './database.ts'
+import { KeepAlive } from './keep-alive.ts'
 import { LockTurns } from './lock-turns.ts'
 import { PARSERS } from './parsers.ts'
-import { announcedPid } from './pool.ts'
+import { announcedPid } from './proxies.ts'
 import { Readiness } from './readiness.ts'
+import { settingsOfSessions } from './settings.ts'
+import { type TakeResult, takeResultOf } from './take-result.ts'
 
 const SESSION_HEARTBEAT_MS = 2_000
 const TRUST_MS = 8_000
 const SERVER_GIVES_UP_MS = 15_000
-
-/** The answer of the database to a session that has K of a name: its token, or in how many milliseconds to ask again. */
-export type TakeResult = { token: bigint; waitMs: null } | { token: null; waitMs: number }
 
 /** An object that must learn when a session ends. */
 export interface Dependent {
@@ -46,6 +46,8 @@ export class Session {
   readonly shared: boolean
   /** Why this session has ended; undefined while it lives. */
   lost: Error | undefined
+  /** What keeps the process alive through this connection. */
+  readonly users: KeepAlive
 
   readonly #client: pg.Client
   readonly #heartbeat: NodeJS.Timeout
@@ -65,14 +67,7 @@ export class Session {
     const client = await database.direct()
     if (client === null) return null
     try {
-      // tcp_user_timeout limits unanswered data and keepalives; idle_session_timeout limits a process that is frozen, whose kernel
-      // goes on answering; client_connection_check_interval ends a wait in a lock queue whose process has died.
-      // The planner's settings are those of the functions on leases (0001_lease.sql), set once instead of at every call.
-      await client.query(
-        `set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off;` +
-          `set plan_cache_mode = force_generic_plan; set tcp_user_timeout = ${SERVER_GIVES_UP_MS}; set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5;` +
-          `set client_connection_check_interval = 2000; set idle_session_timeout = ${SERVER_GIVES_UP_MS}`,
-      )
+      await client.query(settingsOfSessions(SERVER_GIVES_UP_MS))
     } catch (error) {
       client.end().catch(() => {})
       throw fromDatabase(error)
@@ -83,6 +78,7 @@ export class Session {
   private constructor(client: pg.Client, opened: Stopwatch, shared: boolean) {
     this.#client = client
     this.shared = shared
+    this.users = new KeepAlive(client)
     this.#answered = opened
     this.pid = announcedPid(client)
     this.#turns = new LockTurns(this.pid, {
@@ -108,14 +104,19 @@ export class Session {
     return this.#readOnly && this.#turns.idle && ![...this.#dependents].some(({ listens }) => !listens)
   }
 
-  /** Reports the end of the connection to `dependent`; at once, if it has ended: an answer may arrive together with the end. */
-  attach(dependent: Dependent): void {
+  /**
+   * Reports the end of the connection to `dependent`; at once, if it has ended: an answer may arrive together with the end.
+   * @param alive  whether it keeps the process alive, as a hold does.
+   */
+  attach(dependent: Dependent, alive = true): void {
     if (this.lost) dependent.connectionLost(this.lost)
     else this.#dependents.add(dependent)
+    if (alive && !this.lost) this.users.add(dependent)
   }
 
   detach(dependent: Dependent): void {
     this.#dependents.delete(dependent)
+    this.users.delete(dependent)
   }
 
   /** Whether another name may be tried without a call of {@link checkCapacity}. */
@@ -247,6 +248,7 @@ export class Session {
     if (this.lost) throw this.lost
     const asked = new Stopwatch()
     const ready = this.#readiness.sending()
+    this.users.add(asked)
     try {
       const answer = await ask()
       if (this.lost) throw this.lost
@@ -257,6 +259,8 @@ export class Session {
       else if (!(await ready())) this.#lose(error)
       if (isReadOnly(error)) this.#readOnly = true
       throw this.lost ?? fromDatabase(error)
+    } finally {
+      this.users.delete(asked)
     }
   }
 
@@ -290,9 +294,4 @@ export class Session {
     this.#client.connection?.stream?.destroy()
     return error
   }
-}
-
-function takeResultOf(row: unknown[] | undefined): TakeResult {
-  const [token, waitMs] = row as [string | null, number | null]
-  return token === null ? { token, waitMs: waitMs ?? 0 } : { token: BigInt(token), waitMs: null }
 }

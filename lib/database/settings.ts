@@ -18,6 +18,7 @@
 import pg from 'pg'
 import { BoundedMap, Stopwatch } from '../base/index.ts'
 import { PARSERS } from './parsers.ts'
+import { announcedPid, type Facts, factsOf } from './proxies.ts'
 import { uncached } from './uncached.ts'
 
 /** Every setting, its value, and when another value is as good. */
@@ -48,18 +49,33 @@ const set = ([name, value]: readonly [string, string, ...unknown[]], local: bool
 
 const VALUES = `pg_catalog.json_build_array(${SETTINGS.map(([name]) => `pg_catalog.current_setting('${name}')`).join()})::pg_catalog.text`
 
-/** Greets a new connection on which only Lockstep's own statements run: with the settings, if it is direct. */
-export async function greet(client: pg.Client | pg.PoolClient): Promise<{ direct: boolean; odd: boolean }> {
-  const { processID } = client as unknown as { processID: number }
-  const [direct, values] = await rowOf(
+/**
+ * Greets a new connection on which only Lockstep's own statements run: with the settings, if it is direct.
+ * @returns what the connection is (proxies.ts), and whether the role has anything odd that was not set.
+ */
+export async function greet(client: pg.Client): Promise<Facts & { odd: boolean }> {
+  const [direct, port, product, values] = await rowOf(
     client,
-    `select direct, ${VALUES},
+    `select direct, port, product, ${VALUES},
             case when direct then pg_catalog.concat(${[...SETTINGS, ...OF_SESSIONS].map((each) => set(each, false)).join()}) end,
             case when direct and ${since17} then pg_catalog.concat(${SINCE_17.map((each) => set(each, false)).join()}) end
-       from (select pg_catalog.pg_backend_pid() operator(pg_catalog.=) ${Number(processID)} as direct offset 0) as connection`,
+       from (${factsOf(announcedPid(client))} offset 0) as connection`,
   )
-  return { direct: direct as boolean, odd: !direct && isOdd(values as string) }
+  const facts = { direct, port, product } as Facts
+  return { ...facts, odd: !facts.direct && isOdd(values as string) }
 }
+
+/**
+ * Sets what a session needs for as long as it lives. `tcp_user_timeout` limits unanswered data and keepalives; `idle_session_timeout`
+ * limits a process that is frozen, whose kernel goes on answering; `client_connection_check_interval` ends a wait in a lock queue whose
+ * process has died. The planner's settings are those of the functions on leases (0001_lease.sql), set once instead of at every call.
+ *
+ * @param giveUpMs  how long after it last heard from the client the server ends the connection.
+ */
+export const settingsOfSessions = (giveUpMs: number): string =>
+  `set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off; set plan_cache_mode = force_generic_plan;
+   set tcp_user_timeout = ${giveUpMs}; set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5;
+   set client_connection_check_interval = 2000; set idle_session_timeout = ${giveUpMs}`
 
 // How long a process that shares its connections with its user does not ask again what the role has: a Worker opens one a request.
 const KNOWN_MS = 60_000

@@ -99,6 +99,7 @@ export class Renewer {
   /** Stops renewing a lease. */
   remove(hold: LeaseHold): void {
     this.#held.delete(hold)
+    if (this.#held.size === 0) this.#stop()
   }
 
   /** Every lease of this process. They are released when Lockstep is closed. */
@@ -119,17 +120,16 @@ export class Renewer {
     if (ms >= this.#everyMs) return
     clearInterval(this.#timer)
     this.#everyMs = ms
-    this.#timer = setInterval(() => this.#tick(), ms)
-    this.#timer.unref()
+    this.#timer = setInterval(() => this.#tick(), ms) // keeps the process alive, as long as it holds a lease
+  }
+
+  #stop() {
+    clearInterval(this.#timer)
+    this.#everyMs = Infinity
   }
 
   #tick() {
     for (const hold of this.#held) hold.check()
-    if (this.#held.size === 0) {
-      clearInterval(this.#timer)
-      this.#everyMs = Infinity
-      return
-    }
     const holds = this.all
     if (holds.some((hold) => hold.due >= 1)) {
       for (const hold of holds) if (hold.due >= 0.5) void hold.renew()

@@ -25,10 +25,11 @@ import { Kysely, PostgresDialect, sql } from 'kysely'
 import { Migrator } from 'kysely/migration'
 import pg from 'pg'
 import { checkMs, fromDatabase, notConnected, UnavailableError, WAIT, wrongType } from '../base/index.ts'
-import { LOCKS_NOT_SHOWN, PARSERS, read, type ServerFacts, whyReadOnly, whyUnsupported } from '../database/index.ts'
+import { checkedConnectionString, PARSERS, read, whyReadOnly } from '../database/index.ts'
 import { type Blocker, closingOf, described, reopen, untilQuiet, type WaitOptions } from './exclusive-migration.ts'
 import { lockMigrations, type MigrationFiles, migrationFiles, pinnedTransaction } from './migration-files.ts'
 import { checkRole, grant } from './role-rights.ts'
+import { checkServer } from './server-check.ts'
 
 export { type Blocker, described }
 
@@ -75,14 +76,16 @@ export interface SchemaState {
  * @throws {Error} one sentence. Lockstep does not support the server, the database is newer than this code, a file failed (which, and
  *   in which line), the role lacks a right, the role of `grant` does not exist, the folder contains something unexpected, or
  *   others were in the way for `waitMs` (which). Nothing was changed.
- * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`: an option is wrong, or `grant` cannot be a role of yours.
+ * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`: an option or the connection string (`connectionString`) is wrong, or
+ *   `grant` cannot be a role of yours.
  * @throws {UnavailableError} the database cannot be reached, or can only be read.
  * @throws the signal's reason.
  */
 export async function migrate<DB>(database: string | Kysely<DB>, options: MigrateOptions = {}): Promise<Migrated> {
   checkOptions(options)
   if (typeof database !== 'string') return apply(database, options)
-  const pool = new pg.Pool({ connectionString: database, max: 1, types: PARSERS })
+  const connectionString = checkedConnectionString('connectionString', database)
+  const pool = new pg.Pool({ connectionString, max: 1, types: PARSERS })
   pool.on('error', () => {}) // an idle connection that breaks must not end the process
   pool.on('connect', (client) => client.on('error', () => {})) // nor one that breaks between two statements
   const db = new Kysely<unknown>({ dialect: new PostgresDialect({ pool }) })
@@ -204,28 +207,6 @@ async function undoClosing<DB>(db: Kysely<DB>, files: MigrationFiles, error: unk
       { cause },
     )
   })
-}
-
-/** Checks the server, by statements that any server with the Postgres protocol understands. @throws {Error} it is not supported. */
-async function checkServer<DB>(trx: Kysely<DB>): Promise<ServerFacts> {
-  const facts = sql<ServerFacts>`
-    select current_setting('server_version_num')::int as version, current_setting('server_encoding') as encoding,
-           pg_is_in_recovery() as standby, current_setting('transaction_read_only')::boolean as read_only, null as shown`
-  const [engine] = (await read(trx, facts)) as [ServerFacts]
-  const why = whyUnsupported(engine)
-  if (why !== undefined) throw new Error(why)
-  // 'lock', 'eyed' in ASCII, as in lockstep.engine
-  await sql`select pg_advisory_xact_lock_shared(1819239275, 1702454628)`.execute(trx).catch((error) => {
-    const { severity, code } = error as { severity?: unknown; code?: unknown }
-    const refused = severity !== undefined && !/^(08|25P|53|57)/.test(String(code)) // else the connection has ended
-    throw refused ? new Error(LOCKS_NOT_SHOWN, { cause: error }) : error
-  })
-  const shown = await sql`
-    select from pg_locks l
-     where l.locktype = 'advisory' and l.pid = pg_backend_pid() and l.granted
-       and l.classid = 1819239275 and l.objid = 1702454628 and l.objsubid = 2`.execute(trx)
-  if (shown.rows.length === 0) throw new Error(LOCKS_NOT_SHOWN)
-  return engine
 }
 
 async function bringUp<DB>(trx: Kysely<DB>, files: MigrationFiles, target: string): Promise<string[]> {

@@ -24,30 +24,24 @@ export interface MigrationFile extends Migration {
 }
 
 /**
- * Runs `work` in a READ COMMITTED transaction that may write, whose search path is pg_catalog alone, without the timeouts that a role
- * may have, and with the syntax of strings and arrays that the files are written in. On a standby it only reads.
+ * Runs `work` in a READ COMMITTED transaction whose search path is pg_catalog alone, without the timeouts that a role may have, and with
+ * the syntax of strings and arrays that the files are written in.
  */
-export async function pinnedTransaction<DB, T>(db: Kysely<DB>, work: (trx: Transaction<DB>) => Promise<T>): Promise<T> {
-  const begin = db.transaction().setIsolationLevel('read committed')
-  let begun = false
-  const pinned = async (trx: Transaction<DB>): Promise<T> => {
-    begun = true
-    await sql`
+export function pinnedTransaction<DB, T>(db: Kysely<DB>, work: (trx: Transaction<DB>) => Promise<T>): Promise<T> {
+  return db
+    .transaction()
+    .setIsolationLevel('read committed')
+    .execute(async (trx) => {
+      await sql`
         set local search_path = pg_catalog, pg_temp;
         set local statement_timeout = 0; set local lock_timeout = 0; set local idle_in_transaction_session_timeout = 0;
         set local standard_conforming_strings = on; set local array_nulls = on; set local DateStyle = 'ISO, MDY';
         set local IntervalStyle = 'postgres'; set local TimeZone = 'UTC'; set local quote_all_identifiers = off;
         select case when current_setting('server_version_num')::int >= 170000 then set_config('transaction_timeout', '0', true) end`.execute(
-      trx,
-    )
-    return work(trx)
-  }
-  try {
-    return await begin.execute(pinned)
-  } catch (error) {
-    if (begun || (error as { code?: unknown }).code !== '0A000') throw error
-    return begin.execute(pinned)
-  }
+        trx,
+      )
+      return work(trx)
+    })
 }
 
 /**

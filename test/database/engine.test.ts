@@ -5,13 +5,16 @@
 import * as fs from 'node:fs'
 import * as os from 'node:os'
 import * as path from 'node:path'
+import { sql } from 'kysely'
 import pg from 'pg'
 import { afterEach, describe, expect, inject, test } from 'vitest'
+import { fromDatabase } from '../../lib/base/index.ts'
 import { SCHEMA } from '../../lib/database/database.ts'
 import { whyUnsupported } from '../../lib/database/server-facts.ts'
 import { createLockstep } from '../../lib/index.ts'
 import { migrate } from '../../lib/setup/migrate.ts'
-import { type FreshDatabase, freshDatabase } from '../support/database.ts'
+import { type FreshDatabase, freshDatabase, pgbouncerAvailable, tcpProxy } from '../support/database.ts'
+import { pgpoolWire } from '../support/pgpool-wire.ts'
 import { primary, template } from './standby.ts'
 
 const MIGRATIONS = path.join(import.meta.dirname, '../../db/migrations')
@@ -160,13 +163,135 @@ describe('a database that can only be read', () => {
     await expect(migrate(standby.url)).rejects.toMatchObject({ code: 'UNAVAILABLE', message: sentence })
   })
 
-  test('a role whose transactions are read-only unless they say that they write is a role like any other', async () => {
+  test('a role whose transactions are read-only gets an error that says so', async () => {
     for (const empty of [true, false]) {
       const db = await fresh({ empty })
       await db.pool.query(`alter database ${db.name} set default_transaction_read_only = on`)
-      if (empty) expect((await migrate(db.url)).applied.at(-1)).toBe(SCHEMA)
-      await using lockstep = createLockstep({ connectionString: db.url })
-      await lockstep.ready()
+      const sentence = 'The database can only be read by this role (default_transaction_read_only is on)'
+      if (empty) await expect(migrate(db.url)).rejects.toMatchObject({ code: 'UNAVAILABLE', message: sentence })
+      else expect(await notReady(db.url)).toBe(sentence)
     }
   })
+})
+
+/** The errors of the verbs that open a session. */
+async function notUsed(url: string): Promise<unknown[]> {
+  await using lockstep = createLockstep({ connectionString: url })
+  const verbs = [lockstep.locks.acquire('a'), lockstep.leaders.campaign('a', { failover: 'connection', waitMs: 0 })]
+  return await Promise.all(
+    verbs.map((verb) =>
+      verb.then(
+        () => null,
+        (error) => error.message,
+      ),
+    ),
+  )
+}
+
+describe('a server that gives all connections one session (PGlite)', () => {
+  const sentence =
+    'Lockstep needs a session for each connection, and PGlite gives all connections one: use PostgreSQL 14 or newer'
+  const pretend = ({ pool }: FreshDatabase) =>
+    pool.query(`set allow_system_table_mods = on;
+      alter function pg_catalog.version() rename to version_of_before;
+      create function pg_catalog.version() returns text language sql stable as $$ select 'PostgreSQL 18.6 (PGlite 0.5.14)' $$`)
+
+  test('is refused by migrate, which creates nothing, by ready(), and at the first use', async () => {
+    const empty = await fresh({ empty: true })
+    await pretend(empty)
+    await expect(migrate(empty.url)).rejects.toThrow(sentence)
+    await nothingMade(empty)
+    const db = await fresh()
+    await pretend(db)
+    expect(await notReady(db.url)).toBe(sentence)
+    expect(await notUsed(db.url)).toContain(sentence)
+  })
+
+  test('and an error that comes from it is one sentence', () => {
+    const error = Object.assign(new Error('prepared statement "lockstep_room" already exists'), {
+      ...{ code: '42P05', severity: 'ERROR' },
+    })
+    expect(fromDatabase(error)).toMatchObject({
+      code: 'UNAVAILABLE',
+      message: /^Several connections share one session/,
+    })
+    const theirs = Object.assign(new Error('prepared statement "x" already exists'), {
+      code: '42P05',
+      severity: 'ERROR',
+    })
+    expect(fromDatabase(theirs)).toBe(theirs)
+  })
+})
+
+test.skipIf(!pgbouncerAvailable())(
+  'PgBouncer in statement mode is refused, wherever a transaction is needed',
+  async () => {
+    const db = await freshDatabase({ pooled: { mode: 'statement' } })
+    cleaning.push(db.close)
+    const sentence =
+      /^The pooler in front of the database is in statement mode, which allows no transactions: set pool_mode/
+    expect(await notReady(db.pooledUrl)).toMatch(sentence)
+    await expect(migrate(db.pooledUrl)).rejects.toMatchObject({ code: 'UNAVAILABLE', message: sentence })
+    await using lockstep = createLockstep({ connectionString: db.pooledUrl })
+    const refused = { code: 'UNAVAILABLE', message: sentence }
+    await expect(lockstep.locks.transaction('a', async () => {})).rejects.toMatchObject(refused)
+    const held = await lockstep.locks.acquire('b') // single statements work
+    await expect(held.transaction(async () => {})).rejects.toMatchObject(refused)
+    await held.release()
+  },
+)
+
+describe('behind Pgpool-II', () => {
+  const fine = {
+    backend_clustering_mode: 'streaming_replication',
+    load_balance_mode: 'off',
+    memory_cache_enabled: 'off',
+  }
+
+  test('a setting with which it does not work is refused, with the setting that it needs', async () => {
+    const db = await fresh()
+    for (const [setting, value, needed] of [
+      ['backend_clustering_mode', 'raw', 'streaming_replication'],
+      ['backend_clustering_mode', 'native_replication', 'streaming_replication'],
+      ['load_balance_mode', 'on', 'off'],
+      ['memory_cache_enabled', 'on', 'off'],
+    ] as const) {
+      await using wire = await pgpoolWire(db.url, { ...fine, [setting]: value })
+      const sentence = `Behind Pgpool-II Lockstep needs ${setting} = ${needed} (it is ${value}): set it so, or connect to the primary directly`
+      expect(await notReady(wire.url)).toBe(sentence)
+      expect(await notUsed(wire.url)).toContain(sentence)
+    }
+    await using wire = await pgpoolWire(db.url, fine)
+    expect(await notReady(wire.url)).toBeNull()
+    await using lockstep = createLockstep({ connectionString: wire.url })
+    await using held = await lockstep.locks.acquire('a')
+    expect(held.kind).toBe('connection')
+  })
+
+  test('a statement that is left in a transaction of its own fails, and has no effect', async () => {
+    const db = await fresh()
+    await using wire = await pgpoolWire(db.url, { ...fine, backend_clustering_mode: 'raw' })
+    await db.pool.query('create table written (n integer)')
+    await using lockstep = createLockstep({ connectionString: wire.url })
+    const insert = (n: number) => sql`insert into written values (${n})`
+    await expect(insert(1).execute(lockstep.kysely)).rejects.toMatchObject({
+      ...{ code: 'UNAVAILABLE', message: /^What is in front of the database begins transactions and leaves them open/ },
+    })
+    expect((await db.pool.query('select n from written')).rows).toEqual([])
+    // A transaction that was asked for, in words that Kysely does not send, stays possible.
+    await lockstep.kysely.connection().execute(async (connection) => {
+      await sql`/* mine */ begin`.execute(connection)
+      await sql`select 1`.execute(connection)
+      await sql`rollback`.execute(connection)
+    })
+  })
+})
+
+test('a proxy that is not Pgpool-II is asked once, and works', async () => {
+  const db = await fresh()
+  await using proxy = await tcpProxy(db.url)
+  expect(await notReady(proxy.url)).toBeNull()
+  await using lockstep = createLockstep({ connectionString: proxy.url })
+  await using held = await lockstep.locks.acquire('a')
+  expect(held.kind).toBe('connection')
 })

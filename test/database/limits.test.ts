@@ -34,7 +34,9 @@ beforeAll(async () => {
   server = await dedicatedServer({ settings: { max_connections: 40 } })
   proxy = await tcpProxy(server.url)
   admin = new pg.Pool({ connectionString: elsewhere(server.url, 'template1'), max: 1 })
-  admin.on('connect', (client) => client.on('error', () => {})) // its connection may end after the server
+  // Its connection may end after the server.
+  admin.on('connect', (client) => client.on('error', () => {}))
+  admin.on('error', () => {})
   await admin.query(`create role app login password 'app'`)
   await migrate(server.url, { grant: 'app' })
   const login = new URL(proxy.url)
@@ -50,8 +52,8 @@ afterAll(async () => {
 const elsewhere = (from: string, database: string) => Object.assign(new URL(from), { pathname: `/${database}` }).href
 
 type End = () => Promise<unknown>
-/** Begins the state. @returns a function that ends it. */
-type Begin = () => Promise<End>
+/** Begins the state. @param cut  whether open connections may be lost. @default true @returns a function that ends it. */
+type Begin = (cut?: boolean) => Promise<End>
 
 const ends: End[] = []
 afterEach(async () => {
@@ -75,29 +77,33 @@ const setting =
   }
 
 /** All connections that the server allows are in use. @param reserved  all but those that are kept for superusers. */
-const hogged = (reserved: boolean) => async (): Promise<End> => {
-  const who = new URL(server.url)
-  if (reserved) who.username = who.password = 'app'
-  const hogs: pg.Client[] = []
-  const fill = async () => {
-    for (;;) {
-      const client = new pg.Client({ connectionString: who.href, application_name: 'hog' })
-      client.on('error', () => {})
-      try {
-        await client.connect()
-      } catch (error) {
-        expect(error).toMatchObject({ code: '53300' })
-        return
+const hogged =
+  (reserved: boolean) =>
+  async (cut = true): Promise<End> => {
+    const who = new URL(server.url)
+    if (reserved) who.username = who.password = 'app'
+    const hogs: pg.Client[] = []
+    const fill = async () => {
+      for (;;) {
+        const client = new pg.Client({ connectionString: who.href, application_name: 'hog' })
+        client.on('error', () => {})
+        try {
+          await client.connect()
+        } catch (error) {
+          expect(error).toMatchObject({ code: '53300' })
+          return
+        }
+        hogs.push(client)
       }
-      hogs.push(client)
     }
+    await fill()
+    if (cut) {
+      proxy.cut()
+      await new Promise((resolve) => setTimeout(resolve, 20)) // the server notices
+      await fill()
+    }
+    return () => Promise.all(hogs.map((client) => client.end()))
   }
-  await fill()
-  proxy.cut()
-  await new Promise((resolve) => setTimeout(resolve, 20)) // the server notices
-  await fill()
-  return () => Promise.all(hogs.map((client) => client.end()))
-}
 
 const readOnlyServer: Begin = async () => {
   await reload('on')
@@ -328,7 +334,7 @@ test.each(Object.entries(NO_CONNECTION))(
     const worker = tasks.work(queue)
     await tasks.declare(queue)
     await until('it looks for jobs', async () => (await tasks.counts(queue)).active === 0) // the pool of jobs has a connection
-    const end = await begun(begin)
+    const end = await begun(() => begin(false)) // it keeps that connection, by which the job is sent and fetched
     let id: string | null = null
     await until('it is sent', async () => {
       id = await tasks
@@ -471,7 +477,9 @@ async function run() {
         return next
       })
       expect(next?.token).toBeGreaterThan(granted?.token ?? held.token)
-      await Promise.all([next?.release(), lease.release()])
+      const released = (hold?: Hold) =>
+        until('it is released', () => hold?.release().then(() => true, expected) ?? true)
+      await Promise.all([released(next), released(lease)])
     },
     [Symbol.asyncDispose]: () => lockstep.close(),
   }

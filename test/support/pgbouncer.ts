@@ -12,6 +12,8 @@ export interface PoolSize {
   size?: number
   /** How many client connections it accepts. @default 100 */
   clients?: number
+  /** Its pool_mode. @default 'transaction' */
+  mode?: 'transaction' | 'statement'
 }
 
 /** Whether PgBouncer is installed; else skip the test and say why. */
@@ -38,7 +40,7 @@ function pgbouncerPath(): string | undefined {
 /** Starts PgBouncer in front of a database. Like PostgreSQL it refuses to run as root. */
 export async function pgbouncer(
   target: string,
-  { size = 3, clients = 100 }: PoolSize,
+  { size = 3, clients = 100, mode = 'transaction' }: PoolSize,
 ): Promise<{ url: string; stop(): Promise<void> }> {
   const binary = pgbouncerPath()
   if (binary === undefined) throw new Error('PgBouncer is not installed: see pgbouncerAvailable')
@@ -66,7 +68,7 @@ listen_addr = 127.0.0.1
 listen_port = ${listenPort}
 unix_socket_dir =
 auth_type = any
-pool_mode = transaction
+pool_mode = ${mode}
 default_pool_size = ${size}
 max_client_conn = ${clients}
 server_lifetime = 3600

@@ -24,6 +24,30 @@ const LEASE = 'db/migrations/0001_lease.sql'
 const FENCE = 'db/migrations/0010_fence.sql'
 const MUTANTS: Mutant[] = [
   {
+    bug: 'a proxy leaves a write in a transaction of its own, and it counts as done',
+    file: 'lib/database/guarded-client.ts',
+    from: 'if (!begun) throw new UnavailableError(BEGUN_BY_PROXY)',
+    to: 'begun = true',
+    files: ['database/engine.test.ts'],
+    tests: 'in a transaction of its own fails',
+  },
+  {
+    bug: 'a server on which all connections are one session is used',
+    file: 'lib/database/proxies.ts',
+    from: 'whyOneSession(product) ??',
+    to: '',
+    files: ['database/engine.test.ts'],
+    tests: 'PGlite',
+  },
+  {
+    bug: 'a process that holds something by its connection ends all the same',
+    file: 'lib/database/session.ts',
+    from: 'if (alive && !this.lost) this.users.add(dependent)',
+    to: '',
+    files: ['close/close.test.ts'],
+    tests: 'was never closed, ends by itself once',
+  },
+  {
     bug: 'a fence is taken outside of a transaction',
     file: 'db/migrations/0012_transaction.sql',
     from: 'if pg_current_xact_id_if_assigned() is distinct from xid then',
@@ -204,8 +228,8 @@ const MUTANTS: Mutant[] = [
   },
   {
     bug: 'behind a pooler a statement runs with the settings of its role',
-    file: 'lib/database/pool.ts',
-    from: "const pinned = !this.#users && isOdd(client) && client.getTransactionStatus() === 'I'",
+    file: 'lib/database/guarded-client.ts',
+    from: "const pinned = !guard.users && isOdd(client) && client.getTransactionStatus() === 'I'",
     to: 'const pinned = false',
     files: ['database/odd-settings.test.ts'],
     tests: 'PgBouncer',

@@ -50,7 +50,7 @@ export class WorkerRegistry {
       this.#timer = undefined
     })
     this.#workers.set(worker.id, worker)
-    this.#timer ??= setInterval(() => void this.#heartbeat(), REGISTRY_HEARTBEAT_MS).unref()
+    this.#timer ??= setInterval(() => void this.#heartbeat(), REGISTRY_HEARTBEAT_MS) // keeps the process alive while it works
     return worker
   }
 

@@ -1,0 +1,69 @@
+/**
+ * A client of a pool, for one use.
+ *
+ * It is used again after an error that the server sent, and after no other error; and not after 25006. A connection keeps the
+ * default_transaction_read_only that it was opened with, and stays with the server that has become a standby. So a new one is
+ * opened, which can write as soon as the database can be written.
+ */
+import pg from 'pg'
+import { isReadOnly, UnavailableError } from '../base/index.ts'
+import { destroyConnection, isOdd } from './pool-clients.ts'
+import { BEGUN_BY_PROXY, type Probe, probeOf } from './proxies.ts'
+import { queryPinned } from './settings.ts'
+import type { Connection, HowToQuery } from './supervised-transaction.ts'
+import { controlsTransaction } from './transaction-control.ts'
+
+export interface GuardedClient extends Connection, Omit<Probe, 'query'> {
+  release(): void
+  /** Releases the client; it is not used again. */
+  discard(why: Error): void
+  /** Closes the socket at once. */
+  destroy(): void
+}
+
+/** What a client needs of its pool. */
+export interface Guard {
+  /** Whether it is for the user's own statements. */
+  users: boolean
+  /** Makes the query of a statement. */
+  query(text: string, values: unknown[] | undefined, how: HowToQuery): pg.QueryConfig
+  /** Whether the pool is being closed. */
+  closing(): boolean
+}
+
+export function guarded(client: pg.PoolClient, guard: Guard): GuardedClient {
+  let broken: Error | undefined
+  let begun = false
+  return {
+    ...probeOf(client as unknown as pg.Client),
+    query: async (text, values, how = { theirs: guard.users }) => {
+      const config = guard.query(text, values as unknown[], how)
+      const pinned = !guard.users && isOdd(client) && client.getTransactionStatus() === 'I'
+      try {
+        const result = await (pinned ? queryPinned(client, config) : client.query(config))
+        if (!begun && client.getTransactionStatus() === 'T') {
+          begun = controlsTransaction(text) !== 'no'
+          if (!begun) throw new UnavailableError(BEGUN_BY_PROXY)
+        }
+        return result
+      } catch (error) {
+        const answered = error instanceof pg.DatabaseError
+        if (!answered || isReadOnly(error)) broken = error as Error
+        else if (pinned) await client.query('rollback').catch((failure) => (broken = failure))
+        if (answered) throw error
+        throw guard.closing() ? closed(error) : error
+      }
+    },
+    status: () => client.getTransactionStatus(),
+    release: () => client.release(broken),
+    discard: (why) => client.release(broken ?? why),
+    destroy() {
+      broken ??= new Error('The transaction was abandoned')
+      destroyConnection(client)
+    },
+  }
+}
+
+/** The error for a call after which, or during which, the pool was closed. */
+export const closed = (cause?: unknown): UnavailableError =>
+  new UnavailableError('Lockstep was closed', cause === undefined ? {} : { cause })
