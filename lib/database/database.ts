@@ -187,7 +187,7 @@ export class Database {
     try {
       await client.connect()
       const facts = await greet(client)
-      const { why } = await whyUnfit(probeOf(client), facts)
+      const { why } = await whyUnfit(probeOf(client), { facts })
       if (why !== undefined) throw new UnavailableError(why)
       if (facts.direct) return client
       this.#pooled = true

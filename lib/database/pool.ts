@@ -57,6 +57,7 @@ export class Pool {
   readonly #source: PoolSource
   readonly #query: (text: string, values: unknown[] | undefined, how: HowToQuery) => pg.QueryConfig
   readonly #users: boolean
+  readonly #cached: boolean
   /** The clients in use. */
   readonly #out = new Set<pg.PoolClient>()
   /** How to reject each caller that waits for a client. */
@@ -78,6 +79,7 @@ export class Pool {
         ...(!theirs && { types: PARSERS }),
       }) as unknown as pg.QueryConfig
     this.#users = users
+    this.#cached = marked ?? false
     const source = from ?? new PoolClients(config, users ? 'users' : pooled ? 'both' : 'own')
     this.#source = new SharedPool(source, config.max, { owner: from === undefined, remedy })
     this.kysely = this.#over(() => this.#guarded())
@@ -126,7 +128,7 @@ export class Pool {
   async whyUnfit(): Promise<string | undefined> {
     const client = await this.#guarded()
     try {
-      const { direct, why } = await whyUnfit(client)
+      const { direct, why } = await whyUnfit(client, { cached: this.#cached })
       if (!direct && why === undefined) await beginOnce(client)
       client.release()
       return why

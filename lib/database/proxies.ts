@@ -10,7 +10,8 @@
  *   replication without load balancing, and without its cache, is accepted.
  *
  * Only Pgpool-II answers `show pool_version`; a server logs an error. So it is asked only if something is odd: the port that the server
- * sees is not the port of this socket, or the announced pid may be that of another server's backend.
+ * sees is not the port of this socket, or the announced pid may be that of another server's backend. In a Worker it is not asked:
+ * there Hyperdrive is in front, each request is a process of its own, and the port of this socket is not known.
  */
 import type pg from 'pg'
 import { endsConnection } from '../base/index.ts'
@@ -61,11 +62,18 @@ export const BEGUN_BY_PROXY =
   'What is in front of the database begins transactions and leaves them open, as Pgpool-II does in its mode raw: ' +
   'set backend_clustering_mode = streaming_replication, or connect to the server directly'
 
-/** Why Lockstep does not work through a connection, in one sentence; undefined: it does. @param facts  if they are known already. */
-export async function whyUnfit(probe: Probe, facts?: Facts): Promise<{ direct: boolean; why: string | undefined }> {
-  const { direct, port, product } = facts ?? ((await probe.query(factsOf(probe.processID))).rows[0] as Facts)
+/**
+ * Why Lockstep does not work through a connection, in one sentence; undefined: it does.
+ * @param how.facts  if they are known already.
+ * @param how.cached  whether a proxy in front may answer from a cache: then it is not asked whether it is Pgpool-II. @default false
+ */
+export async function whyUnfit(
+  probe: Probe,
+  how: { facts?: Facts; cached?: boolean } = {},
+): Promise<{ direct: boolean; why: string | undefined }> {
+  const { direct, port, product } = how.facts ?? ((await probe.query(factsOf(probe.processID))).rows[0] as Facts)
   const odd = direct ? port !== (probe.localPort ?? null) : probe.processID > 0 && probe.processID <= MAX_PID
-  return { direct, why: whyOneSession(product) ?? (odd ? await whyPgpool(probe) : undefined) }
+  return { direct, why: whyOneSession(product) ?? (odd && !how.cached ? await whyPgpool(probe) : undefined) }
 }
 
 /** Begins a transaction and ends it. @throws the error of a pooler that allows none. */
