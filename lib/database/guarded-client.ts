@@ -3,7 +3,7 @@
  *
  * It is used again after an error that the server sent, and after no other error; and not after 25006. A connection keeps the
  * default_transaction_read_only that it was opened with, and stays with the server that has become a standby. So a new one is
- * opened, which can write as soon as the database can be written.
+ * opened, which can write as soon as the database can be written; a statement by itself is tried again on it ({@link metOldConnection}).
  */
 import pg from 'pg'
 import { isReadOnly, UnavailableError } from '../base/index.ts'
@@ -31,7 +31,15 @@ export interface Guard {
   closing(): boolean
 }
 
+const USED = new WeakSet<object>()
+const OLD = new WeakSet<object>()
+/** Whether a statement was refused with 25006, and so had no effect, by a connection that was opened for an earlier use. */
+export const metOldConnection = (error: unknown): boolean =>
+  typeof error === 'object' && error !== null && OLD.has(error)
+
 export function guarded(client: pg.PoolClient, guard: Guard): GuardedClient {
+  const old = USED.has(client)
+  USED.add(client)
   let broken: Error | undefined
   let begun = false
   return {
@@ -48,6 +56,7 @@ export function guarded(client: pg.PoolClient, guard: Guard): GuardedClient {
         return result
       } catch (error) {
         const answered = error instanceof pg.DatabaseError
+        if (old && isReadOnly(error)) OLD.add(error as Error)
         if (!answered || isReadOnly(error)) broken = error as Error
         else if (pinned) await client.query('rollback').catch((failure) => (broken = failure))
         if (answered) throw error

@@ -14,7 +14,7 @@ import { Kysely, PostgresDialect, type RawBuilder, type Transaction } from 'kyse
 import type pg from 'pg'
 import { fromDatabase, notConnected } from '../base/index.ts'
 import { rememberXid } from './caller-transaction.ts'
-import { closed, type GuardedClient, guarded } from './guarded-client.ts'
+import { closed, type GuardedClient, guarded, metOldConnection } from './guarded-client.ts'
 import { PARSERS } from './parsers.ts'
 import { destroyConnection, PoolClients } from './pool-clients.ts'
 import { beginOnce, whyUnfit } from './proxies.ts'
@@ -87,10 +87,12 @@ export class Pool {
 
   /** Runs one statement. @throws {UnavailableError} the database did not answer; the outcome is unknown. */
   async run<R>(statement: RawBuilder<R>): Promise<R[]> {
-    try {
-      return (await statement.execute(this.kysely)).rows
-    } catch (error) {
-      throw fromDatabase(error)
+    for (;;) {
+      try {
+        return (await statement.execute(this.kysely)).rows
+      } catch (error) {
+        if (!metOldConnection(error)) throw fromDatabase(error)
+      }
     }
   }
 
