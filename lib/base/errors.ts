@@ -249,8 +249,8 @@ export function fromDatabase(error: unknown): unknown {
   const unfit = whyUnfit(sqlState, error.message)
   if (unfit !== undefined) return new UnavailableError(unfit, { cause: error })
   if (sqlState === '0A000' && routine === UNLOGGED) return refused(error, READ_ONLY)
-  // FATAL is in the language of the server. So the usual refusal is recognised by its routine too.
-  if (/^(FATAL|PANIC)$/.test(severity ?? '') || routine === 'CheckMyDatabase') return refused(error)
+  // A database that takes no connections, or none of this role. (That the error is FATAL is said in the language of the server.)
+  if (routine === 'CheckMyDatabase') return refused(error)
   if (sqlState === '3F000' || sqlState === '42P01' || sqlState === '42883') {
     return /lockstep/.test(error.message) // lockstep_boss too
       ? new UnavailableError('The database lacks the lockstep schema, or has an older one: run the migrations', {
