@@ -48,7 +48,7 @@ async function weight(): Promise<Line[]> {
   const lambda = gzipSync(fs.readFileSync(path.join(await lambdaFolder(), 'index.mjs'))).length
   const rows = [
     ['Lambda, everything', lambda, 290],
-    ['a Worker, everything', (await dryRun()).bytes, 290],
+    ['a Worker, everything', (await dryRun()).bytes, 300],
     ['a Worker without tasks', (await dryRun(LEAN)).bytes, 150],
   ] as const
   return rows.map(([row, bytes, most]) => {
