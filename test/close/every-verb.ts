@@ -77,7 +77,7 @@ const EVENTS = {
   getGroup: ['x'],
   group: ['x'],
   groups: [],
-  deleteGroup: ['x'],
+  deleteGroup: ['gone'],
   parked: ['x'],
   redeliver: ['x'],
   lag: ['x'],
