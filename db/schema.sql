@@ -1937,19 +1937,26 @@ begin
   return next;
 end $function$;
 
+-- Deletes a group; answers whether there was one. The row of the group goes before its checkpoints: while this transaction has
+-- it, no other can make the group, so the checkpoints that follow are those of the deleted group and no others. Deleted before it
+-- (0007), they could be joined by those of a group that was made meanwhile, which then had none to read, or could never be made
+-- again. The leases go first: a transaction that commits a batch locks its lease and then its checkpoint, and if it waits here it
+-- finds both gone.
 CREATE OR REPLACE FUNCTION lockstep.delete_group(group_name text)
  RETURNS boolean
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 begin
-  -- in the order in which who commits locks them; who waits for them finds them gone
   delete from lockstep.lease l
    where l.name > E'group\t' || delete_group.group_name || E'\t' and l.name < E'group\t' || delete_group.group_name || E'\n';
+  delete from lockstep.consumer_group g where g.name = delete_group.group_name;
+  if not found then
+    return false;
+  end if;
   delete from lockstep.checkpoint c where c.group_name = delete_group.group_name;
   delete from lockstep.stuck s where s.group_name = delete_group.group_name;
-  delete from lockstep.consumer_group g where g.name = delete_group.group_name;
-  return found;
+  return true;
 end $function$;
 
 -- Every event up to `horizon` has committed or never will. The next statement sees all of them, because a transaction's rows

@@ -77,7 +77,7 @@ const EVENTS = {
   getGroup: ['x'],
   group: ['x'],
   groups: [],
-  deleteGroup: ['gone'],
+  deleteGroup: ['x'],
   parked: ['x'],
   redeliver: ['x'],
   lag: ['x'],

@@ -429,6 +429,36 @@ export function groupSuite({ pooled }: { pooled: boolean }) {
       expect(await effects(folder)).toEqual({ 0: [1, 2, 1, 2, 3] })
     })
 
+    test('made while it is being deleted has its checkpoints, and can be made again', async () => {
+      const { group } = fresh()
+      const blocker = await db.pool.connect()
+      try {
+        await blocker.query(
+          `begin; insert into lockstep.stuck values ('${group}', 1, 0, 1, 1, 'infinity', null, now())`,
+        )
+        await blocker.query(`commit; begin; select from lockstep.stuck where group_name = '${group}' for update`)
+        const { rows } = await blocker.query('select pg_backend_pid() as pid')
+        let ended = false
+        const deleting = theirs.deleteGroup(group).finally(() => {
+          ended = true
+        })
+        const waits = 'select from pg_stat_activity where $1 = any (pg_blocking_pids(pid))'
+        await until(
+          'it waits or has ended',
+          async () => ended || (await db.pool.query(waits, [rows[0].pid])).rows.length > 0,
+        )
+        expect(await ours.declareGroup(group, { partitions: 3 })).toBe(true)
+        await blocker.query('commit')
+        await deleting
+      } finally {
+        blocker.release()
+      }
+      const { rows } = await db.pool.query('select from lockstep.checkpoint where group_name = $1', [group])
+      expect(rows.length).toBe((await ours.getGroup(group))?.partitions ?? 0)
+      await ours.declareGroup(group)
+      expect((await ours.lag(group)).partitions).toHaveLength((await ours.getGroup(group))?.partitions ?? -1)
+    })
+
     test.each<[string, object | null]>([
       ['options', null],
       ['prefix', { prefix: 7 }],

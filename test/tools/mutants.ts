@@ -48,6 +48,14 @@ const MUTANTS: Mutant[] = [
     tests: 'was never closed, ends by itself once',
   },
   {
+    bug: 'checkpoints are deleted before the row of their group',
+    file: 'db/migrations/0014_read.sql',
+    from: 'delete from lockstep.consumer_group g where g.name = delete_group.group_name;\n  if not found then\n    return false;\n  end if;\n  delete from lockstep.checkpoint c where c.group_name = delete_group.group_name;\n  delete from lockstep.stuck s where s.group_name = delete_group.group_name;\n  return true;',
+    to: 'delete from lockstep.checkpoint c where c.group_name = delete_group.group_name;\n  delete from lockstep.stuck s where s.group_name = delete_group.group_name;\n  delete from lockstep.consumer_group g where g.name = delete_group.group_name;\n  return found;',
+    files: ['event/group.test.ts'],
+    tests: 'made while it is being deleted',
+  },
+  {
     bug: 'a fence is taken outside of a transaction',
     file: 'db/migrations/0012_transaction.sql',
     from: 'if pg_current_xact_id_if_assigned() is distinct from xid then',
