@@ -15,10 +15,11 @@ import * as path from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
-import { sql } from 'kysely'
+import { type Kysely, sql } from 'kysely'
 import { type ConsumeOptions, createEvents, type Events } from '../../lib/event/index.ts'
-import { createLockstep, type Lockstep } from '../../lib/index.ts'
+import { createLockstep } from '../../lib/index.ts'
 import { freePort } from '../../lib/setup/guarded-process.ts'
+import { observer } from '../support/observer.ts'
 import { check, type Reports, type Stored, storedEvents, storedRest } from './history.ts'
 import { Nemesis, type Victim } from './nemesis.ts'
 import type { ChaosServer } from './server.ts'
@@ -53,11 +54,12 @@ const RECOVERS_MS = 120_000
 export async function runEvents(plan: EventsPlan) {
   const { url } = plan.server
   await using lockstep = createLockstep({ connectionString: url, max: 2, applicationName: 'chaos' })
+  await using observed = observer(url)
   const events = createEvents(lockstep)
-  await sql`drop table if exists committed, applied`.execute(lockstep.kysely)
-  await sql`create table committed (tag text, stream text, first bigint)`.execute(lockstep.kysely)
+  await sql`drop table if exists committed, applied`.execute(observed)
+  await sql`create table committed (tag text, stream text, first bigint)`.execute(observed)
   await sql`create table applied (n bigserial, stream text, position bigint, partition integer, token bigint,
-                                  attempt integer, worker text)`.execute(lockstep.kysely)
+                                  attempt integer, worker text)`.execute(observed)
   await events.declareGroup(GROUP, RETRIES)
 
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'lockstep-chaos-'))
@@ -103,8 +105,8 @@ export async function runEvents(plan: EventsPlan) {
 
     // There are no more faults and no more appends: all events must be applied, and read.
     const since = performance.now()
-    await within('a backend of a killed process', backendsEnded(lockstep, processes.dead))
-    everything = await storedEvents(lockstep)
+    await within('a backend of a killed process', backendsEnded(observed, processes.dead))
+    everything = await storedEvents(observed)
     await allApplied(events, since, violations)
     doneMs = Math.round(performance.now() - since)
     const last = everything.findLast(({ stream }) => stream.startsWith(PREFIX))?.cursor ?? 0n
@@ -114,7 +116,7 @@ export async function runEvents(plan: EventsPlan) {
     await processes.endAll()
   }
 
-  const stored: Stored = { events: everything, ...(await storedRest(lockstep, file)) }
+  const stored: Stored = { events: everything, ...(await storedRest(observed, file)) }
   violations.push(...check(stored, reports, PREFIX))
   fs.rmSync(folder, { recursive: true })
   const appends: Record<string, number> = {}
@@ -303,10 +305,10 @@ function writeWorker(folder: string, door: string): string {
 // ---- The end -----------------------------------------------------------------------------------------------------
 
 // Then each commit of a killed process is either complete or rolled back.
-async function backendsEnded(lockstep: Lockstep, names: string[]): Promise<void> {
+async function backendsEnded(observed: Kysely<unknown>, names: string[]): Promise<void> {
   const theirs = sql`select from pg_stat_activity where application_name = any (${names}::text[])`
   for (;;) {
-    const left = await theirs.execute(lockstep.kysely).catch(() => undefined)
+    const left = await theirs.execute(observed).catch(() => undefined)
     if (left?.rows.length === 0) return
     await sleep(50)
   }

@@ -8,8 +8,7 @@
  * rolled-back numbers are not in the table. In SQLite there is one writer at a time, and each new row has the next number.
  */
 import { execFileSync } from 'node:child_process'
-import { type RawBuilder, sql } from 'kysely'
-import type { Lockstep } from '../../lib/index.ts'
+import { type Kysely, type RawBuilder, sql } from 'kysely'
 
 /** The reports of the processes. */
 export interface Reports {
@@ -59,10 +58,10 @@ interface Applied {
   token?: bigint
 }
 
-export async function storedEvents(lockstep: Lockstep): Promise<Event[]> {
+export async function storedEvents(observed: Kysely<unknown>): Promise<Event[]> {
   type Data = Pick<Event, 'tag' | 'i' | 'of' | 'row'>
   const rows = await all<{ stream: string; position: string; seq: string; data: Data }>(
-    lockstep,
+    observed,
     sql`select s.name as stream, e.position, e.seq, e.data
           from lockstep.event e join lockstep.stream s on s.id = e.stream order by e.seq`,
   )
@@ -72,22 +71,22 @@ export async function storedEvents(lockstep: Lockstep): Promise<Event[]> {
 }
 
 /** @param file  the SQLite database in which events were applied; '': they were applied in this database. */
-export async function storedRest(lockstep: Lockstep, file: string): Promise<Omit<Stored, 'events'>> {
+export async function storedRest(observed: Kysely<unknown>, file: string): Promise<Omit<Stored, 'events'>> {
   const streams = await all<{ name: string; position: string }>(
-    lockstep,
+    observed,
     sql`select name, position from lockstep.stream`,
   )
-  const committed = await all<{ tag: string; stream: string; first: string }>(lockstep, sql`select * from committed`)
+  const committed = await all<{ tag: string; stream: string; first: string }>(observed, sql`select * from committed`)
   return {
     positions: new Map(streams.map(({ name, position }) => [name, BigInt(position)])),
     committed: committed.map(({ first, ...row }) => ({ ...row, first: BigInt(first) })),
-    applied: file === '' ? await appliedInPostgres(lockstep) : appliedInSqlite(file),
+    applied: file === '' ? await appliedInPostgres(observed) : appliedInSqlite(file),
   }
 }
 
-async function appliedInPostgres(lockstep: Lockstep): Promise<Applied[]> {
+async function appliedInPostgres(observed: Kysely<unknown>): Promise<Applied[]> {
   const rows = await all<{ stream: string; position: string; partition: number; token: string }>(
-    lockstep,
+    observed,
     sql`select stream, position, partition, token from applied order by n`,
   )
   return rows.map(({ position, token, ...row }) => ({ ...row, position: BigInt(position), token: BigInt(token) }))
@@ -102,8 +101,8 @@ print(json.dumps(rows.fetchall()))`
   return (JSON.parse(text) as [string, number][]).map(([stream, position]) => ({ stream, position: BigInt(position) }))
 }
 
-const all = async <R>(lockstep: Lockstep, statement: RawBuilder<R>): Promise<R[]> =>
-  (await statement.execute(lockstep.kysely)).rows
+const all = async <R>(observed: Kysely<unknown>, statement: RawBuilder<R>): Promise<R[]> =>
+  (await statement.execute(observed)).rows
 
 // ---- The checks -------------------------------------------------------------------------------------------
 

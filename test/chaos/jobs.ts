@@ -15,6 +15,7 @@ import { sql } from 'kysely'
 import { createLockstep } from '../../lib/index.ts'
 import { createTasks } from '../../lib/task/index.ts'
 import { slotId } from '../../lib/task/schedule/slots.ts'
+import { observer } from '../support/observer.ts'
 import { Nemesis, type Victim } from './nemesis.ts'
 import type { ChaosServer } from './server.ts'
 
@@ -45,12 +46,12 @@ export async function runJobs(plan: JobsPlan) {
   const { url } = plan.server
   const violations: string[] = []
   await using lockstep = createLockstep({ connectionString: url, max: 4, applicationName: 'chaos' })
-  const { kysely } = lockstep
+  await using observed = observer(url)
   const tasks = createTasks(lockstep, { onError: () => {} })
   for (const { name, options } of Object.values(QUEUES)) tasks.define(name, options)
-  await sql`drop table if exists sent, effect`.execute(kysely)
-  await sql`create table sent (n integer primary key, kind text, id uuid)`.execute(kysely)
-  await sql`create table effect (n integer, kind text, token bigint, worker text, at bigserial)`.execute(kysely)
+  await sql`drop table if exists sent, effect`.execute(observed)
+  await sql`create table sent (n integer primary key, kind text, id uuid)`.execute(observed)
+  await sql`create table effect (n integer, kind text, token bigint, worker text, at bigserial)`.execute(observed)
   const began = new Date(Math.floor(Date.now() / 1_000) * 1_000)
   await tasks.counts(QUEUES.slots.name).catch(() => tasks.declare(QUEUES.slots.name, QUEUES.slots.options))
   await tasks.schedule(SCHEDULE, '* * * * * *', { queue: QUEUES.slots.name, missed: 'all' })
@@ -92,7 +93,7 @@ export async function runJobs(plan: JobsPlan) {
       await sleep(Math.max(since + (n / plan.jobs) * plan.seconds * 1_000 - performance.now(), 0))
       const batch = Array.from({ length: Math.min(BATCH, plan.jobs - n) }, (_, i) => n + i)
       try {
-        await kysely.transaction().execute(async (trx) => {
+        await lockstep.kysely.transaction().execute(async (trx) => {
           const known = await sql<{ n: number }>`select n from sent where n = ${n} and kind = 'job'`.execute(trx)
           if (known.rows.length > 0) return // the answer to its commit was lost
           const jobs = batch.map((data) => ({ data }))
@@ -124,7 +125,7 @@ export async function runJobs(plan: JobsPlan) {
     for (; violations.length === 0; await sleep(200)) {
       const left = await sql<{ n: string }>`select count(*) as n from lockstep_boss.job
                            where name in (${QUEUES.transactional.name}, ${QUEUES.plain.name}) and state <> 'completed'`
-        .execute(kysely)
+        .execute(observed)
         .catch(() => undefined)
       if (left?.rows[0]?.n === '0') break
       await tasks.tick().catch(() => {})
@@ -136,7 +137,7 @@ export async function runJobs(plan: JobsPlan) {
     await tasks.tick() // sends the slots until now
     const [{ missed_slots: missed } = {}] = (
       await sql<{ missed_slots: string }>`select missed_slots from lockstep.schedule where name = ${SCHEDULE}`.execute(
-        kysely,
+        observed,
       )
     ).rows
     if (String(missed) !== '0') violations.push(`the schedule reports ${missed} missed slots`)
@@ -146,7 +147,7 @@ export async function runJobs(plan: JobsPlan) {
     await Promise.all(workers.map(({ gone }) => gone))
   }
 
-  const rows = async <R>(statement: ReturnType<typeof sql<R>>) => (await statement.execute(kysely)).rows
+  const rows = async <R>(statement: ReturnType<typeof sql<R>>) => (await statement.execute(observed)).rows
   const counted = await rows(sql<{ n: number; kind: string; times: string }>`
     select s.n, s.kind, count(e.n) as times
       from sent s left join effect e on e.kind = s.kind and e.n = case when s.kind = 'job' then s.n else -1 - s.n end

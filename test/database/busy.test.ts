@@ -27,7 +27,8 @@ async function hog(lockstep: Lockstep, max: number): Promise<() => Promise<void>
   const free = Promise.withResolvers<void>()
   let inside = 0
   const all = Array.from({ length: max }, () =>
-    lockstep.kysely.transaction().execute(async () => {
+    lockstep.kysely.transaction().execute(async (trx) => {
+      await sql`set local idle_in_transaction_session_timeout = 0`.execute(trx) // the role may have one
       inside++
       await free.promise
     }),

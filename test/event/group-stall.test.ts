@@ -100,7 +100,8 @@ test('a batch that waits for a connection longer than timeoutMs leaves no reject
   process.on('unhandledRejection', listener)
   const free = Promise.withResolvers<void>()
   const held = Promise.withResolvers<void>()
-  const holding = own.kysely.transaction().execute(async () => {
+  const holding = own.kysely.transaction().execute(async (trx) => {
+    await sql`set local idle_in_transaction_session_timeout = 0`.execute(trx) // the role may have one
     held.resolve()
     await free.promise
   })

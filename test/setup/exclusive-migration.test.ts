@@ -430,7 +430,7 @@ test('one of two gives up and opens the database again: the other closes it agai
 test.skipIf(!pgbouncerAvailable())(
   'through a transaction pooler (skipped without PgBouncer) it waits too, and leaves nothing behind',
   async () => {
-    await using db = await freshDatabase({ empty: true, pooled: true })
+    await using db = await freshDatabase({ empty: true, pooled: true, standard: true })
     await migrate(db.pooledUrl, { folder: folderOf(OLD) })
     const old = await older(db.url)
     await old('acquire', 'a')
@@ -485,9 +485,9 @@ afterEach(async () => {
   while (cleaning.length > 0) await cleaning.pop()?.()
 })
 
-/** A database with the schema of 0.6. */
+/** A database with the schema of 0.6, and with the settings that 0.6 needs. */
 async function atOld(): Promise<FreshDatabase> {
-  const db = await freshDatabase({ empty: true })
+  const db = await freshDatabase({ empty: true, standard: true })
   cleaning.push(db.close)
   await migrate(db.url, { folder: folderOf(OLD) })
   return db
@@ -505,6 +505,7 @@ function folderOf(names: string[]): string {
 async function older(url: string): Promise<(verb: string, ...args: unknown[]) => Promise<any>> {
   const child = spawn(process.execPath, [path.join(import.meta.dirname, 'older-process.ts'), url], {
     stdio: ['pipe', 'pipe', 'inherit'],
+    env: { ...process.env, NODE_OPTIONS: '' }, // never odd: 0.6 read with the parsers of its process
   })
   const exited = once(child, 'exit')
   cleaning.push(() => {

@@ -54,6 +54,8 @@ export interface FreshOptions {
   empty?: boolean
   /** PgBouncer in front of it ({@link pgbouncerAvailable}): true, or its size. @default false */
   pooled?: boolean | PoolSize
+  /** Whether it has the usual settings, also in a run where everything is odd (odd.ts). @default false */
+  standard?: boolean
   /** Whether to add a role with the rights of `lockstep migrate --grant`: 0.1 s more. @default false */
   role?: boolean
 }
@@ -70,7 +72,7 @@ export async function freshDatabase(options?: FreshOptions): Promise<FreshDataba
 export async function freshDatabase(options: FreshOptions = {}): Promise<Made> {
   const name = `lockstep_test_${randomBytes(6).toString('hex')}`
   await onServer(`create database ${name} template ${options.empty ? 'template1' : inject('template')}`)
-  await onServer(...oddStatements(name))
+  if (!options.standard) await onServer(...oddStatements(name))
   const url = withDatabase(inject('serverUrl'), name)
   const pooler = (to: string) => pgbouncer(to, typeof options.pooled === 'object' ? options.pooled : {})
   const poolers = options.pooled ? [await pooler(url)] : []

@@ -34,6 +34,29 @@ export const STANDARD_TYPES = {
   getTypeParser: (oid: number, format?: 'text') => pg.types.getTypeParser(oid, format as 'text'),
 }
 
+const NAMES = Object.keys(ODD_SETTINGS)
+const STANDARD: Record<string, string> = {
+  ...Object.fromEntries(NAMES.filter((name) => name.endsWith('timeout')).map((name) => [name, '0'])),
+  ...{ datestyle: 'ISO', intervalstyle: 'postgres', timezone: 'UTC', array_nulls: 'on', bytea_output: 'hex' },
+  ...{ default_transaction_isolation: 'read\\ committed' },
+  ...{ default_transaction_deferrable: 'off', search_path: 'public', standard_conforming_strings: 'on' },
+  ...{ extra_float_digits: '1', transform_null_equals: 'off' },
+}
+const options = Object.entries(STANDARD)
+  .map(([name, value]) => `-c ${name}=${value}`)
+  .join(' ')
+
+/** The settings of a client that has the standard settings and parsers, in a database that may be odd. */
+export const standard = (config: string | pg.ClientConfig = {}): pg.ClientConfig => ({
+  options,
+  types: STANDARD_TYPES as never,
+  ...(typeof config === 'string' ? { connectionString: config } : config),
+})
+
+/** How the pool of another package connects, which the plugin of vitest.config.ts does not reach. */
+export const standardIfOdd = (connectionString: string): { connectionString: string } =>
+  process.env.TEST_ODD === undefined ? { connectionString } : { ...standard(connectionString), connectionString }
+
 /** In a run where everything is odd, the statements that make a database odd; else none. */
 export const oddStatements = (database: string): string[] =>
   process.env.TEST_ODD === undefined

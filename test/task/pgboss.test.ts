@@ -10,6 +10,7 @@ import { QUEUE_CHANNEL } from '../../lib/task/job/attempts.ts'
 import { BOSS_SCHEMA } from '../../lib/task/pgboss/adapter.ts'
 import { bossOf } from '../../lib/task/pgboss/boss-of.ts'
 import { freshDatabase } from '../support/database.ts'
+import { standardIfOdd } from '../support/odd.ts'
 import { until } from '../support/until.ts'
 
 /** A queue of ours, and the pg-boss behind it. */
@@ -36,7 +37,7 @@ function newBoss(options: ConstructorOptions): PgBoss {
   return boss
 }
 async function startBoss(connectionString: string): Promise<PgBoss> {
-  const boss = newBoss({ connectionString })
+  const boss = newBoss(standardIfOdd(connectionString))
   await boss.start()
   return boss
 }
@@ -60,7 +61,7 @@ test('its migration is what this version of the package prints', () => {
 test('the package finds its own schema version there, and nothing to do', async () => {
   await using db = await freshDatabase()
   const boss = new PgBoss({
-    connectionString: db.url,
+    ...standardIfOdd(db.url),
     schema: BOSS_SCHEMA,
     migrate: false,
     supervise: false,
@@ -93,7 +94,7 @@ test('it notifies of work on the channel that we listen to', async () => {
 
 test('an application that uses pg-boss by itself and we do not touch each other', async () => {
   await using db = await freshDatabase()
-  const theirs = new PgBoss({ connectionString: db.url })
+  const theirs = new PgBoss(standardIfOdd(db.url))
   theirs.on('error', () => {})
   await theirs.start()
   await theirs.createQueue('mail')

@@ -126,6 +126,25 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       expect(await sender.counts(queue)).toMatchObject({ ready: 1 })
     })
 
+    test('in a transaction that cannot see the new queue it is refused at once, and nothing fails at COMMIT', async () => {
+      const queue = fresh()
+      sender.define(queue)
+      const send = (level: 'repeatable read' | 'serializable') =>
+        a.kysely
+          .transaction()
+          .setIsolationLevel(level)
+          .execute(async (trx) => {
+            await sql`select 1`.execute(trx) // the snapshot: the first send makes the queue after it
+            await sender.send(queue, level, { trx })
+          })
+      await expect(send('repeatable read')).rejects.toMatchObject({
+        code: 'UNAVAILABLE',
+        message: expect.stringContaining('run the transaction again'),
+      })
+      await send('serializable')
+      expect(await sender.counts(queue)).toMatchObject({ ready: 1 }) // the second transaction sees it
+    })
+
     test('many in one statement: all or none', async () => {
       const queue = fresh()
       sender.define(queue)

@@ -6,7 +6,7 @@
  * queue.
  */
 import { sql } from 'kysely'
-import { BoundedMap, checkPage, fromDatabase, outOfRange } from '../../base/index.ts'
+import { BoundedMap, checkPage, fromDatabase, outOfRange, Stopwatch } from '../../base/index.ts'
 import type { Pool } from '../../database/index.ts'
 import type { Engine, EngineQueue } from '../engine.ts'
 import { noQueue } from '../pgboss/index.ts'
@@ -17,7 +17,7 @@ export class Queues {
   readonly #pool: Pool
   readonly #boss: () => Engine
   /** Queues that are in the database, or are being made. */
-  readonly #known: Map<string, Promise<unknown>>
+  readonly #known: Map<string, { made: Promise<unknown>; since: Stopwatch }>
 
   /** @param onOverflow  called after every 2,000 names that were dropped from the cache. pg-boss's own cache drops none. */
   constructor(pool: Pool, boss: () => Engine, onOverflow: () => void) {
@@ -35,11 +35,17 @@ export class Queues {
     let known = this.#known.get(name)
     if (!known) {
       const definition = this.definitions.get(name)
-      known = definition ? this.declare(name, definition.options) : this.#find(name)
+      const made = definition ? this.declare(name, definition.options) : this.#find(name)
+      known = { made, since: new Stopwatch() }
       this.#known.set(name, known)
-      known.catch(() => this.forget(name)) // the next call asks again
+      made.catch(() => this.forget(name)) // the next call asks again
     }
-    await known
+    await known.made
+  }
+
+  /** Whether a transaction that is open now may have begun before the queue was made: this process has known it for less than a minute. */
+  isNew(name: string): boolean {
+    return (this.#known.get(name)?.since.elapsed() ?? 0) < NEW_MS
   }
 
   /** Call it when the queue was deleted, or may have been: the next `ensure` asks the database. */
@@ -106,4 +112,5 @@ export class Queues {
 
 // Any sender may make queues, and each worker has its own queue; so the cache is bounded.
 const MAX_KNOWN = 2_000
+const NEW_MS = 60_000
 const DEFAULTS = { policy: 'standard', heartbeatSeconds: 30, notify: true }

@@ -116,6 +116,7 @@ export class Sender {
   }
 
   async #insertRows(queue: string, rows: Row[], trx?: AnyTransaction): Promise<(string | null)[]> {
+    if (trx && this.#queues.isNew(queue)) await checkVisible(queue, trx)
     try {
       const options = { returnId: true, ...(trx && { db: inside(trx) }) }
       const made = new Set(await this.#boss().insert(queue, rows as EngineJob[], options))
@@ -126,6 +127,18 @@ export class Sender {
       throw known
     }
   }
+}
+
+// A REPEATABLE READ or SERIALIZABLE transaction does not see a queue that was made after it began; its COMMIT would fail with 23503.
+async function checkVisible(queue: string, trx: AnyTransaction): Promise<void> {
+  const { rows } = await inside(trx).executeSql(
+    'select from lockstep_boss.queue where name operator(pg_catalog.=) $1',
+    [queue],
+  )
+  if (rows.length > 0) return
+  throw new UnavailableError(
+    `The queue ${JSON.stringify(queue)} was made after this transaction began, and its isolation level hides it: run the transaction again`,
+  )
 }
 
 function rowOf(data: unknown, options: Omit<SendOptions, 'trx'>, makeId: () => string): Row {
