@@ -5,7 +5,8 @@
  * error. So each request makes a Lockstep, with one pool, which is one connection as long as its statements come one after
  * another, and closes it when it has answered (an event stream: when that has ended). The application is made once for an
  * isolate (5 ms, of the 10 that a free plan gives a request) and finds the Lockstep of its request by its asynchronous
- * context. Nothing is made while the module loads, where sockets, timers and random numbers are forbidden.
+ * context. Nothing is made while the module loads, where sockets, timers and random numbers are forbidden. A request registers
+ * what must still be done (`waitUntil`) before it waits, and that ends with the answer.
  *
  * Limits. A Worker reaches its database through Hyperdrive, or directly. Hyperdrive pools by transaction: it has
  * no session locks, no LISTEN and no state of a session, and so nothing here asks for them (`directConnectionString: null`);
@@ -92,6 +93,10 @@ export function worker(options: WorkerOptions = {}): Worker {
     } catch (error) {
       return notReady(error)
     }
+    // Before anything waits: when the client goes, Cloudflare ends a request that has not registered what is left to do, and with
+    // it the give-back of what was granted to that client just then.
+    const done = Promise.withResolvers<void>()
+    context.waitUntil(done.promise)
     let ended: Promise<unknown> = Promise.resolve()
     try {
       const response = await scopes.run(services, answer, request)
@@ -101,16 +106,18 @@ export function worker(options: WorkerOptions = {}): Worker {
       ended = response.body.pipeTo(writable).catch(() => {})
       return new Response(readable, response)
     } finally {
-      context.waitUntil(ended.then(() => services.lockstep.close()))
+      done.resolve(ended.then(() => services.lockstep.close()))
     }
   }
 
   async function scheduled(_controller: unknown, env: WorkerEnv, context: WorkerContext): Promise<void> {
     const services = open(env)
+    const done = Promise.withResolvers<void>()
+    context.waitUntil(done.promise)
     try {
       await upkeep(services, budgetMs)
     } finally {
-      context.waitUntil(services.lockstep.close())
+      done.resolve(services.lockstep.close())
     }
   }
 
