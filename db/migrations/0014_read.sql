@@ -2,7 +2,9 @@
 --
 -- The pages of 0007_event.sql have up to 4 MiB for each reader, however many readers there are. Here the reader says how many
 -- bytes it has room for. The size of an event is that of its text as it is sent, not its size on disk: a number of six
--- characters may be stored in twelve bytes and shown with three hundred digits.
+-- characters may be stored in twelve bytes and shown with three hundred digits. An answer that carries many is counted as the
+-- string of JSON that some carriers make of it, in which each quote and each backslash is escaped once more: Lambda refuses an
+-- answer of more than 6,291,556 such bytes.
 
 
 -- -- Followers ---------------------------------------------------------------------------------------------------
@@ -144,19 +146,138 @@ begin
 end $$;
 
 
+-- -- Pages -------------------------------------------------------------------------------------------------------
+
+-- The bytes that an answer has at most as it is sent, if it carries many; always one of them. lib/base/arguments.ts has the
+-- same number (answerBytes).
+create or replace function lockstep.page_bytes() returns bigint
+language sql immutable parallel safe return 5000000;
+
+-- How many of these events, from the first on, fit into `room` bytes as they are sent; `always`: one, whatever its size. It
+-- makes the text of each event until there is no room for one, so that of many large events only a few are read.
+create function lockstep.fitting_events(seqs bigint[], room bigint, always boolean) returns integer
+language plpgsql stable
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+declare
+  place bigint;
+  fits integer := 0;
+  total bigint := 0;
+begin
+  if room <= 0 and not always then
+    return 0;
+  end if;
+  foreach place in array coalesce(seqs, '{}') loop
+    -- 150: the names of the members, and the text of `at`
+    total := total + 150 + coalesce((
+      select octet_length(to_json(lockstep.shown(s.name, e.position, e.seq, e.type, e.data, e.meta, e.key, e.at, 1)::text)::text)
+        from lockstep.event e join lockstep.stream s on s.id = e.stream where e.seq = place), 0);
+    exit when total > room and (fits > 0 or not always);
+    fits := fits + 1;
+  end loop;
+  return fits;
+end $$;
+
+-- A page of a stream from a position on. Events are counted before they are put together if they are large on disk, or
+-- afterwards if the text could be too long: of most pages neither is so.
+create or replace function lockstep.read_stream(stream text, start bigint, most integer, backwards boolean,
+                                                out events json, out last bigint, out first bigint, out stands bigint)
+language plpgsql
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+declare
+  s lockstep.stream;
+  positions bigint[];
+  seqs bigint[];
+  fits integer;
+  counted boolean;
+begin
+  select * into s from lockstep.stream x where x.name = read_stream.stream collate "C";
+  stands := coalesce(s.position, 0);
+  first := coalesce(s.first, 1);
+  if backwards then
+    select array_agg(p.position order by p.position desc), array_agg(p.seq order by p.position desc), sum(p.bytes) > 65536
+      into positions, seqs, counted
+      from (select x.position, x.seq, x.bytes from lockstep.event x where x.stream = s.id and x.position <= start
+             order by x.position desc limit most) p;
+  else
+    select array_agg(p.position order by p.position), array_agg(p.seq order by p.position), sum(p.bytes) > 65536
+      into positions, seqs, counted
+      from (select x.position, x.seq, x.bytes from lockstep.event x where x.stream = s.id and x.position >= start
+             order by x.position limit most) p;
+  end if;
+  fits := cardinality(seqs);
+  loop
+    if counted then
+      fits := lockstep.fitting_events(seqs, lockstep.page_bytes(), true);
+    end if;
+    last := positions[fits];
+    if backwards then
+      select json_agg(lockstep.shown(s.name, x.position, x.seq, x.type, x.data, x.meta, x.key, x.at, null)) into events from (
+        select * from lockstep.event y where y.stream = s.id and y.position <= start and y.position >= last order by y.position desc) x;
+    else
+      select json_agg(lockstep.shown(s.name, x.position, x.seq, x.type, x.data, x.meta, x.key, x.at, null)) into events from (
+        select * from lockstep.event y where y.stream = s.id and y.position >= start and y.position <= last order by y.position) x;
+    end if;
+    exit when counted or events is null or 2 * octet_length(events::text) + 150 * fits <= lockstep.page_bytes();
+    counted := true;
+  end loop;
+end $$;
+
+-- A page of all streams under a prefix, after a seq. next: the seq that the page reaches to. waits: something that was appended
+-- may still commit. One call looks at 50,000 events at most.
+create or replace function lockstep.read_all(prefix text, after bigint, most integer,
+                                             out events json, out next bigint, out more boolean, out waits boolean)
+language plpgsql
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+declare
+  horizon bigint;
+  upto bigint;
+  last bigint;
+  seqs bigint[];
+  seen integer;
+  fits integer;
+  counted boolean;
+begin
+  select h.horizon, h.waits into horizon, waits from lockstep.event_horizon() h;
+  upto := case when after > horizon then after else least(horizon, after + 50000) end;
+  if prefix = '' then
+    select array_agg(p.seq order by p.seq), count(*), sum(p.bytes) > 65536 into seqs, seen, counted from (
+      select x.seq, x.bytes from lockstep.event x where x.seq > after and x.seq <= upto order by x.seq limit most) p;
+  else
+    select array_agg(p.seq order by p.seq), count(*), sum(p.bytes) > 65536 into seqs, seen, counted from (
+      select x.seq, x.bytes from lockstep.event x cross join lateral (select z.name from lockstep.stream z where z.id = x.stream limit 1) s
+       where x.seq > after and x.seq <= upto and starts_with(s.name, prefix) order by x.seq limit most) p;
+  end if;
+  fits := seen;
+  while seen > 0 loop
+    if counted then
+      fits := lockstep.fitting_events(seqs, lockstep.page_bytes(), true);
+    end if;
+    last := seqs[fits];
+    select json_agg(lockstep.shown(x.name, x.position, x.seq, x.type, x.data, x.meta, x.key, x.at, null)) into events from (
+      select y.*, s.name from lockstep.event y cross join lateral (select z.name from lockstep.stream z where z.id = y.stream limit 1) s
+       where y.seq > after and y.seq <= last and starts_with(s.name, prefix) order by y.seq) x;
+    exit when counted or events is null or 2 * octet_length(events::text) + 150 * fits <= lockstep.page_bytes();
+    counted := true;
+  end loop;
+  next := case when seen = most or fits < seen then last else greatest(upto, after) end;
+  more := next < horizon;
+end $$;
+
+
 -- -- Groups ------------------------------------------------------------------------------------------------------
 
--- What is next in a partition, within `room` bytes on disk; `always`: one event, whatever its size. Like read_partition
+-- What is next in a partition, within `room` bytes as it is sent; `always`: one event, whatever its size. Like read_partition
 -- (0007_event.sql): the events of a stream whose retry is due, or those of all other streams.
 --   held     whether the caller holds the partition; if not, nothing is returned
 --   next     and turn: what to commit
 --   more     there may be more at once
 --   waits    something that was appended may still commit
 --   wait_ms  until a retry is due
+--   size     the bytes of the events as they are sent, or a little more
 -- It waits for nobody.
 create function lockstep.read_share(group_name text, partition integer, token bigint, most integer, room bigint, always boolean,
                                     out held boolean, out events json, out next bigint, out turn bigint, out more boolean,
-                                    out waits boolean, out wait_ms double precision)
+                                    out waits boolean, out wait_ms double precision, out size bigint)
 language plpgsql
 set search_path = pg_catalog, pg_temp set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
@@ -166,10 +287,13 @@ declare
   horizon bigint;
   upto bigint;
   last bigint;
-  seen bigint;
-  total bigint;
+  seqs bigint[];
+  seen integer;
+  fits integer;
+  counted boolean;
 begin
   more := false;
+  size := 0;
   select h.horizon, h.waits into horizon, waits from lockstep.event_horizon() h;
   held := exists (select from lockstep.lease l
                    where l.name = lockstep.partition(read_share.group_name, read_share.partition)
@@ -188,18 +312,30 @@ begin
    order by x.due_at limit 1;
   if found then
     more := true;
-    select max(p.seq) filter (where p.n = 1 and always or p.bytes <= room), count(*) into next, seen from (
-      select x.seq, row_number() over w as n, sum(x.bytes) over w as bytes
-        from (select y.seq, y.position, y.bytes from lockstep.event y
-               where y.stream = k.stream and y.position >= k.position and y.seq <= c.seq order by y.position limit most) x
-      window w as (order by x.position rows unbounded preceding)) p;
-    if next is null and seen > 0 then
-      return; -- no room
-    end if;
-    select json_agg(lockstep.shown(x.name, x.position, x.seq, x.type, x.data, x.meta, x.key, x.at,
-                                   case when x.position = x.least then k.attempts + 1 else 1 end)) into events from (
-      select y.*, s.name, min(y.position) over () as least from lockstep.event y cross join lateral (select z.name from lockstep.stream z where z.id = y.stream limit 1) s
-       where y.stream = k.stream and y.position >= k.position and y.seq <= next order by y.position) x;
+    select array_agg(p.seq order by p.position), count(*), sum(p.bytes) > 65536 into seqs, seen, counted from (
+      select y.seq, y.position, y.bytes from lockstep.event y
+       where y.stream = k.stream and y.position >= k.position and y.seq <= c.seq order by y.position limit most) p;
+    fits := seen;
+    while seen > 0 loop
+      if counted then
+        fits := lockstep.fitting_events(seqs, room, always);
+      end if;
+      if fits = 0 then
+        events := null;
+        size := 0;
+        next := null;
+        return; -- no room
+      end if;
+      next := seqs[fits];
+      select json_agg(lockstep.shown(x.name, x.position, x.seq, x.type, x.data, x.meta, x.key, x.at,
+                                     case when x.position = x.least then k.attempts + 1 else 1 end)) into events from (
+        select y.*, s.name, min(y.position) over () as least from lockstep.event y cross join lateral (select z.name from lockstep.stream z where z.id = y.stream limit 1) s
+         where y.stream = k.stream and y.position >= k.position and y.seq <= next order by y.position) x;
+      exit when events is null;
+      size := 2 * octet_length(events::text) + 150 * fits;
+      exit when counted or size <= room;
+      counted := true;
+    end loop;
     if events is null then  -- the event that had failed was removed
       perform from lockstep.checkpoint x
         where x.group_name = read_share.group_name and x.partition = read_share.partition and x.turn = c.turn
@@ -213,32 +349,34 @@ begin
   end if;
 
   upto := least(horizon, c.seq + 50000);
-  select max(p.seq), count(*), sum(p.bytes) into last, seen, total from (
+  select array_agg(p.seq order by p.seq), count(*), sum(p.bytes) > 65536 into seqs, seen, counted from (
     select x.seq, x.bytes from lockstep.event x cross join lateral (select z.name from lockstep.stream z where z.id = x.stream limit 1) s
      where x.seq > c.seq and x.seq <= upto and x.bucket % g.partitions = read_share.partition and starts_with(s.name, g.prefix)
        and not exists (select from lockstep.stuck y where y.group_name = g.name and y.stream = x.stream)
      order by x.seq limit most) p;
-  if total > room then
-    select max(p.seq) into last from (
-      select x.seq, row_number() over w as n, sum(x.bytes) over w as bytes
-        from lockstep.event x cross join lateral (select z.name from lockstep.stream z where z.id = x.stream limit 1) s
-       where x.seq > c.seq and x.seq <= last and x.bucket % g.partitions = read_share.partition and starts_with(s.name, g.prefix)
-         and not exists (select from lockstep.stuck y where y.group_name = g.name and y.stream = x.stream)
-      window w as (order by x.seq rows unbounded preceding)) p
-     where p.n = 1 and always or p.bytes <= room;
-    if last is null then
+  fits := seen;
+  while seen > 0 loop
+    if counted then
+      fits := lockstep.fitting_events(seqs, room, always);
+    end if;
+    if fits = 0 then
+      events := null;
+      size := 0;
       more := true; -- no room
       return;
     end if;
-  end if;
-  if seen > 0 then
+    last := seqs[fits];
     select json_agg(lockstep.shown(x.name, x.position, x.seq, x.type, x.data, x.meta, x.key, x.at, 1)) into events from (
       select y.*, s.name from lockstep.event y cross join lateral (select z.name from lockstep.stream z where z.id = y.stream limit 1) s
        where y.seq > c.seq and y.seq <= last and y.bucket % g.partitions = read_share.partition and starts_with(s.name, g.prefix)
          and not exists (select from lockstep.stuck z where z.group_name = g.name and z.stream = y.stream)
        order by y.seq) x;
-  end if;
-  next := case when seen = most or total > room then last else greatest(upto, c.seq) end;
+    exit when events is null;
+    size := 2 * octet_length(events::text) + 150 * fits;
+    exit when counted or size <= room;
+    counted := true;
+  end loop;
+  next := case when seen = most or fits < seen then last else greatest(upto, c.seq) end;
   more := next < horizon;
   select extract(epoch from min(x.due_at) - clock_timestamp()) * 1000 into wait_ms from lockstep.stuck x
    where x.group_name = read_share.group_name and x.partition = read_share.partition and x.due_at < 'infinity';
@@ -253,25 +391,68 @@ begin
   end if;
 end $$;
 
--- What is next in several partitions: `room` bytes for all of them together, but always one event. The last ones may get
--- nothing although there is more, so the caller should begin with another partition each time.
+-- What is next in several partitions: `room` bytes for all of them together, as it is sent, but always one event. The last
+-- ones may get nothing although there is more, so the caller should begin with another partition each time.
 create function lockstep.read_partitions(group_name text, partitions integer[], tokens bigint[], most integer, room bigint)
 returns table (held boolean, events json, next bigint, turn bigint, more boolean, waits boolean, wait_ms double precision)
 language plpgsql
 set search_path = pg_catalog, pg_temp as $$
 declare
   used bigint := 0;
+  size bigint;
   given boolean := false;
 begin
   for i in 1 .. cardinality(partitions) loop
-    select r.* into held, events, next, turn, more, waits, wait_ms
-      from lockstep.read_share(group_name, partitions[i], tokens[i], most, greatest(room - used, 0), not given) r;
+    -- The last quarter of an answer is not offered: the texts of 256 large events would be made only to be counted.
+    select r.held, r.events, r.next, r.turn, r.more, r.waits, r.wait_ms, r.size
+      into held, events, next, turn, more, waits, wait_ms, size
+      from lockstep.read_share(group_name, partitions[i], tokens[i], most,
+                               case when room - used > room / 4 or not given then room - used else 0 end, not given) r;
     if events is not null then
-      used := used + octet_length(events::text);
+      -- exactly, where twice the text would leave room unused
+      used := used + case when size < room / 100 then size else octet_length(to_json(events::text)::text) + 150 * json_array_length(events) end;
       given := true;
     end if;
     return next;
   end loop;
+end $$;
+
+
+-- -- Claims ------------------------------------------------------------------------------------------------------
+
+-- Runs pg-boss's fetch, if what it fetches fits into `room` bytes as it is sent: then jobs, an array of [id, retry count,
+-- data], and fits, how many these are. Else nothing is fetched, jobs is null, and so many fit: fetch these, which one job
+-- always can. `statement`: the text of pg-boss's statement, with metadata and without parameters. It runs with the rights of the
+-- caller, who can send it as well himself. So no job is claimed, and no attempt of it spent, that its claimer cannot be sent.
+create function lockstep.fetch_within(statement text, room bigint, out jobs json, out fits integer)
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+  job record;
+  texts json[] := '{}';
+  total bigint := 0;
+  short boolean := false;
+begin
+  fits := 0;
+  for job in execute format($fetch$
+    with fetched as (%s) select f.id, f."retryCount" as attempt, f.data from fetched f order by f.priority desc, f."createdOn", f.id
+  $fetch$, statement) loop
+    -- 250: the names of the members, id, token, attempt and end of the lease
+    total := total + octet_length(to_json(coalesce(job.data::text, 'null'))::text) + 250;
+    short := fits > 0 and total > room;
+    exit when short;
+    fits := fits + 1;
+    texts := array_append(texts, json_build_array(job.id, job.attempt, job.data));
+  end loop;
+  if short then
+    raise no_data_found;
+  end if;
+  jobs := array_to_json(texts);
+exception when no_data_found then
+  if not short then
+    raise; -- another one's
+  end if;
+  jobs := null; -- and everything that was fetched is as it was
 end $$;
 
 

@@ -8,7 +8,7 @@
 import { createLockstep, type Lockstep, UnavailableError } from '../../lib/index.ts'
 import type { Ntp } from '../../lib/time/ntp/index.ts'
 import { createApp } from '../app.ts'
-import { parseKeys } from '../http/index.ts'
+import { type Bindings, parseKeys } from '../http/index.ts'
 import { addressOf, type Environment, readDatabaseSecret, readSecret } from './aws-secrets.ts'
 import { report, reportLoss, type ServiceOptions, type Services } from './cloud.ts'
 
@@ -19,7 +19,7 @@ export interface ExecutionOptions extends ServiceOptions {
   keysMs?: number
 }
 
-type Answer = (request: Request) => Response | Promise<Response>
+type Answer = (request: Request, bindings?: Bindings) => Response | Promise<Response>
 
 export class Execution {
   readonly services: Services
@@ -45,7 +45,7 @@ export class Execution {
    * Answers with the present keys: they are read again if that was long ago. If they cannot be read, the last ones stay.
    * @throws {Error} there are no keys yet.
    */
-  async answer(request: Request): Promise<Response> {
+  async answer(request: Request, bindings: Bindings): Promise<Response> {
     const { keysMs = 300_000 } = this.#options
     const last = this.#application
     if (!last || Math.abs(Date.now() - last.readAt) >= keysMs) {
@@ -55,7 +55,7 @@ export class Execution {
         report(error)
       })
     }
-    return (this.#application as { answer: Answer }).answer(request)
+    return (this.#application as { answer: Answer }).answer(request, bindings)
   }
 
   async #readKeys(): Promise<void> {
@@ -65,7 +65,7 @@ export class Execution {
     const { tasks: _, events: __, ...rest } = this.#options
     const services = { ...(tasks && { tasks }), ...(events && { events }) }
     const app = createApp(lockstep, { ...rest, ...services, keys, onError: report, onLeaseLost: reportLoss })
-    this.#application = { keys, readAt: Date.now(), answer: (request) => app.fetch(request) }
+    this.#application = { keys, readAt: Date.now(), answer: (request, bindings) => app.fetch(request, bindings) }
   }
 
   close(): Promise<void> {

@@ -47,7 +47,7 @@ export interface Lambda {
 }
 
 const REST_MS = 30_000
-// The time that an invocation needs to end.
+// The time that an invocation needs to end: a wait, an event stream or a tick ends so long before its deadline.
 const END_MS = 2_000
 const BUDGET_MS = { min: 100, max: 86_400_000 }
 
@@ -90,9 +90,10 @@ export function lambda(options: LambdaOptions = {}): Lambda {
     void left?.then((each) => each.close()).catch(() => {}) // its connections may be dead
   }
 
-  async function answer(request: Request): Promise<Response> {
+  async function answer(request: Request, context: LambdaContext): Promise<Response> {
+    const leftMs = () => context.getRemainingTimeInMillis() - END_MS
     try {
-      return await (await open()).answer(request)
+      return await (await open()).answer(request, { leftMs })
     } catch (error) {
       return notReady(error)
     }
@@ -104,9 +105,9 @@ export function lambda(options: LambdaOptions = {}): Lambda {
     return upkeep(services, Math.min(Math.max(leftMs, BUDGET_MS.min), BUDGET_MS.max))
   }
 
-  const buffered = handle(asHono(answer))
+  const buffered = handle(asHono((request, { lambdaContext }) => answer(request, lambdaContext)))
   const streaming = async (request: Request, { context }: { context: LambdaContext }) =>
-    ending(await answer(request), context.getRemainingTimeInMillis() - END_MS)
+    ending(await answer(request, context), context.getRemainingTimeInMillis() - END_MS)
   return {
     handler: (event, context) => invoked(() => buffered(asSent(event), context)),
     stream: streamed(
@@ -146,9 +147,9 @@ function ending(response: Response, leftMs: number): Response {
   return new Response(body, response)
 }
 
-// Hono's adapters use no more of an application than this.
-const asHono = (fetch: (request: Request, bindings: { context: LambdaContext }) => Promise<Response>) =>
-  ({ fetch }) as unknown as Hono
+// Hono's adapters use no more of an application than this; one passes `lambdaContext`, the one that streams `context`.
+type Contexts = { context: LambdaContext; lambdaContext: LambdaContext }
+const asHono = (fetch: (request: Request, contexts: Contexts) => Promise<Response>) => ({ fetch }) as unknown as Hono
 
 /** @param around  calls a handler with its arguments. */
 function streamed(

@@ -4,7 +4,7 @@ export { allow, authenticate, covers, type Env, listable, parseKeys } from './au
 export { documentOf } from './document.ts'
 export * as field from './fields.ts'
 export { Name } from './fields.ts'
-export { List, nextOf } from './list.ts'
+export { fitting, List, More, nameOf, pageOf } from './list.ts'
 export {
   type AnswerHooks,
   answer,
@@ -22,4 +22,4 @@ export { json, Router, route } from './route.ts'
 export { described, named, optional, type ValueOf } from './schema.ts'
 export * as shape from './shapes.ts'
 export { type Piece, type StreamOptions, Streams, wantsStream } from './sse.ts'
-export { waiting } from './waiting.ts'
+export { type Bindings, inTime, waiting } from './waiting.ts'

@@ -12,6 +12,7 @@ import type { Fields } from './fields.ts'
 import { readBody, readOpen, readQuery, wellEncoded } from './input.ts'
 import { type ProblemResponse, problemResponses } from './problem.ts'
 import type { Field, JsonSchema, ObjectOf, Shape, ValueOf } from './schema.ts'
+import { inTime } from './waiting.ts'
 
 /** An answer that has JSON of type T. */
 export interface JsonResponse<T> {
@@ -110,7 +111,8 @@ async function inputOf(c: Context<Env>, route: Route) {
   const params = readOpen(route.params ?? {}, c.req.param())
   const headers = readOpen(route.headers ?? {}, c.req.header())
   if (route.allNames) covers(c, '')
-  return { query, params, headers, body: route.body && (await readBody(c, route.body)) }
+  const body = route.body && (await readBody(c, route.body))
+  return { query: inTime(c, query), params, headers, body: inTime(c, body) }
 }
 
 /** All that a route answers. */

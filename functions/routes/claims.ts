@@ -34,7 +34,10 @@ const leaseMs = described(field.integer({ min: 1_000, max: 3_600_000 }), { defau
 const Claim = named(
   'ClaimJobs',
   field.object({
-    limit: optional(field.integer({ min: 1, max: 100 }), { default: 1 }),
+    limit: optional(field.integer({ min: 1, max: 100 }), {
+      default: 1,
+      description: 'The most. An answer ends at 5 MB; what is not in it is not claimed: claim again',
+    }),
     holder: optional(field.holder, 'The name of the worker, shown with the job'),
     leaseMs: optional(leaseMs),
     waitMs: optional(field.waitMs, { default: 0, description: 'Waits so long for a job' }),
@@ -81,7 +84,7 @@ const Claimed = named(
       ),
     ),
   }),
-  'None: there is nothing to do',
+  'None: there is nothing to do. Fewer than `limit`: there are no more, or the answer would have over 5 MB',
 )
 
 const Extended = named('ExtendedJob', shape.object({ expiresAt: shape.instant }))

@@ -61,7 +61,10 @@ const Page = named(
 const from = optional(field.position, { default: '1', description: 'The first to read' })
 export const paged = {
   from,
-  limit: optional(field.digits({ min: 1, max: 1000 })),
+  limit: optional(field.digits({ min: 1, max: 1000 }), {
+    default: 100,
+    description: 'The most of a page, which ends earlier at 5 MB, or where it had to look at too many others',
+  }),
   waitMs: optional(field.digits(LIMITS.waitMs), 'Waits so long for an event'),
 }
 export const Seen = {

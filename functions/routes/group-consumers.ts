@@ -38,7 +38,10 @@ const Poll = named(
   'PollGroup',
   field.object({
     holder,
-    limit: optional(field.integer({ min: 1, max: 1_000 }), { default: 100, description: 'Of each partition' }),
+    limit: optional(field.integer({ min: 1, max: 1_000 }), {
+      default: 100,
+      description: 'Of each partition. All of them together have 5 MB: poll again',
+    }),
     leaseMs: optional(field.integer({ min: 1_000, max: 3_600_000 }), { default: 30_000 }),
     waitMs: optional(field.waitMs, { default: 0, description: 'Waits so long for an event' }),
   }),

@@ -23,9 +23,9 @@ import {
   listable,
   Name,
   named,
-  nextOf,
   optional,
   Problem,
+  pageOf,
   problemResponses,
   Router,
   route,
@@ -211,7 +211,8 @@ export function groupRouter(events: Events): Router {
 
   router.on(list, async (c, { query: { prefix = '', limit = 100, ...after } }) => {
     const groups = await events.groups({ prefix: listable(c, prefix), limit, ...after })
-    return c.json({ groups, next: nextOf(groups, limit) }, 200)
+    const { page, next } = pageOf(groups, limit)
+    return c.json({ groups: page, next }, 200)
   })
 
   router.on(lag, async (c, { params: { name } }) => {
@@ -224,15 +225,15 @@ export function groupRouter(events: Events): Router {
 
   router.on(parked, async (c, { params: { name }, query: { limit = 100, ...after } }) => {
     await coversGroup(c, events, name)
-    const page = await events.parked(name, { limit, ...after })
-    const streams = page.map(({ stream }) => stream)
-    const each = page.map(({ position, at, reason, ...rest }) => ({
+    const all = await events.parked(name, { limit, ...after })
+    const each = all.map(({ position, at, reason, ...rest }) => ({
       ...rest,
       position: String(position),
       reason: reason ?? null,
       at: at.toISOString(),
     }))
-    return c.json({ parked: each, next: nextOf(streams, limit) }, 200)
+    const { page, next } = pageOf(each, limit)
+    return c.json({ parked: page, next }, 200)
   })
 
   router.on(redeliver, async (c, { params: { name }, body: options }) => {

@@ -16,13 +16,15 @@ import {
   allow,
   described,
   field,
+  fitting,
   json,
   List,
   listable,
+  More,
   Name,
   named,
-  nextOf,
   optional,
+  pageOf,
   problemResponses,
   Router,
   route,
@@ -80,6 +82,7 @@ const Members = named(
         shape.object({ holder: shape.string, priority: shape.integer, since: shape.instant, meta: shape.any }),
       ),
     ),
+    more: More,
   }),
 )
 
@@ -200,7 +203,9 @@ export function leaderRouter(leaders: Leaders, streams: Streams, stopping?: Abor
       since: since.toISOString(),
       meta: meta ?? null,
     }))
-    return c.json({ name, leader: leader && leaderJson(leader), waiting: candidates }, 200)
+    const shown = fitting(candidates)
+    const more = shown.length < candidates.length
+    return c.json({ name, leader: leader && leaderJson(leader), waiting: shown, more }, 200)
   })
 
   router.on(observe, (c, { params: { name } }) => {
@@ -216,11 +221,10 @@ export function leaderRouter(leaders: Leaders, streams: Streams, stopping?: Abor
   })
 
   router.on(list, async (c, { query: { prefix = '', limit = 100, ...after } }) => {
-    const page = await leaders.list({ prefix: listable(c, prefix), limit, ...after })
-    return c.json(
-      { leaders: page.map(({ name, ...leader }) => ({ name, ...leaderJson(leader) })), next: nextOf(page, limit) },
-      200,
-    )
+    const all = await leaders.list({ prefix: listable(c, prefix), limit, ...after })
+    const shown = all.map(({ name, ...leader }) => ({ name, ...leaderJson(leader) }))
+    const { page, next } = pageOf(shown, limit)
+    return c.json({ leaders: page, next }, 200)
   })
 
   return router

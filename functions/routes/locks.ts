@@ -23,8 +23,8 @@ import {
   listable,
   Name,
   named,
-  nextOf,
   optional,
+  pageOf,
   problemResponses,
   Router,
   route,
@@ -157,8 +157,9 @@ export function lockRouter(locks: Locks, stopping?: AbortSignal): Router {
   router.on(look, async (c, { params }) => c.json(lockJson(await locks.query(params.name)), 200))
 
   router.on(list, async (c, { query: { prefix = '', limit = 100, ...after } }) => {
-    const page = await locks.list({ prefix: listable(c, prefix), limit, ...after })
-    return c.json({ locks: page.map(lockJson), next: nextOf(page, limit) }, 200)
+    const all = await locks.list({ prefix: listable(c, prefix), limit, ...after })
+    const { page, next } = pageOf(all.map(lockJson), limit)
+    return c.json({ locks: page, next }, 200)
   })
 
   return router

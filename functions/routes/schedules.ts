@@ -11,6 +11,7 @@
  *
  * A key with a prefix must be for the schedule's name and for its queue's, or it could send where it may not.
  */
+import { LIMITS } from '../../lib/index.ts'
 import type { Schedule, Tasks } from '../../lib/task/index.ts'
 import {
   covers,
@@ -21,9 +22,9 @@ import {
   listable,
   Name,
   named,
-  nextOf,
   optional,
   Problem,
+  pageOf,
   problemResponses,
   Router,
   route,
@@ -149,8 +150,13 @@ export function scheduleRouter(tasks: Tasks): Router {
   })
 
   router.on(list, async (c, { query: { prefix = '', limit = 100, ...after } }) => {
-    const page = await tasks.schedules({ prefix: listable(c, prefix), limit, ...after })
-    return c.json({ schedules: page.map(scheduleJson), next: nextOf(page, limit) }, 200)
+    const asked = { prefix: listable(c, prefix), maxBytes: LIMITS.answerBytes }
+    const { page, next } = pageOf((await tasks.schedules({ ...asked, limit, ...after })).map(scheduleJson), limit)
+    const last = page.at(-1)?.name
+    // A page that is not full may have ended at its bytes.
+    const goesOn =
+      next === null && last !== undefined && (await tasks.schedules({ ...asked, limit: 1, after: last })).length > 0
+    return c.json({ schedules: page, next: goesOn ? last : next }, 200)
   })
 
   return router

@@ -25,14 +25,16 @@ import {
   allow,
   described,
   field,
+  fitting,
   json,
   List,
   listable,
+  More,
   Name,
   named,
-  nextOf,
   optional,
   Problem,
+  pageOf,
   problemResponse,
   problemResponses,
   Router,
@@ -97,6 +99,7 @@ const Truncated = named(
     removed: shape.integer,
     first: described(shape.position, 'That is still there'),
     waitingFor: described(shape.array(shape.string), 'Groups that have not yet read events before the position'),
+    more: More,
   }),
 )
 
@@ -113,6 +116,7 @@ const Lag = named(
         state: shape.word('reading', 'retrying', 'parked'),
       }),
     ),
+    more: More,
     horizon: Horizon,
   }),
 )
@@ -203,8 +207,10 @@ export function streamRouter(events: Events, streams: Streams, stopping?: AbortS
 
   router.on(truncate, async (c, { params: { name }, query: { before, force } }) => {
     if (force) allow(c, 'admin')
-    const { first, ...rest } = await events.truncate(name, before, { force: force === true })
-    return c.json({ ...rest, first: String(first) }, 200)
+    const { removed, first, waitingFor } = await events.truncate(name, before, { force: force === true })
+    const shown = fitting(waitingFor)
+    const more = shown.length < waitingFor.length
+    return c.json({ removed, first: String(first), waitingFor: shown, more }, 200)
   })
 
   router.on(lag, async (c, { params }) => {
@@ -214,17 +220,20 @@ export function streamRouter(events: Events, streams: Streams, stopping?: AbortS
       position: String(position),
       behind: String(behind),
     }))
-    return c.json({ ...rest, position: String(position), groups: each, horizon: horizonJson(horizon) }, 200)
+    const shown = fitting(each)
+    const more = shown.length < each.length
+    return c.json({ ...rest, position: String(position), groups: shown, more, horizon: horizonJson(horizon) }, 200)
   })
 
   router.on(list, async (c, { query: { prefix = '', limit = 100, ...after } }) => {
-    const page = await events.streams({ prefix: listable(c, prefix), limit, ...after })
-    const shownStreams = page.map(({ name, first, position }) => ({
+    const all = await events.streams({ prefix: listable(c, prefix), limit, ...after })
+    const shownStreams = all.map(({ name, first, position }) => ({
       name,
       first: String(first),
       position: String(position),
     }))
-    return c.json({ streams: shownStreams, next: nextOf(page, limit) }, 200)
+    const { page: listed, next } = pageOf(shownStreams, limit)
+    return c.json({ streams: listed, next }, 200)
   })
 
   return router

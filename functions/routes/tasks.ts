@@ -21,9 +21,9 @@ import {
   List,
   listable,
   named,
-  nextOf,
   optional,
   Problem,
+  pageOf,
   problemResponse,
   problemResponses,
   Router,
@@ -170,7 +170,8 @@ export function taskRouter(tasks: Tasks, stopping?: AbortSignal): Router {
 
   router.on(list, async (c, { query: { prefix = '', limit = 100, ...after } }) => {
     const queues = await tasks.queues({ prefix: listable(c, prefix), limit, ...after })
-    return c.json({ queues, next: nextOf(queues, limit) }, 200)
+    const { page, next } = pageOf(queues, limit)
+    return c.json({ queues: page, next }, 200)
   })
 
   router.on(send, async (c, { params: { name }, body: { data = null, waitMs, options = {} } }) => {

@@ -13,7 +13,7 @@
  * a key with a prefix may not tick.
  */
 import type { Tasks } from '../../lib/task/index.ts'
-import { described, field, json, named, optional, Router, route, shape, waiting } from '../http/index.ts'
+import { described, field, inTime, json, named, optional, Router, route, shape, waiting } from '../http/index.ts'
 
 const Tick = named(
   'Tick',
@@ -52,7 +52,8 @@ const tick = route({
 export function tickRouter(tasks: Tasks, stopping?: AbortSignal): Router {
   const router = new Router()
 
-  router.on(tick, async (c, { body: { budgetMs = 10_000 } }) => {
+  router.on(tick, async (c, { body }) => {
+    const { budgetMs } = inTime(c, { budgetMs: 10_000, ...body })
     const { nextAt, ...done } = await waiting(c, budgetMs, stopping, (until) => tasks.tick({ budgetMs, ...until }))
     return c.json({ ...done, nextAt: nextAt?.toISOString() ?? null }, 200)
   })

@@ -18,6 +18,11 @@ export const LIMITS = {
   metaBytes: 4_096,
   /** Bytes of JSON, both for the data of a job and for its output. */
   dataBytes: 1_048_576,
+  /**
+   * Bytes of an answer that carries many (a page of events, a poll, a claim, a list over HTTP), as a carrier sends it that puts it
+   * into a string of JSON: quotes and backslashes count twice. A single one is sent whatever its size. Lambda takes 6,291,556.
+   */
+  answerBytes: 5_000_000,
   /** Characters of a job's progress note, no control characters. */
   note: { min: 0, max: 1_000 },
 } as const

@@ -226,10 +226,10 @@ export interface Tasks extends AsyncDisposable {
 
   /**
    * Lists schedules, in the order of their names' code points.
-   * @param page  see {@link Page}.
+   * @param page  see {@link Page}. `maxBytes`: of the page as JSON in JSON, but one schedule at least; then the last page is empty.
    * @throws {UnavailableError | TypeError | RangeError}
    */
-  schedules(page?: Page): Promise<Schedule[]>
+  schedules(page?: Page & { maxBytes?: number }): Promise<Schedule[]>
 
   /**
    * Computes the next n slots of a cron expression, from now on, by the local clock. It needs no database.

@@ -44,9 +44,6 @@ export interface FetchedJob {
   retryCount: number
   expireInSeconds: number
   heartbeatSeconds: number | null
-  /** This and `createdOn` only with `includeMetadata`. */
-  priority?: number
-  createdOn?: Date
 }
 
 export interface Engine {
@@ -58,7 +55,7 @@ export interface Engine {
   insert(name: string, jobs: EngineJob[], options: { returnId: boolean; db?: EngineDb }): Promise<string[] | null>
   fetch(
     name: string,
-    options: { batchSize: number; groupConcurrency?: number; includeMetadata?: boolean },
+    options: { batchSize: number; groupConcurrency?: number; includeMetadata?: boolean; db?: EngineDb },
   ): Promise<FetchedJob[]>
   fail(name: string, attempt: { id: string; retryCount: number }, error: object): Promise<object>
   cancel(name: string, id: string): Promise<object>

@@ -221,7 +221,7 @@ class LockstepTasks implements Tasks {
     return this.getSchedule(name)
   }
 
-  schedules(page: Page = {}): Promise<Schedule[]> {
+  schedules(page: Page & { maxBytes?: number } = {}): Promise<Schedule[]> {
     return this.#parts.closing.verb(() => this.#parts.schedules.list(page))
   }
 

@@ -117,6 +117,7 @@ async function polymorphic(pool: pg.Pool, words: string[]): Promise<string[]> {
     add('array_remove', [`${t}[]`, t], `${t}[]`)
     add('array_fill', [t, 'integer[]'], `${t}[]`)
     add('array_to_string', [`${t}[]`, 'text'], 'text')
+    add('array_to_json', [`${t}[]`], 'json')
     add('pg_column_size', [t], 'integer')
     add('quote_literal', [t], 'text')
     add('to_json', [t], 'json')
@@ -129,7 +130,8 @@ async function polymorphic(pool: pg.Pool, words: string[]): Promise<string[]> {
     }
     add('format', ['text', t], 'text')
   }
-  // As lockstep.tell builds it.
+  // As lockstep.fetch_within builds it, and then lockstep.tell.
+  add('json_build_array', ['uuid', 'integer', 'jsonb'], 'json')
   const object = 'text text text text text boolean text jsonb text text'.split(' ')
   add('jsonb_build_object', object, 'jsonb')
   add(

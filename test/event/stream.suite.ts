@@ -520,7 +520,7 @@ export function eventSuite({ pooled }: { pooled: boolean }) {
       expect(await ours.readAll({ from: 2n ** 63n - 1n })).toMatchObject({ events: [] })
     })
 
-    test('a page has at most 4 MiB, but always one event', async () => {
+    test('a page has at most 5 MB, but always one event', async () => {
       const stream = fresh()
       const data = Array.from({ length: 260_000 }, (_, i) => (i * 7919) % 1_000).join('') // hardly compresses
       await ours.append(

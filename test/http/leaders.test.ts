@@ -146,7 +146,7 @@ const instant = expect.stringMatching(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/
 describe('a term', () => {
   test('is granted, renewed by its token, looked at and given up', async () => {
     const name = fresh()
-    expect(await look(name)).toEqual({ name, leader: null, waiting: [] })
+    expect(await look(name)).toEqual({ name, leader: null, waiting: [], more: false })
     const granted = await call('POST', at(name), { body: { holder: 'me', ttlMs: 60_000, meta: { at: 'host' } } })
     const token = expect.stringMatching(/^[1-9]\d*$/)
     expect(granted.status).toBe(201)
@@ -161,7 +161,7 @@ describe('a term', () => {
     expect((await look(name)).leader).toEqual({ ...term, ttlMs: 120_000, meta: { at: 'host' } })
 
     expect((await resign(name, granted.json.token)).status).toBe(204)
-    expect(await look(name)).toEqual({ name, leader: null, waiting: [] })
+    expect(await look(name)).toEqual({ name, leader: null, waiting: [], more: false })
   })
 
   test('needs no body: the defaults are a fresh holder and 15 s', async () => {

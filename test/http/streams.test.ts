@@ -554,9 +554,14 @@ describe('truncating', () => {
     const stream = fresh()
     await appended(stream, 1, 2, 3)
     expect(await truncate(stream, 3)).toMatchObject({ status: 200, json: { removed: 2, first: '3', waitingFor: [] } })
-    expect((await truncate(stream, 3)).json).toEqual({ removed: 0, first: '3', waitingFor: [] })
+    expect((await truncate(stream, 3)).json).toEqual({ removed: 0, first: '3', waitingFor: [], more: false })
     expect(dataOf((await page(at(stream))).events)).toEqual([3])
-    expect((await truncate(stream, '9223372036854775807')).json).toEqual({ removed: 1, first: '4', waitingFor: [] })
+    expect((await truncate(stream, '9223372036854775807')).json).toEqual({
+      removed: 1,
+      first: '4',
+      waitingFor: [],
+      more: false,
+    })
     expect((await page(at(stream))).events).toEqual([])
     expect(await appended(stream, 4)).toEqual({ first: '4', last: '4' })
     const { json } = await call('GET', `/v1/streams?prefix=${encodeURIComponent(stream)}`)
@@ -570,11 +575,11 @@ describe('truncating', () => {
     await appended(stream, 1, 2, 3)
     const group = fresh('group')
     await events.declareGroup(group, { prefix, partitions: 1 })
-    expect((await truncate(stream, 3)).json).toEqual({ removed: 0, first: '1', waitingFor: [group] })
+    expect((await truncate(stream, 3)).json).toEqual({ removed: 0, first: '1', waitingFor: [group], more: false })
     const [batch] = await events.poll(group, { holder: 'me', limit: 1 })
     if (!batch) throw new Error('There was nothing to poll')
     await events.commit(group, batch)
-    expect((await truncate(stream, 3)).json).toEqual({ removed: 1, first: '2', waitingFor: [group] })
+    expect((await truncate(stream, 3)).json).toEqual({ removed: 1, first: '2', waitingFor: [group], more: false })
     expect((await truncate(stream, 3, '&force=true')).json).toMatchObject({ removed: 1, first: '3' })
     expect(dataOf((await page(at(stream))).events)).toEqual([3])
   })
@@ -601,6 +606,7 @@ describe('the lag of a stream', () => {
         { group: `${prefix}all`, position: '0', behind: '3', state: 'reading' },
         { group: `${prefix}mine`, position: '1', behind: '2', state: 'parked' },
       ],
+      more: false,
       horizon: { cursor: place, last: place, holdups: [] },
     })
     for (const name of ['all', 'mine', 'other']) await events.deleteGroup(`${prefix}${name}`)

@@ -54,9 +54,6 @@ type DeliveryRow = {
   wait_ms: number | null
 }
 
-// Events of so many bytes on disk in one answer.
-const PAGE_BYTES = 4_194_304
-
 /** Reads the next events of a partition; calls that are made at the same time share a statement. */
 export function partitionReader(pool: Pool, group: string, most: number): (held: HeldPartition) => Promise<Delivery> {
   return batched(
@@ -67,8 +64,8 @@ export function partitionReader(pool: Pool, group: string, most: number): (held:
 }
 
 /**
- * The next events of several partitions, in their order. All partitions together get {@link PAGE_BYTES}, but always one
- * event: so the read begins at a random partition, for each to have its turn.
+ * The next events of several partitions, in their order. All partitions together get `LIMITS.answerBytes`, but always
+ * one event: so the read begins at a random partition, for each to have its turn.
  */
 export async function readPartitions(
   pool: Pool,
@@ -82,7 +79,7 @@ export async function readPartitions(
   const tokens = column(rotated, 'bigint', ({ token }) => token)
   const rows = await pool.run<DeliveryRow>(
     sql`select r.held, r.events::text, r.next, r.turn, r.more, r.waits, r.wait_ms
-          from lockstep.read_partitions(${group}, ${partitions}, ${tokens}, ${most}, ${PAGE_BYTES}) r`,
+          from lockstep.read_partitions(${group}, ${partitions}, ${tokens}, ${most}, ${LIMITS.answerBytes}) r`,
   )
   const inOrder = [...rows.slice(-first), ...rows.slice(0, -first)]
   return (first === 0 ? rows : inOrder).map(({ held, events, next, turn, more, waits, wait_ms }) => ({

@@ -36,8 +36,8 @@ export interface StoredEvent {
 /** A page of events, as `read` and `readAll` return it. */
 export interface EventPage {
   /**
-   * The events, in order. There may be fewer than `limit`: a page has at most 4 MiB, but always one event if there is
-   * one.
+   * The events, in order. There may be fewer than `limit`: a page has at most 5 MB as it is sent over HTTP
+   * (`LIMITS.answerBytes`), but always one event if there is one.
    */
   events: StoredEvent[]
   /**

@@ -137,12 +137,20 @@ export class Schedules {
   }
 
   /** Schedules, in the order of their names' code points. */
-  async list(page: { prefix?: string; limit?: number; after?: string } = {}): Promise<Schedule[]> {
+  async list(page: { prefix?: string; limit?: number; after?: string; maxBytes?: number } = {}): Promise<Schedule[]> {
     const { prefix, limit, after } = checkPage(page)
+    const { maxBytes } = page
+    const asked = sql`select * from lockstep.schedule
+                       where name > ${after} and name >= ${prefix} and starts_with(name, ${prefix})
+                       order by name limit ${limit}`
+    if (maxBytes !== undefined) checkInteger('maxBytes', maxBytes, { min: 1, max: 2 ** 31 - 1 })
     const rows = await this.#pool.run<Schedule>(
-      sql`select ${FIELDS} from lockstep.schedule
-           where name > ${after} and name >= ${prefix} and starts_with(name, ${prefix})
-           order by name limit ${limit}`,
+      maxBytes === undefined
+        ? sql`select ${FIELDS} from (${asked}) s order by name`
+        : sql`select ${FIELDS} from (
+                select s.*, row_number() over w as nth, sum(octet_length(to_json(to_json(s)::text)::text)) over w as upto
+                  from (${asked}) s window w as (order by s.name rows unbounded preceding)) s
+               where nth = 1 or upto <= ${maxBytes} order by name`,
     )
     return rows.map(scheduleOf)
   }

@@ -3,7 +3,8 @@
  *
  * A claim is a fetch and a lease. The claimer extends the lease in time (`extend`). If it does not, upkeep finds that the lease has
  * run out, and the job goes to another; before that the claimer may still complete it. If the answer to a claim is lost, the jobs
- * wait until their leases run out. If the answer to a completion or a failure is lost, the call can be made again.
+ * wait until their leases run out. If the answer to a completion or a failure is lost, the call can be made again. An answer that is
+ * too large for what carries it would be lost each time, until the jobs have failed; so what would not fit into it is not fetched.
  */
 import { sql } from 'kysely'
 import {
@@ -21,7 +22,7 @@ import {
 } from '../../base/index.ts'
 import type { Notifier } from '../../database/index.ts'
 import { column, list, type Pool } from '../../database/index.ts'
-import type { Engine } from '../engine.ts'
+import type { Engine, EngineDb } from '../engine.ts'
 import { type AttemptKey, type AttemptStore, leaseLost, tokenOf } from '../job/index.ts'
 import { fromBoss } from '../pgboss/index.ts'
 import type { Queues } from '../queue/index.ts'
@@ -60,6 +61,9 @@ const LIMIT = { min: 1, max: 100 }
 const LEASE = { min: 1_000, max: 3_600_000 }
 const POLL_MS = { withNotifications: 5_000, without: 250 }
 type Leased = { id: string; expires_at: Date }
+type FetchedRow = [id: string, attempt: number, data: unknown]
+/** `jobs` is undefined if they did not fit, and so many do. */
+type FetchAnswer = { jobs: FetchedRow[] | undefined; fits: number }
 
 export interface ClaimParts {
   pool: Pool
@@ -78,7 +82,8 @@ export class Claims {
   }
 
   /**
-   * Claims jobs. Returns none if there are none, and none came within `waitMs`.
+   * Claims jobs, the first ones; fewer than `limit` if there are no more, or if the answer would have over 5 MB
+   * (`LIMITS.answerBytes`): claim again. Returns none if there are none, and none came within `waitMs`.
    * @throws {NotFoundError | UnavailableError | TypeError | RangeError} and the `signal`'s reason, when it aborts.
    */
   async claim(queue: string, options: ClaimOptions = {}): Promise<Claimed[]> {
@@ -147,25 +152,50 @@ export class Claims {
   }
 
   async #fetch(queue: string, limit: number, leaseMs: number, holder: string | null): Promise<Claimed[]> {
-    const jobs = await this.#parts
-      .boss()
-      .fetch(queue, { batchSize: limit, includeMetadata: true })
-      .catch((error) => {
-        throw fromBoss(error, queue)
-      })
+    const jobs = await this.#fetchWithin(queue, limit)
     if (jobs.length === 0) return []
-    jobs.sort((a, b) => (b.priority ?? 0) - (a.priority ?? 0) || Number(a.createdOn) - Number(b.createdOn))
-    const attempts = jobs.map(({ id, retryCount }) => ({ queue, id, attempt: retryCount }))
+    const attempts = jobs.map(([id, attempt]) => ({ queue, id, attempt }))
     const leased = await this.#lease(queue, attempts, leaseMs, holder).catch((error) => {
       // The caller does not get these jobs. If the hand-back fails too, their heartbeats run out.
       for (const attempt of attempts) this.#parts.attempts.handBack(attempt).catch(() => {})
       throw error
     })
     const leases = new Map(leased.map((row) => [row.id, row.expires_at]))
-    return jobs.flatMap(({ id, data, retryCount }) => {
+    return jobs.flatMap(([id, attempt, data]) => {
       const expiresAt = leases.get(id) // undefined: it was cancelled meanwhile
-      return expiresAt ? [{ id, data, token: tokenOf(retryCount), attempt: retryCount + 1, expiresAt }] : []
+      return expiresAt ? [{ id, data, token: tokenOf(attempt), attempt: attempt + 1, expiresAt }] : []
     })
+  }
+
+  // Fetches as many jobs, the first ones, as one answer may carry. If there are more, the database says how many that is and has
+  // fetched none; if others have taken those meanwhile, even fewer may fit, and a single job always does.
+  async #fetchWithin(queue: string, limit: number): Promise<FetchedRow[]> {
+    for (let most = limit; ; ) {
+      const asked: FetchAnswer = { jobs: [], fits: 0 }
+      await this.#parts
+        .boss()
+        .fetch(queue, { batchSize: most, includeMetadata: true, db: this.#bounded(asked) })
+        .catch((error) => {
+          throw fromBoss(error, queue)
+        })
+      if (asked.jobs) return asked.jobs
+      most = asked.fits
+    }
+  }
+
+  // Gets pg-boss's statement instead of the database, and returns no rows to pg-boss: `asked` has them.
+  #bounded(asked: FetchAnswer): EngineDb {
+    return {
+      executeSql: async (text, values = []) => {
+        if (values.length > 0) throw new Error('The statement of a fetch has parameters, which it never had')
+        const [row] = await this.#parts.pool.run<{ jobs: string | null; fits: number }>(
+          sql`select jobs::text, fits from lockstep.fetch_within(${text}, ${LIMITS.answerBytes})`,
+        )
+        asked.fits = row?.fits ?? 0
+        asked.jobs = asked.fits === 0 ? [] : row?.jobs ? JSON.parse(row.jobs) : undefined
+        return { rows: [] }
+      },
+    }
   }
 
   #lease(queue: string, attempts: AttemptKey[], leaseMs: number, holder: string | null): Promise<Leased[]> {

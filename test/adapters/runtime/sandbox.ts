@@ -28,6 +28,9 @@ export interface Sandbox extends AsyncDisposable {
   log(): string
 }
 
+/** The bytes of a response that AWS passes on, if it is not streamed. Of a larger one the client gets a 502. */
+const MOST_BUFFERED = 6_291_556
+
 interface Invocation {
   id: string
   event: unknown
@@ -76,7 +79,10 @@ export async function startSandbox(folder: string, handler: string, env: Record<
     }
     const body = Buffer.concat(parts)
     if (where === 'init') started.reject(new Error(JSON.parse(String(body)).errorMessage))
-    else if (what === 'error') invocation?.done.resolve({ body, error: JSON.parse(String(body)) })
+    else if (body.length > MOST_BUFFERED && request.headers['lambda-runtime-function-response-mode'] !== 'streaming') {
+      const error = { errorType: 'Function.ResponseSizeTooLarge', errorMessage: `It has ${body.length} bytes` }
+      invocation?.done.resolve({ body, error })
+    } else if (what === 'error') invocation?.done.resolve({ body, error: JSON.parse(String(body)) })
     else invocation?.done.resolve({ body })
     running.delete(id)
     response.writeHead(202).end()
