@@ -91,7 +91,11 @@ export async function serve(options: ServeOptions): Promise<Server> {
   }, unreadMs)
   looking.unref()
   server.on('checkExpectation', (incoming, outgoing) => server.emit('request', incoming, outgoing)) // not a bare 417
-  server.on('connect', (_, socket) => socket.end(refusal('CONNECT'))) // not a connection that ends without a word
+  server.on('connect', (_, socket: Socket) => {
+    // Node has taken its listeners away: nobody reads it, and an error would end the process.
+    socket.on('error', () => {}).write(refusal('CONNECT'))
+    socket.destroySoon()
+  })
   server.on('clientError', (error: NodeJS.ErrnoException, socket: Socket) => {
     // Never into an answer that has begun, nor in place of one that is due for an earlier request.
     const busy = [...open].some((to) => to.socket === socket && (to.headersSent || to.req.complete))
