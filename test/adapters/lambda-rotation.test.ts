@@ -129,6 +129,7 @@ describe('the database’s secret', () => {
     expect(await connected(clone)).toBe(0)
     await until('the other user is used', async () => (await ask()) === 200 && (await connected(clone)) > 0)
     await until('the first is not', async () => (await connected(role)) === 0)
+    expect([await ask('/readyz'), await ask('/v1/tasks'), await ask('/v1/leaders/e')]).toEqual([200, 200, 200])
     // The next turn.
     await admin.query(`alter role ${role} password 'three'`)
     secrets.put('database', { username: role, password: 'three', ...at })

@@ -292,6 +292,7 @@ function tried({ file, from, to, files, tests }: Mutant): string[] {
       'vitest.config.ts',
       'README.md',
       'db',
+      'infra',
       'lib',
       'functions',
       'test',
