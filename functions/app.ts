@@ -24,9 +24,12 @@ import {
   type AnswerHooks,
   answer,
   authenticate,
+  below,
+  checkBasePath,
   documentOf,
   type Env,
   json,
+  type PathOptions,
   Problem,
   parseKeys,
   problemResponses,
@@ -52,7 +55,7 @@ import {
   timeRouter,
 } from './routes/index.ts'
 
-export interface AppOptions extends StreamOptions, AnswerHooks {
+export interface AppOptions extends StreamOptions, PathOptions, AnswerHooks {
   /** Made by `createTasks`. Absent: there are no routes for tasks, and no pg-boss in the bundle. */
   tasks?: Tasks
   /** Made by `createEvents`. Absent: there are no routes for streams and groups. */
@@ -74,7 +77,9 @@ const MAX_APPEND = 4 * 1024 * 1024 // some events of the largest kind
  * @throws {Error} the keys cannot be read, or an option is out of its range.
  */
 export function createApp(lockstep: Lockstep, options: AppOptions = {}): Hono<Env> {
-  const app = new Hono<Env>({ getPath: (request) => new URL(request.url).pathname })
+  const { basePath = '' } = options
+  checkBasePath(basePath)
+  const app = new Hono<Env>({ getPath: (request) => below(basePath, new URL(request.url).pathname) })
   const keyed = authenticate(parseKeys(options.keys))
 
   app.use('/v1/time', recordArrival)
@@ -114,7 +119,7 @@ export function createApp(lockstep: Lockstep, options: AppOptions = {}): Hono<En
   const health = healthRouter(lockstep)
   let document: object | undefined
   health.on(openapi, (c) => {
-    document ??= documentOf(about(options.version), routers)
+    document ??= documentOf(about(options), routers)
     return c.json(document, 200)
   })
   routers.unshift(['', health])
@@ -177,7 +182,7 @@ function healthRouter(lockstep: Lockstep): Router {
   return router
 }
 
-function about(version = '0.0.0') {
+function about({ version = '0.0.0', basePath }: AppOptions) {
   return {
     openapi: '3.1.0',
     info: {
@@ -186,6 +191,7 @@ function about(version = '0.0.0') {
       description: 'Distributed coordination on Postgres. Instants are RFC 3339 in UTC, tokens decimal strings.',
       license: { name: 'MIT', identifier: 'MIT' },
     },
+    ...(basePath && { servers: [{ url: basePath }] }),
   }
 }
 

@@ -8,7 +8,7 @@
 import type { Events } from '../../lib/event/index.ts'
 import type { Lockstep } from '../../lib/index.ts'
 import type { Tasks, TickResult } from '../../lib/task/index.ts'
-import { type LostRequest, problemBody, type StreamOptions } from '../http/index.ts'
+import { type LostRequest, type PathOptions, problemAnswer, type StreamOptions, unavailable } from '../http/index.ts'
 
 /** The library and its parts in a deployment. */
 export interface Services {
@@ -18,7 +18,7 @@ export interface Services {
 }
 
 /** The parts that a deployment wants. A part that is left out is not in the bundle either. */
-export interface ServiceOptions extends StreamOptions {
+export interface ServiceOptions extends StreamOptions, PathOptions {
   /** `createTasks`, or a function that also defines queues. */
   tasks?: (lockstep: Lockstep) => Tasks
   /** `createEvents`. */
@@ -43,9 +43,7 @@ export function reportLoss({ method, path, requestId }: LostRequest): void {
 /** The 503 of a deployment that is not complete. The log says what is missing; the answer does not. */
 export function notReady(error: unknown): Response {
   report(error)
-  const body = problemBody(503, 'UNAVAILABLE', 'It has no database or no keys yet; its log says why')
-  const headers = { 'Content-Type': 'application/problem+json', 'Cache-Control': 'no-store', 'Retry-After': '1' }
-  return new Response(JSON.stringify(body), { status: 503, headers })
+  return problemAnswer(unavailable('It has no database or no keys yet; its log says why'))
 }
 
 /**

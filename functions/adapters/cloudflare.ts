@@ -20,7 +20,7 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
 import { createLockstep, type Lockstep, UnavailableError } from '../../lib/index.ts'
 import { createApp } from '../app.ts'
-import { parseKeys } from '../http/index.ts'
+import { checkBasePath, parseKeys } from '../http/index.ts'
 import { notReady, report, reportLoss, type ServiceOptions, type Services, upkeep } from './cloud.ts'
 
 /** `tasks` and `events` are made for each request. */
@@ -54,7 +54,8 @@ type Answer = (request: Request) => Response | Promise<Response>
 
 /** Makes a Worker: `export default worker({ … })`. */
 export function worker(options: WorkerOptions = {}): Worker {
-  const { budgetMs = 25_000 } = options
+  const { budgetMs = 25_000, basePath } = options
+  checkBasePath(basePath)
   const scopes = new AsyncLocalStorage<Services>()
   let application: { keys: string; answer: Answer } | undefined
 

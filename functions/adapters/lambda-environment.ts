@@ -6,61 +6,120 @@
  * is a 503, and the next one asks again.
  */
 import { createLockstep, type Lockstep, UnavailableError } from '../../lib/index.ts'
+import type { TickResult } from '../../lib/task/index.ts'
 import type { Ntp } from '../../lib/time/ntp/index.ts'
 import { createApp } from '../app.ts'
 import { type Bindings, parseKeys } from '../http/index.ts'
-import { addressOf, type Environment, readDatabaseSecret, readSecret } from './aws-secrets.ts'
-import { report, reportLoss, type ServiceOptions, type Services } from './cloud.ts'
+import { ChangingSecret, type Environment, readSecret } from './aws-secrets.ts'
+import { report, reportLoss, type ServiceOptions, type Services, upkeep } from './cloud.ts'
 
 export interface ExecutionOptions extends ServiceOptions {
-  /** Measures true time at each tick; the function must reach NTP servers by UDP. */
+  /** Measures true time at each tick at which that is due, with or without tasks; the function must reach NTP servers by UDP. */
   ntp?: Ntp
-  /** Milliseconds after which keys are read again from their secret, ≥ 0. @default 300_000 */
+  /** Milliseconds after which secrets are read again: the keys, and where the database is. ≥ 0. @default 300_000 */
   keysMs?: number
 }
 
 type Answer = (request: Request, bindings?: Bindings) => Response | Promise<Response>
 
+/** Where the database is. `secret`: absent if the environment says it. */
+interface Source {
+  connectionString: string
+  secret?: ChangingSecret
+}
+
 export class Execution {
   readonly services: Services
   readonly #options: ExecutionOptions
   readonly #env: Environment
+  readonly #secret: ChangingSecret | undefined
   #application: { keys: string | undefined; readAt: number; answer: Answer } | undefined
+  // When the secret of the database was last asked for; -Infinity: a request has failed since.
+  #askedAt = Date.now()
 
   /** @throws {Error} the secret of the database cannot be read, or holds something else. */
   static async open(options: ExecutionOptions, env: Environment): Promise<Execution> {
     const time = options.ntp ? { ntp: options.ntp } : {}
-    const connection = await connectionOf(env)
+    const source = await sourceOf(env)
+    const { connectionString, secret } = source
+    const connection = { connectionString, ...(secret && { password: () => secret.password() }) }
     const lockstep = createLockstep({ ...connection, directConnectionString: null, shared: true, time })
-    return new Execution(options, env, lockstep)
+    return new Execution(options, env, secret, lockstep)
   }
 
-  private constructor(options: ExecutionOptions, env: Environment, lockstep: Lockstep) {
+  private constructor(
+    options: ExecutionOptions,
+    env: Environment,
+    secret: ChangingSecret | undefined,
+    lockstep: Lockstep,
+  ) {
     this.#options = options
     this.#env = env
+    this.#secret = secret
     this.services = { lockstep, tasks: options.tasks?.(lockstep), events: options.events?.(lockstep) }
   }
 
   /**
-   * Answers with the present keys: they are read again if that was long ago. If they cannot be read, the last ones stay.
-   * @throws {Error} there are no keys yet.
+   * Whether the secret of the database names another user or host than the one that is used here. It is read after a failure, since
+   * then one of these may be why, and as often as the keys. If it cannot be read, what was said last holds.
+   */
+  async outdated(): Promise<boolean> {
+    const { keysMs = 300_000 } = this.#options
+    if (!this.#secret) return false
+    const asks = Math.abs(Date.now() - this.#askedAt) >= keysMs
+    if (asks) this.#askedAt = Date.now()
+    try {
+      return await this.#secret.moved(asks)
+    } catch (error) {
+      report(error)
+      return false
+    }
+  }
+
+  /**
+   * Answers with the present keys: they are read again if that was long ago. If they cannot be read, the last ones stay. If they
+   * can, and there are none, nobody has a key any more.
+   * @throws {Error} there are no keys.
    */
   async answer(request: Request, bindings: Bindings): Promise<Response> {
     const { keysMs = 300_000 } = this.#options
     const last = this.#application
-    if (!last || Math.abs(Date.now() - last.readAt) >= keysMs) {
-      if (last) last.readAt = Date.now()
-      await this.#readKeys().catch((error) => {
-        if (!last) throw error
-        report(error)
-      })
+    if (!last || Math.abs(Date.now() - last.readAt) >= keysMs) await this.#readKeys()
+    if (!this.#application) throw new UnavailableError('The keys were taken away') // meanwhile, by another request
+    const response = await this.#application.answer(request, bindings)
+    if (response.status === 503) this.#askedAt = -Infinity
+    return response
+  }
+
+  /** Does what is due, and measures true time. @throws as {@link upkeep}. */
+  async tick(budgetMs: number): Promise<Partial<TickResult>> {
+    const { lockstep, tasks } = this.services
+    // A tick of tasks measures by itself.
+    const signal = AbortSignal.timeout(budgetMs)
+    const measured = this.#options.ntp && !tasks && lockstep.time.synchronize({ signal }).catch(() => {})
+    try {
+      return await upkeep(this.services, budgetMs)
+    } catch (error) {
+      this.#askedAt = -Infinity
+      throw error
+    } finally {
+      await measured
     }
-    return (this.#application as { answer: Answer }).answer(request, bindings)
   }
 
   async #readKeys(): Promise<void> {
-    const keys = await keysOf(this.#env)
-    if (this.#application && this.#application.keys === keys) return
+    const last = this.#application
+    if (last) last.readAt = Date.now() // others need not wait
+    let text: string | undefined
+    try {
+      text = await keysOf(this.#env)
+    } catch (error) {
+      if (!last) throw error
+      return report(error)
+    }
+    if (last && last.keys === text) return
+    this.#application = undefined
+    const keys = checked(text, this.#env)
     const { lockstep, tasks, events } = this.services
     const { tasks: _, events: __, ...rest } = this.#options
     const services = { ...(tasks && { tasks }), ...(events && { events }) }
@@ -87,25 +146,21 @@ export function checkEnvironment(env: Environment): void {
   if (env.LOCKSTEP_API_KEYS !== 'off') parseKeys(env.LOCKSTEP_API_KEYS)
 }
 
-async function connectionOf(env: Environment) {
+async function sourceOf(env: Environment): Promise<Source> {
   if (env.DATABASE_URL) return { connectionString: env.DATABASE_URL }
-  const arn = env.DATABASE_SECRET_ARN as string
-  let secret = readDatabaseSecret(arn)
-  const connectionString = addressOf(await secret, env)
-  let fresh = true // the first connection uses the password that was just read
-  const password = async () => {
-    if (!fresh) secret = readDatabaseSecret(arn)
-    fresh = false
-    return (await secret).password
-  }
-  return { connectionString, password }
+  const secret = new ChangingSecret(env.DATABASE_SECRET_ARN as string, env)
+  return { connectionString: await secret.open(), secret }
 }
 
+/** The text of the keys; undefined: none are needed. @throws {UnavailableError} their secret cannot be read. */
 async function keysOf(env: Environment): Promise<string | undefined> {
   if (env.LOCKSTEP_API_KEYS === 'off') return undefined
   if (env.LOCKSTEP_API_KEYS?.trim()) return env.LOCKSTEP_API_KEYS
-  const arn = env.LOCKSTEP_API_KEYS_SECRET_ARN as string
-  const keys = await readSecret(arn)
+  return readSecret(env.LOCKSTEP_API_KEYS_SECRET_ARN as string)
+}
+
+function checked(keys: string | undefined, { LOCKSTEP_API_KEYS_SECRET_ARN: arn }: Environment): string | undefined {
+  if (keys === undefined) return undefined
   try {
     if (parseKeys(keys).length > 0) return keys
   } catch (cause) {

@@ -11,19 +11,23 @@
  *
  * A function's URL is open to the world, so without keys nothing is served. A deployment whose URL is guarded by IAM says so
  * (`LOCKSTEP_API_KEYS=off`). Keys and passwords may be secrets. Keys are read again every five minutes, so that a key that was
- * removed is refused by then. The password is read at each new connection.
+ * removed is refused by then. The password is read at each new connection, so that a rotation ends no environment. A secret that
+ * names another user or host is noticed after the first request that fails, or with the keys, and is followed by new connections.
  *
- * Paths. A function URL hands on the path as it was sent. An HTTP API (API Gateway v2) decodes it first. Most of that is undone
- * here, but a name with `/` or `?` in it can no longer be told from another (honojs/hono#2156).
+ * Nothing throws out of a handler of HTTP, whatever the event is (lambda-events.ts). The buffered one refuses an event stream: its
+ * answer would come at the stream's end, which is when Lambda ends the invocation.
  *
  * Nothing migrates here: a cold start is no time for that (infra/aws/migrate.ts does, at deploy).
  */
-import type { Hono } from 'hono'
-import { handle, type LambdaContext, type LambdaEvent, streamHandle } from 'hono/aws-lambda'
+import { Readable, type Writable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
+import type { LambdaContext, LambdaEvent } from 'hono/aws-lambda'
 import type { TickResult } from '../../lib/task/index.ts'
+import { checkBasePath, isProblem, Problem, problemAnswer } from '../http/index.ts'
 import type { Environment } from './aws-secrets.ts'
-import { notReady, upkeep } from './cloud.ts'
+import { notReady, report } from './cloud.ts'
 import { checkEnvironment, Execution, type ExecutionOptions } from './lambda-environment.ts'
+import { requestOf, resultOf } from './lambda-events.ts'
 
 export interface LambdaOptions extends ExecutionOptions {
   /** Milliseconds at rest after which an environment begins anew, ≥ 0. @default 30_000 */
@@ -57,9 +61,11 @@ const BUDGET_MS = { min: 100, max: 86_400_000 }
  * @throws {Error} in one sentence: a variable of the environment is missing or cannot be read.
  */
 export function lambda(options: LambdaOptions = {}): Lambda {
-  const { restMs = REST_MS, env = process.env } = options
+  const { restMs = REST_MS, env = process.env, basePath } = options
   checkEnvironment(env)
+  checkBasePath(basePath)
   let execution: Promise<Execution> | undefined
+  const left: Promise<Execution>[] = [] // that are not used any more, once no invocation runs
   let busy = 0
   let restsSince = Date.now()
 
@@ -71,51 +77,72 @@ export function lambda(options: LambdaOptions = {}): Lambda {
     } finally {
       busy--
       restsSince = Date.now()
+      closeLeft(busy === 0)
     }
   }
 
   async function open(): Promise<Execution> {
+    const present = execution
+    if (present && (await present.then((each) => each.outdated()).catch(() => false)) && present === execution)
+      discard()
     execution ??= Execution.open(options, env)
+    const opening = execution
     try {
-      return await execution
+      return await opening
     } catch (error) {
-      execution = undefined // to be opened by the next
+      if (execution === opening) execution = undefined // to be opened by the next
       throw error
     }
   }
 
   function discard(): void {
-    const left = execution
+    if (execution) left.push(execution)
     execution = undefined
-    void left?.then((each) => each.close()).catch(() => {}) // its connections may be dead
+    closeLeft(busy <= 1) // this invocation has not begun with it
   }
 
-  async function answer(request: Request, context: LambdaContext): Promise<Response> {
+  function closeLeft(unused: boolean): void {
+    if (!unused) return
+    for (const each of left.splice(0)) void each.then((it) => it.close()).catch(() => {}) // its connections may be dead
+  }
+
+  async function answer(event: unknown, context: LambdaContext): Promise<Response> {
     const leftMs = () => context.getRemainingTimeInMillis() - END_MS
     try {
+      const request = requestOf(event, basePath)
       return await (await open()).answer(request, { leftMs })
     } catch (error) {
-      return notReady(error)
+      return isProblem(error) ? problemAnswer(error) : notReady(error)
     }
   }
 
   async function tick(context: Pick<LambdaContext, 'getRemainingTimeInMillis'>): Promise<Partial<TickResult>> {
-    const { services } = await open()
+    const its = await open()
     const leftMs = context.getRemainingTimeInMillis() - END_MS
-    return upkeep(services, Math.min(Math.max(leftMs, BUDGET_MS.min), BUDGET_MS.max))
+    return its.tick(Math.min(Math.max(leftMs, BUDGET_MS.min), BUDGET_MS.max))
   }
 
-  const buffered = handle(asHono((request, { lambdaContext }) => answer(request, lambdaContext)))
-  const streaming = async (request: Request, { context }: { context: LambdaContext }) =>
-    ending(await answer(request, context), context.getRemainingTimeInMillis() - END_MS)
   return {
-    handler: (event, context) => invoked(() => buffered(asSent(event), context)),
-    stream: streamed(
-      (handler, event, stream, context) => invoked(() => handler(asSent(event), stream, context)),
-      streaming,
+    handler: (event, context) => invoked(async () => resultOf(event, await whole(await answer(event, context)))),
+    stream: streamed((event, stream, context) =>
+      invoked(async () =>
+        send(ending(await answer(event, context), context.getRemainingTimeInMillis() - END_MS), stream),
+      ),
     ),
     scheduled: (_event, context) => invoked(() => tick(context)),
   }
+}
+
+const isStream = ({ headers }: Response) => headers.get('Content-Type') === 'text/event-stream'
+
+/** The answer of a handler that cannot stream. */
+async function whole(response: Response): Promise<Response> {
+  if (!isStream(response)) return response
+  await response.body?.cancel()
+  const detail =
+    'This address answers in one piece, to which an event stream does not come: ask the one that streams, or poll'
+  const problem = problemAnswer(new Problem(406, 'NOT_ACCEPTABLE', detail), response)
+  return response.body ? problem : new Response(null, problem) // HEAD
 }
 
 /**
@@ -124,7 +151,7 @@ export function lambda(options: LambdaOptions = {}): Lambda {
  * garbage, the signal no longer fires.
  */
 function ending(response: Response, leftMs: number): Response {
-  if (!response.body || response.headers.get('Content-Type') !== 'text/event-stream') return response
+  if (!response.body || !isStream(response)) return response
   const reader = response.body.getReader()
   const end = Promise.withResolvers<undefined>()
   const timer = setTimeout(() => end.resolve(undefined), Math.max(leftMs, 0))
@@ -147,26 +174,26 @@ function ending(response: Response, leftMs: number): Response {
   return new Response(body, response)
 }
 
-// Hono's adapters use no more of an application than this; one passes `lambdaContext`, the one that streams `context`.
-type Contexts = { context: LambdaContext; lambdaContext: LambdaContext }
-const asHono = (fetch: (request: Request, contexts: Contexts) => Promise<Response>) => ({ fetch }) as unknown as Hono
+interface StreamingRuntime {
+  streamifyResponse?(handler: StreamHandler): StreamHandler
+  HttpResponseStream: { from(stream: Writable, head: object): Writable }
+}
+const runtime = () => (globalThis as { awslambda?: StreamingRuntime }).awslambda
 
-/** @param around  calls a handler with its arguments. */
-function streamed(
-  around: (handler: StreamHandler, ...call: Parameters<StreamHandler>) => Promise<void>,
-  fetch: Parameters<typeof asHono>[0],
-): StreamHandler | undefined {
-  const { awslambda } = globalThis as { awslambda?: { streamifyResponse(handler: StreamHandler): StreamHandler } }
-  if (!awslambda) return undefined
-  const handler = streamHandle(asHono(fetch)) as unknown as StreamHandler
-  return awslambda.streamifyResponse((...call) => around(handler, ...call))
+// AWS's SDK defines an empty `awslambda` outside of Lambda.
+function streamed(handler: StreamHandler): StreamHandler | undefined {
+  return runtime()?.streamifyResponse?.(handler)
 }
 
-/** An event with its path as the client sent it. */
-function asSent(event: LambdaEvent): LambdaEvent {
-  if (!('rawPath' in event)) return event
-  const { domainName = '', stage = '$default' } = event.requestContext as { domainName?: string; stage?: string }
-  if (/\.lambda-url\.[^.]+\.on\.aws(\.cn)?$/.test(domainName)) return event
-  const path = event.rawPath.startsWith(`/${stage}/`) ? event.rawPath.slice(stage.length + 1) : event.rawPath
-  return { ...event, rawPath: path.split('/').map(encodeURIComponent).join('/') }
+/** Writes an answer as it comes. A client that has gone ends it. */
+async function send(response: Response, to: unknown): Promise<void> {
+  const head = { statusCode: response.status, headers: Object.fromEntries(response.headers), cookies: [] }
+  const stream = (runtime() as StreamingRuntime).HttpResponseStream.from(to as Writable, head)
+  try {
+    if (response.body) return await pipeline(Readable.fromWeb(response.body as never), stream)
+    stream.write('') // Lambda sends the head with the first write
+    stream.end()
+  } catch (error) {
+    report(error)
+  }
 }

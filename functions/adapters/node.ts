@@ -9,7 +9,7 @@
  * A client gets ten seconds for its headers and thirty for its whole request, then 408: slow senders cannot collect
  * connections. That limits the sending, not the answer: a wait of twenty seconds is not affected. A client that reads nothing of
  * its answer for `unreadMs`, be it a page or a stream, is disconnected: slow readers cannot collect memory. What node itself
- * refuses before there is a request (431, 408, broken HTTP) is a problem+json too.
+ * refuses before there is a request (431, 408, CONNECT, broken HTTP) is a problem+json too.
  *
  * Without keys it serves the loopback interface only (the address that HOST resolves to decides), and there no web pages.
  */
@@ -20,7 +20,7 @@ import { type AddressInfo, BlockList, isIP, isIPv6, type Socket } from 'node:net
 import { getRequestListener, RequestError } from '@hono/node-server'
 import type { Lockstep } from '../../lib/index.ts'
 import { type AppOptions, createApp } from '../app.ts'
-import { parseKeys, problemBody } from '../http/index.ts'
+import { isProblem, Problem, parseKeys, problemAnswer, problemBody, refuseDots } from '../http/index.ts'
 
 export interface ServeOptions extends Omit<AppOptions, 'signal'> {
   /** Closed by `close`. */
@@ -57,7 +57,11 @@ export async function serve(options: ServeOptions): Promise<Server> {
   const stopping = new AbortController()
   const app = createApp(lockstep, { ...options, signal: stopping.signal })
   const keyed = parseKeys(options.keys).length > 0
-  const answer = keyed ? app.fetch : (request: Request) => refuseBrowsers(request) ?? app.fetch(request)
+  const answer = (request: Request, { incoming }: { incoming: { url?: string | undefined } }) => {
+    refuseDots(incoming.url ?? '')
+    if (!keyed) refuseBrowsers(request)
+    return app.fetch(request)
+  }
   const listener = getRequestListener(answer, { hostname: 'localhost', errorHandler: malformed })
   const open = new Set<ServerResponse>()
   const server = createServer(LIMITS, (incoming, outgoing) => {
@@ -87,6 +91,11 @@ export async function serve(options: ServeOptions): Promise<Server> {
   }, unreadMs)
   looking.unref()
   server.on('checkExpectation', (incoming, outgoing) => server.emit('request', incoming, outgoing)) // not a bare 417
+  server.on('connect', (_, socket: Socket) => {
+    // Node has taken its listeners away: nobody reads it, and an error would end the process.
+    socket.on('error', () => {}).write(refusal('CONNECT'))
+    socket.destroySoon()
+  })
   server.on('clientError', (error: NodeJS.ErrnoException, socket: Socket) => {
     // Never into an answer that has begun, nor in place of one that is due for an earlier request.
     const busy = [...open].some((to) => to.socket === socket && (to.headersSent || to.req.complete))
@@ -188,32 +197,23 @@ async function listen(server: ReturnType<typeof createServer>, host: string, por
  * Without keys every program on this machine may do everything, but web pages in a browser here may not. A page of another site
  * is known by its `Sec-Fetch-Site`, and a page whose name was made to mean this machine (DNS rebinding) by the name it asks for.
  */
-function refuseBrowsers(request: Request): Response | undefined {
+function refuseBrowsers(request: Request): void {
   const { hostname } = new URL(request.url)
   const address = hostname.replace(/^\[|\]$/g, '')
   const local =
     hostname === 'localhost' || (isIP(address) > 0 && loopback.check(address, isIPv6(address) ? 'ipv6' : 'ipv4'))
-  if (local && !/^(cross|same)-site$/.test(request.headers.get('Sec-Fetch-Site') ?? '')) return undefined
-  const body = problemBody(
-    403,
-    'FORBIDDEN',
-    'Without keys it answers programs of this machine only, asked as localhost',
-  )
-  return new Response(JSON.stringify(body), {
-    status: body.status,
-    headers: { 'Content-Type': 'application/problem+json' },
-  })
+  if (local && !/^(cross|same)-site$/.test(request.headers.get('Sec-Fetch-Site') ?? '')) return
+  throw new Problem(403, 'FORBIDDEN', 'Without keys it answers programs of this machine only, asked as localhost')
 }
 
 function malformed(error: unknown): Response {
+  if (isProblem(error)) return problemAnswer(error)
   const known = error instanceof RequestError
-  const body = known
-    ? problemBody(400, 'INVALID_ARGUMENT', `The request cannot be read: ${error.message}`)
-    : problemBody(500, 'INTERNAL', 'An error of ours')
-  return new Response(JSON.stringify(body), {
-    status: body.status,
-    headers: { 'Content-Type': 'application/problem+json' },
-  })
+  return problemAnswer(
+    known
+      ? new Problem(400, 'INVALID_ARGUMENT', `The request cannot be read: ${error.message}`)
+      : new Problem(500, 'INTERNAL', 'An error of ours'),
+  )
 }
 
 function refusal(code: string | undefined): string {
@@ -222,11 +222,13 @@ function refusal(code: string | undefined): string {
       ? problemBody(431, 'TOO_LARGE', 'Path and headers are over 16 KiB', 'Request Header Fields Too Large')
       : code === 'ERR_HTTP_REQUEST_TIMEOUT'
         ? problemBody(408, 'TIMEOUT', 'The request did not arrive in time', 'Request Timeout')
-        : problemBody(
-            400,
-            'INVALID_ARGUMENT',
-            'This is not valid HTTP (in its target, everything but ASCII must be percent-encoded)',
-          )
+        : code === 'CONNECT'
+          ? problemBody(405, 'METHOD_NOT_ALLOWED', 'This is no proxy')
+          : problemBody(
+              400,
+              'INVALID_ARGUMENT',
+              'This is not valid HTTP (in its target, everything but ASCII must be percent-encoded)',
+            )
   const text = JSON.stringify(body)
   const headers = ['Connection: close', 'Content-Type: application/problem+json', `Content-Length: ${text.length}`]
   return `HTTP/1.1 ${body.status} ${body.title}\r\n${headers.join('\r\n')}\r\n\r\n${text}`

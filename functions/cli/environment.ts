@@ -2,13 +2,14 @@
 import * as os from 'node:os'
 import * as path from 'node:path'
 import { type Ntp, ntp } from '../../lib/time/ntp/index.ts'
-import { parseKeys } from '../http/index.ts'
+import { checkBasePath, parseKeys } from '../http/index.ts'
 
 export interface Settings {
   port: number
   host: string
   url: string | undefined
   keys: string | undefined
+  basePath: string
   ntp: Ntp | undefined
   /** Where the data of the embedded PostgreSQL goes when the working directory cannot hold it, in this order. */
   dataFallbacks: string[]
@@ -29,11 +30,14 @@ export function readSettings(env: NodeJS.ProcessEnv): Settings {
     )
   }
   parseKeys(env.LOCKSTEP_API_KEYS)
+  const basePath = env.LOCKSTEP_BASE_PATH ?? ''
+  checkBasePath(basePath, 'LOCKSTEP_BASE_PATH')
   return {
     port: Number(port),
     host,
     url,
     keys: env.LOCKSTEP_API_KEYS,
+    basePath,
     ntp: readServers(env.LOCKSTEP_NTP_SERVERS),
     dataFallbacks: dataFallbacks(env),
   }

@@ -24,7 +24,7 @@ const FOLDER = '.lockstep'
 
 /** Serves until SIGINT or SIGTERM. @param options  `migrates`: before it listens. */
 export async function start(settings: Settings, { migrates }: { migrates: boolean }): Promise<void> {
-  const { port, host, keys, ntp, dataFallbacks } = settings
+  const { port, host, keys, basePath, ntp, dataFallbacks } = settings
   await listenAddress(host, keys)
   const stop = stopSignal()
   const undo: (() => Promise<void>)[] = []
@@ -46,9 +46,10 @@ export async function start(settings: Settings, { migrates }: { migrates: boolea
     const tasks = createTasks(lockstep, { onError: (error) => report('tasks', error) })
     const events = createEvents(lockstep, { onError: (error) => report('events', error) })
     const onError = (error: unknown, id: string) => report(id === '' ? 'sweep' : `request ${id}`, error)
-    const server = await serve({ lockstep, tasks, events, host, port, keys, version: await version(), onError })
+    const common = { host, port, keys, basePath, version: await version(), onError }
+    const server = await serve({ lockstep, tasks, events, ...common })
     undo.splice(-1, 1, () => server.close())
-    console.log(greeting(server.url, keys))
+    console.log(greeting(server.url + basePath, keys))
     if (ntp) void printTime(lockstep, ntp, stop)
     if (!stop.aborted) await once(stop, 'abort')
     console.log('stopping …')

@@ -5,8 +5,9 @@
  * wrong, so that every 400 reads "`ttlMs` must be an integer, 1000–3600000". Objects are closed: a misspelt `ttlMS` is a
  * 400 that names it, never a silent default.
  */
+import { isDots } from '../../lib/base/index.ts'
 import { LIMITS } from '../../lib/index.ts'
-import { described, type Field, type FieldError, type JsonSchema, type ObjectOf, objectJson } from './schema.ts'
+import { type Field, type FieldError, type JsonSchema, type ObjectOf, objectJson } from './schema.ts'
 
 /** The properties of an object, or the parameters of a path or query, by name. */
 export type Fields = { readonly [name: string]: Field<unknown> }
@@ -87,7 +88,7 @@ export function digits({ min, max }: { min: number; max: number }): Field<number
   )
 }
 
-const QUEUE = 'a string of 1–255 letters, digits, `_`, `-`, `.` and `/`'
+const QUEUE = 'a string of 1–255 letters, digits, `_`, `-`, `.` and `/`, and not `.` or `..`'
 // Postgres reads jsonb by recursion, and JSON.stringify writes it by recursion: both would end at some thousands.
 const MAX_DEPTH = 1_000
 const MAX = 2n ** 63n - 1n
@@ -130,10 +131,10 @@ export const queue = refined(
     {
       minLength: 1,
       maxLength: 255,
-      pattern: '^[\\w./-]{1,255}$',
-      description: 'In a path a `/` in it is written `%2F`',
+      pattern: '^(?!\\.{1,2}$)[\\w./-]{1,255}$',
+      description: 'In a path a `/` in it is written `%2F`. Not `.` or `..`',
     },
-    (name) => /^[\w./-]{1,255}$/.test(name),
+    (name) => /^[\w./-]{1,255}$/.test(name) && !isDots(name),
   ),
   'no word that every object has, such as `constructor`',
   (name) => !(name in Object.prototype),
@@ -158,10 +159,16 @@ export const meta: Field<unknown> = field(
   (value) => (storable(value, LIMITS.metaBytes) ? value : undefined),
 )
 
-export const name = described(
-  text(LIMITS.name),
-  'Percent-encoded, a `/` in it as `%2F`. `.` and `..` are not possible in a URL',
-)
+const named = refined(text(LIMITS.name), 'another name than `.` and `..`, which no URL can have', (it) => !isDots(it))
+export const name: Field<string> = {
+  ...named,
+  json: {
+    ...named.json,
+    pattern: '^(?!\\.{1,2}$)\\P{Cc}*$',
+    description:
+      'Percent-encoded, a `/` in it as `%2F`. Not `.` or `..`: a URL cannot have such a segment, encoded or not',
+  },
+}
 /** The path of what has a name. */
 export const Name = { name }
 export const holder = text(LIMITS.holder)

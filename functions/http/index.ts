@@ -5,13 +5,16 @@ export { documentOf } from './document.ts'
 export * as field from './fields.ts'
 export { Name } from './fields.ts'
 export { fitting, List, More, nameOf, pageOf } from './list.ts'
+export { below, checkBasePath, type PathOptions, refuseDots } from './path.ts'
 export {
   type AnswerHooks,
   answer,
   clientGone,
   invalid,
+  isProblem,
   type LostRequest,
   Problem,
+  problemAnswer,
   problemBody,
   problemResponse,
   problemResponses,

@@ -18,6 +18,7 @@ const TITLES = {
   403: 'Forbidden',
   404: 'Not Found',
   405: 'Method Not Allowed',
+  406: 'Not Acceptable',
   409: 'Conflict',
   412: 'Precondition Failed',
   413: 'Content Too Large',
@@ -66,10 +67,25 @@ export function invalid(...errors: FieldError[]): Problem {
 }
 
 /** Writes a problem as this request's answer. */
-export function sendProblem(c: Context, { status, code, message, headers, errors, members }: Problem): Response {
-  const body = JSON.stringify({ ...problemBody(status, code, message), ...members, ...(errors && { errors }) })
+export function sendProblem(c: Context, problem: Problem): Response {
   // hono's type has no 499. No one reads that answer, since the client has gone.
-  return c.body(body, status as ContentfulStatusCode, { ...headers, 'Content-Type': 'application/problem+json' })
+  return c.body(textOf(problem), problem.status as ContentfulStatusCode, { ...problem.headers, ...PROBLEM })
+}
+
+/** A problem as an answer outside of the application. @param instead  the answer that it replaces. */
+export function problemAnswer(problem: Problem, instead?: Response): Response {
+  const headers = new globalThis.Headers(instead?.headers ?? { 'Cache-Control': 'no-store' })
+  for (const [name, value] of Object.entries({ ...problem.headers, ...PROBLEM })) headers.set(name, value)
+  return new Response(textOf(problem), { status: problem.status, headers })
+}
+
+/** Whether something that was thrown is a refusal. */
+export const isProblem = (error: unknown): error is Problem => error instanceof Problem
+
+const PROBLEM = { 'Content-Type': 'application/problem+json' }
+
+function textOf({ status, code, message, errors, members }: Problem): string {
+  return JSON.stringify({ ...problemBody(status, code, message), ...members, ...(errors && { errors }) })
 }
 
 /** The members every problem has. For an adapter that must refuse before there is a request. */
@@ -176,6 +192,7 @@ const DESCRIPTIONS = {
   403: 'FORBIDDEN: the key lacks the scope, or is for other names',
   404: 'NOT_FOUND',
   405: 'METHOD_NOT_ALLOWED',
+  406: 'NOT_ACCEPTABLE: an event stream, of a Lambda that answers in one piece',
   409: 'LEASE_LOST: not held under this token (any more): stop the work it guarded',
   412: 'POSITION_CONFLICT: the stream is not where `expected` says. Nothing was appended',
   413: 'TOO_LARGE: the body is over 64 KiB',

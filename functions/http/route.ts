@@ -120,6 +120,10 @@ export function responsesOf({ scope, body, responses }: Route): Responses {
   return {
     ...(scope && problemResponses(400, 401, 403, 500, 503)),
     ...(body && problemResponses(413)),
+    ...(streams(responses) && problemResponses(406)),
     ...responses,
   }
 }
+
+const streams = (responses: Responses) =>
+  Object.values(responses).some(({ content = {} }) => 'text/event-stream' in content)

@@ -63,7 +63,7 @@ const Declare = named(
 const Redeliver = named(
   'Redeliver',
   field.object({
-    stream: optional(field.text({ min: 1, max: 255 }), 'Left out: all that are parked'),
+    stream: optional(field.name, 'Left out: all that are parked'),
     skip: optional(field.boolean(), {
       default: false,
       description: 'Passes over the event that failed',

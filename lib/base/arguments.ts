@@ -5,7 +5,7 @@ import { outOfRange, wrongType } from './errors.ts'
 
 /** Ranges of every option, in its own unit. */
 export const LIMITS = {
-  /** Characters (Unicode code points), no control characters. */
+  /** Characters (Unicode code points), no control characters. Not `.` or `..`, which no URL can have. */
   name: { min: 1, max: 255 },
   /** Characters (Unicode code points), no control characters. */
   holder: { min: 1, max: 255 },
@@ -42,6 +42,14 @@ export function checkText(
   if (value.length < min || long || CONTROL.test(value) || !value.isWellFormed()) {
     throw outOfRange(field, expected, value)
   }
+  if (isDots(value) && NAMES.has(field))
+    throw outOfRange(field, 'another name than . and .., which no URL can have', value)
+}
+const NAMES = new Set(['name', 'stream', 'group'])
+
+/** Whether a name is one that a URL cannot have: such a segment of a path means "here" or "one up", also percent-encoded. */
+export function isDots(name: string): boolean {
+  return name === '.' || name === '..'
 }
 // biome-ignore lint/suspicious/noControlCharactersInRegex: the same as \p{Cc}, which takes ten times as long
 const CONTROL = /[\0-\x1f\x7f-\x9f]/

@@ -11,6 +11,7 @@ export {
   checkToken,
   checkWord,
   freshHolder,
+  isDots,
   jsonText,
   LIMITS,
   metaText,

@@ -61,6 +61,37 @@ test('Node answers as the table says', () => {
   expect(cases.length).toBeGreaterThan(300)
 })
 
+describe.each(Object.keys(START) as Name[])('%s', (name) => {
+  test('takes `.` and `..`, encoded or not, for no name', async () => {
+    await using db = await freshDatabase({ role: true })
+    await using runtime = await START[name](db.roleUrl)
+    const headers = { ...AUTHORIZED, 'Content-Type': 'application/json' }
+    for (const dots of ['.', '..', '%2e', '%2E.']) {
+      const answer = await runtime.fetch(`/v1/locks/${dots}`, { method: 'POST', headers, body: '{}' })
+      // Cloudflare resolves them before the Worker sees them.
+      expect(answer.status).toBe(name === 'a Worker' ? 404 : 400)
+      const { code, errors } = (await answer.json()) as { code: string; errors?: unknown }
+      if (name !== 'a Worker') expect([code, errors]).toMatchObject(['INVALID_ARGUMENT', [{ field: 'path' }]])
+    }
+    expect((await db.pool.query('select from lockstep.lease')).rows).toEqual([])
+  })
+})
+
+test('a Lambda that answers in one piece refuses event streams by a sentence, and observes nothing', async () => {
+  await using db = await freshDatabase({ role: true })
+  await using lambda = await START['Lambda, whole'](db.roleUrl)
+  for (const at of ['/v1/leaders/e/observe', '/v1/streams/s', '/v1/events']) {
+    const answer = await lambda.fetch(at, { headers: FOLLOWING })
+    expect([answer.status, answer.headers.get('Content-Type')]).toEqual([406, 'application/problem+json'])
+    expect(await answer.json()).toMatchObject({ code: 'NOT_ACCEPTABLE', title: 'Not Acceptable' })
+    expect((await lambda.fetch(at, { headers: FOLLOWING, method: 'HEAD' })).status).toBe(406)
+    expect((await lambda.fetch(at, { headers: { Accept: 'text/event-stream' } })).status).toBe(401)
+  }
+  const busy = `select from pg_stat_activity where usename = $1 and state <> 'idle'`
+  await until('no connection is busy', async () => (await db.pool.query(busy, [db.role])).rows.length === 0)
+  expect((await lambda.fetch('/v1/streams/s', { headers: AUTHORIZED })).status).toBe(200)
+})
+
 const FOLLOWING = { ...AUTHORIZED, Accept: 'text/event-stream' }
 
 const QUICK_TO_CLOSE = path.join(import.meta.dirname, 'runtime/worker.ts')

@@ -6,15 +6,18 @@ import { createHash } from 'node:crypto'
 import * as fs from 'node:fs'
 import { gzipSync } from 'node:zlib'
 import pg from 'pg'
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { createLockstep } from '../../lib/index.ts'
+import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest'
+import { lambda } from '../../functions/adapters/lambda.ts'
+import { createEvents } from '../../lib/event/index.ts'
+import { createLockstep, type Lockstep } from '../../lib/index.ts'
 import { createTasks } from '../../lib/task/index.ts'
 import { type DedicatedServer, dedicatedServer, type FreshDatabase, freshDatabase } from '../support/database.ts'
 import { MIGRATIONS } from '../support/migrations.ts'
 import { until } from '../support/until.ts'
+import { Truth } from '../time/fake-true-time.ts'
 import { ask, gatewayEvent, lambdaEnv, lambdaFolder, startLambda, urlEvent } from './runtime/runtimes.ts'
 import { type Sandbox, startSandbox } from './runtime/sandbox.ts'
-import { secretsManager } from './runtime/secrets.ts'
+import { askForPasswords, secretsManager } from './runtime/secrets.ts'
 
 let db: FreshDatabase
 let folder: string
@@ -73,12 +76,9 @@ describe('secrets', () => {
     server = await dedicatedServer({ empty: true })
     admin = new pg.Pool({ connectionString: server.url })
     admin.on('error', () => {})
-    // All users except the test's own need a password.
-    const [{ hba_file: hba }] = (await admin.query('show hba_file')).rows
-    const rules = 'host all postgres all trust\\nhost all all all scram-sha-256'
-    await admin.query(`copy (select unnest(string_to_array(E'${rules}', E'\\n'))) to '${hba}'`)
+    await askForPasswords(admin)
     await admin.query(`create role owner login createrole password 'of the owner'; grant create on database postgres to owner;
-      grant usage, create on schema public to owner; select pg_reload_conf()`)
+      grant usage, create on schema public to owner`)
   })
   afterAll(async () => {
     await admin?.end()
@@ -210,6 +210,41 @@ describe('the scheduled function', () => {
     await using lambda = await startSandbox(folder, 'index.scheduled', lambdaEnv(server.url))
     const { error } = await lambda.invoke({})
     expect(error?.errorMessage).toMatch(/run the migrations/)
+  })
+})
+
+describe('outside of Lambda', () => {
+  afterEach(() => void vi.unstubAllGlobals())
+
+  test.each([undefined, {}, { HttpResponseStream: {} }])(
+    '`awslambda` of %j makes no handler that streams',
+    (awslambda) => {
+      vi.stubGlobal('awslambda', awslambda)
+      const its = lambda({ env: lambdaEnv(db.url) })
+      expect([its.stream, typeof its.handler, typeof its.scheduled]).toEqual([undefined, 'function', 'function'])
+    },
+  )
+
+  test('`ntp` measures at a tick, with tasks and without', async () => {
+    const ntp = new Truth().ntp()
+    const opened: Lockstep[] = []
+    const kept =
+      <T>(part: (lockstep: Lockstep) => T) =>
+      (lockstep: Lockstep) => {
+        opened.push(lockstep)
+        return part(lockstep)
+      }
+    const context = { getRemainingTimeInMillis: () => 20_000 }
+    for (const parts of [{ events: kept(createEvents) }, { tasks: kept(createTasks) }]) {
+      await db.pool.query('update lockstep.time_anchor set server = 0, claimed_until = null') // it is due
+      const before = ntp.measured
+      const { scheduled } = lambda({ env: lambdaEnv(db.url), ntp, ...parts })
+      await scheduled({}, context)
+      expect(ntp.measured - before).toBe(1)
+    }
+    for (const each of opened) await each.close()
+    const { rows } = await db.pool.query('select server <> 0 as measured from lockstep.time_anchor')
+    expect(rows).toEqual([{ measured: true }])
   })
 })
 

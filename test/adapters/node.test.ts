@@ -208,6 +208,16 @@ describe('lockstep start', () => {
     expect(await run.ended).toBe(0)
   })
 
+  test('serves below a base path', async () => {
+    const run = lockstep([], { DATABASE_URL: database.url, LOCKSTEP_BASE_PATH: '/coord' })
+    const url = await listening(run)
+    expect(url).toMatch(/:\d+\/coord$/)
+    expect((await fetch(`${url}/readyz`)).status).toBe(200)
+    expect((await fetch(url.replace('/coord', '/readyz'))).status).toBe(404)
+    run.child.kill('SIGTERM')
+    expect(await run.ended).toBe(0)
+  })
+
   test.each([
     [{ PORT: '65536' }, 'PORT must be a whole number, 0–65535, not "65536"'],
     [{ PORT: '-1' }, 'PORT must be a whole number, 0–65535, not "-1"'],
@@ -224,6 +234,7 @@ describe('lockstep start', () => {
       'Without keys it listens on loopback only, and HOST is ::: set LOCKSTEP_API_KEYS, or HOST=127.0.0.1',
     ],
     [{ HOST: '0.0.0.0', LOCKSTEP_API_KEYS: ' ' }, 'Without keys it listens on loopback only'],
+    [{ LOCKSTEP_BASE_PATH: '/a/' }, 'LOCKSTEP_BASE_PATH must be like /coord'],
     [{ LOCKSTEP_API_KEYS: `${KEY},x` }, 'LOCKSTEP_API_KEYS, entry 2: `sha256-of-secret` must be'],
     [
       { DATABASE_URL: 'mysql://root:hunter2@db/x' },
@@ -318,7 +329,15 @@ describe('lockstep', () => {
     expect([await version.ended, version.out()]).toEqual([0, `${expected}\n`])
     const help = lockstep(['-h'])
     expect(await help.ended).toBe(0)
-    for (const word of ['PORT', 'HOST', 'DATABASE_URL', 'LOCKSTEP_API_KEYS', 'LOCKSTEP_NTP_SERVERS', 'migrate'])
+    for (const word of [
+      'PORT',
+      'HOST',
+      'DATABASE_URL',
+      'LOCKSTEP_API_KEYS',
+      'LOCKSTEP_NTP_SERVERS',
+      'LOCKSTEP_BASE_PATH',
+      'migrate',
+    ])
       expect(help.out()).toContain(word)
   })
 
@@ -450,7 +469,8 @@ describe('the Node adapter', () => {
     ],
     ['a folded header', 'GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: a\r\n b\r\nConnection: close\r\n\r\n', 400],
     ['a blank before a colon', 'GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length : 5\r\n\r\n', 400],
-    ['a path with ..', 'GET /v1/locks/../../x HTTP/1.1\r\nConnection: close\r\nHost: localhost\r\n\r\n', 404],
+    ['a path with ..', 'GET /v1/locks/../../x HTTP/1.1\r\nConnection: close\r\nHost: localhost\r\n\r\n', 400],
+    ['CONNECT', 'CONNECT example.com:443 HTTP/1.1\r\nHost: localhost\r\n\r\n', 405],
     ['TRACE', 'TRACE /healthz HTTP/1.1\r\nConnection: close\r\nHost: localhost\r\n\r\n', 405],
   ])('%s is answered with a problem', async (_, bytes, status) => {
     const { url } = await start()

@@ -1046,7 +1046,7 @@ describe('a body', () => {
     [{ backoff: { maxMs: -1 } }, '`options.backoff.maxMs` must be an integer, 0–31536000000'],
     [
       { id: 'x', deadLetter: 'a b' },
-      '`options.id` must be a UUID; `options.deadLetter` must be a string of 1–255 letters, digits, `_`, `-`, `.` and `/`',
+      '`options.id` must be a UUID; `options.deadLetter` must be a string of 1–255 letters, digits, `_`, `-`, `.` and `/`, and not `.` or `..`',
     ],
   ])('with the options %j is refused in words', async (options, detail) => {
     expect((await call('POST', at('q'), { body: { options } })).json.detail).toBe(detail)

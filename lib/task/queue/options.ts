@@ -9,7 +9,16 @@
  * only when it expires.
  */
 
-import { checkInteger, checkMs, checkOptions, checkText, checkWord, outOfRange, wrongType } from '../../base/index.ts'
+import {
+  checkInteger,
+  checkMs,
+  checkOptions,
+  checkText,
+  checkWord,
+  isDots,
+  outOfRange,
+  wrongType,
+} from '../../base/index.ts'
 import type { AnyTransaction } from '../../database/index.ts'
 import type { EngineJob, EngineQueue, EngineRetries } from '../engine.ts'
 import type { Handler } from './handler.ts'
@@ -105,6 +114,7 @@ export function checkQueue(value: unknown, field = 'queue'): asserts value is st
   // pg-boss caches queues by name in a plain object: it would find a property of Object.prototype and take it for a queue.
   if (value in Object.prototype)
     throw outOfRange(field, 'no name of a property of every object, such as constructor', value)
+  if (isDots(value)) throw outOfRange(field, 'another name than . and .., which no URL can have', value)
 }
 
 /** @throws {TypeError} `field` id */
