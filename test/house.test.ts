@@ -153,9 +153,14 @@ const read = (file: string) => fs.readFileSync(path.join(ROOT, file), 'utf8')
 function filesIn(folders: string[], ending: string): string[] {
   return folders
     .flatMap((folder) =>
-      fs.readdirSync(path.join(ROOT, folder), { recursive: true, encoding: 'utf8' }).map((file) => `${folder}/${file}`),
+      fs.readdirSync(path.join(ROOT, folder), { withFileTypes: true }).flatMap((it) => {
+        if (it.isDirectory()) {
+          const others = it.name === 'node_modules' || it.name === '.wrangler' || it.name.startsWith('.packages')
+          return others ? [] : filesIn([`${folder}/${it.name}`], ending)
+        }
+        return it.name.endsWith(ending) ? [`${folder}/${it.name}`] : []
+      }),
     )
-    .filter((file) => file.endsWith(ending) && !/(node_modules|\.wrangler)\//.test(file))
     .sort()
 }
 

@@ -9,8 +9,10 @@ import { createApp } from '../../functions/app.ts'
 import { createLockstep, type Lockstep } from '../../lib/index.ts'
 import { createTasks } from '../../lib/task/index.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
+import { INSTALL_MS } from '../tools/packages.ts'
 import { restEvent, whole } from './runtime/events.ts'
 import { gatewayEvent, lambdaEnv, startWorker, urlEvent } from './runtime/runtimes.ts'
+import { installWrangler } from './runtime/wrangler.ts'
 
 type Ask = (at: string, method?: string) => Promise<{ status: number; body: string }>
 
@@ -22,6 +24,7 @@ const tasks = (lockstep: Lockstep) => {
   opened.push(lockstep)
   return createTasks(lockstep)
 }
+beforeAll(installWrangler, INSTALL_MS)
 beforeAll(async () => {
   db = await freshDatabase()
   const server = await serve({

@@ -8,12 +8,15 @@ import { createLockstep } from '../../lib/index.ts'
 import { createTasks } from '../../lib/task/index.ts'
 import { freshDatabase, type RoleDatabase } from '../support/database.ts'
 import { until } from '../support/until.ts'
+import { INSTALL_MS } from '../tools/packages.ts'
 import { contract, KEYS, transcript } from './runtime/contract.ts'
 import { ask, startWorker } from './runtime/runtimes.ts'
 import { wiretap } from './runtime/wiretap.ts'
-import { dryRun } from './runtime/wrangler.ts'
+import { dryRun, installWrangler } from './runtime/wrangler.ts'
 
 const LEAN = path.join(import.meta.dirname, 'runtime/lean.worker.ts')
+
+beforeAll(installWrangler, INSTALL_MS)
 
 let db: RoleDatabase
 beforeAll(async () => {

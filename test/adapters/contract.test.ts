@@ -8,8 +8,12 @@ import { createEvents } from '../../lib/event/index.ts'
 import { createLockstep } from '../../lib/index.ts'
 import { freshDatabase, pgbouncerAvailable } from '../support/database.ts'
 import { until } from '../support/until.ts'
+import { INSTALL_MS } from '../tools/packages.ts'
 import { type Answered, AUTHORIZED, type Case, contract, KEYS, operations, transcript } from './runtime/contract.ts'
 import { lambdaEnv, type Runtime, startLambda, startNode, startWorker } from './runtime/runtimes.ts'
+import { installWrangler } from './runtime/wrangler.ts'
+
+beforeAll(installWrangler, INSTALL_MS)
 
 const START = {
   Node: (url: string) => startNode(url, KEYS),

@@ -11,16 +11,15 @@ import * as fs from 'node:fs'
 import * as os from 'node:os'
 import * as path from 'node:path'
 import { promisify } from 'node:util'
-import { App, type Stack } from 'aws-cdk-lib'
-import { Match, Template } from 'aws-cdk-lib/assertions'
-import * as ec2 from 'aws-cdk-lib/aws-ec2'
-import * as lambda from 'aws-cdk-lib/aws-lambda'
-import * as s3 from 'aws-cdk-lib/aws-s3'
-import { AwsSolutionsChecks } from 'cdk-nag'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { readOptions } from '../../infra/aws/options.ts'
-import { LockstepStack } from '../../infra/aws/stack.ts'
+import type { Stack } from '../../infra/aws/testing.ts'
 import { lambdaFolder } from '../adapters/runtime/runtimes.ts'
+import { environmentOf, installPackages } from '../tools/packages.ts'
+
+await installPackages('infra/aws') // outside of any hook, because the imports need it
+const { App, AwsSolutionsChecks, ec2, LockstepStack, lambda, Match, readOptions, s3, Template } = await import(
+  '../../infra/aws/testing.ts'
+)
 
 const ROOT = path.resolve(import.meta.dirname, '../..')
 const SECRET = 'arn:aws:secretsmanager:eu-west-1:123456789012:secret:my/database-AbCdEf'
@@ -65,8 +64,9 @@ const SHAPES: Record<string, { options: Record<string, string>; accepted: Record
 }
 const names = Object.keys(SHAPES)
 
+type Synthesised = ReturnType<typeof synthesise>
 let folder: string
-const templates = new Map<string, { template: Template; stack: Stack }>()
+const templates = new Map<string, Synthesised>()
 
 beforeAll(() => {
   folder = fs.mkdtempSync(path.join(os.tmpdir(), 'lockstep-aws-'))
@@ -230,7 +230,7 @@ describe.each(names)('%s', (name) => {
   })
 
   test('requests are limited and logged; streams are streamed', () => {
-    const { template } = templates.get(name) as { template: Template }
+    const { template } = templates.get(name) as Synthesised
     template.hasResourceProperties('AWS::ApiGatewayV2::Stage', {
       DefaultRouteSettings: { ThrottlingRateLimit: 100, ThrottlingBurstLimit: 200 },
       AccessLogSettings: { DestinationArn: Match.anyValue(), Format: Match.stringLikeRegexp('"status"') },
@@ -458,7 +458,7 @@ function sentenceOf(work: () => unknown): string {
 
 describe('the command', () => {
   const run = (command: string, args: string[], env: Record<string, string> = {}) => {
-    const PATH = [path.join(ROOT, 'node_modules', '.bin'), process.env.PATH].join(path.delimiter)
+    const { PATH } = environmentOf('infra/aws')
     return promisify(execFile)(command, args, {
       cwd: path.join(ROOT, 'infra/aws'),
       env: { PATH, HOME: folder, CDK_DISABLE_CLI_TELEMETRY: 'true', AWS_EC2_METADATA_DISABLED: 'true', ...env },

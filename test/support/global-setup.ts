@@ -6,6 +6,7 @@
  * folder of a package with binaries, makes the embedded one another major version (tools/matrix.ts).
  */
 
+import { spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import * as fs from 'node:fs'
 import * as path from 'node:path'
@@ -13,6 +14,7 @@ import pg from 'pg'
 import type { TestProject } from 'vitest/node'
 import { startPostgres } from '../../lib/setup/embedded-postgres.ts'
 import { migrate } from '../../lib/setup/migrate.ts'
+import { installPackages } from '../tools/packages.ts'
 import { BINARIES } from './postgres-majors.ts'
 
 declare module 'vitest' {
@@ -65,30 +67,26 @@ async function chosenServer(): Promise<Server> {
   const url = process.env.DATABASE_URL
   if (choice === 'url' && !url) throw new Error('TEST_DATABASE=url needs DATABASE_URL')
   if (url && (choice === 'auto' || choice === 'url')) return { url, what: 'DATABASE_URL', stop: async () => {} }
-  if (choice === 'testcontainers' || (choice === 'auto' && (await dockerAnswers()))) return container()
+  if (choice === 'testcontainers') return (await containers()).startContainer()
+  if (choice === 'auto' && dockerAnswers()) {
+    const { dockerAnswers: toThem, startContainer } = await containers()
+    if (await toThem()) return startContainer()
+  }
   const server = await startPostgres(BINARIES)
   const major = fs.readFileSync(path.join(server.dir, 'PG_VERSION'), 'utf8').trim()
   return { url: server.url, what: `embedded PostgreSQL ${major} in ${server.dir}`, stop: server.stop }
 }
 
-/** Whether a server answers. The time limit is for a socket that accepts and never answers; normally the answer takes milliseconds. */
-async function dockerAnswers(): Promise<boolean> {
-  const { getContainerRuntimeClient } = await import('testcontainers')
-  const { promise, resolve } = Promise.withResolvers<boolean>()
-  const limit = setTimeout(resolve, 5_000, false)
-  getContainerRuntimeClient().then(
-    () => resolve(true),
-    () => resolve(false),
-  )
-  return promise.finally(() => clearTimeout(limit))
+/** Whether the command of Docker finds a server, so that Testcontainers are not downloaded in vain. The limit is for a hung socket. */
+function dockerAnswers(): boolean {
+  const asked = spawnSync('docker', ['version', '--format', '{{.Server.Version}}'], { stdio: 'ignore', timeout: 5_000 })
+  return asked.status === 0
 }
 
-async function container(): Promise<Server> {
-  const { PostgreSqlContainer } = await import('@testcontainers/postgresql')
-  const started = await new PostgreSqlContainer('postgres:18-alpine')
-    .withCommand(['postgres', '-c', 'fsync=off', '-c', 'max_connections=200'])
-    .start()
-  return { url: started.getConnectionUri(), what: 'a container', stop: () => started.stop() }
+/** Testcontainers, which are packages of their own. */
+async function containers(): Promise<{ dockerAnswers(): Promise<boolean>; startContainer(): Promise<Server> }> {
+  await installPackages('test/containers')
+  return import(new URL('../containers/postgres.ts', import.meta.url).href)
 }
 
 async function statement(url: string, text: string): Promise<void> {

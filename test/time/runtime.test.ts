@@ -10,8 +10,10 @@ import {
   startWorker,
   type Worker,
 } from '../adapters/runtime/runtimes.ts'
+import { installWrangler } from '../adapters/runtime/wrangler.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
 import { until } from '../support/until.ts'
+import { INSTALL_MS } from '../tools/packages.ts'
 import { Truth } from './fake-true-time.ts'
 import { fakeServer } from './ntp-server.ts'
 
@@ -50,6 +52,7 @@ const connections = async () => {
 
 describe('a Worker', () => {
   let worker: Worker
+  beforeAll(installWrangler, INSTALL_MS)
   beforeAll(async () => {
     worker = await startWorker(db.url, 'off')
   }, 60_000)

@@ -15,9 +15,11 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { createLockstep, type Lockstep, type Reading } from '../../lib/index.ts'
 import { ntp } from '../../lib/time/ntp/index.ts'
 import { ask, lambdaEnv, startLambda, startWorker } from '../adapters/runtime/runtimes.ts'
+import { installWrangler } from '../adapters/runtime/wrangler.ts'
 import { type DedicatedServer, dedicatedServer, tcpProxy } from '../support/database.ts'
 import { faketimeAvailable, skewedServer, under, type WrongClock, wrongClock } from '../support/faketime.ts'
 import { until } from '../support/until.ts'
+import { INSTALL_MS } from '../tools/packages.ts'
 import { chronyd, chronydAvailable, type FakeServer, fakeServer, wallOffset } from './ntp-server.ts'
 
 /** True time, in milliseconds. */
@@ -68,6 +70,7 @@ describe.skipIf(!faketimeAvailable())('with clocks that are wrong', () => {
   let server: DedicatedServer
   let fakes: FakeServer[]
   let honest: string[]
+  beforeAll(installWrangler, INSTALL_MS)
   const real: { name: string; stop(): Promise<void> }[] = []
   const opened: Lockstep[] = []
   beforeAll(async () => {

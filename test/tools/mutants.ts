@@ -9,6 +9,7 @@ import * as fs from 'node:fs'
 import * as path from 'node:path'
 import { parseArgs } from 'node:util'
 import { serverUser, temporaryFolder } from '../../lib/setup/guarded-process.ts'
+import { installPackages } from './packages.ts'
 
 interface Mutant {
   bug: string
@@ -311,6 +312,10 @@ const { values } = parseArgs({ options: { only: { type: 'string' } } })
 const chosen = MUTANTS.filter(({ bug }) => bug.includes(values.only ?? ''))
 if (chosen.length === 0) throw new Error(`--only is part of one of: ${MUTANTS.map(({ bug }) => bug).join(' · ')}`)
 const root = path.resolve(import.meta.dirname, '../..')
+// Tests in workerd find it in each copy.
+const needsWrangler = (name: string) =>
+  fs.readFileSync(path.join(root, 'test', name), 'utf8').includes('installWrangler')
+if (chosen.some(({ files }) => files.some(needsWrangler))) await installPackages('infra/cloudflare')
 let missed = 0
 for (const mutant of chosen) {
   const found = tried(mutant)
@@ -336,9 +341,12 @@ function tried({ file, from, to, files, tests }: Mutant): string[] {
       'functions',
       'test',
     ]) {
-      fs.cpSync(path.join(root, name), path.join(copy, name), { recursive: true })
+      const filter = (file: string) => path.basename(file) !== 'node_modules'
+      fs.cpSync(path.join(root, name), path.join(copy, name), { recursive: true, filter })
     }
-    fs.symlinkSync(path.join(root, 'node_modules'), path.join(copy, 'node_modules'))
+    for (const each of ['node_modules', 'infra/cloudflare/node_modules']) {
+      if (fs.existsSync(path.join(root, each))) fs.symlinkSync(path.join(root, each), path.join(copy, each))
+    }
     const text = fs.readFileSync(path.join(copy, file), 'utf8')
     if (text.split(from).length !== 2) throw new Error(`${file} does not have exactly one place with ${from}`)
     fs.writeFileSync(

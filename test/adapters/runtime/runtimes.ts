@@ -6,14 +6,13 @@
 import * as fs from 'node:fs'
 import * as http from 'node:http'
 import * as path from 'node:path'
-import { createTestHarness } from 'wrangler'
 import { serve } from '../../../functions/adapters/node.ts'
 import { bundle } from '../../../infra/aws/bundle.ts'
 import { createEvents } from '../../../lib/event/index.ts'
 import { createLockstep } from '../../../lib/index.ts'
 import { createTasks } from '../../../lib/task/index.ts'
 import { type Sandbox, startSandbox } from './sandbox.ts'
-import { configured } from './wrangler.ts'
+import { configured, wrangler } from './wrangler.ts'
 
 const ROOT = path.resolve(import.meta.dirname, '../../..')
 
@@ -216,6 +215,7 @@ export async function startWorker(
   database.password ||= 'any' // Hyperdrive needs one; a server with `trust` ignores it
   const hyperdrive = direct ? [] : [{ binding: 'HYPERDRIVE', id: 'local', localConnectionString: database.href }]
   const vars = { LOCKSTEP_API_KEYS: keys, ...(direct && { DATABASE_URL: connectionString }) }
+  const { createTestHarness } = await wrangler()
   const { harness, url } = await configured(
     (config) => ({ ...config, ...(entry && { main: entry }), hyperdrive, vars }),
     async (configPath) => {
@@ -224,8 +224,7 @@ export async function startWorker(
       return { harness: made, url }
     },
   )
-  const workerFetch = async (at: string, asked?: Asked) =>
-    (await harness.fetch(at, { ...asked, redirect: 'manual' })) as unknown as Response
+  const workerFetch = (at: string, asked?: Asked) => harness.fetch(at, { ...asked, redirect: 'manual' })
   return {
     fetch: (at, asked) => (isOdd(at, asked) ? sent(url.href, at, asked) : workerFetch(at, asked)),
     follow: async (at, asked, enough) => followed(await workerFetch(at, asked), enough),
