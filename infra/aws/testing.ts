@@ -1,4 +1,4 @@
-/** What test/infra/aws.test.ts uses of the CDK, whose packages are found only from within this folder. */
+/** What test/infra/aws.long.test.ts uses of the CDK, whose packages are found only from within this folder. */
 export { App, type Stack } from 'aws-cdk-lib'
 export { Match, Template } from 'aws-cdk-lib/assertions'
 export * as ec2 from 'aws-cdk-lib/aws-ec2'

@@ -1,6 +1,6 @@
 /**
  * The promises about groups, as a suite that runs on a direct connection (group.test.ts) and through a transaction pooler
- * (database/pooler.test.ts). Two Locksteps stand for two processes: `ours` and `theirs`.
+ * (database/pooler.long.test.ts). Two Locksteps stand for two processes: `ours` and `theirs`.
  */
 import { sql } from 'kysely'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'

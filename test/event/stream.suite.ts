@@ -1,6 +1,6 @@
 /**
  * The promises about streams, as a suite that runs on a direct connection (stream.test.ts) and through a transaction pooler
- * (database/pooler.test.ts). Two Locksteps stand for two processes: `ours` and `theirs`.
+ * (database/pooler.long.test.ts). Two Locksteps stand for two processes: `ours` and `theirs`.
  */
 import { sql } from 'kysely'
 import pg from 'pg'

@@ -1348,7 +1348,7 @@ describe('openapi.json', () => {
     for (const [route, { responses }] of all) {
       // 405 belongs to no operation, 499 nobody reads, and no route was made to fail
       const answered = [...(seen.get(route) ?? [])].filter((status) => status !== 405 && status !== 499)
-      // 406 is answered by a Lambda's adapter: adapters/contract.test.ts
+      // 406 is answered by a Lambda's adapter: adapters/contract.long.test.ts
       const streams = 'text/event-stream' in (responses[200]?.content ?? {}) ? [406] : []
       expect([...answered, ...streams, 500].sort(), route).toEqual(Object.keys(responses).map(Number).sort())
     }

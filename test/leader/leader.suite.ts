@@ -1,6 +1,6 @@
 /**
  * The promises of leaders, as a suite that runs on a direct connection (leader.test.ts) and through a transaction pooler
- * (database/pooler.test.ts). Tests that need notifications or a connection of their own are `direct`.
+ * (database/pooler.long.test.ts). Tests that need notifications or a connection of their own are `direct`.
  */
 import { once } from 'node:events'
 import { sql } from 'kysely'

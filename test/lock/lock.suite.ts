@@ -1,6 +1,6 @@
 /**
  * What is promised of locks, as a suite that runs on a direct connection (lock.test.ts) and through a transaction
- * pooler (database/pooler.test.ts). What needs a direct connection is `direct`: the database's own queue, and with it the
+ * pooler (database/pooler.long.test.ts). What needs a direct connection is `direct`: the database's own queue, and with it the
  * order between processes, and holds that live as long as a connection.
  */
 import { once } from 'node:events'

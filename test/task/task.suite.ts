@@ -1,6 +1,6 @@
 /**
  * What tasks promise, as a suite that runs on a direct connection (task.test.ts) and through a transaction pooler
- * (database/pooler.test.ts). Two Locksteps stand for two processes: `a` sends, `b` works.
+ * (database/pooler.long.test.ts). Two Locksteps stand for two processes: `a` sends, `b` works.
  */
 import { once } from 'node:events'
 import { sql } from 'kysely'

@@ -1,6 +1,6 @@
 /**
  * The promises of time, as a suite that runs on a direct connection (time.test.ts) and through a transaction pooler
- * (database/pooler.test.ts). The test sets true time (fake-true-time.ts), seconds away from the database's clock.
+ * (database/pooler.long.test.ts). The test sets true time (fake-true-time.ts), seconds away from the database's clock.
  *
  * Two Locksteps stand for two processes: they share nothing but the database. Real NTP servers are in ntp.test.ts, clocks
  * that are really wrong in skew.test.ts, and simulated clocks in estimate.test.ts.

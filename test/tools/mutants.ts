@@ -116,7 +116,7 @@ const MUTANTS: Mutant[] = [
     file: 'functions/http/path.ts',
     from: "throw invalid({ field: 'path'",
     to: "void invalid({ field: 'path'",
-    files: ['adapters/contract.test.ts'],
+    files: ['adapters/contract.long.test.ts'],
     tests: 'takes `.` and `..`',
   },
   {
@@ -217,7 +217,7 @@ const MUTANTS: Mutant[] = [
     file: 'lib/database/lock-turns.ts',
     from: '      await this.#recover()\n',
     to: '',
-    files: ['faults/locks.test.ts'],
+    files: ['faults/locks.test.ts', 'faults/locks.long.test.ts'],
     tests: 'tries of the same names by others',
   },
   {
@@ -225,7 +225,7 @@ const MUTANTS: Mutant[] = [
     file: 'lib/lease/hold.ts',
     from: `        this.lose('its release failed, and may have taken effect', error)\n`,
     to: '',
-    files: ['faults/locks.test.ts'],
+    files: ['faults/locks.test.ts', 'faults/locks.long.test.ts'],
     tests: 'a release of a lease|a resignation ',
   },
   {
@@ -257,14 +257,14 @@ const MUTANTS: Mutant[] = [
     file: 'lib/setup/exclusive-migration.ts',
     from: 'if (blockers === null || blockers.length === 0) return blockers !== null',
     to: 'return true',
-    files: ['setup/exclusive-migration.test.ts'],
+    files: ['setup/exclusive-migration.long.test.ts'],
   },
   {
     bug: 'a migration that closes waits for locks, and not for transactions that can still take them',
     file: 'db/migrations/0008_close.sql',
     from: 'and l.virtualtransaction = any (transactions)',
     to: 'and false',
-    files: ['setup/exclusive-migration.test.ts'],
+    files: ['setup/exclusive-migration.long.test.ts'],
     tests: 'a transaction that was open|a call that began before',
   },
   {
@@ -272,7 +272,7 @@ const MUTANTS: Mutant[] = [
     file: 'db/migrations/0008_close.sql',
     from: `        ('begin_append', refused),     -- what every append begins with, before it takes a gate\n`,
     to: '',
-    files: ['setup/exclusive-migration.test.ts'],
+    files: ['setup/exclusive-migration.long.test.ts'],
     tests: 'a process of 0.6 that holds|killed after K',
   },
   {
@@ -287,7 +287,7 @@ const MUTANTS: Mutant[] = [
     file: 'lib/database/pool.ts',
     from: '...(!theirs && { types: PARSERS }),',
     to: '',
-    files: ['database/odd-settings.test.ts'],
+    files: ['database/odd-settings.long.test.ts'],
     tests: 'parsers',
   },
   {
@@ -295,7 +295,7 @@ const MUTANTS: Mutant[] = [
     file: 'lib/database/pool-clients.ts',
     from: "const own = by === 'own' && (await greet(client as pg.Client))",
     to: 'const own = { odd: false }',
-    files: ['database/odd-settings.test.ts'],
+    files: ['database/odd-settings.long.test.ts'],
     tests: 'direct',
   },
   {
@@ -303,7 +303,7 @@ const MUTANTS: Mutant[] = [
     file: 'lib/database/guarded-client.ts',
     from: "const pinned = !guard.users && isOdd(client) && client.getTransactionStatus() === 'I'",
     to: 'const pinned = false',
-    files: ['database/odd-settings.test.ts'],
+    files: ['database/odd-settings.long.test.ts'],
     tests: 'PgBouncer',
   },
 ]
