@@ -3528,6 +3528,34 @@ begin
        for update skip locked;
 end $function$;
 
+-- As due_jobs, which processes of 0.6 call; and in how many milliseconds the next attempt runs out of its lease or its time, so
+-- that a tick comes then: the job of a dead worker should not wait for the regular one. Null: no job is running.
+CREATE OR REPLACE FUNCTION lockstep.due_work(
+  OUT late text[], OUT flows boolean, OUT upkeep boolean, OUT dead uuid[], OUT late_in_ms double precision
+)
+ RETURNS record
+ LANGUAGE plpgsql
+ STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  present timestamptz := clock_timestamp();
+begin
+  select array_agg(q.name) filter (where a.late),
+         bool_or(exists (select from lockstep_boss.job j where j.name = q.name and j.blocking and j.state = 'completed')),
+         bool_or((q.maintain_on is null or q.maintain_on < present - interval '10 minutes')
+                 and not starts_with(q.name, 'lockstep.worker/')), -- those are deleted as a whole
+         extract(epoch from min(a.next) - present) * 1000
+    into late, flows, upkeep, late_in_ms
+    from lockstep_boss.queue q,
+         lateral (
+           select bool_or(x.ends < present) as late, min(x.ends) filter (where x.ends >= present) as next
+             from (select least(j.started_on + j.expire_seconds * interval '1 s', j.heartbeat_on + j.heartbeat_seconds * interval '1 s') as ends
+                     from lockstep_boss.job j where j.name = q.name and j.state = 'active') x
+         ) a;
+  select array_agg(w.id) into dead from lockstep.worker w where w.seen_at < present - interval '1 minute';
+end $function$;
+
 -- One timekeeper. pg-boss's own, if somebody starts a pg-boss on this schema without `schedule: false`, would send each slot a
 -- second time, under another id. It stamps this row before each round, so it gets an error instead, which pg-boss emits.
 CREATE OR REPLACE FUNCTION lockstep.refuse_timekeeper()

@@ -48,7 +48,7 @@ execute on function lockstep.withdraw, lockstep.resign, lockstep.resign_held, lo
 execute on function lockstep.leaders, lockstep.candidates, lockstep.assert_leader, lockstep.check_hold
 execute on function lockstep.complete_jobs, lockstep.hand_back_jobs, lockstep.beat_jobs, lockstep.lease_jobs
 execute on function lockstep.unlease_jobs, lockstep.progress_job, lockstep.ready_jobs, lockstep.due_jobs
-execute on function lockstep.sweep_attempts, lockstep.due_schedules, lockstep.due_slots
+execute on function lockstep.sweep_attempts, lockstep.due_schedules, lockstep.due_slots, lockstep.due_work
 execute on function lockstep.microseconds, lockstep.clock_identity, lockstep.sample_time, lockstep.offer_time
 execute on function lockstep.now, lockstep.now_interval, lockstep.tick
 execute on function lockstep.bucket, lockstep.appending, lockstep.event_horizon, lockstep.events_key, lockstep.events_heard

@@ -182,7 +182,7 @@ async function tasks({ lockstep, onError }: Tourist): Promise<void> {
   await tasks.scheduled('always')
   await tasks.schedules()
   await until('a slot was sent', async () => (await tasks.tick()).slots > 0)
-  await sql`select from lockstep.due_schedules(null, '{}')`.execute(lockstep.kysely) // ticks of 0.6 do
+  await sql`select from lockstep.due_schedules(null, '{}'), lockstep.due_jobs()`.execute(lockstep.kysely) // ticks of 0.6 do
   await tasks.unschedule('always')
   for (const data of [1, 2]) await bossOf(tasks).schedule('other', '* * * * * *', { data })
   await until('a slot of pg-boss was sent', async () => (await tasks.tick()).slots > 0)

@@ -217,7 +217,7 @@ const MUTANTS: Mutant[] = [
     from: `if (slot === null || +slot > +than) return slot`,
     to: `if (than) return slot`,
     files: ['task/cron.test.ts'],
-    tests: 'a walk ends',
+    tests: 'the same slot again', // the others would never end
   },
   {
     bug: 'a fixed time that is repeated comes twice',
