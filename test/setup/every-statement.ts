@@ -162,6 +162,8 @@ async function tasks({ lockstep, onError }: Tourist): Promise<void> {
   await worker.stop()
   await lockstep.kysely.transaction().execute((trx) => tasks.send('other', 3, { trx }))
   await tasks.sendAll('other', [{ data: 4, priority: 1 }, { data: 5 }])
+  for (const data of [1, 2])
+    await tasks.send('plain', data, { singletonSeconds: 3_600, replace: true, startAfterMs: 60_000 })
   const [job, second, third] = await tasks.claim('other', { holder: 'me', limit: 3 })
   const of = (it: typeof job) => [it?.id as string, it?.token as bigint] as const
   await tasks.extend('other', ...of(job))
