@@ -27,6 +27,8 @@ interface Zone {
   years: BoundedMap<number, Stretch[]>
 }
 const zones = new BoundedMap<string, Zone>(500)
+/** By the name as it was given: one place has up to a thousand spellings. */
+const spellings = new BoundedMap<string, Zone>(500)
 
 /** The stretch that an instant is in. @throws {RangeError} no such zone */
 export function stretchAt(timezone: string, at: number): Stretch {
@@ -65,11 +67,13 @@ function stretchesOf(format: Intl.DateTimeFormat, year: number): Stretch[] {
 }
 
 function zoneOf(timezone: string): Zone {
-  let zone = zones.get(timezone)
+  let zone = spellings.get(timezone)
   if (!zone) {
     const format = new Intl.DateTimeFormat('en', { timeZone: timezone, timeZoneName: 'longOffset' })
-    zone = { format, years: new BoundedMap(100) }
-    zones.set(timezone, zone)
+    const name = format.resolvedOptions().timeZone
+    zone = zones.get(name) ?? { format, years: new BoundedMap(100) }
+    zones.set(name, zone)
+    spellings.set(timezone, zone)
   }
   return zone
 }
