@@ -1281,48 +1281,37 @@ end $function$;
 
 create table lockstep.schedule (
   name text collate "C" not null,
-  queue text collate "C" not null,        -- no reference: a queue that was deleted is told in `error`
+  queue text collate "C" not null,         -- no reference: a queue that was deleted is told in `error`
   cron text not null,
   timezone text not null,
   data jsonb,
   missed text not null,
-  next_at timestamp with time zone,       -- the first slot that was not dealt with; null: it cannot be told
-  last_slot timestamp with time zone,     -- the last that was sent
+  next_at timestamp with time zone,        -- the first slot that was not dealt with; null: it cannot be told
+  last_slot timestamp with time zone,      -- the last that was sent
   last_job uuid,
-  missed_slots bigint not null default 0, -- due, and not sent
+  missed_slots bigint not null default 0,  -- due, and not sent
   last_missed timestamp with time zone,
-  error text,                             -- why the last that was due was not sent
+  error text,                              -- why the last that was due was not sent
   created_at timestamp with time zone not null default clock_timestamp(),
   updated_at timestamp with time zone not null default clock_timestamp(),
+  boss_key text,                           -- pg-boss's key; null: the schedule is ours
+  kind text not null default 'cron'::text, -- cron, or rrule: a recurrence rule (RFC 5545), which pg-boss reads
+  options jsonb,                           -- pg-boss's options of the jobs that are sent; null: the schedule is ours
+  found boolean not null default true,     -- whether next_at is a slot. If not, the next slot is the first one later
   constraint schedule_pkey PRIMARY KEY (name),
   constraint schedule_missed_check CHECK ((missed = ANY (ARRAY['skip'::text, 'once'::text, 'all'::text])))
 );
 CREATE INDEX schedule_due ON lockstep.schedule USING btree (next_at);
 
--- Locks schedules that are due, for a transaction that sends their slots; schedules that another transaction has locked are
--- left out. `at` is the instant that counts as now (null: the clock's); `but` are names to leave out.
---
--- The transaction may be idle for 30 s. Otherwise a frozen ticker (a laptop's lid, a Lambda between two calls) would hold its
--- rows for as long as its connection lives, and nobody else could send. And constraints are checked at once: pg-boss
--- defers the one that the queue exists, and at the commit a missing queue would take the slots of all others with it.
+-- What processes of 0.6 call. They know nothing of pg-boss's schedules, and get none.
 CREATE OR REPLACE FUNCTION lockstep.due_schedules(at timestamp with time zone, but text[])
  RETURNS TABLE(name text, queue text, cron text, timezone text, data jsonb, missed text, next_at timestamp with time zone, now timestamp with time zone)
- LANGUAGE plpgsql
+ LANGUAGE sql
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
-declare
-  present timestamptz := coalesce(at, clock_timestamp());
-begin
-  perform set_config('idle_in_transaction_session_timeout', '30s', true);
-  set constraints all immediate;
-  return query
-    select s.name, s.queue, s.cron, s.timezone, s.data, s.missed, s.next_at, present
-      from lockstep.schedule s
-     where s.next_at <= present and s.name <> all (but)
-     order by s.next_at, s.name
-     limit 100
-       for update skip locked;
-end $function$;
+  select d.name, d.queue, d.cron, d.timezone, d.data, d.missed, d.next_at, d.now
+    from lockstep.due_slots(at, but || array(select s.name from lockstep.schedule s where s.boss_key is not null)) d
+$function$;
 
 -- ---- 0006_time.sql -------------------------------------------------------------------------------------------------
 
@@ -3477,4 +3466,104 @@ begin
   event := null;
   more := next <= coalesce(s.position, 0);
   return next;
+end $function$;
+
+-- ---- 0015_cron.sql -------------------------------------------------------------------------------------------------
+
+-- Copies a row of pg-boss's schedules, and removes the copy of a row that is gone. The same rule again keeps its next slot: programs
+-- make their schedules whenever they start.
+CREATE OR REPLACE FUNCTION lockstep.copy_schedule()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  copy text;
+begin
+  if tg_op = 'DELETE' or tg_op = 'UPDATE' and (old.name <> new.name or old.key <> new.key) then
+    delete from lockstep.schedule s where s.queue = old.name and s.boss_key = old.key;
+  end if;
+  if tg_op = 'DELETE' then
+    return null;
+  end if;
+  copy := 'pg-boss:' || new.name || case when new.key = '' then '' else ':' || new.key end;
+  insert into lockstep.schedule as s (name, queue, boss_key, kind, cron, timezone, data, options, missed, next_at, found)
+  values (copy, new.name, new.key, new.kind, new.cron, coalesce(new.timezone, 'UTC'), new.data, coalesce(new.options, '{}'),
+          case when new.options ->> 'missed' = 'once' then 'once' else 'skip' end, clock_timestamp(), false)
+  on conflict (name) do update
+    set queue = excluded.queue, boss_key = excluded.boss_key, kind = excluded.kind, cron = excluded.cron,
+        timezone = excluded.timezone, data = excluded.data, options = excluded.options, missed = excluded.missed, error = null,
+        updated_at = clock_timestamp(),
+        found = s.found and s.next_at is not null and s.kind = excluded.kind and s.cron = excluded.cron and s.timezone = excluded.timezone,
+        next_at = case when s.next_at is not null and s.kind = excluded.kind and s.cron = excluded.cron and s.timezone = excluded.timezone
+                       then s.next_at else excluded.next_at end;
+  perform pg_notify('lockstep_job', 'schedules');  -- workers may have to tick sooner
+  return null;
+end $function$;
+
+-- Locks schedules that are due, for a transaction that sends their slots; schedules that another transaction has locked are
+-- left out. `at` is the instant that counts as now (null: the clock's); `but` are names to leave out.
+--
+-- The transaction may be idle for 30 s. Otherwise a frozen ticker (a laptop's lid, a Lambda between two calls) would hold its
+-- rows for as long as its connection lives, and nobody else could send. It waits for a lock for 5 s: a schedule whose queue
+-- somebody keeps locked must not hold up the others. And constraints are checked at once: pg-boss defers the one that the queue
+-- exists, and at the commit a missing queue would take the slots of all others with it.
+CREATE OR REPLACE FUNCTION lockstep.due_slots(at timestamp with time zone, but text[])
+ RETURNS TABLE(name text, queue text, cron text, timezone text, data jsonb, missed text, next_at timestamp with time zone, now timestamp with time zone, kind text, options jsonb, found boolean)
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  present timestamptz := coalesce(at, clock_timestamp());
+begin
+  perform set_config('idle_in_transaction_session_timeout', '30s', true), set_config('lock_timeout', '5s', true);
+  set constraints all immediate;
+  return query
+    select s.name, s.queue, s.cron, s.timezone, s.data, s.missed, s.next_at, present,
+           case when s.boss_key is null then 'own' else s.kind end, s.options, s.found
+      from lockstep.schedule s
+     where s.next_at <= present and s.name <> all (but)
+     order by s.next_at, s.name
+     limit 100
+       for update skip locked;
+end $function$;
+
+-- As due_jobs, which processes of 0.6 call; and in how many milliseconds the next attempt runs out of its lease or its time, so
+-- that a tick comes then: the job of a dead worker should not wait for the regular one. Null: no job is running.
+CREATE OR REPLACE FUNCTION lockstep.due_work(
+  OUT late text[], OUT flows boolean, OUT upkeep boolean, OUT dead uuid[], OUT late_in_ms double precision
+)
+ RETURNS record
+ LANGUAGE plpgsql
+ STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  present timestamptz := clock_timestamp();
+begin
+  select array_agg(q.name) filter (where a.late),
+         bool_or(exists (select from lockstep_boss.job j where j.name = q.name and j.blocking and j.state = 'completed')),
+         bool_or((q.maintain_on is null or q.maintain_on < present - interval '10 minutes')
+                 and not starts_with(q.name, 'lockstep.worker/')), -- those are deleted as a whole
+         extract(epoch from min(a.next) - present) * 1000
+    into late, flows, upkeep, late_in_ms
+    from lockstep_boss.queue q,
+         lateral (
+           select bool_or(x.ends < present) as late, min(x.ends) filter (where x.ends >= present) as next
+             from (select least(j.started_on + j.expire_seconds * interval '1 s', j.heartbeat_on + j.heartbeat_seconds * interval '1 s') as ends
+                     from lockstep_boss.job j where j.name = q.name and j.state = 'active') x
+         ) a;
+  select array_agg(w.id) into dead from lockstep.worker w where w.seen_at < present - interval '1 minute';
+end $function$;
+
+-- One timekeeper. pg-boss's own, if somebody starts a pg-boss on this schema without `schedule: false`, would send each slot a
+-- second time, under another id. It stamps this row before each round, so it gets an error instead, which pg-boss emits.
+CREATE OR REPLACE FUNCTION lockstep.refuse_timekeeper()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+  raise exception 'lockstep: the schedules of this schema are sent by ticks of Lockstep, and pg-boss would send them twice'
+    using errcode = '55000', hint = 'Start pg-boss with { schedule: false }.';
 end $function$;

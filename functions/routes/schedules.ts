@@ -35,7 +35,11 @@ const Put = named(
   'PutSchedule',
   field.object({
     queue: field.queue,
-    cron: described(field.text({ min: 1, max: 255 }), { example: '30 2 * * *' }),
+    cron: described(field.text({ min: 1, max: 255 }), {
+      description:
+        'minute hour day month weekday; with six fields the first is the second. Also L, L-3, LW, 15W, 5L, MON#1, @daily. A fixed time that is skipped when the clocks change comes once, at the end of the gap; one that is repeated comes the first time; what begins with * in minute or hour follows the clock on the wall',
+      example: '30 2 * * *',
+    }),
     timezone: optional(field.text({ min: 1, max: 255 }), { default: 'UTC', example: 'Europe/Berlin' }),
     data: optional(field.json, { default: null }),
     missed: optional(field.word('skip', 'once', 'all'), {

@@ -68,27 +68,36 @@ const RFC3339 = 'an instant of 1970–9999 as RFC 3339 says it, with its offset 
 export const Options = named(
   'JobOptions',
   field.refined(
-    field.object({
-      id: optional(field.uuid, 'The same again is refused: so a retry is no second job'),
-      priority: optional(field.integer({ min: -1_000_000, max: 1_000_000 }), {
-        default: 0,
-        description: 'The higher comes first',
+    field.refined(
+      field.object({
+        id: optional(field.uuid, 'The same again is refused: so a retry is no second job'),
+        priority: optional(field.integer({ min: -1_000_000, max: 1_000_000 }), {
+          default: 0,
+          description: 'The higher comes first',
+        }),
+        startAfterMs: optional(field.integer({ min: 0, max: 10 * YEAR_MS }), { default: 0 }),
+        startAfter: optional(field.string(RFC3339, { format: 'date-time' }, isInstant), 'Instead of startAfterMs'),
+        ...retries,
+        singletonKey: optional(field.text({ min: 1, max: 255 })),
+        singletonSeconds: optional(
+          field.integer({ min: 1, max: 31_536_000 }),
+          'At most one job (for each singletonKey) in every such slot of time: the first',
+        ),
+        replace: optional(
+          field.boolean(),
+          'With singletonSeconds: the job of the slot gets this data, if it has not begun; 409 if it has. Without waitMs',
+        ),
+        group: optional(
+          field.object({ id: field.text({ min: 1, max: 255 }), tier: optional(field.text({ min: 1, max: 255 })) }),
+        ),
       }),
-      startAfterMs: optional(field.integer({ min: 0, max: 10 * YEAR_MS }), { default: 0 }),
-      startAfter: optional(field.string(RFC3339, { format: 'date-time' }, isInstant), 'Instead of startAfterMs'),
-      ...retries,
-      singletonKey: optional(field.text({ min: 1, max: 255 })),
-      singletonSeconds: optional(
-        field.integer({ min: 1, max: 31_536_000 }),
-        'At most one job (for each singletonKey) in every such slot of time',
-      ),
-      group: optional(
-        field.object({ id: field.text({ min: 1, max: 255 }), tier: optional(field.text({ min: 1, max: 255 })) }),
-      ),
-    }),
-    'left out where startAfterMs is given',
-    (options) => !('startAfter' in options && 'startAfterMs' in options),
-    'startAfter',
+      'left out where startAfterMs is given',
+      (options) => !('startAfter' in options && 'startAfterMs' in options),
+      'startAfter',
+    ),
+    'left out where there is no singletonSeconds, or an id',
+    (options) => !options.replace || ('singletonSeconds' in options && !('id' in options)),
+    'replace',
   ),
 )
 

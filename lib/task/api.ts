@@ -206,8 +206,8 @@ export interface Tasks extends AsyncDisposable {
    * Makes a schedule, or changes it: a job is sent at every slot, exactly once, while any process ticks. While `cron` and
    * `timezone` stay the same, a change loses and shifts no slot.
    *
-   * @param name     1–255 characters.
-   * @param cron     `minute hour day month weekday`; with six fields the first is seconds. Also `@hourly`, `@daily`, …
+   * @param name     1–255 characters; it does not begin with `pg-boss:`.
+   * @param cron     `minute hour day month weekday`; with six fields the first is seconds. Also `@daily`, `L`, `15W`, `MON#1`, …
    * @param options  see {@link ScheduleOptions}.
    * @returns whether the schedule was made.
    * @throws {NotFoundError} there is no such queue.

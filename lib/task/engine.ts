@@ -60,6 +60,7 @@ export interface Engine {
   fail(name: string, attempt: { id: string; retryCount: number }, error: object): Promise<object>
   cancel(name: string, id: string): Promise<object>
   touch(name: string, attempts: { id: string; retryCount: number }[]): Promise<object>
+  getQueues(names: string[]): Promise<EngineQueue[]>
   supervise(name?: string): Promise<void>
   resolveFlow(): Promise<void>
   previewSchedule(cron: string, options: { tz: string; from?: Date; count: number }): Date[]

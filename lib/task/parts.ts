@@ -43,7 +43,7 @@ export function makeParts(lockstep: Lockstep, connections: number, onError: (err
   const readyJobs = new ReadyJobs(pool)
   const attempts = new AttemptStore(pool, boss)
   const running = new RunningAttempts(jobNotifier)
-  const sender = new Sender(queues, boss)
+  const sender = new Sender(queues, boss, pool)
   const outcomes = new Outcomes(pool, jobNotifier)
   const jobs = new Jobs(pool, boss, queues, attempts)
   const runs = new Runs(sender, outcomes, jobs)

@@ -35,7 +35,7 @@ import {
 import type { AnyTransaction } from '../database/index.ts'
 import type { Lockstep } from '../index.ts'
 import type { AnyQueue, Page, Queue, Tasks } from './api.ts'
-import type { Counts, Job, Outcome, Pooled, RunOptions } from './job/index.ts'
+import { type Counts, type Job, type Outcome, type Pooled, type RunOptions, TICKS } from './job/index.ts'
 import { makeParts, type Parts } from './parts.ts'
 import { keepBoss } from './pgboss/index.ts'
 import type { Handler } from './queue/index.ts'
@@ -47,7 +47,7 @@ import {
   type SendOptions,
 } from './queue/index.ts'
 import type { Schedule, ScheduleOptions } from './schedule/index.ts'
-import { type DrainResult, SCHEDULES, type TickResult } from './tick.ts'
+import type { DrainResult, TickResult } from './tick.ts'
 import { type Claimed, type ClaimOptions, type Worker, WorkerHandle } from './worker/index.ts'
 
 /** Options of `createTasks`. */
@@ -205,7 +205,7 @@ class LockstepTasks implements Tasks {
   async schedule(name: string, cron: string, options: ScheduleOptions): Promise<boolean> {
     this.#parts.closing.check()
     const made = await this.#parts.schedules.schedule(name, cron, options)
-    await this.#parts.attempts.notify(SCHEDULES) // workers may have to tick sooner
+    await this.#parts.attempts.notify(TICKS) // workers may have to tick sooner
     return made
   }
 

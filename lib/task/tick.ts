@@ -7,7 +7,8 @@
  * them (a slot by the schedule's row lock, a job by pg-boss's fetch, upkeep by pg-boss's own claims). A tick that dies keeps what
  * it has done. A failure is reported, and does not keep the rest from being done.
  *
- * A process with workers also ticks: every 30 s, at the instant of the next slot, and when it is notified of a new schedule.
+ * A process with workers also ticks: every 30 s, at the instants of the next slot and of the next lease that runs out, and when it
+ * is notified of a new schedule or of a short lease.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
@@ -15,6 +16,7 @@ import { abortable, onAbort, Stopwatch, UnavailableError, Waker } from '../base/
 import type { Notifier, Pool } from '../database/index.ts'
 import { CLOCK, type Clocked } from '../database/index.ts'
 import type { Engine } from './engine.ts'
+import { TICKS } from './job/index.ts'
 import type { Queues } from './queue/index.ts'
 import type { Schedules } from './schedule/index.ts'
 import type { WorkerRegistry } from './worker/index.ts'
@@ -47,14 +49,17 @@ interface Due {
   flows: boolean | null
   upkeep: boolean | null
   dead: string[] | null
+  late_in_ms: number | null
 }
-
-/** The name that is notified when a schedule is made or changed. */
-export const SCHEDULES = 'schedules'
 
 const INTERVAL_MS = 30_000
 const RETRY_MS = 1_000
 const LATE_TRIES = 4
+// Queues that are supervised at a time: a queue takes 5 ms, and between two portions a tick may end.
+const PORTION = 50
+// How much of a budget upkeep may take; without one 5 s. The rest is for jobs, and the queues that are left for the next tick.
+const UPKEEP = 0.5
+const UPKEEP_MS = 5_000
 const LATE_PAUSE_MS = 350
 /** The part of a budget that is kept for stopping what runs, and giving it back. */
 const RESERVE = 0.2
@@ -97,7 +102,8 @@ export class Ticker {
 
   async #tick(budgetMs: number, signal: AbortSignal | undefined): Promise<TickResult> {
     const since = new Stopwatch()
-    const { slots, due } = await this.#maintain(() => since.elapsed() < budgetMs && !signal?.aborted)
+    const more = () => since.elapsed() < budgetMs && !signal?.aborted
+    const { slots, due } = await this.#maintain(more, budgetMs * UPKEEP)
     const drained = await this.#drain(undefined, budgetMs - since.elapsed(), signal)
     return { ...drained, slots, nextAt: due.next_at, ms: Math.round(since.elapsed()) }
   }
@@ -154,7 +160,7 @@ export class Ticker {
 
   #start(): { users: number; end: () => Promise<void> } {
     const waker = new Waker()
-    const unsubscribe = this.#parts.jobNotifier.on(SCHEDULES, () => waker.wake())
+    const unsubscribe = this.#parts.jobNotifier.on(TICKS, () => waker.wake())
     let over = false
     const ticking = (async () => {
       while (!over) await waker.wait(await this.#once(() => !over))
@@ -172,7 +178,9 @@ export class Ticker {
   async #once(more: () => boolean): Promise<number> {
     let nextInMs: number | null = null
     try {
-      nextInMs = (await this.#maintain(more)).due.next_in_ms
+      const { due } = await this.#maintain(more, UPKEEP_MS)
+      // A lease is over when its last millisecond is.
+      nextInMs = soonest(due.next_in_ms, due.late_in_ms === null ? null : Math.ceil(due.late_in_ms) + 1)
     } catch (error) {
       this.#parts.work.onError(error)
     }
@@ -181,7 +189,7 @@ export class Ticker {
     return Math.min(nextInMs ?? INTERVAL_MS, INTERVAL_MS)
   }
 
-  async #maintain(more: () => boolean): Promise<{ slots: number; due: Due }> {
+  async #maintain(more: () => boolean, upkeepMs: number): Promise<{ slots: number; due: Due }> {
     const { boss, pool, registry, schedules } = this.#parts
     let due = await this.#due()
     let slots = 0
@@ -207,7 +215,17 @@ export class Ticker {
       })
     }
     await ifDue(due.flows, () => boss().resolveFlow())
-    await ifDue(due.upkeep, () => boss().supervise())
+    const since = new Stopwatch()
+    for (
+      let last: string | undefined = due.upkeep ? '' : undefined;
+      last !== undefined && since.elapsed() < upkeepMs;
+    ) {
+      const after: string = last
+      last = undefined
+      await ifDue(true, async () => {
+        last = await this.#supervise(after)
+      })
+    }
     await ifDue(due.upkeep, () => pool.run(sql`select lockstep.sweep_attempts()`))
     await ifDue(due.dead, () => registry.removeDead(due.dead ?? []))
     if (failure) throw failure
@@ -215,16 +233,35 @@ export class Ticker {
     return { slots, due }
   }
 
+  /** The upkeep of some queues that it is due for, by name. Returns the last of them; undefined: there are no more. */
+  async #supervise(after: string): Promise<string | undefined> {
+    const { boss, pool } = this.#parts
+    const queues = await pool.run<{ name: string }>(
+      sql`select name from lockstep_boss.queue
+           where name collate "C" > ${after}
+             and (maintain_on is null or maintain_on < clock_timestamp() - interval '10 minutes')
+           order by name collate "C" limit ${PORTION}`,
+    )
+    if (queues.length > 0) {
+      const some: unknown = await boss().getQueues(queues.map(({ name }) => name))
+      // Its type says a name only, but its own timer passes queues too. Without an argument it takes all of them in one go.
+      await boss().supervise(some as string)
+    }
+    return queues.length === PORTION ? queues.at(-1)?.name : undefined
+  }
+
   async #due(): Promise<Due> {
     const close = this.#parts.work.database.clockReader.observe()
     const [row] = await this.#parts.pool.run<Due & Clocked>(
       sql`select ${CLOCK}, s.next_at, extract(epoch from s.next_at - clock_timestamp())::double precision * 1000 as next_in_ms, d.*
-            from (select min(next_at) as next_at from lockstep.schedule) s, lockstep.due_jobs() d`,
+            from (select min(next_at) as next_at from lockstep.schedule) s, lockstep.due_work() d`,
     )
     close(row)
     return row as Due
   }
 }
+
+const soonest = (a: number | null, b: number | null) => (a === null || b === null ? (a ?? b) : Math.min(a, b))
 
 /** The result of the work. When its budget has ended, nobody waits for it any more; it goes on. */
 async function withinBudget<T>(budgetMs: number, work: Promise<T>): Promise<T> {

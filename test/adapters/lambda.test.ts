@@ -258,11 +258,11 @@ test('of the responses 409 only a lost hold is logged', async () => {
   expect(lambda.log().match(/LEASE_LOST/g)).toHaveLength(1)
 })
 
-test('its bundle has pg-boss in it, and no code that is never called (infra/no-rrule.ts)', () => {
+test('its bundle has pg-boss in it, and no code that nothing needs (infra/no-rrule.ts, infra/own-cron.ts)', () => {
   const { sources } = JSON.parse(fs.readFileSync(`${folder}/index.mjs.map`, 'utf8')) as { sources: string[] }
   expect(sources.filter((file) => file.includes('/pg-boss/')).length).toBeGreaterThan(10)
-  expect(sources.filter((file) => file.includes('rrule-temporal'))).toEqual([])
-  expect(gzipSync(fs.readFileSync(`${folder}/index.mjs`)).length).toBeLessThanOrEqual(290_000)
+  expect(sources.filter((file) => /rrule-temporal|cron-parser|luxon/.test(file))).toEqual([])
+  expect(gzipSync(fs.readFileSync(`${folder}/index.mjs`)).length).toBeLessThanOrEqual(260_000)
 })
 
 describe('the paths of an HTTP API', () => {

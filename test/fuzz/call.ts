@@ -61,6 +61,7 @@ const sending = {
     startAfter: instant,
     singletonKey: name,
     singletonSeconds: ttlMs,
+    replace: flag,
     trx,
   },
   group: options({ id: name, tier: name }),

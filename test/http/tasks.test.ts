@@ -937,6 +937,7 @@ describe('a body', () => {
     ),
     singletonKey: text,
     singletonSeconds: integers(1, 31_536_000),
+    replace: json('yes', 1, null, true),
     group: json('g', 7, null, [], {}, { tier: 't' }, { id: '' }, { id: 'g', tier: '' }, { id: 'g', name: 'x' }),
   }
   const bodies: [method: string, path: string, valid: object, wrong: Record<string, string[]>][] = [
@@ -1077,6 +1078,7 @@ describe('a body', () => {
       { options: { singletonKey: '🔒'.repeat(255), group: { id: 'ä b' } } },
       { options: { singletonKey: 'a', singletonSeconds: 31_536_000 } },
       { options: { singletonKey: 'b', singletonSeconds: 1 } },
+      { options: { singletonKey: 'c', singletonSeconds: 31_536_000, replace: true } },
     ]) {
       await send(queue, body)
     }

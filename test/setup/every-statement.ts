@@ -162,6 +162,8 @@ async function tasks({ lockstep, onError }: Tourist): Promise<void> {
   await worker.stop()
   await lockstep.kysely.transaction().execute((trx) => tasks.send('other', 3, { trx }))
   await tasks.sendAll('other', [{ data: 4, priority: 1 }, { data: 5 }])
+  for (const data of [1, 2])
+    await tasks.send('plain', data, { singletonSeconds: 3_600, replace: true, startAfterMs: 60_000 })
   const [job, second, third] = await tasks.claim('other', { holder: 'me', limit: 3 })
   const of = (it: typeof job) => [it?.id as string, it?.token as bigint] as const
   await tasks.extend('other', ...of(job))
@@ -182,7 +184,12 @@ async function tasks({ lockstep, onError }: Tourist): Promise<void> {
   await tasks.scheduled('always')
   await tasks.schedules()
   await until('a slot was sent', async () => (await tasks.tick()).slots > 0)
+  await sql`select from lockstep.due_schedules(null, '{}'), lockstep.due_jobs()`.execute(lockstep.kysely) // ticks of 0.6 do
   await tasks.unschedule('always')
+  for (const data of [1, 2]) await bossOf(tasks).schedule('other', '* * * * * *', { data })
+  await until('a slot of pg-boss was sent', async () => (await tasks.tick()).slots > 0)
+  await bossOf(tasks).getSchedules()
+  await bossOf(tasks).unschedule('other')
   await tasks.close()
 }
 

@@ -360,9 +360,10 @@ const WITHOUT = [
     'function lockstep.drop_fence_function',
   ],
   ...['function lockstep.fence_new_tables', 'function lockstep.watch_new_tables'],
-  ...['lockstep_boss.schedule', 'lockstep_boss.subscription', 'lockstep_boss.bam', 'lockstep_boss.warning'],
+  ...['lockstep_boss.subscription', 'lockstep_boss.bam', 'lockstep_boss.warning'],
   ...['lockstep_boss.queue_stats', 'function lockstep_boss.job_table_format', 'function lockstep_boss.job_table_run'],
   'function lockstep_boss.job_table_run_async',
+  ...['function lockstep.copy_schedule', 'function lockstep.refuse_timekeeper'],
 ]
 
 const objectOf = (right: string) => right.replace(/^\w+ on /, '').replace(/ \(.*/, '')

@@ -4,6 +4,7 @@ import { Database } from '../../lib/database/database.ts'
 import type { Pool } from '../../lib/database/pool.ts'
 import { makeBoss, noQueue } from '../../lib/task/pgboss/adapter.ts'
 import { type Schedule, type ScheduleOptions, Schedules } from '../../lib/task/schedule/schedules.ts'
+import { slotAfter } from '../../lib/task/schedule/slots.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
 import { until } from '../support/until.ts'
 
@@ -57,7 +58,7 @@ async function scheduled(expression: string, begin: Date, options: Partial<Sched
   const { queue: to = await queue(), timezone = 'UTC' } = options
   const name = `schedule-${n++}`
   await schedules.schedule(name, expression, { ...options, queue: to, timezone })
-  await rewind(name, boss.previewSchedule(expression, { tz: timezone, from: begin, count: 1 })[0] as Date)
+  await rewind(name, slotAfter({ cron: expression, timezone }, begin))
   return name
 }
 const rewind = (name: string, next: Date) =>
@@ -197,8 +198,8 @@ describe('when the clocks change', () => {
     {
       ...{ timezone: 'America/New_York', day: '2026-03-08', begin: '2026-03-08T05:00:00Z', hours: 23 },
       '30 1 * * *': ['06:30'],
-      '30 2 * * *': ['07:30'], // 3:30
-      '0,20,40 2 * * *': ['07:00', '07:20', '07:40'],
+      '30 2 * * *': ['07:00'], // 3:00, the end of the gap
+      '0,20,40 2 * * *': ['07:00'],
       '*/30 1-3 * * *': ['06:00', '06:30', '07:00', '07:30'],
     },
     {
@@ -206,13 +207,13 @@ describe('when the clocks change', () => {
       '30 1 * * *': ['05:30'],
       '30 2 * * *': ['07:30'],
       '0,20,40 2 * * *': ['07:00', '07:20', '07:40'],
-      '*/30 1-3 * * *': ['05:00', '05:30', '07:00', '07:30', '08:00', '08:30'],
+      '*/30 1-3 * * *': ['05:00', '05:30', '06:00', '06:30', '07:00', '07:30', '08:00', '08:30'],
     },
     {
       ...{ timezone: 'Europe/Berlin', day: '2026-03-29', begin: '2026-03-28T23:00:00Z', hours: 23 },
       '30 1 * * *': ['00:30'],
-      '30 2 * * *': ['01:30'], // 3:30
-      '0,20,40 2 * * *': ['01:00', '01:20', '01:40'],
+      '30 2 * * *': ['01:00'], // 3:00
+      '0,20,40 2 * * *': ['01:00'],
       '*/30 1-3 * * *': ['00:00', '00:30', '01:00', '01:30'],
     },
     {
@@ -220,7 +221,7 @@ describe('when the clocks change', () => {
       '30 1 * * *': ['23:30'],
       '30 2 * * *': ['00:30'],
       '0,20,40 2 * * *': ['00:00', '00:20', '00:40'],
-      '*/30 1-3 * * *': ['23:00', '23:30', '00:00', '00:30', '02:00', '02:30'],
+      '*/30 1-3 * * *': ['23:00', '23:30', '00:00', '00:30', '01:00', '01:30', '02:00', '02:30'],
     },
   ])(
     '$timezone, $day: a daily slot comes once, an hourly one $hours times',
@@ -247,7 +248,7 @@ describe('when the clocks change', () => {
     const name = await scheduled('30 2 * * *', at('2026-03-27T00:00:00Z'), spring)
     await schedules.sendDue(at('2026-03-31T12:00:00Z'))
     expect(await slots(name)).toEqual([
-      ...['2026-03-27T01:30:00Z', '2026-03-28T01:30:00Z', '2026-03-29T01:30:00Z'],
+      ...['2026-03-27T01:30:00Z', '2026-03-28T01:30:00Z', '2026-03-29T01:00:00Z'],
       ...['2026-03-30T00:30:00Z', '2026-03-31T00:30:00Z'],
     ])
     const once = await scheduled('30 2 * * *', at('2026-09-01T00:00:00Z'), { timezone: 'Europe/Berlin' })
@@ -256,7 +257,7 @@ describe('when the clocks change', () => {
     expect(await state(once)).toMatchObject({ missedSlots: 54, nextAt: at('2026-10-26T01:30:00Z') })
   })
 
-  test('by half an hour (Lord Howe, where cron-parser walks in a circle), the slots go on', async () => {
+  test('by half an hour (Lord Howe), the slots go on', async () => {
     const name = await scheduled('0 * * * *', at('2026-04-04T13:30:00Z'), {
       timezone: 'Australia/Lord_Howe',
       missed: 'all',
@@ -512,6 +513,7 @@ describe('a schedule that cannot be sent', () => {
     async (code) => {
       const to = await queue()
       const name = await scheduled('@hourly', BEGIN, { queue: to })
+      const others = [await scheduled('@hourly', BEGIN), await scheduled('@hourly', BEGIN)]
       await db.pool.query(`create function trouble() returns trigger language plpgsql as $$
         begin raise 'trouble' using errcode = '${code}'; end $$;
         create trigger trouble before insert on lockstep_boss.job_common for each row
@@ -519,9 +521,35 @@ describe('a schedule that cannot be sent', () => {
       await expect(schedules.sendDue(NOW)).rejects.toMatchObject({ code: 'UNAVAILABLE', cause: { code } })
       await db.pool.query('drop trigger trouble on lockstep_boss.job_common; drop function trouble')
       expect(await state(name)).toMatchObject({ error: null, missedSlots: 0, nextAt: NOW })
+      for (const other of others) expect(await slots(other)).toEqual(['2030-01-01T01:00:00Z']) // not held up
       expect(await schedules.sendDue(NOW)).toEqual({ slots: 1 })
     },
   )
+
+  test('because somebody keeps its queue locked: the others are sent after 5 s, and it when the lock is gone', async () => {
+    const [bad, good] = [await scheduled('@hourly', BEGIN), await scheduled('@hourly', BEGIN)]
+    const letGo = await hold((await state(bad)).queue)
+    await expect(schedules.sendDue(NOW)).rejects.toMatchObject({ code: 'UNAVAILABLE', cause: { code: '55P03' } })
+    expect(await slots(good)).toEqual(['2030-01-01T01:00:00Z'])
+    await letGo()
+    expect(await schedules.sendDue(NOW)).toEqual({ slots: 1 })
+    expect(await slots(bad)).toEqual(['2030-01-01T01:00:00Z'])
+  })
+
+  test('because its time zone is not known here: the others are sent', async () => {
+    const [bad, good] = [await scheduled('@hourly', BEGIN), await scheduled('@hourly', BEGIN)]
+    await db.pool.query(`update lockstep.schedule set timezone = 'Mars/Olympus' where name = $1`, [bad])
+    expect(await schedules.sendDue(NOW)).toEqual({ slots: 1 })
+    expect(await slots(good)).toHaveLength(1)
+    expect(await state(bad)).toMatchObject({ nextAt: null, error: expect.stringContaining('Mars/Olympus') })
+  })
+
+  test('but a step that is refused today and was stored once goes on', async () => {
+    const name = await scheduled('0 * * * *', BEGIN)
+    await db.pool.query(`update lockstep.schedule set cron = '*/90 * * * *' where name = $1`, [name])
+    expect(await schedules.sendDue(NOW)).toEqual({ slots: 1 })
+    expect(await state(name)).toMatchObject({ nextAt: at('2030-01-01T02:00:00Z'), error: null })
+  })
 
   test('because its queue has such a job already: says so', async () => {
     const to = await queue({ policy: 'short' }) // one job waits at a time
@@ -598,7 +626,7 @@ describe('schedule', () => {
     const { queue: to } = await state(name)
     await schedules.schedule(name, expression, { queue: to, timezone })
     const { nextAt } = await state(name)
-    expect(nextAt).toEqual(boss.previewSchedule(expression, { tz: timezone, count: 1 })[0])
+    expect(nextAt).toEqual(slotAfter({ cron: expression, timezone }, new Date()))
     expect(await schedules.sendDue(new Date(+(nextAt as Date) - 1))).toEqual({ slots: 0 })
     expect(await sent(name)).toEqual([])
   })

@@ -170,6 +170,45 @@ export function taskSuite({ pooled }: { pooled: boolean }) {
       expect(await sender.send(other, 1, { id })).toBeNull()
     })
 
+    test('a throttle keeps the first data; with `replace` the latest, until the job has begun', async () => {
+      const queue = fresh()
+      sender.define(queue)
+      const throttle = { singletonKey: 'k', singletonSeconds: 31_536_000 }
+      const id = await sender.send(queue, 'first', throttle)
+      expect(await sender.send(queue, 'second', throttle)).toBeNull()
+      const data = async () => (await sender.get(queue, id as string))?.data
+      expect(await data()).toBe('first')
+      const latest = { ...throttle, replace: true }
+      expect(await sender.send(queue, 'third', latest)).toBe(id)
+      expect(await data()).toBe('third')
+      const all = ['fourth', null, { n: 'last' }].map((each) => ({ data: each, ...latest }))
+      expect(await sender.sendAll(queue, all)).toEqual([id, id, id])
+      expect(await data()).toEqual({ n: 'last' })
+      await expect(
+        a.kysely.transaction().execute(async (trx) => {
+          expect(await sender.send(queue, 'rolled back', { ...latest, trx })).toBe(id)
+          throw new Error('back')
+        }),
+      ).rejects.toThrow('back')
+      expect(await data()).toEqual({ n: 'last' })
+      const other = await sender.send(queue, 'other', { ...latest, singletonKey: 'j' })
+      expect([other === id, await data()]).toEqual([false, { n: 'last' }])
+      const [job] = await sender.claim(queue, { limit: 1 })
+      expect(job).toMatchObject({ id, data: { n: 'last' } })
+      expect(await sender.send(queue, 'too late', latest)).toBeNull()
+      await sender.handBack(queue, [{ id: job?.id as string, token: job?.token as bigint }])
+      expect(await sender.send(queue, 'it has begun', latest)).toBeNull()
+      expect(await data()).toEqual({ n: 'last' })
+      for (const options of [
+        { replace: true },
+        { ...latest, id: crypto.randomUUID() },
+        { ...throttle, replace: 'x' as never },
+      ]) {
+        await expect(sender.send(queue, 1, options)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
+      }
+      await expect(sender.run(queue, 1, latest as never)).rejects.toMatchObject({ field: 'replace' })
+    })
+
     test('a delay is kept, and a higher priority comes first', async () => {
       const seen: unknown[] = []
       const queue = fresh()

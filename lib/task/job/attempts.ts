@@ -66,6 +66,8 @@ const isAwaited = (id: string): boolean => id[14] === '8'
 
 /** The channel on which a job's id is notified when the job is over, or was cancelled. */
 export const JOB_CHANNEL = 'lockstep_job'
+/** The name that is notified on it when something is due sooner than ticks know: a new schedule, a short lease. */
+export const TICKS = 'schedules'
 /** The channel on which a queue's name is notified when it has work. It is pg-boss's: 'pgboss_' and the hash of its schema's name. */
 export const QUEUE_CHANNEL = 'pgboss_7d2848c635f27e46abe34e19'
 

@@ -11,14 +11,15 @@ import {
   outOfRange,
   RunTimeoutError,
   WAIT,
+  wrongType,
 } from '../../base/index.ts'
 import type { Sender, SendOptions } from '../queue/index.ts'
 import { awaitedId } from './attempts.ts'
 import type { Jobs } from './jobs.ts'
 import type { Outcome, Outcomes } from './outcomes.ts'
 
-/** Options of `run` and `outcome`: those of the job, except `trx`, and those of the wait. */
-export interface RunOptions extends Omit<SendOptions, 'trx'> {
+/** Options of `run` and `outcome`: those of the job, except `trx` and `replace`, and those of the wait. */
+export interface RunOptions extends Omit<SendOptions, 'trx' | 'replace'> {
   /** Milliseconds to wait, ≥ 0. When they run out a RunTimeoutError is thrown, and the job goes on. @default Infinity */
   waitMs?: number
   /** Ends the wait with its reason. `run` also cancels the job; `outcome` does not. */
@@ -83,6 +84,8 @@ export class Runs {
     cancels: boolean,
   ): Promise<(Outcome | null)[]> {
     checkMs('waitMs', waitMs, WAIT)
+    const replace = jobs.find((job) => job.replace !== undefined)?.replace
+    if (replace !== undefined) throw wrongType('replace', 'left out: what is waited for is a job of its own', replace)
     signal?.throwIfAborted()
     const subscriptions = jobs.map(({ id }) => this.#outcomes.subscribe(queue, id))
     const over = Promise.withResolvers<never>()

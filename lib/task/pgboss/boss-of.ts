@@ -14,7 +14,8 @@ export function keepBoss(tasks: object, boss: () => PgBoss): void {
 
 /**
  * Returns the pg-boss instance behind a `Tasks`: for flows, `upsert`, `redrive`, `subscribe` and `publish`, statistics. It is not
- * started. Do not start it: ticks do what its timers would do (task/tick.ts).
+ * started. Do not start it: ticks do what its timers would do (task/tick.ts). They also send what its `schedule` has made, as
+ * `tasks.schedules()` shows, by the rule of `tasks.schedule`.
  *
  * @param tasks  what `createTasks` has made.
  * @throws {TypeError} `tasks` was not made by `createTasks`.

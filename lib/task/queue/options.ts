@@ -87,8 +87,17 @@ export interface SendOptions extends RetryOptions {
   startAfter?: Date | string
   /** The key by which jobs of a queue exclude each other, 1–255 characters. */
   singletonKey?: string
-  /** Throttles: at most one job (for each `singletonKey`) in every period of so many seconds, 1–31,536,000. */
+  /**
+   * Throttles: at most one job (for each `singletonKey`) in every period of so many seconds, 1–31,536,000. The first one's data wins,
+   * and the others are refused; see `replace`.
+   */
   singletonSeconds?: number
+  /**
+   * With `singletonSeconds`: the latest data wins. While the job of the period waits, it gets this data, and its id is returned; once it
+   * has begun, others are refused until the period is over.
+   * @default false
+   */
+  replace?: boolean
   /** The group of the job, for `groupConcurrency`: `id` and `tier` of 1–255 characters. */
   group?: { id: string; tier?: string }
 }
@@ -189,7 +198,7 @@ export const WORKER_QUEUES = 'lockstep.worker/'
 
 /** A job's options under pg-boss's names. @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`. */
 export function jobRow(options: Omit<SendOptions, 'trx'>): EngineJob {
-  const { id, priority, startAfterMs, startAfter, singletonKey, singletonSeconds, group } = options
+  const { id, priority, startAfterMs, startAfter, singletonKey, singletonSeconds, replace, group } = options
   if (id !== undefined) checkId(id)
   if (priority !== undefined) checkInteger('priority', priority, { min: -1_000_000, max: 1_000_000 })
   if (startAfterMs !== undefined) checkMs('startAfterMs', startAfterMs, { min: 0, max: 10 * YEAR_MS })
@@ -198,6 +207,10 @@ export function jobRow(options: Omit<SendOptions, 'trx'>): EngineJob {
   }
   if (singletonKey !== undefined) checkText('singletonKey', singletonKey)
   if (singletonSeconds !== undefined) checkInteger('singletonSeconds', singletonSeconds, { min: 1, max: 31_536_000 })
+  if (replace !== undefined && typeof replace !== 'boolean') throw wrongType('replace', 'true or false', replace)
+  if (replace && singletonSeconds === undefined)
+    throw wrongType('replace', 'with singletonSeconds, or left out', replace)
+  if (replace && id !== undefined) throw wrongType('id', 'left out: with replace the id may be that of another job', id)
   if (group !== undefined) {
     if (typeof group !== 'object' || group === null) throw wrongType('group', '{ id, tier? }', group)
     checkText('group.id', group.id)

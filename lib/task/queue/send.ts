@@ -5,9 +5,11 @@
  * answered when its insert is on disk, as if it were alone. Ids are made here and not by the database: an insert skips the jobs
  * that a policy or a throttle refuses, and by the ids we know which these were.
  *
+ * A job with `replace` that a throttle refuses gives its data to the job that is in its way. If that has begun meanwhile, or the period
+ * is over, the insert is tried once more.
+ *
  * If a shared insert fails, each job is sent again by itself: one bad job must not fail the others.
  */
-
 import {
   batched,
   checkOptions,
@@ -17,14 +19,14 @@ import {
   UnavailableError,
   wrongType,
 } from '../../base/index.ts'
-import { type AnyTransaction, checkTransaction } from '../../database/index.ts'
-import type { Engine, EngineJob } from '../engine.ts'
+import { type AnyTransaction, checkTransaction, type Pool } from '../../database/index.ts'
+import type { Engine, EngineDb, EngineJob } from '../engine.ts'
 import { fromBoss, inside } from '../pgboss/index.ts'
 import { checkQueue, jobRow, type SendOptions } from './options.ts'
 import type { Queues } from './queues.ts'
 import { validated } from './standard-schema.ts'
 
-type Row = Omit<EngineJob, 'data'> & { id: string; data: unknown }
+type Row = Omit<EngineJob, 'data'> & { id: string; data: unknown; replace?: boolean }
 type Outgoing = { queue: string; row: Row }
 
 const MAX_BATCH = 500 // in one insert
@@ -32,11 +34,13 @@ const MAX_BATCH = 500 // in one insert
 export class Sender {
   readonly #queues: Queues
   readonly #boss: () => Engine
+  readonly #pool: Pool
   readonly #insert: (outgoing: Outgoing) => Promise<string | null>
 
-  constructor(queues: Queues, boss: () => Engine) {
+  constructor(queues: Queues, boss: () => Engine, pool: Pool) {
     this.#queues = queues
     this.#boss = boss
+    this.#pool = pool
     const shared = batched(
       (all: Outgoing[]) => this.#insertAll(all),
       ({ row }) => row.id,
@@ -120,12 +124,31 @@ export class Sender {
     try {
       const options = { returnId: true, ...(trx && { db: inside(trx) }) }
       const made = new Set(await this.#boss().insert(queue, rows as EngineJob[], options))
-      return rows.map(({ id }) => (made.has(id) ? id : null))
+      const ids: (string | null)[] = []
+      // One after the other: of several with the same key the last one's data is kept.
+      for (const row of rows)
+        ids.push(made.has(row.id) ? row.id : row.replace ? await this.#replace(queue, row, options) : null)
+      return ids
     } catch (error) {
       const known = fromBoss(error, queue)
       if (known instanceof NotFoundError) this.#queues.forget(queue)
       throw known
     }
+  }
+
+  /** Gives the data to the job that is in the way. Returns the id of the job that has the data now; null: refused. */
+  async #replace(queue: string, row: Row, options: { returnId: boolean; db?: EngineDb }): Promise<string | null> {
+    const run = (text: string, values: unknown[]) =>
+      options.db ? options.db.executeSql(text, values) : this.#pool.query(text, values)
+    const values = [queue, row.singletonKey ?? null, row.singletonSeconds, JSON.stringify(row.data)]
+    for (const last of [false, true]) {
+      const [found] = (await run(REPLACE, values)).rows as { id: string }[]
+      if (found) return found.id
+      if (last) break
+      const [id] = (await this.#boss().insert(queue, [row as EngineJob], options)) ?? []
+      if (id !== undefined) return id
+    }
+    return null
   }
 }
 
@@ -141,8 +164,16 @@ async function checkVisible(queue: string, trx: AnyTransaction): Promise<void> {
   )
 }
 
+// A period as pg-boss counts it: from 1970, on the database's clock.
+const REPLACE = `
+  update lockstep_boss.job set data = $4::jsonb
+   where name = $1 and state = 'created' and coalesce(singleton_key, '') = coalesce($2::text, '')
+     and singleton_on = 'epoch'::timestamp
+           + '1s'::interval * ($3::float8 * floor(date_part('epoch', lockstep_boss.job_now())::float8 / $3::float8))
+  returning id`
+
 function rowOf(data: unknown, options: Omit<SendOptions, 'trx'>, makeId: () => string): Row {
   const row = jobRow(options)
   jsonText('data', data ?? null, LIMITS.dataBytes)
-  return { ...row, id: row.id ?? makeId(), data: data ?? null }
+  return { ...row, id: row.id ?? makeId(), data: data ?? null, ...(options.replace && { replace: true }) }
 }

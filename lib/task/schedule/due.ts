@@ -3,13 +3,16 @@
  * says what that promises).
  *
  * The number of statements does not depend on how many schedules are due, up to 100: it inserts once for each queue, and updates
- * once. If that fails it begins again from a savepoint, with each schedule by itself.
+ * once. If that fails it begins again from a savepoint, with each schedule by itself. So the trouble of one schedule holds up no
+ * other: what is wrong with it (no such queue) is its `error`; what may pass (a deadlock, a lock that somebody keeps) is thrown when
+ * all others are sent, and its row is as it was. Only a lost connection ends the round at once.
  */
 import { sql, type Transaction } from 'kysely'
 import { fromDatabase, Stopwatch, UnavailableError } from '../../base/index.ts'
 import { list, type Pool, sqlState, textOn } from '../../database/index.ts'
 import type { Engine } from '../engine.ts'
 import { fromBoss, makeBoss } from '../pgboss/index.ts'
+import { finderOf, jobOptions, type Kind } from './boss-schedule.ts'
 import { LATE_MS, type Missed, type Rule, type Step, slotId, stepTo } from './slots.ts'
 
 /** A schedule that is due, and what will be done with it. */
@@ -17,8 +20,8 @@ interface Due extends Step, Rule {
   name: string
   queue: string
   data: object | null
+  options: object | null
   jobs: { id: string; slot: Date; lateMs: number }[]
-  error: string | null
 }
 
 interface Row extends Rule {
@@ -28,15 +31,19 @@ interface Row extends Rule {
   missed: Missed
   next_at: Date
   now: Date
+  kind: Kind
+  options: object | null // pg-boss's; null: the schedule is ours
+  found: boolean // false: next_at is no slot, the first one is later
 }
 
 // biome-ignore lint/suspicious/noExplicitAny: of any tables
 type Trx = Transaction<any>
 
-// Schedules in one transaction: the limit in due_schedules.
+// Schedules in one transaction: the limit in due_slots.
 const BATCH = 100
-// How long one transaction computes slots. It is idle meanwhile, and may be for 30 s.
+// How long one transaction computes slots, and then tries schedules one by one. It is idle while it computes, and may be for 30 s.
 const COMPUTE_MS = 2_000
+const ONE_BY_ONE_MS = 10_000
 // How long a job may wait to run, unless its queue says otherwise: pg-boss's default, 14 days.
 const RETENTION_SECONDS = 1_209_600
 // Of one statement: a string of JavaScript has at most 512 MB.
@@ -55,12 +62,13 @@ export async function sendDueSlots(
   more: () => boolean,
   now: Date | undefined,
 ): Promise<{ slots: number }> {
-  const passed: string[] = [] // schedules of which more slots are due than are sent at a time
+  const passed: string[] = [] // schedules of which more slots are due than are sent at a time, or that could not be sent
+  const failures: unknown[] = []
   let at = now ?? null
   let slots = 0
   for (let left = true; left && (slots === 0 || more()); ) {
     left = await pool.transaction(async (trx) => {
-      const { rows } = await sql<Row>`select * from lockstep.due_schedules(${at}, ${list(passed, 'text')})`.execute(trx)
+      const { rows } = await sql<Row>`select * from lockstep.due_slots(${at}, ${list(passed, 'text')})`.execute(trx)
       const since = new Stopwatch()
       const due: Due[] = []
       for (const row of rows) {
@@ -68,46 +76,78 @@ export async function sendDueSlots(
         if (due.length > 0 && since.elapsed() > COMPUTE_MS) break
         due.push(await decide(engine, row, at))
       }
-      if (due.length > 0) slots += await send(trx, due)
-      passed.push(...due.filter(({ next }) => next && at && next <= at).map(({ name }) => name))
-      return rows.length === BATCH || due.length < rows.length
+      const { sent, tried, failed } = due.length > 0 ? await send(trx, due) : { sent: 0, tried: 0, failed: [] }
+      slots += sent
+      failures.push(...failed.map(({ error }) => error))
+      passed.push(...failed.map(({ name }) => name))
+      passed.push(...due.slice(0, tried).flatMap(({ name, next }) => (next && at && next <= at ? [name] : [])))
+      return rows.length === BATCH || tried < rows.length
     })
   }
+  if (failures.length > 0) throw fromDatabase(failures[0])
   return { slots }
 }
 
-async function decide(engine: Engine, { name, queue, data, missed, next_at, ...rule }: Row, at: Date): Promise<Due> {
-  const same = { ...rule, name, queue, data }
+async function decide(engine: Engine, row: Row, at: Date): Promise<Due> {
+  const { name, queue, data, options, cron, timezone, missed, next_at, found } = row
+  const same = { name, queue, data, options, cron, timezone }
+  const rule = { cron, timezone }
+  const find = finderOf(row.kind, engine)
+  const none = { send: [], jobs: [], missed: 0, lastMissed: null, error: null }
   try {
-    const step = await stepTo(at, engine, rule, missed, next_at)
+    const first = found ? next_at : find(rule, next_at)
+    if (!first || first > at) return { ...same, ...none, next: first }
+    const step = await stepTo(at, rule, missed, first, find)
     const jobs = step.send.map(async (slot) => ({ id: await slotId(name, slot), slot, lateMs: +at - +slot }))
-    return { ...same, ...step, jobs: await Promise.all(jobs), error: null }
+    return { ...same, ...step, jobs: await Promise.all(jobs) }
   } catch (error) {
-    const { message } = error as Error
-    return { ...same, send: [], jobs: [], missed: 1, lastMissed: next_at, next: null, error: message }
+    return { ...same, ...none, next: null, error: (error as Error).message } // not even the first slot is known
   }
 }
 
-/** Sends slots and advances their schedules, all at once; if that fails, each by itself. Returns how many were sent. */
-async function send(trx: Trx, due: Due[]): Promise<number> {
+/** What was done: how many slots were sent, of how many schedules from the first on, and which of these failed in a way that passes. */
+interface Outcome {
+  sent: number
+  tried: number
+  failed: { name: string; error: unknown }[]
+}
+
+/** Sends slots and advances their schedules, all at once; if that fails, each by itself. */
+async function send(trx: Trx, due: Due[]): Promise<Outcome> {
   const [first] = due as [Due]
   await sql`savepoint slots`.execute(trx)
   try {
     const sent = await insert(trx, due)
     await advance(trx, due, sent)
     await sql`release savepoint slots`.execute(trx)
-    return sent.size
+    return { sent: sent.size, tried: due.length, failed: [] }
   } catch (error) {
-    const { message } = scheduleError(error, first.queue)
-    await sql.raw('rollback to savepoint slots; release savepoint slots').execute(trx)
-    if (due.length === 1) {
-      await advance(trx, [{ ...first, error: message }], new Set())
-      return 0
-    }
-    let sent = 0
-    for (const each of due) sent += await send(trx, [each])
-    return sent
+    const reason = fromBoss(fromDatabase(error), first.queue)
+    await sql
+      .raw('rollback to savepoint slots; release savepoint slots')
+      .execute(trx)
+      .catch(() => {
+        throw reason // the connection is lost
+      })
+    if (due.length === 1) return await failure(trx, first, reason)
   }
+  const all: Outcome = { sent: 0, tried: 0, failed: [] }
+  const since = new Stopwatch()
+  for (const each of due) {
+    if (since.elapsed() > ONE_BY_ONE_MS) break // the rest has its turn in another transaction
+    const one = await send(trx, [each])
+    all.sent += one.sent
+    all.tried += 1
+    all.failed.push(...one.failed)
+  }
+  return all
+}
+
+/** The schedule itself is the reason: then its slots are missed. Or it is not: then it stays as it is, and a later tick sends them. */
+async function failure(trx: Trx, due: Due, reason: unknown): Promise<Outcome> {
+  if (passes(reason)) return { sent: 0, tried: 1, failed: [{ name: due.name, error: reason }] }
+  await advance(trx, [{ ...due, error: (reason as Error).message }], new Set())
+  return { sent: 0, tried: 1, failed: [] }
 }
 
 /** Inserts the jobs. Returns the ids of those that exist now. */
@@ -123,9 +163,10 @@ async function insert(trx: Trx, due: Due[]): Promise<Set<string>> {
     for (const jobs of statements(ofQueue)) {
       const ids = await engine.insert(
         queue,
-        jobs.map(({ id, slot, lateMs, data }) => ({
-          id,
+        jobs.map(({ id, slot, lateMs, data, options }) => ({
           startAfter: slot.toISOString(),
+          ...jobOptions(options),
+          id,
           ...(data !== null && { data }),
           // Retention counts from the slot: upkeep would delete the job of an old slot before a worker gets it.
           ...(lateMs > LATE_MS && { retentionSeconds: retentionSeconds + Math.ceil(lateMs / 1_000) }),
@@ -143,21 +184,21 @@ async function insert(trx: Trx, due: Due[]): Promise<Set<string>> {
   return sent
 }
 
-type Sending = Due['jobs'][number] & { data: object | null }
+type Sending = Due['jobs'][number] & Pick<Due, 'data' | 'options'>
 
 /** Divides jobs: each array goes in one statement. */
 function statements(due: Due[]): Sending[][] {
   const all: Sending[][] = [[]]
   let bytes = 0
-  for (const { jobs, data } of due) {
-    const each = 200 + JSON.stringify(data).length
+  for (const { jobs, data, options } of due) {
+    const each = 200 + JSON.stringify([data, options]).length
     for (const job of jobs) {
       bytes += each
       if (bytes > STATEMENT_BYTES) {
         all.push([])
         bytes = each
       }
-      all.at(-1)?.push({ ...job, data })
+      all.at(-1)?.push({ ...job, data, options })
     }
   }
   return all.filter((jobs) => jobs.length > 0)
@@ -175,7 +216,7 @@ async function advance(trx: Trx, due: Due[], sent: Set<string>): Promise<void> {
   })
   await sql`
     update lockstep.schedule s
-       set next_at = x.next_at, last_slot = coalesce(x.last_slot, s.last_slot), last_job = coalesce(x.last_job, s.last_job),
+       set next_at = x.next_at, found = true, last_slot = coalesce(x.last_slot, s.last_slot), last_job = coalesce(x.last_job, s.last_job),
            missed_slots = s.missed_slots + x.missed, last_missed = coalesce(x.last_missed, s.last_missed), error = x.error
       from jsonb_to_recordset(${JSON.stringify(steps)}::jsonb)
            x(name text, next_at timestamptz, last_slot timestamptz, last_job uuid, missed integer,
@@ -183,12 +224,7 @@ async function advance(trx: Trx, due: Due[], sent: Set<string>): Promise<void> {
      where s.name = x.name`.execute(trx)
 }
 
-/** Returns the error if the schedule itself is the reason. Throws any other error. */
-function scheduleError(error: unknown, queue: string): Error {
-  const reason = fromBoss(fromDatabase(error), queue)
-  // Errors that pass: SQLSTATE class 25 (the transaction was ended), 55 (an object is in use); all that end the connection are
-  // unavailable too.
-  const passing = /^(25|55)/.test(sqlState(reason))
-  if (!(reason instanceof Error) || reason instanceof UnavailableError || passing) throw reason
-  return reason
+/** Whether it may be gone at the next try: SQLSTATE class 25 (the transaction was ended), 55 (an object is in use), unavailable. */
+function passes(error: unknown): boolean {
+  return !(error instanceof Error) || error instanceof UnavailableError || /^(25|55)/.test(sqlState(error))
 }

@@ -28,16 +28,17 @@ import {
 import type { Pool } from '../../database/index.ts'
 import type { Engine } from '../engine.ts'
 import { checkQueue } from '../queue/index.ts'
+import { BOSS_PREFIX, finderOf, type Kind } from './boss-schedule.ts'
 import { sendDueSlots } from './due.ts'
-import { checkCron, checkTimezone, MISSED, type Missed, PAGE, type Rule, slotsAfter } from './slots.ts'
+import { checkCron, checkTimezone, MISSED, type Missed, type Rule, slotAfter } from './slots.ts'
 
 /** A schedule. Times are of the database's clock. */
 export interface Schedule {
-  /** Its name, 1–255 characters. */
+  /** Its name, 1–255 characters. One that was made with pg-boss's own `schedule()` is called `pg-boss:<queue>` or `pg-boss:<queue>:<key>`. */
   name: string
   /** The name of the queue that its jobs are sent to. */
   queue: string
-  /** The cron expression, with single spaces. */
+  /** The cron expression, with single spaces. Of a schedule of pg-boss: as it was given; it may be a recurrence rule (RFC 5545). */
   cron: string
   /** The IANA name of the time zone that `cron` is read in. */
   timezone: string
@@ -45,7 +46,7 @@ export interface Schedule {
   data: unknown
   /** Which late slots are sent: see {@link ScheduleOptions.missed}. */
   missed: Missed
-  /** The next slot; null: it cannot be computed (see `error`), until the schedule is made again. */
+  /** The next slot; null: there is none any more, or it cannot be computed (see `error`) until the schedule is made again. */
   nextAt: Date | null
   /** The last slot that was sent; null: none was. */
   lastSlot: Date | null
@@ -94,9 +95,16 @@ export class Schedules {
   /** Makes a schedule, or changes it. Returns whether it was made. @throws {NotFoundError | UnavailableError | TypeError | RangeError} */
   async schedule(name: string, cron: string, options: ScheduleOptions): Promise<boolean> {
     checkText('name', name)
+    if (name.startsWith(BOSS_PREFIX)) {
+      throw outOfRange(
+        'name',
+        `a name that does not begin with ${BOSS_PREFIX} (those are made with pg-boss's own schedule())`,
+        name,
+      )
+    }
     const { queue, timezone = 'UTC', data = null, missed = 'once' } = options ?? {}
     checkQueue(queue)
-    const rule = this.#rule(cron, timezone)
+    const rule = ruleOf(cron, timezone)
     checkWord('missed', missed, MISSED)
     const text = jsonText('data', data, LIMITS.dataBytes)
     await this.#ensure(queue)
@@ -105,7 +113,7 @@ export class Schedules {
       await sql`set local idle_in_transaction_session_timeout = '30s'`.execute(trx)
       await sql`select from lockstep.schedule where name = ${name} for update`.execute(trx)
       const now = (await sql<{ now: Date }>`select clock_timestamp() as now`.execute(trx)).rows[0]?.now as Date
-      const [next] = slotsAfter(this.#engine(), rule, now, 1)
+      const next = slotAfter(rule, now)
       const { rows } = await sql<{ made: boolean }>`
         insert into lockstep.schedule as s (name, queue, cron, timezone, data, missed, next_at)
         values (${name}, ${queue}, ${rule.cron}, ${timezone}, ${text}::jsonb, ${missed}, ${next})
@@ -126,14 +134,21 @@ export class Schedules {
   /** Removes a schedule. Returns whether there was one. When this resolves, none of its slots is sent any more. */
   async unschedule(name: string): Promise<boolean> {
     checkText('name', name)
-    return (await this.#pool.run(sql`delete from lockstep.schedule where name = ${name} returning name`)).length > 0
+    // One of pg-boss's goes with its copy, or the copy comes back when pg-boss changes it.
+    const gone = await this.#pool.run(
+      name.startsWith(BOSS_PREFIX)
+        ? sql`delete from lockstep_boss.schedule b using lockstep.schedule s
+               where s.name = ${name} and b.name = s.queue and b.key = s.boss_key returning b.name`
+        : sql`delete from lockstep.schedule where name = ${name} returning name`,
+    )
+    return gone.length > 0
   }
 
   /** A schedule; null: there is none. */
   async get(name: string): Promise<Schedule | null> {
     checkText('name', name)
-    const [row] = await this.#pool.run<Schedule>(sql`select ${FIELDS} from lockstep.schedule where name = ${name}`)
-    return row ? scheduleOf(row) : null
+    const [row] = await this.#pool.run<Row>(sql`select ${FIELDS} from lockstep.schedule where name = ${name}`)
+    return row ? this.#scheduleOf(row) : null
   }
 
   /** Schedules, in the order of their names' code points. */
@@ -144,7 +159,7 @@ export class Schedules {
                        where name > ${after} and name >= ${prefix} and starts_with(name, ${prefix})
                        order by name limit ${limit}`
     if (maxBytes !== undefined) checkInteger('maxBytes', maxBytes, { min: 1, max: 2 ** 31 - 1 })
-    const rows = await this.#pool.run<Schedule>(
+    const rows = await this.#pool.run<Row>(
       maxBytes === undefined
         ? sql`select ${FIELDS} from (${asked}) s order by name`
         : sql`select ${FIELDS} from (
@@ -152,18 +167,18 @@ export class Schedules {
                   from (${asked}) s window w as (order by s.name rows unbounded preceding)) s
                where nth = 1 or upto <= ${maxBytes} order by name`,
     )
-    return rows.map(scheduleOf)
+    return rows.map((row) => this.#scheduleOf(row))
   }
 
   /** The next n slots, from now on, by the local clock. */
   preview(cron: string, timezone = 'UTC', n = 5): Date[] {
-    const rule = this.#rule(cron, timezone)
+    const rule = ruleOf(cron, timezone)
     checkInteger('n', n, { min: 1, max: 1_000 })
     const since = new Stopwatch()
     const slots: Date[] = []
     while (slots.length < n) {
       if (since.elapsed() > 1_000) throw outOfRange('n', 'smaller, for slots that are this rare', n)
-      slots.push(...slotsAfter(this.#engine(), rule, slots.at(-1) ?? new Date(), Math.min(n - slots.length, PAGE)))
+      slots.push(slotAfter(rule, slots.at(-1) ?? new Date()))
     }
     return slots
   }
@@ -178,15 +193,28 @@ export class Schedules {
     return sendDueSlots(this.#pool, this.#engine(), more, now)
   }
 
-  #rule(cron: unknown, timezone: unknown): Rule {
-    const rule = { cron: checkCron(this.#engine(), cron), timezone }
-    checkTimezone(timezone)
-    return rule as Rule
+  #scheduleOf({ kind, found, ...row }: Row): Schedule {
+    const schedule = { ...row, missedSlots: Number(row.missedSlots) } // pg returns a bigint as text
+    if (found || row.nextAt === null) return schedule
+    try {
+      return { ...schedule, nextAt: finderOf(kind, this.#engine())(row, row.nextAt) }
+    } catch (error) {
+      return { ...schedule, nextAt: null, error: (error as Error).message } // as the next tick will say
+    }
   }
+}
+
+function ruleOf(cron: unknown, timezone: unknown): Rule {
+  const rule = { cron: checkCron(cron), timezone }
+  checkTimezone(timezone)
+  return rule as Rule
 }
 
 const FIELDS = sql.raw(`name, queue, cron, timezone, data, missed, next_at as "nextAt", last_slot as "lastSlot",
   last_job as "lastJob", missed_slots as "missedSlots", last_missed as "lastMissed", error, created_at as "createdAt",
-  updated_at as "updatedAt"`)
+  updated_at as "updatedAt", case when boss_key is null then 'own' else kind end as kind, found`)
 
-const scheduleOf = (row: Schedule): Schedule => ({ ...row, missedSlots: Number(row.missedSlots) }) // pg returns a bigint as text
+interface Row extends Schedule {
+  kind: Kind
+  found: boolean // false: nextAt is no slot, the first one is later
+}

@@ -2,8 +2,8 @@
  * Claims: attempts of workers that run elsewhere, over HTTP and in any language. Nothing is remembered here between two calls.
  *
  * A claim is a fetch and a lease. The claimer extends the lease in time (`extend`). If it does not, upkeep finds that the lease has
- * run out, and the job goes to another; before that the claimer may still complete it. If the answer to a claim is lost, the jobs
- * wait until their leases run out. If the answer to a completion or a failure is lost, the call can be made again. An answer that is
+ * run out, and the job goes to another; before that the claimer may still complete it. Ticks that sleep are told of a lease that
+ * ends before their next look. If the answer to a claim is lost, the jobs wait until their leases run out. If the answer to a completion or a failure is lost, the call can be made again. An answer that is
  * too large for what carries it would be lost each time, until the jobs have failed; so what would not fit into it is not fetched.
  */
 import { sql } from 'kysely'
@@ -23,7 +23,7 @@ import {
 import type { Notifier } from '../../database/index.ts'
 import { column, list, type Pool } from '../../database/index.ts'
 import type { Engine, EngineDb } from '../engine.ts'
-import { type AttemptKey, type AttemptStore, leaseLost, tokenOf } from '../job/index.ts'
+import { type AttemptKey, type AttemptStore, leaseLost, TICKS, tokenOf } from '../job/index.ts'
 import { fromBoss } from '../pgboss/index.ts'
 import type { Queues } from '../queue/index.ts'
 import { checkId, checkQueue } from '../queue/index.ts'
@@ -60,6 +60,8 @@ export interface ClaimOptions {
 const LIMIT = { min: 1, max: 100 }
 const LEASE = { min: 1_000, max: 3_600_000 }
 const POLL_MS = { withNotifications: 5_000, without: 250 }
+// Ticks come at least as often, and find out by themselves when the next lease ends.
+const TICK_MS = 30_000
 type Leased = { id: string; expires_at: Date }
 type FetchedRow = [id: string, attempt: number, data: unknown]
 /** `jobs` is undefined if they did not fit, and so many do. */
@@ -76,6 +78,8 @@ export interface ClaimParts {
 
 export class Claims {
   readonly #parts: ClaimParts
+  /** When the ticks that were notified here look again, at the latest: they see what ends later. */
+  #ticksAt = 0
 
   constructor(parts: ClaimParts) {
     this.#parts = parts
@@ -198,12 +202,18 @@ export class Claims {
     }
   }
 
-  #lease(queue: string, attempts: AttemptKey[], leaseMs: number, holder: string | null): Promise<Leased[]> {
+  async #lease(queue: string, attempts: AttemptKey[], leaseMs: number, holder: string | null): Promise<Leased[]> {
     const ids = column(attempts, 'uuid', ({ id }) => id)
     const numbers = column(attempts, 'integer', ({ attempt }) => attempt)
-    return this.#parts.pool.run<Leased>(
+    const leased = await this.#parts.pool.run<Leased>(
       sql`select * from lockstep.lease_jobs(${queue}, ${ids}, ${numbers}, ${leaseMs}, ${holder})`,
     )
+    const now = performance.now()
+    if (leaseMs < TICK_MS && (this.#ticksAt <= now || now + leaseMs < this.#ticksAt)) {
+      this.#ticksAt = now + leaseMs
+      void this.#parts.attempts.notify(TICKS) // lost: the regular tick finds it
+    }
+    return leased
   }
 
   // Waits as a worker does (fetch-loop.ts), until the first jobs come.
