@@ -4,15 +4,16 @@ import { defineConfig } from 'vitest/config'
 import { BaseSequencer } from 'vitest/node'
 
 /** Those that last longest begin first: begun last, one of them is waited for by a worker that has nothing to do. */
-const LONG = [
-  ...['chaos/short', 'database/pooler', 'adapters/node', 'adapters/contract', 'setup/package', 'database/failover'],
-  ...['lock/loss', 'task/loss', 'setup/embedded-postgres', 'time/skew', 'adapters/cloudflare'],
+const LONGEST = [
+  ...['faults/locks.long', 'chaos/short.long', 'database/pooler.long', 'close/close', 'close/growth.long', 'task/loss'],
+  ...['setup/exclusive-migration.long', 'faults/rooms.long', 'http/followers.long', 'task/zones', 'lock/loss'],
+  ...['adapters/node', 'adapters/contract.long', 'time/skew.long', 'leader/loss', 'adapters/lambda-freeze'],
 ]
 
 class LongestFirst extends BaseSequencer {
   override async sort(files: Parameters<BaseSequencer['sort']>[0]) {
     const place = ({ moduleId }: (typeof files)[number]) =>
-      LONG.findIndex((name) => moduleId.endsWith(`/test/${name}.test.ts`))
+      LONGEST.findIndex((name) => moduleId.endsWith(`/test/${name}.test.ts`))
     const rest = await super.sort(files.filter((file) => place(file) < 0))
     return [...files.filter((file) => place(file) >= 0).sort((a, b) => place(a) - place(b)), ...rest]
   }

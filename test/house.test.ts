@@ -509,6 +509,25 @@ test('every text links to files and headings that exist', () => {
   expect(broken).toEqual([])
 })
 
+test('each promise of docs/guarantees.md is shown by `npm test`, and not only by tests that last longer', () => {
+  const short = filesIn(['test'], '.test.ts').filter((file) => !file.endsWith('.long.test.ts'))
+  const suites = new Set(
+    short.flatMap((file) =>
+      [...read(file).matchAll(/from '(\.[^']+)\.suite\.ts'/g)].map(([, to = '']) => path.join(path.dirname(file), to)),
+    ),
+  )
+  const isShort = (name: string) =>
+    name.endsWith('.suite') ? suites.has(`test/${name.slice(0, -'.suite'.length)}`) : !name.endsWith('.long.test')
+  const promises = read('docs/guarantees.md')
+    .split('\n')
+    .filter((line) => line.startsWith('|') && /`[\w./-]+\.(?:test|suite): /.test(line))
+  const onlyLong = promises.filter(
+    (line) => ![...line.matchAll(/`([\w./-]+\.(?:test|suite)): /g)].some(([, name = '']) => isShort(name)),
+  )
+  expect(promises.length).toBeGreaterThan(60)
+  expect(onlyLong).toEqual([])
+})
+
 test('each mutant changes a line that is there, and names tests that are there', () => {
   const mutants = read('test/tools/mutants.ts').split('\n  {\n').slice(1)
   expect(mutants.length).toBeGreaterThan(10)
