@@ -188,7 +188,9 @@ function about({ version = '0.0.0', basePath }: AppOptions) {
     info: {
       title: 'Lockstep',
       version,
-      description: 'Distributed coordination on Postgres. Instants are RFC 3339 in UTC, tokens decimal strings.',
+      description:
+        'Distributed coordination on Postgres. Instants are RFC 3339 in UTC; tokens, positions and cursors decimal strings. Numbers in JSON ' +
+        'of yours (data, meta, output) are 64-bit floats: integers beyond ±2^53 lose digits.',
       license: { name: 'MIT', identifier: 'MIT' },
     },
     ...(basePath && { servers: [{ url: basePath }] }),

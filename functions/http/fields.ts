@@ -103,7 +103,7 @@ export function decimal(max = MAX): Field<bigint> {
 export function decimalOr<const W extends string>(min: 0n | 1n, ...words: W[]): Field<bigint | W> {
   const json = { pattern: `^(${words.join('|')}|${min === 0n ? '0|' : ''}[1-9][0-9]{0,18})$` }
   return parsed<bigint | W>(
-    `a decimal string, ${min}–${MAX}, ${listed(words)}`,
+    listed([`a decimal string, ${min}–${MAX}`, ...words]),
     json,
     (text) => words.find((word) => word === text) ?? (text === '0' && min === 0n ? 0n : bigint(text, MAX)),
   )
@@ -145,17 +145,28 @@ export const uuid = parsed('a UUID', { format: 'uuid' }, (text) =>
   /^[\da-f]{8}-[\da-f]{4}-[\da-f]{4}-[\da-f]{4}-[\da-f]{12}$/i.test(text) ? text.toLowerCase() : undefined,
 )
 
+const STORABLE = 'without \\u0000, lone surrogates and numbers beyond ±1.7976931348623157e308'
+/** What becomes of numbers: they are read as JavaScript reads them. */
+export const NUMBERS = 'Numbers are 64-bit floats: of an integer beyond ±2^53 digits are lost, so send it as a string'
+
 /** Any JSON value: only the caller understands it. */
 export const json: Field<unknown> = field(
-  `a JSON value of at most ${MAX_DEPTH} levels, without \\u0000 and lone surrogates`,
-  { description: `Any JSON value of at most ${MAX_DEPTH} levels` },
+  `a JSON value of at most ${MAX_DEPTH} levels, ${STORABLE}`,
+  { description: `Any JSON value of at most ${MAX_DEPTH} levels. ${NUMBERS}` },
   (value) => (shallow(value, MAX_DEPTH) && storable(value) ? value : undefined),
+)
+
+/** Why something failed: any JSON value. What cannot be stored of it is replaced by the library, for a failure must be told. */
+export const failure: Field<unknown> = field(
+  `a JSON value of at most ${MAX_DEPTH} levels`,
+  { description: `Any JSON value of at most ${MAX_DEPTH} levels. ${NUMBERS}` },
+  (value) => (shallow(value, MAX_DEPTH) ? value : undefined),
 )
 
 /** Any small JSON value that the caller wants others to see. */
 export const meta: Field<unknown> = field(
-  `a JSON value of at most ${LIMITS.metaBytes} bytes, without \\u0000 and lone surrogates`,
-  { description: `Any JSON value, at most ${LIMITS.metaBytes} bytes. Every caller that may look sees it` },
+  `a JSON value of at most ${LIMITS.metaBytes} bytes, ${STORABLE}`,
+  { description: `Any JSON value, at most ${LIMITS.metaBytes} bytes. Every caller that may look sees it. ${NUMBERS}` },
   (value) => (storable(value, LIMITS.metaBytes) ? value : undefined),
 )
 
@@ -241,18 +252,24 @@ function within(s: string, min: number, max: number): boolean {
   return s.length <= max * 2 && [...s].length >= min && [...s].length <= max
 }
 
-// What jsonb refuses: \u0000, and halves of surrogate pairs (JSON.stringify escapes them). A value too deep for
-// the stack of JSON.stringify has more brackets than bytes are allowed.
+// What jsonb refuses: \u0000, and halves of surrogate pairs (JSON.stringify escapes them); and `1e400`, which JSON.parse makes Infinity
+// of, and JSON.stringify null. A value too deep for the stack of JSON.stringify has more brackets than bytes are allowed.
 function storable(value: unknown, bytes = Infinity): boolean {
   try {
     const json = JSON.stringify(value)
     return (
       (bytes === Infinity || new TextEncoder().encode(json).byteLength <= bytes) &&
-      !/(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/i.test(json)
+      !/(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/i.test(json) &&
+      !(json.includes('null') && infinite(value))
     )
   } catch {
     return false
   }
+}
+
+function infinite(value: unknown): boolean {
+  if (typeof value === 'number') return !Number.isFinite(value)
+  return typeof value === 'object' && value !== null && Object.values(value).some(infinite)
 }
 
 function shallow(value: unknown, levels: number): boolean {

@@ -109,10 +109,16 @@ export class Router {
 async function inputOf(c: Context<Env>, route: Route) {
   const query = route.query || route.scope ? readQuery(c, route.query ?? {}) : {}
   const params = readOpen(route.params ?? {}, c.req.param())
-  const headers = readOpen(route.headers ?? {}, c.req.header())
+  const headers = readHeaders(c, route.headers)
   if (route.allNames) covers(c, '')
   const body = route.body && (await readBody(c, route.body))
   return { query: inTime(c, query), params, headers, body: inTime(c, body) }
+}
+
+// An empty header is none: of `Last-Event-ID` WHATWG HTML §9.2 says so, and a client may send it before it has seen an event.
+function readHeaders(c: Context<Env>, fields: Fields | undefined) {
+  if (!fields) return {}
+  return readOpen(fields, Object.fromEntries(Object.entries(c.req.header()).filter(([, value]) => value !== '')))
 }
 
 /** All that a route answers. */

@@ -53,7 +53,7 @@ const Fail = named(
   'FailJob',
   field.object({
     token: field.token,
-    error: optional(field.json, 'A message, or an object that has a `message`'),
+    error: optional(field.failure, 'A message, or an object that has a `message`'),
   }),
 )
 

@@ -58,7 +58,10 @@ const Page = named(
   }),
 )
 
-const from = optional(field.position, { default: '1', description: 'The first to read' })
+const from = optional(field.decimalOr(1n, 'end'), {
+  default: '1',
+  description: 'The first to read; `end`: what is appended from now on',
+})
 export const paged = {
   from,
   limit: optional(field.digits({ min: 1, max: 1000 }), {
@@ -100,11 +103,19 @@ export function page({ events, next }: EventPage) {
   return { events: events.map(eventJson), next: next === null ? null : String(next) }
 }
 
-/** Where a stream of events begins: after the last event that the client saw. Throws a 400 for the other fields of a page. */
-export function beginning({ from = 1n, ...others }: { from?: bigint | undefined }, seen: bigint | undefined): bigint {
+/**
+ * Where a stream of events begins: after the last event that the client saw. Throws a 400 for the other fields of a page.
+ * @param end  reads a page from the end. That is known before the answer begins: a client that has its headers misses nothing.
+ */
+export async function beginning(
+  { from = 1n, ...others }: { from?: bigint | 'end' | undefined },
+  seen: bigint | undefined,
+  end: () => Promise<{ next: bigint | null }>,
+): Promise<bigint> {
   const [field] = Object.entries(others).find(([, value]) => value !== undefined) ?? []
   if (field) throw invalid({ field, expected: 'left out where events are followed' })
-  return seen === undefined ? from : seen + 1n
+  if (seen !== undefined) return seen + 1n
+  return from === 'end' ? ((await end()).next ?? 1n) : from
 }
 
 /** Turns pieces of events into what is sent: the first piece of each event has its name and id. */

@@ -29,7 +29,7 @@ export function eventRouter(events: Events, streams: Streams, stopping?: AbortSi
   router.on(readAll, async (c, { query: { prefix: asked = '', ...rest }, headers }) => {
     const prefix = listable(c, asked)
     if (wantsStream(c)) {
-      const from = beginning(rest, headers['last-event-id'])
+      const from = await beginning(rest, headers['last-event-id'], () => events.readAll({ prefix, from: 'end' }))
       return streams.open(
         c,
         (signal) => events.subscribe({ prefix, from, signal, as: 'json' }),

@@ -58,7 +58,7 @@ const Fail = named(
   field.object({
     ...batch,
     event: described(field.position, 'The cursor of the event that failed'),
-    reason: optional(field.json, { default: null, description: 'Shown with the parked stream. 4 KiB are kept' }),
+    reason: optional(field.failure, { default: null, description: 'Shown with the parked stream. 4 KiB are kept' }),
   }),
 )
 const Leave = named('LeaveGroup', field.object({ holder }))

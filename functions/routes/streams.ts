@@ -61,7 +61,7 @@ const NewEvent = named(
   'NewEvent',
   field.object({
     type: described(field.text({ min: 1, max: 255 }), 'What happened'),
-    data: optional(field.json, { default: null, description: 'Any JSON value, at most 1 MiB' }),
+    data: optional(field.json, { default: null, description: `Any JSON value, at most 1 MiB. ${field.NUMBERS}` }),
     meta: optional(field.meta),
     id: optional(
       field.text({ min: 1, max: 255 }),
@@ -192,7 +192,8 @@ export function streamRouter(events: Events, streams: Streams, stopping?: AbortS
   router.on(read, async (c, { params: { name: stream }, query, headers }) => {
     const { backwards, ...rest } = query
     if (wantsStream(c)) {
-      const from = beginning(query, headers['last-event-id'])
+      const end = () => events.read(stream, { from: 'end' })
+      const from = await beginning(query, headers['last-event-id'], end)
       return streams.open(
         c,
         (signal) => events.subscribe({ stream, from, signal, as: 'json' }),

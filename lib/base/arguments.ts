@@ -121,27 +121,6 @@ export function budgeted<O extends { budgetMs?: number }>(options: O): O & { bud
   return { ...options, budgetMs }
 }
 
-/** The JSON text of `meta`; null if there is none. @throws {TypeError | RangeError} */
-export function metaText(meta: unknown): string | null {
-  return meta === undefined ? null : jsonText('meta', meta, LIMITS.metaBytes)
-}
-
-/** The JSON text of a value, which Postgres can store as jsonb. @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
-export function jsonText(field: string, value: unknown, maxBytes: number): string {
-  const expected = `JSON of at most ${maxBytes} bytes`
-  let text: string | undefined
-  try {
-    text = JSON.stringify(value)
-  } catch {}
-  // JSON can express U+0000 and half of a surrogate pair; jsonb cannot store them
-  if (text === undefined || (text.includes('\\u') && /(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/.test(text)))
-    throw wrongType(field, `${expected}, of whole characters`, value)
-  // a UTF-16 unit is three bytes at most, so most texts need not be encoded to know their size
-  if (text.length * 3 > maxBytes && new TextEncoder().encode(text).length > maxBytes)
-    throw outOfRange(field, expected, value)
-  return text
-}
-
 /** The last arguments of a call that ends with `(…, work)` or `(…, options, work)`. @throws {TypeError} */
 export function optionsAndWork<O extends object, W>(rest: unknown[]): [O, W] {
   const work = rest.at(-1)

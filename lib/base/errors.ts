@@ -8,6 +8,7 @@
 
 import { READ_ONLY, whyRefused, whyUnfit } from './refusals.ts'
 
+export { type InvalidArgument, outOfRange, wrongType } from './invalid-argument.ts'
 export { SQLSTATE } from './sqlstates.ts'
 
 /** The `code` of every error of Lockstep. */
@@ -56,6 +57,12 @@ export class LeaseLostError extends Error {
     this.leaseName = leaseName
     this.token = token
   }
+
+  /** For JSON.stringify, which throws at a bigint: the token is a decimal string. */
+  toJSON(): Record<string, unknown> {
+    const { name, code, message, leaseName, token } = this
+    return { name, code, message, leaseName, token: String(token) }
+  }
 }
 
 /** Where an append expects its stream to be: at a position, empty (`none`), not empty (`exists`), or anywhere (`any`). */
@@ -78,6 +85,12 @@ export class PositionConflictError extends Error {
     this.stream = stream
     this.expected = expected
     this.actual = actual
+  }
+
+  /** For JSON.stringify, which throws at a bigint: positions are decimal strings. */
+  toJSON(): Record<string, unknown> {
+    const { name, code, message, stream, expected, actual } = this
+    return { name, code, message, stream, expected: String(expected), actual: String(actual) }
   }
 }
 
@@ -187,38 +200,6 @@ const ENDED: Record<EndedOutcome, string> = {
   committed: 'it was committed, so what the work wrote in it is there',
   'rolled back': 'it was rolled back, so what the work wrote in it is gone',
   unknown: 'whether what the work wrote in it is there is not known',
-}
-
-/**
- * A `TypeError` or `RangeError` about a mistake in a call: `code` INVALID_ARGUMENT; `field`, the name of the argument; `expected`, the
- * values that it may have, in words.
- */
-export type InvalidArgument = (TypeError | RangeError) & { code: 'INVALID_ARGUMENT'; field: string; expected: string }
-
-/** An error for a value of the wrong type. */
-export function wrongType(field: string, expected: string, got: unknown): InvalidArgument {
-  return Object.assign(new TypeError(`Expected \`${field}\` to be ${expected}, got ${shown(got)}`), {
-    code: 'INVALID_ARGUMENT' as const,
-    field,
-    expected,
-  })
-}
-
-/** An error for a value of the right type outside its range. */
-export function outOfRange(field: string, expected: string, got: unknown): InvalidArgument {
-  return Object.assign(new RangeError(`Expected \`${field}\` to be ${expected}, got ${shown(got)}`), {
-    code: 'INVALID_ARGUMENT' as const,
-    field,
-    expected,
-  })
-}
-
-function shown(value: unknown): string {
-  if (typeof value === 'string') {
-    return value.length > 80 ? `a string of ${value.length} characters` : JSON.stringify(value)
-  }
-  if (typeof value === 'object' && value !== null) return Array.isArray(value) ? 'an array' : 'an object'
-  return String(value)
 }
 
 /**

@@ -12,9 +12,7 @@ export {
   checkWord,
   freshHolder,
   isDots,
-  jsonText,
   LIMITS,
-  metaText,
   optionsAndWork,
   WAIT,
 } from './arguments.ts'
@@ -42,6 +40,7 @@ export {
   UnavailableError,
   wrongType,
 } from './errors.ts'
+export { type Exact, exact, exactJson, jsonText, metaText, storableError } from './json.ts'
 export { CLOSE_MS, Closing, Deadline, GRACE_MS, RoomShutdown, type Shutdown } from './shutdown.ts'
 export { SQLSTATE } from './sqlstates.ts'
 export { Stopwatch, trusted } from './stopwatch.ts'

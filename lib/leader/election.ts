@@ -44,6 +44,7 @@ import {
   abortable,
   BackoffDelays,
   combineSignals,
+  exact,
   noConnectionLeft,
   onAbort,
   Stopwatch,
@@ -241,12 +242,12 @@ export class Elections {
 }
 
 function grantOf({ name, holder }: Candidacy, response: CampaignResponse): Grant {
-  return {
+  return exact({
     name,
     holder,
     token: BigInt(response.token ?? 0),
     grantedAt: response.granted_at,
     expiresAt: response.expires_at,
     renewed: response.outcome === 'kept',
-  }
+  })
 }

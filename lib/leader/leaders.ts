@@ -11,6 +11,7 @@ import {
   checkText,
   checkToken,
   combineSignals,
+  exact,
   LeaseHeldError,
   LIMITS,
   metaText,
@@ -119,7 +120,7 @@ export class Leaders {
     this.#closing.check()
     checkText('name', name)
     const { livesMs: _, ...state } = await this.#observers.read(name)
-    return state
+    return exact(state)
   }
 
   /** @deprecated since 0.7: read `leader` of {@link get}. */
@@ -184,7 +185,7 @@ export class Leaders {
     this.#closing.check()
     const states = await listHeld(this.#database, options, ELECTIONS.prefix)
     // Every term is a lease, so none of these fields is null.
-    return states.map(({ held: _held, kind: _kind, ...leader }) => leader as Leader & { name: string })
+    return states.map(({ held: _held, kind: _kind, ...leader }) => exact(leader as Leader & { name: string }))
   }
 
   /**

@@ -8,7 +8,7 @@
  * rises. So no change is shown twice or after a later one, whether it came from a read or from a notification.
  */
 import { sql } from 'kysely'
-import { BackoffDelays, batched, onAbort, Stopwatch, Waker } from '../base/index.ts'
+import { BackoffDelays, batched, exact, onAbort, Stopwatch, Waker } from '../base/index.ts'
 import { type Database, list } from '../database/index.ts'
 import { ELECTIONS } from '../lease/index.ts'
 import type { ElectionNotification, ElectionNotifier } from './notifications.ts'
@@ -141,7 +141,7 @@ class ObservedElection {
         const at = new Stopwatch()
         const { livesMs, ...state } = await this.#read(this.#name)
         this.#lease = livesMs === null ? undefined : { at, livesMs }
-        this.#publish(state, true)
+        this.#publish(exact(state), true)
         delays.reset()
       } catch (error) {
         if (!this.#latest) {
@@ -172,16 +172,18 @@ class ObservedElection {
       const { leader, revision } = notification
       this.#lease = leader ? { at: new Stopwatch(), livesMs: leader.ttlMs } : undefined
       this.#publish(
-        {
+        exact({
           name: this.#name,
           revision: BigInt(revision),
-          leader: leader && {
-            ...leader,
-            token: BigInt(leader.token),
-            grantedAt: new Date(leader.grantedAt),
-            expiresAt: new Date(leader.expiresAt),
-          },
-        },
+          leader:
+            leader &&
+            exact({
+              ...leader,
+              token: BigInt(leader.token),
+              grantedAt: new Date(leader.grantedAt),
+              expiresAt: new Date(leader.expiresAt),
+            }),
+        }),
         false,
       )
     }

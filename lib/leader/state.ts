@@ -1,4 +1,5 @@
 /** What an election shows of itself: its leader, its candidates, and the revision of its last change. */
+import { exact } from '../base/index.ts'
 
 /** The leader of an election, as last read. */
 export interface Leader {
@@ -60,12 +61,12 @@ export interface LeaderRow {
 
 export function leaderOf(row: LeaderRow): Leader | null {
   if (row.holder === null) return null
-  return {
+  return exact({
     holder: row.holder,
     token: BigInt(row.token),
     grantedAt: row.granted_at,
     expiresAt: row.expires_at,
     ttlMs: row.ttl_ms,
     meta: row.meta,
-  }
+  })
 }

@@ -68,6 +68,8 @@ export interface Term extends AsyncDisposable {
    * @throws {UnavailableError} the database cannot be reached: the term ends by its ttl.
    */
   resign(options?: { trx?: AnyTransaction }): Promise<void>
+  /** For JSON.stringify: name, holder, failover, and the token as a decimal string. */
+  toJSON(): Record<string, unknown>
   /** Resigns. It does not throw if the term was lost, because `signal` has shown that. */
   [Symbol.asyncDispose](): Promise<void>
 }
@@ -129,6 +131,11 @@ export class TermHold extends LeaseHold implements Term {
       }
       throw error
     }
+  }
+
+  override toJSON(): Record<string, unknown> {
+    const { name, holder, token, failover } = this
+    return { name, holder, token: String(token), failover }
   }
 
   override async [Symbol.asyncDispose](): Promise<void> {

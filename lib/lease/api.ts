@@ -3,7 +3,7 @@ import type { Transaction } from 'kysely'
 import type { LeaseLostError } from '../base/index.ts'
 import type { AnyTransaction } from '../database/index.ts'
 
-/** A lease that was granted or renewed. */
+/** A lease that was granted or renewed. In JSON its token is a decimal string. */
 export interface Grant {
   /** The name that is held. */
   name: string
@@ -62,6 +62,8 @@ export interface Hold extends AsyncDisposable {
    *   taken effect: the hold is not trusted any more, and `signal` aborts; a lease ends by its ttl. It may be called again.
    */
   release(options?: { trx?: AnyTransaction }): Promise<void>
+  /** For JSON.stringify: name, holder, kind, and the token as a decimal string. */
+  toJSON(): Record<string, unknown>
   /** Releases the hold. It does not throw if the hold was lost: `signal` has reported that. */
   [Symbol.asyncDispose](): Promise<void>
 }

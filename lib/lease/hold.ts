@@ -132,6 +132,11 @@ export abstract class AbstractHold implements Hold {
     if (!this.#watching) void this.#watch()
   }
 
+  toJSON(): Record<string, unknown> {
+    const { name, holder, token, kind } = this
+    return { name, holder, token: String(token), kind }
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     try {
       await this.release()

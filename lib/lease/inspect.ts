@@ -6,10 +6,10 @@
  * when a fence uses it. So `list` does not show holds without a row; `query` of one name does.
  */
 import { sql } from 'kysely'
-import { checkPage } from '../base/index.ts'
+import { checkPage, exact } from '../base/index.ts'
 import type { Database } from '../database/index.ts'
 
-/** The state of a name when the database answered. */
+/** The state of a name when the database answered. In JSON its token is a decimal string. */
 export interface LockState {
   /** The name. */
   name: string
@@ -68,13 +68,13 @@ export async function lockState(database: Database, name: string, here: number, 
   const [row] = await database.control<Look>(sql`select * from lockstep.look(${name})`)
   const elsewhere = (pid: number | null): pid is number => pid !== null && !ourPids.includes(pid)
   const waiting = here + (row?.waiting_pids.filter(elsewhere).length ?? 0)
-  if (!row) return { ...FREE, name, waiting }
+  if (!row) return exact({ ...FREE, name, waiting })
   const leased = row.expires_at instanceof Date
   // A connection that has K while a lease lives waits for that lease, at the front of the queue.
-  if (leased) return { ...stateOf({ ...row, name }), waiting: waiting + (elsewhere(row.gate_pid) ? 1 : 0) }
-  if (row.gate_pid === null) return { ...FREE, name, waiting } // free, or registered by a connection that is dead
-  if (row.holder !== null) return { ...stateOf({ ...row, name }), waiting }
-  return { ...FREE, name, held: true, kind: 'connection', holder: row.gate_application, waiting }
+  if (leased) return exact({ ...stateOf({ ...row, name }), waiting: waiting + (elsewhere(row.gate_pid) ? 1 : 0) })
+  if (row.gate_pid === null) return exact({ ...FREE, name, waiting }) // free, or registered by a connection that is dead
+  if (row.holder !== null) return exact({ ...stateOf({ ...row, name }), waiting })
+  return exact({ ...FREE, name, held: true, kind: 'connection', holder: row.gate_application, waiting })
 }
 
 /**
@@ -100,7 +100,7 @@ export async function listHeld(
 
 function stateOf(row: Row): Omit<LockState, 'waiting'> {
   const leased = row.expires_at instanceof Date
-  return {
+  return exact({
     name: row.name,
     held: true,
     kind: leased ? 'lease' : 'connection',
@@ -110,5 +110,5 @@ function stateOf(row: Row): Omit<LockState, 'waiting'> {
     expiresAt: leased ? (row.expires_at as Date) : null,
     ttlMs: row.ttl_ms,
     meta: row.meta,
-  }
+  })
 }

@@ -49,7 +49,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
-import { BackoffDelays, batched, LeaseLostError, Stopwatch, UnavailableError } from '../base/index.ts'
+import { BackoffDelays, batched, exact, LeaseLostError, Stopwatch, UnavailableError } from '../base/index.ts'
 import { type AnyTransaction, CLOCK, column, type Database, within } from '../database/index.ts'
 import type { Grant } from './api.ts'
 import { LOCKS, type Namespace } from './namespace.ts'
@@ -112,14 +112,8 @@ export class Leases {
   async renew(name: string, token: bigint, ttlMs: number | null): Promise<Grant> {
     const answer = await this.retryWhileBusy(() => this.#renew({ name, token, ttlMs }))
     if (answer.outcome !== 'renewed') throw new LeaseLostError(name, token, 'it expired or passed on')
-    return {
-      name,
-      holder: answer.holder,
-      token,
-      grantedAt: answer.granted_at,
-      expiresAt: answer.expires_at,
-      renewed: true,
-    }
+    const { holder, granted_at: grantedAt, expires_at: expiresAt } = answer
+    return exact({ name, holder, token, grantedAt, expiresAt, renewed: true })
   }
 
   /** Tries once to renew a lease. `busy`: a transaction has its row locked; the lease is still held. */

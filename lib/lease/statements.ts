@@ -1,5 +1,6 @@
 /** The statements that grant and free many leases at once (db/schema.sql): their parameters, and what their answers mean. */
 import { type RawBuilder, sql } from 'kysely'
+import { exact } from '../base/index.ts'
 import { column, type Database } from '../database/index.ts'
 import type { Grant } from './api.ts'
 import type { Namespace } from './namespace.ts'
@@ -34,7 +35,7 @@ export async function grantAll(
   const grant = (i: string, token: bigint, grantedAt: Date, expiresAt: Date | undefined, renewed: boolean) => {
     const { name, holder, ttlMs } = asks[Number(i) - 1] as GrantRequest
     expiresAt ??= new Date(grantedAt.getTime() + ttlMs)
-    answers[Number(i) - 1] = { name, holder, token, grantedAt, expiresAt, renewed }
+    answers[Number(i) - 1] = exact({ name, holder, token, grantedAt, expiresAt, renewed })
   }
   if (!row) throw new Error('grant_leases did not answer')
   for (const i of row.granted ?? []) {

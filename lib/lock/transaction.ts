@@ -8,7 +8,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql, type Transaction } from 'kysely'
-import { BackoffDelays, fromDatabase, LeaseHeldError, noConnectionLeft, onAbort } from '../base/index.ts'
+import { BackoffDelays, exact, fromDatabase, LeaseHeldError, noConnectionLeft, onAbort } from '../base/index.ts'
 import { XID } from '../database/index.ts'
 import { otherHoldLost } from '../lease/index.ts'
 import type { LockContext } from './wait-queue.ts'
@@ -49,7 +49,7 @@ export async function transaction<T>(
           signal?.throwIfAborted()
           const { token, xid } = await enter(trx, context, name, left, signal)
           entered = true
-          return await runWork(() => work(trx, { name, token }), xid)
+          return await runWork(() => work(trx, exact({ name, token })), xid)
         },
         { isolation: 'read committed', identified: false, signal, ms: left() },
       )

@@ -3,7 +3,7 @@
  * elsewhere.
  */
 import { type RawBuilder, sql } from 'kysely'
-import { batched, jsonText, LIMITS } from '../../base/index.ts'
+import { batched, LIMITS, storableError } from '../../base/index.ts'
 import { column, type Pool } from '../../database/index.ts'
 import { attemptsOf, type StoredEvent } from '../stream/index.ts'
 
@@ -105,16 +105,23 @@ export const failEvent = ({ group, partition, token, next, turn }: DeliveryEnd, 
     select f.attempts, case when f.due_at < 'infinity' then extract(epoch from f.due_at)::double precision * 1000 end as due_ms
       from lockstep.fail_event(${group}, ${partition}, ${token}, ${next}, ${turn}, ${event}, ${reasonText(reason)}::jsonb) f`
 
-/** Why an event failed, as JSON to store; a handler may throw any value. */
+/** Why an event failed, as JSON to store, at most 4 KiB; a handler may throw any value. What is too long is cut. */
 function reasonText(reason: unknown): string {
-  try {
-    const shown = reason instanceof Error ? { name: reason.name, message: reason.message, stack: reason.stack } : reason
-    return jsonText('reason', shown ?? null, LIMITS.metaBytes)
-  } catch {}
-  try {
-    const text = String(reason instanceof Error ? reason.message : reason)
-    return JSON.stringify({ message: text.replaceAll('\0', '').slice(0, 1_000).toWellFormed() })
-  } catch {
-    return JSON.stringify({ message: 'What was thrown cannot be shown' })
+  const shown = storableError(reason)
+  const whole = JSON.stringify(shown)
+  if (fits(whole)) return whole
+  const { name, code, message, stack, cause } = (typeof shown === 'object' ? shown : {}) as Record<string, unknown>
+  const why = (cause ?? {}) as Record<string, unknown>
+  for (let most = 1_500; ; most /= 2) {
+    const cut = (part: unknown) => (isShort(part) ? part : text(part).slice(0, most).toWellFormed())
+    const brief = { name: cut(name), code: cut(code), message: cut(message ?? shown), stack: cut(stack) }
+    const causes = cause !== undefined && {
+      cause: { name: cut(why.name), code: cut(why.code), message: cut(why.message ?? cause) },
+    }
+    const kept = JSON.stringify({ ...brief, ...causes })
+    if (fits(kept)) return kept
   }
 }
+const isShort = (part: unknown): boolean => part === undefined || typeof part === 'number'
+const text = (part: unknown): string => (typeof part === 'string' ? part : JSON.stringify(part))
+const fits = (json: string): boolean => new TextEncoder().encode(json).length <= LIMITS.metaBytes

@@ -7,7 +7,7 @@
  * roles that may see it (pg_read_all_stats).
  */
 import { sql } from 'kysely'
-import { checkText, NotFoundError } from '../../base/index.ts'
+import { checkText, exact, NotFoundError } from '../../base/index.ts'
 import type { Pool } from '../../database/index.ts'
 import type { Groups } from './groups.ts'
 
@@ -131,14 +131,16 @@ export class Lags {
       group: name,
       behind: Object.values(counts).reduce((sum, n) => sum + n, 0),
       oldestAt: behind?.oldest_at ?? null,
-      partitions: rows.map(({ partition, seq, retrying, parked }) => ({
-        partition,
-        holder: holders.get(partition) ?? null,
-        cursor: BigInt(seq),
-        behind: counts[partition] ?? 0,
-        retrying: Number(retrying),
-        parked: Number(parked),
-      })),
+      partitions: rows.map(({ partition, seq, retrying, parked }) =>
+        exact({
+          partition,
+          holder: holders.get(partition) ?? null,
+          cursor: BigInt(seq),
+          behind: counts[partition] ?? 0,
+          retrying: Number(retrying),
+          parked: Number(parked),
+        }),
+      ),
       horizon,
     }
   }
@@ -167,16 +169,16 @@ export class Lags {
     const [first] = rows
     if (!first) throw new NotFoundError(`There is no stream ${JSON.stringify(name)}`)
     const position = BigInt(first.at)
-    return {
+    return exact({
       stream: name,
       position,
       groups: rows.flatMap((row) => {
         if (row.group_name === null) return []
         const read = BigInt(row.position)
-        return [{ group: row.group_name, position: read, behind: position - read, state: row.state }]
+        return [exact({ group: row.group_name, position: read, behind: position - read, state: row.state })]
       }),
       horizon,
-    }
+    })
   }
 
   async horizon(): Promise<Horizon> {
@@ -188,6 +190,6 @@ export class Lags {
           from lockstep.appending() a left join pg_stat_activity s on s.pid = a.pid) as holdups
         from lockstep.event_horizon() h`)
     if (!row) throw new Error('event_horizon did not answer')
-    return { cursor: BigInt(row.horizon), last: BigInt(row.last), holdups: row.holdups ?? [] }
+    return exact({ cursor: BigInt(row.horizon), last: BigInt(row.last), holdups: row.holdups ?? [] })
   }
 }

@@ -14,6 +14,7 @@ import {
   checkOptions,
   checkPage,
   checkText,
+  exact,
   LeaseLostError,
   NotFoundError,
   onAbort,
@@ -176,7 +177,7 @@ export class Polls {
            where k.group_name = ${name} and k.due_at = 'infinity' and s.name > ${after}
            order by s.name limit ${limit}`,
     )
-    return rows.map((row) => ({ ...row, position: BigInt(row.position) }))
+    return rows.map((row) => exact({ ...row, position: BigInt(row.position) }))
   }
 
   async redeliver(name: string, options: { stream?: string; skip?: boolean } = {}): Promise<number> {
@@ -265,12 +266,8 @@ export class Polls {
   }
 }
 
-const batchOf = ({ partition, token }: HeldPartition, { events, next, turn }: Delivery): Batch => ({
-  partition,
-  token,
-  events,
-  next: `${next}.${turn}`,
-})
+const batchOf = ({ partition, token }: HeldPartition, { events, next, turn }: Delivery): Batch =>
+  exact({ partition, token, events, next: `${next}.${turn}` })
 
 function deliveryEnd(group: string, batch: BatchEnd): DeliveryEnd {
   checkText('group', group)

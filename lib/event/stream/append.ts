@@ -19,6 +19,7 @@ import {
   batched,
   checkOptions,
   type Expected,
+  exact,
   fromDatabase,
   PositionConflictError,
   SQLSTATE,
@@ -113,7 +114,7 @@ export class Appender {
       options.trx !== undefined ? await this.#appendIn(options.trx, request) : await this.#append(request)
     if (outcome === 'conflict') throw new PositionConflictError(stream, request.expected, last)
     if (outcome === 'reused') throw wrongType('id', 'of no other event of the stream', 'one that is')
-    return { first: first as bigint, last, repeated: outcome === 'repeated' }
+    return exact({ first: first as bigint, last, repeated: outcome === 'repeated' })
   }
 
   async #append(request: AppendRequest): Promise<AppendAnswer> {

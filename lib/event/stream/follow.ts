@@ -10,7 +10,7 @@
  */
 
 import type { Closing } from '../../base/index.ts'
-import { abortable, BackoffDelays, combineSignals, onAbort, UnavailableError } from '../../base/index.ts'
+import { abortable, BackoffDelays, combineSignals, exact, onAbort, UnavailableError } from '../../base/index.ts'
 import { ByteBudget, type Reservation } from './byte-budget.ts'
 import type { StreamFilter, StreamNotifier } from './notifier.ts'
 import { type EventText, type StoredEvent, storedOf, type TextPage } from './read.ts'
@@ -199,7 +199,7 @@ function pieceOf({ position, json }: { position: bigint; json: string }, from: n
   let end = Math.min(from + PIECE_CHARACTERS, json.length)
   if (end < json.length && isHighSurrogate(json.charCodeAt(end - 1))) end -= 1
   const bytes = encoder.encode(json.slice(from, end))
-  return { value: { place: position, bytes, last: end === json.length }, end }
+  return { value: exact({ place: position, bytes, last: end === json.length }), end }
 }
 
 const isHighSurrogate = (unit: number): boolean => unit >= 0xd800 && unit < 0xdc00

@@ -7,10 +7,10 @@
  * of the time of one row for each event.
  */
 import { type RawBuilder, sql } from 'kysely'
-import { checkInteger, checkPage, checkText, outOfRange, wrongType } from '../../base/index.ts'
+import { checkInteger, checkPage, checkText, exact, outOfRange, wrongType } from '../../base/index.ts'
 import type { Pool } from '../../database/index.ts'
 
-/** An event as it is stored. It never changes. */
+/** An event as it is stored. It never changes. In JSON its position and its cursor are decimal strings. */
 export interface StoredEvent {
   /** The name of its stream. */
   stream: string
@@ -104,7 +104,7 @@ export class Reader {
   /** Events of one stream, from a position back to its beginning. */
   async backwards(stream: string, from: bigint, limit: number): Promise<EventPage> {
     const { events, last, first } = await this.#stream(stream, from, limit, true)
-    return { events, next: last === undefined || last <= first ? null : last - 1n }
+    return exact({ events, next: last === undefined || last <= first ? null : last - 1n })
   }
 
   /** Events of all streams under a prefix, from a cursor on. A chunk may be empty though there is more. */
@@ -156,7 +156,7 @@ export class Reader {
     const rows = await this.#pool.run<{ name: string; first: string; position: string }>(
       sql`select name, first, position from lockstep.stream where position > 0 and ${which} order by name limit ${limit}`,
     )
-    return rows.map(({ name, first, position }) => ({ name, first: BigInt(first), position: BigInt(position) }))
+    return rows.map(({ name, first, position }) => exact({ name, first: BigInt(first), position: BigInt(position) }))
   }
 
   async #stream(stream: string, from: bigint, limit: number, backwards: boolean) {
@@ -201,7 +201,7 @@ function textPage(rows: TextRow[], afterNext: bigint): TextPage {
 /** Parses the JSON of an event, as HTTP shows it. */
 export function storedOf(json: string): StoredEvent {
   const { stream, position, cursor, type, data, meta, id, at } = JSON.parse(json)
-  return { stream, position: BigInt(position), cursor: BigInt(cursor), type, data, meta, id, at: new Date(at) }
+  return exact({ stream, position: BigInt(position), cursor: BigInt(cursor), type, data, meta, id, at: new Date(at) })
 }
 
 type EventRow = [string, string, string, string, unknown, unknown, string | null, number, number | null]
@@ -211,20 +211,14 @@ export function eventsOf(page: string | null): StoredEvent[] {
   return page === null ? [] : (JSON.parse(page) as EventRow[]).map(eventOf)
 }
 
-export const eventOf = ([stream, position, cursor, type, data, meta, id, at]: EventRow): StoredEvent => ({
-  stream,
-  position: BigInt(position),
-  cursor: BigInt(cursor),
-  type,
-  data,
-  meta,
-  id,
-  at: new Date(at),
-})
+export const eventOf = ([stream, position, cursor, type, data, meta, id, at]: EventRow): StoredEvent =>
+  exact({ stream, position: BigInt(position), cursor: BigInt(cursor), type, data, meta, id, at: new Date(at) })
 
 /** As {@link eventsOf}, with the number of the attempt of each event, from 1. */
 export const attemptsOf = (page: string | null): (StoredEvent & { attempt: number })[] =>
-  page === null ? [] : (JSON.parse(page) as EventRow[]).map((row) => ({ ...eventOf(row), attempt: row[8] ?? 1 }))
+  page === null
+    ? []
+    : (JSON.parse(page) as EventRow[]).map((row) => Object.assign(eventOf(row), { attempt: row[8] ?? 1 }))
 
 const POSITION = 'a bigint, 1n–9223372036854775807n'
 export const MAX_POSITION = 2n ** 63n - 1n

@@ -7,7 +7,7 @@
  * event.
  */
 import { sql } from 'kysely'
-import { checkInteger, checkMs, checkOptions, checkText, outOfRange, wrongType } from '../../base/index.ts'
+import { checkInteger, checkMs, checkOptions, checkText, exact, outOfRange, wrongType } from '../../base/index.ts'
 import type { Pool } from '../../database/index.ts'
 import { checkPosition, MAX_POSITION, type Reader, type StoredEvent } from './read.ts'
 
@@ -131,7 +131,7 @@ export class Retention {
       )
       if (!row) throw new Error('truncate_stream did not answer')
       removed += Number(row.removed)
-      if (!row.more) return { removed, first: BigInt(row.first), waitingFor: row.waiting_for }
+      if (!row.more) return exact({ removed, first: BigInt(row.first), waitingFor: row.waiting_for })
     }
   }
 

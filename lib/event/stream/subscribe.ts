@@ -4,7 +4,17 @@
  */
 
 import type { Closing } from '../../base/index.ts'
-import { checkMs, checkOptions, checkText, checkWord, onAbort, Stopwatch, WAIT, wrongType } from '../../base/index.ts'
+import {
+  checkMs,
+  checkOptions,
+  checkText,
+  checkWord,
+  exact,
+  onAbort,
+  Stopwatch,
+  WAIT,
+  wrongType,
+} from '../../base/index.ts'
 import { type EventPiece, Follow, type Source } from './follow.ts'
 import type { StreamNotifier, StreamWatch } from './notifier.ts'
 import {
@@ -51,8 +61,8 @@ export interface WaitOptions {
 
 /** Options of `read`. */
 export interface ReadOptions extends WaitOptions {
-  /** The first position to read, ≥ 1n. @default 1n; with `backwards`, the stream's last */
-  from?: bigint
+  /** The first position to read, ≥ 1n; `end`: that of the next event to be appended. @default 1n; with `backwards`, the stream's last */
+  from?: bigint | 'end'
   /** Reads from `from` back to the beginning. Not together with `waitMs`. @default false */
   backwards?: boolean
 }
@@ -61,8 +71,8 @@ export interface ReadOptions extends WaitOptions {
 export interface AllOptions extends WaitOptions {
   /** The streams to read, by what their names begin with. @default '', all streams */
   prefix?: string
-  /** The first cursor to read, ≥ 1n. @default 1n */
-  from?: bigint
+  /** The first cursor to read, ≥ 1n; `end`: that of the next event to be appended. @default 1n */
+  from?: bigint | 'end'
 }
 
 /** A source that is read by pages too. */
@@ -85,18 +95,18 @@ export class Followers {
     checkText('stream', stream)
     checkOptions(options)
     const { from, limit = LIMIT.default, backwards = false } = options
-    if (from !== undefined) checkPosition('from', from)
+    if (from !== undefined && from !== 'end') checkPosition('from', from)
     checkLimit(limit)
     if (!backwards) return this.#page(this.#stream(stream), { ...options, from: from ?? 1n })
     if (options.waitMs) throw wrongType('waitMs', 'left out when reading backwards', options.waitMs)
-    return this.#reader.backwards(stream, from ?? MAX_POSITION, limit)
+    return this.#reader.backwards(stream, typeof from === 'bigint' ? from : MAX_POSITION, limit)
   }
 
   async readAll(options: AllOptions = {}): Promise<EventPage> {
     checkOptions(options)
     const { prefix = '', from = 1n, limit = LIMIT.default } = options
     checkText('prefix', prefix)
-    checkPosition('from', from)
+    if (from !== 'end') checkPosition('from', from)
     checkLimit(limit)
     return this.#page(this.#all(prefix), { ...options, from })
   }
@@ -118,22 +128,25 @@ export class Followers {
   }
 
   // A page; if there is none yet, the first that comes within the wait.
-  async #page(source: PagedSource, options: WaitOptions & { from: bigint }): Promise<EventPage> {
+  async #page(source: PagedSource, options: WaitOptions & { from: bigint | 'end' }): Promise<EventPage> {
     const { limit = LIMIT.default, waitMs = 0, signal } = options
     checkMs('waitMs', waitMs, WAIT)
     signal?.throwIfAborted()
     const since = new Stopwatch()
     let watch: StreamWatch | undefined
     const off = onAbort(signal, () => watch?.end())
+    // From the end without a wait there is nothing to read: an event that comes meanwhile is on the next page.
+    const end = options.from === 'end' ? await source.end() : undefined
+    if (end !== undefined && waitMs === 0) return exact({ events: [], next: end })
     try {
-      for (let from = options.from; ; ) {
+      for (let from = end ?? (options.from as bigint); ; ) {
         signal?.throwIfAborted()
         const { events, next, more, undecided } = await source.read(from, limit)
-        if (events.length > 0) return { events, next }
+        if (events.length > 0) return exact({ events, next })
         from = next
         if (more) continue // past a stretch without an event of these streams
         const leftMs = waitMs - since.elapsed()
-        if (leftMs <= 0) return { events, next }
+        if (leftMs <= 0) return exact({ events, next })
         if (watch) await watch.wait(undecided, leftMs)
         watch ??= this.#notifier.watch(source.filter) // and read again: an event may have come before the watch began
       }

@@ -34,6 +34,7 @@ import {
   LeaseLostError,
   LIMITS,
   outOfRange,
+  storableError,
   UnavailableError,
   wrongType,
 } from '../../base/index.ts'
@@ -130,10 +131,6 @@ export class AttemptStore {
       if (failed) this.notifyWaiting(id)
       return failed
     } catch (refused) {
-      // The error has U+0000 or half a surrogate pair in it, which jsonb cannot store. The job must fail all the same.
-      if (/^22/.test(String((refused as { code?: unknown }).code)) && !(error instanceof StorableError)) {
-        return this.fail(attempt, new StorableError(error), final)
-      }
       throw fromBoss(refused, queue)
     }
   }
@@ -236,25 +233,9 @@ function orThrow(answer: boolean | Failure): boolean {
   return answer
 }
 
-/** An object with a message, made of anything that a handler may throw. */
+/** An object with a message that can be stored, made of anything that a handler may throw. */
 function errorObject(error: unknown): object {
-  if (error instanceof Error) return error
-  if (typeof error === 'object' && error !== null && 'message' in error) return error
-  let thrown: unknown = error
-  try {
-    thrown = JSON.parse(JSON.stringify(error ?? null))
-  } catch {
-    thrown = String(error)
-  }
+  const thrown = storableError(error)
+  if (typeof thrown === 'object' && thrown !== null && 'message' in thrown) return thrown
   return { name: 'Error', message: typeof thrown === 'string' ? thrown : JSON.stringify(thrown), thrown }
-}
-
-/** An error that Postgres cannot store, with as much of its message as it can. */
-class StorableError extends Error {
-  constructor(error: unknown) {
-    super(
-      (errorObject(error) as { message: unknown } & object).message?.toString().replaceAll('\0', '\\0').toWellFormed(),
-    )
-    this.name = 'Error'
-  }
 }

@@ -23,6 +23,7 @@ import { sql } from 'kysely'
 import {
   BackoffDelays,
   Deadline,
+  exact,
   HandedBackError,
   jsonText,
   LIMITS,
@@ -203,7 +204,7 @@ export class RunningAttempt {
     const { queue, id, attempt } = this.key
     const signal = () => this.#signal
     return {
-      job: { id, queue, attempt: attempt + 1, token: tokenOf(attempt) },
+      job: exact({ id, queue, attempt: attempt + 1, token: tokenOf(attempt) }),
       get signal() {
         return signal()
       },

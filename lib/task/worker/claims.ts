@@ -12,6 +12,7 @@ import {
   checkMs,
   checkOptions,
   checkText,
+  exact,
   jsonText,
   LIMITS,
   onAbort,
@@ -167,7 +168,7 @@ export class Claims {
     const leases = new Map(leased.map((row) => [row.id, row.expires_at]))
     return jobs.flatMap(([id, attempt, data]) => {
       const expiresAt = leases.get(id) // undefined: it was cancelled meanwhile
-      return expiresAt ? [{ id, data, token: tokenOf(attempt), attempt: attempt + 1, expiresAt }] : []
+      return expiresAt ? [exact({ id, data, token: tokenOf(attempt), attempt: attempt + 1, expiresAt })] : []
     })
   }
 
