@@ -26,9 +26,11 @@ import {
   authenticate,
   below,
   checkBasePath,
+  checkOptions,
   documentOf,
   type Env,
   json,
+  known,
   type PathOptions,
   Problem,
   parseKeys,
@@ -57,17 +59,21 @@ import {
 
 export interface AppOptions extends StreamOptions, PathOptions, AnswerHooks {
   /** Made by `createTasks`. Absent: there are no routes for tasks, and no pg-boss in the bundle. */
-  tasks?: Tasks
+  tasks?: Tasks | undefined
   /** Made by `createEvents`. Absent: there are no routes for streams and groups. */
-  events?: Events
+  events?: Events | undefined
   /** The text of LOCKSTEP_API_KEYS (see http/auth.ts). Absent or blank: every caller may do everything. */
   keys?: string | undefined
   /** Shown in openapi.json. */
-  version?: string
+  version?: string | undefined
   /** Aborts when the server is stopping: waits end with a 503, streams end. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
 }
 
+const APP = known<AppOptions>({
+  ...{ tasks: true, events: true, keys: true, version: true, signal: true },
+  ...{ keepAliveMs: true, maxStreams: true, onError: true, onLeaseLost: true, basePath: true },
+})
 const MAX_BODY = 64 * 1024
 const MAX_APPEND = 4 * 1024 * 1024 // some events of the largest kind
 
@@ -77,6 +83,7 @@ const MAX_APPEND = 4 * 1024 * 1024 // some events of the largest kind
  * @throws {Error} the keys cannot be read, or an option is out of its range.
  */
 export function createApp(lockstep: Lockstep, options: AppOptions = {}): Hono<Env> {
+  checkOptions(options, APP)
   const { basePath = '' } = options
   checkBasePath(basePath)
   const app = new Hono<Env>({ getPath: (request) => below(basePath, new URL(request.url).pathname) })
@@ -126,7 +133,7 @@ export function createApp(lockstep: Lockstep, options: AppOptions = {}): Hono<En
   for (const [path, { hono }] of routers) app.route(path, hono)
 
   refuseOtherMethods(app)
-  app.notFound((c) => sendProblem(c, new Problem(404, 'NOT_FOUND', 'There is nothing at this path')))
+  app.notFound((c) => sendProblem(c, new Problem(404, 'NOT_FOUND', whyNothing(c.req.path))))
   app.onError((error, c) => answer(c, error, options))
   return app
 }
@@ -195,6 +202,12 @@ function about({ version = '0.0.0', basePath }: AppOptions) {
     },
     ...(basePath && { servers: [{ url: basePath }] }),
   }
+}
+
+// The `/` of a name that was sent as it is divides the name into parts of the path.
+function whyNothing(path: string): string {
+  const parted = /^\/v1\/(?:locks|leaders|tasks|schedules|streams|groups)\/[^/]+\/./.test(path)
+  return `There is nothing at this path${parted ? ': it has too many parts. A `/` in a name is written `%2F`' : ''}`
 }
 
 /** A path that exists answers 405 and says what it can; hono alone would answer 404. */

@@ -1,6 +1,6 @@
 /** The front door: all public names, how a Lockstep is made, and how it is closed. */
 
-import { CLOSE_MS, Closing, Deadline, type Shutdown } from './base/index.ts'
+import { CLOSE_MS, Closing, checkOptions, Deadline, known, type Shutdown } from './base/index.ts'
 import { type ConnectOptions, Database, keepContext, SessionPool } from './database/index.ts'
 import { Leaders } from './leader/index.ts'
 import { Locks } from './lock/index.ts'
@@ -18,6 +18,7 @@ export {
   LeaseLostError,
   LIMITS,
   NotFoundError,
+  type Page,
   PositionConflictError,
   RunTimeoutError,
   TransactionEndedError,
@@ -46,8 +47,13 @@ export { cristian, type RemoteTime, type TimeAnswer } from './time/index.ts'
 /** How to reach the database, and how to measure time. */
 export interface LockstepOptions extends ConnectOptions {
   /** What true time is, and how it is measured. Each option has a default. */
-  time?: TimeOptions
+  time?: TimeOptions | undefined
 }
+
+const LOCKSTEP = known<LockstepOptions>({
+  ...{ connectionString: true, directConnectionString: true, password: true, applicationName: true },
+  ...{ max: true, maxWaiting: true, shared: true, volatile: true, time: true },
+})
 
 /** Locks, elections and time on one database. Close it at the end, or declare it by `await using`. */
 export interface Lockstep extends AsyncDisposable {
@@ -87,6 +93,7 @@ export interface Lockstep extends AsyncDisposable {
  * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
  */
 export function createLockstep(options: LockstepOptions): Lockstep {
+  checkOptions(options, LOCKSTEP)
   const closing = new Closing()
   const database = new Database(options, closing)
   const sessions = new SessionPool(database)

@@ -72,7 +72,7 @@ const PUBLIC = {
         'LeadWork',
         'Leader',
       ],
-      ...['Leaders', 'LockState', 'Locks', 'Lockstep', 'LockstepOptions', 'Members', 'Reading', 'ReadyOptions'],
+      ...['Leaders', 'LockState', 'Locks', 'Lockstep', 'LockstepOptions', 'Members', 'Page', 'Reading', 'ReadyOptions'],
       ...['RemoteTime', 'Tables', 'Term', 'Time', 'TimeAnswer', 'TimeOptions', 'TimeSource', 'TimeStatus'],
       ...['TransactionOptions', 'TransactionWork', 'TryCampaignOptions', 'TryOptions'],
     ],

@@ -20,11 +20,11 @@ export interface Services {
 /** The parts that a deployment wants. A part that is left out is not in the bundle either. */
 export interface ServiceOptions extends StreamOptions, PathOptions {
   /** `createTasks`, or a function that also defines queues. */
-  tasks?: (lockstep: Lockstep) => Tasks
+  tasks?: ((lockstep: Lockstep) => Tasks) | undefined
   /** `createEvents`. */
-  events?: (lockstep: Lockstep) => Events
+  events?: ((lockstep: Lockstep) => Events) | undefined
   /** Shown in openapi.json. */
-  version?: string
+  version?: string | undefined
 }
 
 /** An outage is a warning; anything else that is not the caller's doing is a bug and comes with its stack. */

@@ -20,13 +20,13 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
 import { createLockstep, type Lockstep, UnavailableError } from '../../lib/index.ts'
 import { createApp } from '../app.ts'
-import { checkBasePath, parseKeys } from '../http/index.ts'
+import { checkBasePath, checkOptions, known, parseKeys } from '../http/index.ts'
 import { notReady, report, reportLoss, type ServiceOptions, type Services, upkeep } from './cloud.ts'
 
 /** `tasks` and `events` are made for each request. */
 export interface WorkerOptions extends ServiceOptions {
   /** Milliseconds that a scheduled tick may take, 100–900,000. @default 25_000 */
-  budgetMs?: number
+  budgetMs?: number | undefined
 }
 
 /** The bindings of the Worker. */
@@ -50,10 +50,14 @@ export interface Worker {
   scheduled(controller: unknown, env: WorkerEnv, context: WorkerContext): Promise<void>
 }
 
+const WORKER = known<WorkerOptions>({
+  ...{ tasks: true, events: true, version: true, keepAliveMs: true, maxStreams: true, budgetMs: true, basePath: true },
+})
 type Answer = (request: Request) => Response | Promise<Response>
 
 /** Makes a Worker: `export default worker({ … })`. */
 export function worker(options: WorkerOptions = {}): Worker {
+  checkOptions(options, WORKER)
   const { budgetMs = 25_000, basePath } = options
   checkBasePath(basePath)
   const scopes = new AsyncLocalStorage<Services>()
@@ -64,7 +68,7 @@ export function worker(options: WorkerOptions = {}): Worker {
     if (keys !== 'off' && parseKeys(keys).length === 0) {
       throw new UnavailableError('The secret LOCKSTEP_API_KEYS is missing, and a Worker is open to the world')
     }
-    const { tasks, events, ...rest } = options
+    const { tasks, events, budgetMs: _, ...rest } = options
     const app = createApp(ofRequest(scopes), {
       ...rest,
       ...(tasks && { tasks: partOf(scopes, (services) => services.tasks) }),

@@ -15,9 +15,9 @@ import { report, reportLoss, type ServiceOptions, type Services, upkeep } from '
 
 export interface ExecutionOptions extends ServiceOptions {
   /** Measures true time at each tick at which that is due, with or without tasks; the function must reach NTP servers by UDP. */
-  ntp?: Ntp
+  ntp?: Ntp | undefined
   /** Milliseconds after which secrets are read again: the keys, and where the database is. ≥ 0. @default 300_000 */
-  keysMs?: number
+  keysMs?: number | undefined
 }
 
 type Answer = (request: Request, bindings?: Bindings) => Response | Promise<Response>
@@ -121,9 +121,9 @@ export class Execution {
     this.#application = undefined
     const keys = checked(text, this.#env)
     const { lockstep, tasks, events } = this.services
-    const { tasks: _, events: __, ...rest } = this.#options
-    const services = { ...(tasks && { tasks }), ...(events && { events }) }
-    const app = createApp(lockstep, { ...rest, ...services, keys, onError: report, onLeaseLost: reportLoss })
+    const { version, keepAliveMs, maxStreams, basePath } = this.#options
+    const asked = { version, keepAliveMs, maxStreams, basePath }
+    const app = createApp(lockstep, { ...asked, tasks, events, keys, onError: report, onLeaseLost: reportLoss })
     this.#application = { keys, readAt: Date.now(), answer: (request, bindings) => app.fetch(request, bindings) }
   }
 

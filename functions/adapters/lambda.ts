@@ -23,7 +23,7 @@ import { Readable, type Writable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import type { LambdaContext, LambdaEvent } from 'hono/aws-lambda'
 import type { TickResult } from '../../lib/task/index.ts'
-import { checkBasePath, isProblem, Problem, problemAnswer } from '../http/index.ts'
+import { checkBasePath, checkOptions, isProblem, known, Problem, problemAnswer } from '../http/index.ts'
 import type { Environment } from './aws-secrets.ts'
 import { notReady, report } from './cloud.ts'
 import { checkEnvironment, Execution, type ExecutionOptions } from './lambda-environment.ts'
@@ -31,10 +31,15 @@ import { requestOf, resultOf } from './lambda-events.ts'
 
 export interface LambdaOptions extends ExecutionOptions {
   /** Milliseconds at rest after which an environment begins anew, ≥ 0. @default 30_000 */
-  restMs?: number
+  restMs?: number | undefined
   /** @default process.env */
-  env?: Environment
+  env?: Environment | undefined
 }
+
+const LAMBDA = known<LambdaOptions>({
+  ...{ tasks: true, events: true, version: true, keepAliveMs: true, maxStreams: true },
+  ...{ ntp: true, keysMs: true, restMs: true, env: true, basePath: true },
+})
 
 /** A handler as Lambda calls it. */
 export type Handler = (event: LambdaEvent, context: LambdaContext) => Promise<unknown>
@@ -61,6 +66,7 @@ const BUDGET_MS = { min: 100, max: 86_400_000 }
  * @throws {Error} in one sentence: a variable of the environment is missing or cannot be read.
  */
 export function lambda(options: LambdaOptions = {}): Lambda {
+  checkOptions(options, LAMBDA)
   const { restMs = REST_MS, env = process.env, basePath } = options
   checkEnvironment(env)
   checkBasePath(basePath)

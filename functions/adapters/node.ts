@@ -20,19 +20,28 @@ import { type AddressInfo, BlockList, isIP, isIPv6, type Socket } from 'node:net
 import { getRequestListener, RequestError } from '@hono/node-server'
 import type { Lockstep } from '../../lib/index.ts'
 import { type AppOptions, createApp } from '../app.ts'
-import { isProblem, Problem, parseKeys, problemAnswer, problemBody, refuseDots } from '../http/index.ts'
+import {
+  checkOptions,
+  isProblem,
+  known,
+  Problem,
+  parseKeys,
+  problemAnswer,
+  problemBody,
+  refuseDots,
+} from '../http/index.ts'
 
 export interface ServeOptions extends Omit<AppOptions, 'signal'> {
   /** Closed by `close`. */
   lockstep: Lockstep
   /** Address or name to listen on. Anything but loopback needs keys. @default '127.0.0.1' */
-  host?: string
+  host?: string | undefined
   /** 0–65_535, 0 for a free one. @default 3000 */
-  port?: number
+  port?: number | undefined
   /** How long requests in flight may take once `close` is called. @default 10_000 */
-  drainMs?: number
+  drainMs?: number | undefined
   /** Milliseconds that a client may read nothing of its answer, 1_000–3_600_000. It is disconnected after at most twice that. @default 30_000 */
-  unreadMs?: number
+  unreadMs?: number | undefined
 }
 
 export interface Server {
@@ -42,6 +51,11 @@ export interface Server {
   close(): Promise<void>
 }
 
+const SERVE = known<ServeOptions>({
+  ...{ lockstep: true, host: true, port: true, drainMs: true, unreadMs: true, tasks: true, events: true, keys: true },
+  ...{ version: true, keepAliveMs: true, maxStreams: true, onError: true, onLeaseLost: true, basePath: true },
+})
+
 /**
  * Listens for requests.
  *
@@ -49,13 +63,14 @@ export interface Server {
  *   cannot be read. `lockstep` is then still open.
  */
 export async function serve(options: ServeOptions): Promise<Server> {
-  const { lockstep, host = '127.0.0.1', port = 3000, drainMs = 10_000, unreadMs = 30_000 } = options
+  checkOptions(options, SERVE)
+  const { lockstep, host = '127.0.0.1', port = 3000, drainMs = 10_000, unreadMs = 30_000, ...application } = options
   if (!Number.isInteger(unreadMs) || unreadMs < 1_000 || unreadMs > 3_600_000) {
     throw new Error(`unreadMs must be an integer, 1000–3600000, not ${unreadMs}`)
   }
   const address = await listenAddress(host, options.keys)
   const stopping = new AbortController()
-  const app = createApp(lockstep, { ...options, signal: stopping.signal })
+  const app = createApp(lockstep, { ...application, signal: stopping.signal })
   const keyed = parseKeys(options.keys).length > 0
   const answer = (request: Request, { incoming }: { incoming: { url?: string | undefined } }) => {
     refuseDots(incoming.url ?? '')

@@ -1,5 +1,7 @@
 /** The exports of this folder. */
 
+export { checkOptions, known } from '../../lib/base/index.ts'
+
 export { allow, authenticate, covers, type Env, listable, parseKeys } from './auth.ts'
 export { documentOf } from './document.ts'
 export * as field from './fields.ts'

@@ -12,7 +12,7 @@ export interface PathOptions {
    * What every path begins with, such as `/coord`: where a domain, or something in front, hands on its own part of the path. Other
    * paths are a 404. One or more segments of letters, digits, `-`, `_`, `.` and `~`. @default '' (nothing)
    */
-  basePath?: string
+  basePath?: string | undefined
 }
 
 /** @param from  the option, or the variable. @throws {Error} it is no base path. */

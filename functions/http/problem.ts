@@ -103,9 +103,9 @@ export interface LostRequest {
 /** What the application tells of its answers. */
 export interface AnswerHooks {
   /** Called with the error of every 500, and of every 503 that the database causes; with '' for an error outside of requests. */
-  onError?: (error: unknown, requestId: string) => void
+  onError?: ((error: unknown, requestId: string) => void) | undefined
   /** Called for every 409 LEASE_LOST: the caller renewed, released or committed too late. */
-  onLeaseLost?: (request: LostRequest) => void
+  onLeaseLost?: ((request: LostRequest) => void) | undefined
 }
 
 /** Turns anything thrown into an answer. */

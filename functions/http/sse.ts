@@ -20,9 +20,9 @@ import { clientGone, stopping, unavailable } from './problem.ts'
 
 export interface StreamOptions {
   /** Milliseconds without an event after which a stream sends a heartbeat, 10–3,600,000. @default 15_000 */
-  keepAliveMs?: number
+  keepAliveMs?: number | undefined
   /** Streams that may be open at a time, of all kinds together; a request for another is a 503. @default 256 */
-  maxStreams?: number
+  maxStreams?: number | undefined
 }
 
 export interface ServerEvent {

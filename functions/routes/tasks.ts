@@ -180,13 +180,13 @@ export function taskRouter(tasks: Tasks, stopping?: AbortSignal): Router {
     const asked = { ...rest, ...(group && { group: group }) }
     if (!waitMs) {
       const id = await tasks.send(name, data, asked)
-      if (id === null) throw refused(name)
+      if (id === null) throw await refused(name, options.id)
       return c.json({ id }, 202)
     }
     const over = await waiting(c, waitMs, stopping, (until) =>
       tasks.outcome(name, data, { ...asked, waitMs, ...until }),
     )
-    if (over === null) throw refused(name)
+    if (over === null) throw await refused(name, options.id)
     return c.json({ id: over.id, state: over.state, output: outputJson(over.state, over.output) }, 200)
   })
 
@@ -208,12 +208,10 @@ export function taskRouter(tasks: Tasks, stopping?: AbortSignal): Router {
   })
 
   return router
-}
 
-function refused(name: string): Problem {
-  return new Problem(
-    409,
-    'JOB_REFUSED',
-    `The queue ${JSON.stringify(name)} takes no such job now, or has this id already`,
-  )
+  async function refused(name: string, id: string | undefined): Promise<Problem> {
+    const used = id === undefined ? null : await tasks.get(name, id)
+    const why = used === null ? 'takes no such job now' : `has a job of this id already, which is ${used.state}`
+    return new Problem(409, 'JOB_REFUSED', `The queue ${JSON.stringify(name)} ${why}`)
+  }
 }

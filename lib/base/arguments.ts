@@ -1,7 +1,8 @@
 /**
  * The range of every option, and the checks of arguments. An error names the field and the range.
  */
-import { outOfRange, wrongType } from './errors.ts'
+import { outOfRange, wrongType } from './invalid-argument.ts'
+import { checkOptions, type Known, known } from './options.ts'
 
 /** Ranges of every option, in its own unit. */
 export const LIMITS = {
@@ -83,19 +84,6 @@ export function checkWord(field: string, value: unknown, words: readonly string[
   if (!words.includes(value as string)) throw wrongType(field, words.map((word) => `'${word}'`).join(' or '), value)
 }
 
-/**
- * Checks that the options of a call are an object, and that their `signal`, if there is one, is an AbortSignal. A caller in plain
- * JavaScript may pass anything.
- * @throws {TypeError} with `code` INVALID_ARGUMENT and `field`.
- */
-export function checkOptions(value: unknown, field = 'options'): asserts value is object {
-  if (typeof value !== 'object' || value === null) throw wrongType(field, 'an object', value)
-  const { signal } = value as { signal?: Partial<AbortSignal> | null }
-  if (signal !== undefined && typeof signal?.throwIfAborted !== 'function') {
-    throw wrongType('signal', 'an AbortSignal', signal)
-  }
-}
-
 /** Checks a fencing token. @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
 export function checkToken(value: unknown): asserts value is bigint {
   const expected = 'a bigint, 0n–9223372036854775807n'
@@ -103,9 +91,21 @@ export function checkToken(value: unknown): asserts value is bigint {
   if (value < 0n || value >= 2n ** 63n) throw outOfRange('token', expected, value)
 }
 
+/** A page of a list, in the order of code points. */
+export interface Page {
+  /** Only names that begin with this text. @default '' */
+  prefix?: string | undefined
+  /** How many at most, 1–1,000. @default 100 */
+  limit?: number | undefined
+  /** The last name of the page before this one. @default the first page */
+  after?: string | undefined
+}
+
+const PAGE = known<Page>({ prefix: true, limit: true, after: true })
+
 /** Checks which page of a list is asked for, and fills in the defaults. @throws {TypeError | RangeError} with `code` INVALID_ARGUMENT and `field`. */
-export function checkPage(page: { prefix?: string; limit?: number; after?: string }) {
-  checkOptions(page)
+export function checkPage(page: Page, names = PAGE) {
+  checkOptions(page, names)
   const { prefix = '', limit = 100, after = '' } = page
   checkText('prefix', prefix)
   if (after !== '') checkText('after', after)
@@ -114,19 +114,22 @@ export function checkPage(page: { prefix?: string; limit?: number; after?: strin
 }
 
 /** Options with a time budget `budgetMs`: milliseconds, 100–86_400_000. @default 10_000 @throws {TypeError | RangeError} */
-export function budgeted<O extends { budgetMs?: number }>(options: O): O & { budgetMs: number } {
-  checkOptions(options)
+export function budgeted<O extends { budgetMs?: number | undefined }>(
+  options: O,
+  names: Known,
+): O & { budgetMs: number } {
+  checkOptions(options, names)
   const { budgetMs = 10_000 } = options
   checkMs('budgetMs', budgetMs, { min: 100, max: 86_400_000 })
   return { ...options, budgetMs }
 }
 
 /** The last arguments of a call that ends with `(…, work)` or `(…, options, work)`. @throws {TypeError} */
-export function optionsAndWork<O extends object, W>(rest: unknown[]): [O, W] {
+export function optionsAndWork<O extends object, W>(rest: unknown[], names: Known): [O, W] {
   const work = rest.at(-1)
   if (typeof work !== 'function') throw wrongType('work', 'a function', work)
   const [options = {}] = rest.length > 1 ? rest : []
-  checkOptions(options)
+  checkOptions(options, names)
   return [options as O, work as W]
 }
 

@@ -227,7 +227,7 @@ export function fromDatabase(error: unknown): unknown {
       { cause: error },
     )
   }
-  const unfit = whyUnfit(sqlState, error.message)
+  const unfit = whyUnfit(sqlState, error.message, routine)
   if (unfit !== undefined) return new UnavailableError(unfit, { cause: error })
   if (sqlState === '0A000' && routine === UNLOGGED) return refused(error, READ_ONLY)
   // A database that takes no connections, or none of this role. (That the error is FATAL is said in the language of the server.)

@@ -5,7 +5,6 @@ export {
   budgeted,
   checkInteger,
   checkMs,
-  checkOptions,
   checkPage,
   checkText,
   checkToken,
@@ -14,6 +13,7 @@ export {
   isDots,
   LIMITS,
   optionsAndWork,
+  type Page,
   WAIT,
 } from './arguments.ts'
 export { BackoffDelays } from './backoff.ts'
@@ -41,6 +41,7 @@ export {
   wrongType,
 } from './errors.ts'
 export { type Exact, exact, exactJson, jsonText, metaText, storableError } from './json.ts'
+export { checkOptions, GRACE, type Known, known, SIGNAL, TRX } from './options.ts'
 export { CLOSE_MS, Closing, Deadline, GRACE_MS, RoomShutdown, type Shutdown } from './shutdown.ts'
 export { SQLSTATE } from './sqlstates.ts'
 export { Stopwatch, trusted } from './stopwatch.ts'

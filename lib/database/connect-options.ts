@@ -13,33 +13,33 @@ export interface ConnectOptions {
    * A connection string that goes around the pooler, for session locks and LISTEN. `null`: never try one (a Lambda, a Worker).
    * @default connectionString
    */
-  directConnectionString?: string | null
+  directConnectionString?: string | null | undefined
   /** Connections for your own transactions, an integer ≥ 1. @default 10 */
-  max?: number
+  max?: number | undefined
   /** Connections that may wait in the database's lock queues, an integer ≥ 0. A caller without one polls instead. @default 8 */
-  maxWaiting?: number
+  maxWaiting?: number | undefined
   /**
    * Called at each new connection for its password, instead of the one in `connectionString`: for a secret that rotates, or an IAM
    * token.
    * @default the password in connectionString
    */
-  password?: () => string | Promise<string>
+  password?: (() => string | Promise<string>) | undefined
   /**
    * Whether all statements of this process share one pool. Then they need only one connection while they run one after another:
    * for a Lambda or a Worker, where each process serves one request. `max` and the limits of the rooms stay as they are.
    * @default false: separate pools
    */
-  shared?: boolean
+  shared?: boolean | undefined
   /**
    * Whether every statement that reads calls a volatile function, so that no proxy answers it from a cache (Cloudflare's Hyperdrive).
    * @default false
    */
-  volatile?: boolean
+  volatile?: boolean | undefined
   /**
    * The `application_name` in pg_stat_activity, and the `holder` that `query` shows for a connection hold that no fence has used.
    * @default 'lockstep'
    */
-  applicationName?: string
+  applicationName?: string | undefined
 }
 
 /**

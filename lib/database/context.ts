@@ -12,7 +12,7 @@ export interface Context {
   database: Database
   sessions: SessionPool
   /** Measures true time, if a measurement is due. */
-  time: { synchronize(options: { signal?: AbortSignal }): Promise<boolean> }
+  time: { synchronize(options: { signal?: AbortSignal | undefined }): Promise<boolean> }
   closing: Closing
   /** The rooms that were made later. They are closed before the connections are. */
   rooms: Set<Shutdown>

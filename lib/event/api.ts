@@ -2,6 +2,7 @@
  * The interface of events: all verbs of streams and of groups. What they promise is in events.ts.
  */
 
+import type { Page } from '../base/index.ts'
 import type { AnyTransaction } from '../database/index.ts'
 import type {
   Batch,
@@ -38,9 +39,9 @@ import type {
 /** Options of `createEvents`. */
 export interface EventsOptions {
   /** The most database connections for events, 1–100. @default 4 */
-  connections?: number
+  connections?: number | undefined
   /** Called with errors that reach no caller, for example that an event was parked. @default a warning of the process */
-  onError?: (error: unknown) => void
+  onError?: ((error: unknown) => void) | undefined
 }
 
 /** The events of one process. Made by `createEvents`. */
@@ -106,7 +107,7 @@ export interface Events extends AsyncDisposable {
    * @param page.after   the last name of the page before. @default ''
    * @throws {UnavailableError | TypeError | RangeError}
    */
-  streams(page?: { prefix?: string; limit?: number; after?: string }): Promise<StreamState[]>
+  streams(page?: Page): Promise<StreamState[]>
 
   // ── Groups ──
 
@@ -148,7 +149,7 @@ export interface Events extends AsyncDisposable {
    * @param page.after   the last name of the page before. @default ''
    * @throws {UnavailableError | TypeError | RangeError}
    */
-  groups(page?: { prefix?: string; limit?: number; after?: string }): Promise<Group[]>
+  groups(page?: Page): Promise<Group[]>
 
   /**
    * Deletes a group and its progress; its consumers lose their partitions and stop.
@@ -166,7 +167,7 @@ export interface Events extends AsyncDisposable {
    * @throws {NotFoundError} no such group.
    * @throws {UnavailableError | TypeError | RangeError}
    */
-  parked(group: string, page?: { limit?: number; after?: string }): Promise<Parked[]>
+  parked(group: string, page?: { limit?: number | undefined; after?: string | undefined }): Promise<Parked[]>
 
   /**
    * Retries parked events.
@@ -177,7 +178,7 @@ export interface Events extends AsyncDisposable {
    * @throws {NotFoundError} no such group.
    * @throws {UnavailableError | TypeError | RangeError}
    */
-  redeliver(group: string, options?: { stream?: string; skip?: boolean }): Promise<number>
+  redeliver(group: string, options?: { stream?: string | undefined; skip?: boolean | undefined }): Promise<number>
 
   /**
    * How far behind a group is, and what holds it up.
@@ -214,7 +215,7 @@ export interface Events extends AsyncDisposable {
    * @throws {LeaseLostError} the partition went to another consumer, or this is not the last batch that was delivered.
    * @throws {UnavailableError | TypeError | RangeError}
    */
-  commit(group: string, batch: BatchEnd, options?: { trx?: AnyTransaction }): Promise<void>
+  commit(group: string, batch: BatchEnd, options?: { trx?: AnyTransaction | undefined }): Promise<void>
 
   /**
    * Reports that an event of a batch failed, and that the events before it in the batch were applied. The event is
@@ -258,7 +259,7 @@ export interface Events extends AsyncDisposable {
    * @param options.signal  ends it between two statements: it rejects with `signal.reason`.
    * @throws {UnavailableError | TypeError}
    */
-  sweep(options?: { signal?: AbortSignal }): Promise<Swept>
+  sweep(options?: { signal?: AbortSignal | undefined }): Promise<Swept>
 
   /**
    * Removes the events of a stream before a position, except those that a group has not read yet, unless `force` is

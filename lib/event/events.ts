@@ -36,10 +36,12 @@
  * Events are not part of `createLockstep`, as tasks are not: a program that only locks does not bundle them.
  */
 
-import { checkOptions } from '../base/index.ts'
+import { checkOptions, known } from '../base/index.ts'
 import type { Lockstep } from '../index.ts'
 import type { Events, EventsOptions } from './api.ts'
 import { PostgresEvents } from './postgres-events.ts'
+
+const EVENTS = known<EventsOptions>({ connections: true, onError: true })
 
 /**
  * Makes the events of a Lockstep, once in a process. `lockstep.close()` closes them too.
@@ -52,6 +54,6 @@ import { PostgresEvents } from './postgres-events.ts'
  * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
  */
 export function createEvents(lockstep: Lockstep, options: EventsOptions = {}): Events {
-  checkOptions(options)
+  checkOptions(options, EVENTS)
   return new PostgresEvents(lockstep, options)
 }

@@ -5,6 +5,7 @@ import {
   checkInteger,
   checkOptions,
   GRACE_MS,
+  type Page,
   RoomShutdown,
   UnavailableError,
   warn,
@@ -134,7 +135,7 @@ export class PostgresEvents implements Events {
     return this.getStream(stream)
   }
 
-  async streams(page: { prefix?: string; limit?: number; after?: string } = {}): Promise<StreamState[]> {
+  async streams(page: Page = {}): Promise<StreamState[]> {
     return this.#closing.verb(() => this.#reader.states(page))
   }
 
@@ -155,7 +156,7 @@ export class PostgresEvents implements Events {
     return this.getGroup(group)
   }
 
-  async groups(page?: { prefix?: string; limit?: number; after?: string }): Promise<Group[]> {
+  async groups(page?: Page): Promise<Group[]> {
     return this.#closing.verb(() => this.#groups.list(page))
   }
 
@@ -163,11 +164,11 @@ export class PostgresEvents implements Events {
     return this.#closing.verb(() => this.#groups.delete(group))
   }
 
-  parked(group: string, page?: { limit?: number; after?: string }): Promise<Parked[]> {
+  parked(group: string, page?: { limit?: number | undefined; after?: string | undefined }): Promise<Parked[]> {
     return this.#closing.verb(() => this.#polls.parked(group, page))
   }
 
-  redeliver(group: string, options?: { stream?: string; skip?: boolean }): Promise<number> {
+  redeliver(group: string, options?: { stream?: string | undefined; skip?: boolean | undefined }): Promise<number> {
     return this.#closing.verb(() => this.#polls.redeliver(group, options))
   }
 
@@ -183,7 +184,7 @@ export class PostgresEvents implements Events {
     return this.#wait(options, (stoppable) => this.#polls.poll(group, stoppable))
   }
 
-  commit(group: string, batch: BatchEnd, options?: { trx?: AnyTransaction }): Promise<void> {
+  commit(group: string, batch: BatchEnd, options?: { trx?: AnyTransaction | undefined }): Promise<void> {
     return this.#closing.verb(() => this.#polls.commit(group, batch, options))
   }
 
@@ -203,7 +204,7 @@ export class PostgresEvents implements Events {
     return this.#closing.verb(() => this.#retention.rules())
   }
 
-  sweep(options?: { signal?: AbortSignal }): Promise<Swept> {
+  sweep(options?: { signal?: AbortSignal | undefined }): Promise<Swept> {
     return this.#closing.verb(() => this.#retention.sweep(options))
   }
 
@@ -230,7 +231,7 @@ export class PostgresEvents implements Events {
   }
 
   /** Runs a verb that may wait; its signal aborts with the caller's signal and with the close. */
-  #wait<O extends { signal?: AbortSignal }, T>(options: O, run: (options: O) => Promise<T>): Promise<T> {
+  #wait<O extends { signal?: AbortSignal | undefined }, T>(options: O, run: (options: O) => Promise<T>): Promise<T> {
     return this.#closing.verb(async () => {
       checkOptions(options)
       return this.#closing.wait(options.signal, (signal) => run({ ...options, signal }))

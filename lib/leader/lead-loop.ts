@@ -6,12 +6,12 @@ import type { Term } from './term.ts'
 /** The pauses of {@link Leaders.lead} between campaigns. */
 export interface Backoff {
   /** The pause before the first new campaign, in milliseconds, ≥ 0; doubled after each further end. @default 500 */
-  firstMs?: number
+  firstMs?: number | undefined
   /**
    * The longest pause, in milliseconds, ≥ 0. After a term that lasted longer than this the pauses begin at `firstMs` again.
    * @default 30_000
    */
-  mostMs?: number
+  mostMs?: number | undefined
 }
 
 /**

@@ -16,6 +16,8 @@ import {
   LIMITS,
   metaText,
   optionsAndWork,
+  type Page,
+  SIGNAL,
   WAIT,
   warn,
   wrongType,
@@ -26,7 +28,7 @@ import type { Candidacy } from './campaign.ts'
 import { type Elected, Elections } from './election.ts'
 import { type LeadWork, lead } from './lead-loop.ts'
 import { ElectionObservers } from './observe.ts'
-import { type CampaignOptions, candidacyOf, type LeadOptions, type TryCampaignOptions } from './options.ts'
+import { type CampaignOptions, candidacyOf, type LeadOptions, OPTIONS, type TryCampaignOptions } from './options.ts'
 import type { ElectionState, Leader, Members } from './state.ts'
 import { proclaim, type Term, TermHold, type TermParts } from './term.ts'
 
@@ -65,7 +67,7 @@ export class Leaders {
    */
   async campaign(name: string, options: CampaignOptions = {}): Promise<Term> {
     this.#closing.check()
-    const candidacy = candidacyOf(name, options)
+    const candidacy = candidacyOf(name, options, OPTIONS.campaign)
     const { waitMs = Infinity, signal } = options
     checkMs('waitMs', waitMs, WAIT)
     const elected = await this.#elections.campaign(candidacy, waitMs, signal)
@@ -80,7 +82,7 @@ export class Leaders {
    */
   async tryCampaign(name: string, options: TryCampaignOptions = {}): Promise<Term | null> {
     this.#closing.check()
-    const candidacy = candidacyOf(name, options)
+    const candidacy = candidacyOf(name, options, OPTIONS.tryCampaign)
     const elected = await this.#elections.campaign(candidacy, 0, undefined)
     return elected && this.#term(elected, candidacy)
   }
@@ -100,9 +102,10 @@ export class Leaders {
   async lead(name: string, ...rest: unknown[]): Promise<void> {
     const [{ signal, backoff = {}, onError = warnOfFailure, ...options }, work] = optionsAndWork<LeadOptions, LeadWork>(
       rest,
+      OPTIONS.lead,
     )
-    candidacyOf(name, options)
-    checkOptions(backoff, 'backoff')
+    candidacyOf(name, options, OPTIONS.tryCampaign)
+    checkOptions(backoff, OPTIONS.backoff, 'backoff')
     if (typeof onError !== 'function') throw wrongType('onError', 'a function', onError)
     const { firstMs = 500, mostMs = 30_000 } = backoff
     checkMs('backoff.firstMs', firstMs, WAIT)
@@ -157,9 +160,12 @@ export class Leaders {
    * @throws {UnavailableError} the first read found no database, or Lockstep was closed.
    * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
    */
-  observe(name: string, options: { signal?: AbortSignal } = {}): AsyncGenerator<ElectionState, never, void> {
+  observe(
+    name: string,
+    options: { signal?: AbortSignal | undefined } = {},
+  ): AsyncGenerator<ElectionState, never, void> {
     checkText('name', name)
-    checkOptions(options)
+    checkOptions(options, SIGNAL)
     return this.#observe(name, options.signal)
   }
 
@@ -179,9 +185,7 @@ export class Leaders {
    * @param options.after   the last name of the page before.
    * @throws {UnavailableError | TypeError | RangeError} as {@link campaign}.
    */
-  async list(
-    options: { prefix?: string; limit?: number; after?: string } = {},
-  ): Promise<(Leader & { name: string })[]> {
+  async list(options: Page = {}): Promise<(Leader & { name: string })[]> {
     this.#closing.check()
     const states = await listHeld(this.#database, options, ELECTIONS.prefix)
     // Every term is a lease, so none of these fields is null.
@@ -215,7 +219,7 @@ export class Leaders {
    */
   async grant(name: string, options: Omit<CampaignOptions, 'failover'> = {}): Promise<Grant> {
     this.#closing.check()
-    const candidacy = candidacyOf(name, options)
+    const candidacy = candidacyOf(name, options, OPTIONS.grant)
     const { waitMs = 0, signal } = options
     checkMs('waitMs', waitMs, WAIT)
     const elected = await this.#elections.campaign(candidacy, waitMs, signal)
@@ -229,11 +233,15 @@ export class Leaders {
    * @throws {LeaseLostError} not held under this token, or asked to step down.
    * @throws {UnavailableError | TypeError | RangeError} as {@link campaign}.
    */
-  async renew(name: string, token: bigint, options: { ttlMs?: number; meta?: unknown } = {}): Promise<Grant> {
+  async renew(
+    name: string,
+    token: bigint,
+    options: { ttlMs?: number | undefined; meta?: unknown } = {},
+  ): Promise<Grant> {
     this.#closing.check()
     checkText('name', name)
     checkToken(token)
-    checkOptions(options)
+    checkOptions(options, OPTIONS.renew)
     const { ttlMs, meta } = options
     if (ttlMs !== undefined) checkMs('ttlMs', ttlMs, LIMITS.ttlMs)
     metaText(meta)

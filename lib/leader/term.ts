@@ -67,7 +67,7 @@ export interface Term extends AsyncDisposable {
    * @throws {LeaseLostError} the term was lost before. The term of a successor is not touched.
    * @throws {UnavailableError} the database cannot be reached: the term ends by its ttl.
    */
-  resign(options?: { trx?: AnyTransaction }): Promise<void>
+  resign(options?: { trx?: AnyTransaction | undefined }): Promise<void>
   /** For JSON.stringify: name, holder, failover, and the token as a decimal string. */
   toJSON(): Record<string, unknown>
   /** Resigns. It does not throw if the term was lost, because `signal` has shown that. */
@@ -120,7 +120,7 @@ export class TermHold extends LeaseHold implements Term {
     await proclaim(this.#parts, this.name, this.token, meta)
   }
 
-  async resign(options?: { trx?: AnyTransaction }): Promise<void> {
+  async resign(options?: { trx?: AnyTransaction | undefined }): Promise<void> {
     try {
       await this.release(options)
     } catch (error) {

@@ -61,7 +61,7 @@ export interface Hold extends AsyncDisposable {
    * @throws {UnavailableError} the database did not answer, or a fenced transaction stayed open for 10 s. The release may have
    *   taken effect: the hold is not trusted any more, and `signal` aborts; a lease ends by its ttl. It may be called again.
    */
-  release(options?: { trx?: AnyTransaction }): Promise<void>
+  release(options?: { trx?: AnyTransaction | undefined }): Promise<void>
   /** For JSON.stringify: name, holder, kind, and the token as a decimal string. */
   toJSON(): Record<string, unknown>
   /** Releases the hold. It does not throw if the hold was lost: `signal` has reported that. */

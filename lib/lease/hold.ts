@@ -10,7 +10,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Transaction } from 'kysely'
-import { BackoffDelays, fromDatabase, LeaseLostError } from '../base/index.ts'
+import { BackoffDelays, checkOptions, fromDatabase, LeaseLostError, TRX } from '../base/index.ts'
 import { type AnyTransaction, checkTransaction, type Database, sqlState } from '../database/index.ts'
 import type { Hold } from './api.ts'
 import { denied, otherHoldLost } from './denied-holds.ts'
@@ -112,10 +112,15 @@ export abstract class AbstractHold implements Hold {
     }
   }
 
-  release({ trx }: { trx?: AnyTransaction } = {}): Promise<void> {
-    if (trx !== undefined) return this.#releaseInside(trx)
+  release(options?: { trx?: AnyTransaction | undefined }): Promise<void> {
+    if (options !== undefined) return this.#releaseBy(options)
     this.#release ??= this.#releaseNow()
     return this.#release
+  }
+
+  async #releaseBy(options: { trx?: AnyTransaction | undefined }): Promise<void> {
+    checkOptions(options, TRX)
+    return options.trx === undefined ? this.release() : this.#releaseInside(options.trx)
   }
 
   async #releaseInside(trx: AnyTransaction): Promise<void> {

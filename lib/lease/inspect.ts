@@ -6,7 +6,7 @@
  * when a fence uses it. So `list` does not show holds without a row; `query` of one name does.
  */
 import { sql } from 'kysely'
-import { checkPage, exact } from '../base/index.ts'
+import { checkPage, exact, type Page } from '../base/index.ts'
 import type { Database } from '../database/index.ts'
 
 /** The state of a name when the database answered. In JSON its token is a decimal string. */
@@ -77,15 +77,20 @@ export async function lockState(database: Database, name: string, here: number, 
   return exact({ ...FREE, name, held: true, kind: 'connection', holder: row.gate_application, waiting })
 }
 
+/** For how many milliseconds a holder has a name by a lease, of whichever process; undefined: it has none. */
+export async function leasedFor(
+  database: Database,
+  { name, holder }: { name: string; holder: string },
+): Promise<number | undefined> {
+  const state = await lockState(database, name, 0, [])
+  return state.kind === 'lease' && state.holder === holder ? (state.ttlMs ?? undefined) : undefined
+}
+
 /**
  * The holds that have a row, a page at a time.
  * @param namespace  the prefix of a namespace. It is removed from the names. Names of other namespaces have a control character.
  */
-export async function listHeld(
-  database: Database,
-  page: { prefix?: string; limit?: number; after?: string },
-  namespace = '',
-): Promise<Omit<LockState, 'waiting'>[]> {
+export async function listHeld(database: Database, page: Page, namespace = ''): Promise<Omit<LockState, 'waiting'>[]> {
   const { prefix, limit, after } = checkPage(page)
   const rows = await database.control<Row>(
     sql`select substr(name, ${namespace.length + 1}::integer) as name, holder, token, granted_at, expires_at, ttl_ms, meta

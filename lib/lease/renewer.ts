@@ -24,6 +24,8 @@ export class LeaseHold extends AbstractHold {
   #attempted: Stopwatch
   #pauseMs: number
   #renewing = false
+  /** The holds of this process that are this same grant. */
+  #sharing: Set<LeaseHold> | undefined
 
   constructor(database: Database, leases: Leases, renewer: Renewer, grant: Grant, ttlMs: number, attempted: Stopwatch) {
     super(database, leases, grant.name, grant.holder, grant.token)
@@ -33,7 +35,16 @@ export class LeaseHold extends AbstractHold {
     this.#kept = attempted
     this.#attempted = attempted
     this.#pauseMs = ttlMs / 3
+    if (grant.renewed) this.#share(renewer)
     renewer.add(this)
+  }
+
+  // The holder has it already; where it was granted here, both learn at once when one of them is released.
+  #share(renewer: Renewer): void {
+    const same = renewer.all.find((hold) => hold.name === this.name && hold.token === this.token && !hold.over)
+    if (!same) return
+    same.#sharing ??= new Set([same])
+    this.#sharing = same.#sharing.add(this)
   }
 
   protected withinTrust(): boolean {
@@ -44,6 +55,7 @@ export class LeaseHold extends AbstractHold {
 
   protected async giveUp(): Promise<void> {
     this.#renewer.remove(this)
+    for (const other of this.#sharing ?? []) if (other !== this) other.lose('its holder has released it')
     await this.#leases.revoke(this.name, this.token)
   }
 

@@ -4,6 +4,9 @@
  * The database knows only its advisory lock K, until a fence is asserted: then the hold is registered, that is, its row is written
  * over the connection that has K, and a transaction can be fenced against it. A registered hold frees its row before K passes on:
  * its token is dead before the next holder works, also when the next holder is of the same process.
+ *
+ * Calls of this process with one holder are one holder: each has a hold of its own, and all of them have one token, one row and one K.
+ * The first that is released or lost ends them all.
  */
 
 import { LeaseLostError, SQLSTATE } from '../base/index.ts'
@@ -17,6 +20,16 @@ export interface NameQueue {
   passOn(dead: boolean): Promise<void>
 }
 
+/** What the holds of one holder have in common. */
+interface Held {
+  readonly holds: Set<ConnectionHold>
+  /** The row is written or being written; undefined: it was not, or the attempt failed, and the row may be there all the same. */
+  registered: Promise<void> | undefined
+  /** Whether there may be a row: from the first attempt on. */
+  mayHaveRow: boolean
+  passed: Promise<void> | undefined
+}
+
 /** A hold that lasts as long as this process's connection lives. */
 export class ConnectionHold extends AbstractHold {
   readonly kind = 'connection'
@@ -24,26 +37,35 @@ export class ConnectionHold extends AbstractHold {
   readonly #leases: Leases
   readonly #session: Session
   readonly #meta: unknown
-  /** The row is written or being written; undefined: it was not, or the attempt failed, and the row may be there all the same. */
-  #registered: Promise<void> | undefined
-  /** Whether there may be a row: from the first attempt on. */
-  #mayHaveRow = false
-  #passed: Promise<void> | undefined
+  readonly #parts: { database: Database; leases: Leases }
+  readonly #held: Held
 
   constructor(
     queue: NameQueue,
-    { database, leases }: { database: Database; leases: Leases },
+    parts: { database: Database; leases: Leases },
     session: Session,
     token: bigint,
     holder: string,
     meta: unknown,
+    held: Held = { holds: new Set(), registered: undefined, mayHaveRow: false, passed: undefined },
   ) {
-    super(database, leases, queue.name, holder, token)
+    super(parts.database, parts.leases, queue.name, holder, token)
     this.#queue = queue
-    this.#leases = leases
+    this.#parts = parts
+    this.#leases = parts.leases
     this.#session = session
     this.#meta = meta
+    this.#held = held
+    held.holds.add(this)
     session.attach(this)
+  }
+
+  /** Another hold of the same holder. */
+  again(): ConnectionHold {
+    return new ConnectionHold(
+      ...([this.#queue, this.#parts, this.#session] as const),
+      ...([this.token, this.holder, this.#meta, this.#held] as const),
+    )
   }
 
   protected withinTrust(): boolean {
@@ -51,20 +73,22 @@ export class ConnectionHold extends AbstractHold {
   }
 
   protected fence(): Promise<void> {
-    this.#mayHaveRow = true
-    this.#registered ??= this.#session.register(this.name, this.holder, this.token, this.#meta).catch((error) => {
-      this.#registered = undefined // the next fence tries again; what was written all the same it finds
+    const held = this.#held
+    held.mayHaveRow = true
+    held.registered ??= this.#session.register(this.name, this.holder, this.token, this.#meta).catch((error) => {
+      held.registered = undefined // the next fence tries again; what was written all the same it finds
       if (sqlState(error) === SQLSTATE.leaseLost) this.lose('the database says so', error)
       throw error
     })
-    return this.#registered
+    return held.registered
   }
 
   // The row first, then K, so that its token is dead before the next holder works. Whatever fails, K must go: of a row without
   // it the next grant knows that nobody has it.
   protected async giveUp(): Promise<void> {
-    if (!this.#mayHaveRow) return this.#passOn(true) // nothing of it is in the database but K
-    const written = await this.#registered?.then(
+    this.#endOthers('its holder has released it')
+    if (!this.#held.mayHaveRow) return this.#passOn(true) // nothing of it is in the database but K
+    const written = await this.#held.registered?.then(
       () => true,
       () => false,
     )
@@ -80,8 +104,17 @@ export class ConnectionHold extends AbstractHold {
   }
 
   #passOn(dead: boolean): Promise<void> {
-    this.#passed ??= this.#queue.passOn(dead)
-    return this.#passed
+    this.#held.passed ??= this.#queue.passOn(dead)
+    return this.#held.passed
+  }
+
+  // Before K passes on: none of them is trusted when the next holder works.
+  #endOthers(why: string): void {
+    for (const other of this.#held.holds) if (other !== this) other.#end(why)
+  }
+
+  #end(why: string): void {
+    super.lose(why)
   }
 
   connectionLost(error: Error): void {
@@ -90,12 +123,14 @@ export class ConnectionHold extends AbstractHold {
 
   protected ended(): void {
     this.#session.detach(this)
+    this.#held.holds.delete(this)
   }
 
   // Lost with its connection, or taken by force: either way the next caller is served.
   override lose(why: string, cause?: unknown): void {
     if (this.over) return
     super.lose(why, cause)
-    this.#passOn(!this.#mayHaveRow).catch(() => {})
+    this.#endOthers(why)
+    this.#passOn(!this.#held.mayHaveRow).catch(() => {})
   }
 }

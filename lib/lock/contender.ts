@@ -5,7 +5,7 @@ import type { ConnectionHold } from './connection-hold.ts'
 
 /** What a caller wants of a name: to hold it by this process's connection, by a lease, or by a transaction of its own. */
 export type Want =
-  | { kind: 'connection'; holder: string; meta: unknown }
+  | { kind: 'connection'; holder: string; meta: unknown; named: boolean }
   | { kind: 'lease'; request: GrantRequest }
   | { kind: 'transaction' }
 

@@ -23,6 +23,7 @@ import {
   LIMITS,
   onAbort,
   optionsAndWork,
+  type Page,
   Stopwatch,
   WAIT,
 } from '../base/index.ts'
@@ -34,12 +35,13 @@ import {
   LeaseHold,
   Leases,
   type LockState,
+  leasedFor,
   listHeld,
   lockState,
   Renewer,
 } from '../lease/index.ts'
 import type { LeaseAnswer } from './contender.ts'
-import { type AcquireOptions, grantRequest, type TransactionOptions, type TryOptions } from './options.ts'
+import { type AcquireOptions, grantRequest, OPTIONS, type TransactionOptions, type TryOptions } from './options.ts'
 import { type TransactionWork, transaction } from './transaction.ts'
 import { type WaitOptions, WaitQueues } from './wait-queues.ts'
 
@@ -70,7 +72,7 @@ export class Locks {
    */
   async acquire(name: string, options: AcquireOptions = {}): Promise<Hold> {
     this.#closing.check()
-    checkOptions(options)
+    checkOptions(options, OPTIONS.acquire)
     const { waitMs = Infinity, signal, ttlMs } = options
     checkText('name', name)
     checkMs('waitMs', waitMs, WAIT)
@@ -80,6 +82,12 @@ export class Locks {
     const { sessions } = this.#queues.context
     const leased = ttlMs !== undefined || this.#database.pooled
     const left = countdown(waitMs)
+    if (options.holder !== undefined) {
+      const known = this.#queues.heldBy(name, request.holder)
+      if (known) return known.again()
+      const ms = leased ? undefined : await this.#closing.abortable(leasedFor(this.#database, request))
+      if (ms !== undefined) return this.#acquireLease({ ...request, ttlMs: ms }, options, { waitMs, signal })
+    }
     const shared = () => this.#closing.abortable(sharedSession(sessions, left, signal))
     let session = leased ? null : (sessions.current ?? (await shared()))
     if (session && waitMs === 0) await this.#firstAttempt(name)
@@ -91,7 +99,8 @@ export class Locks {
     signal?.throwIfAborted()
     if (!session) return this.#acquireLease(request, options, { waitMs, signal })
     this.#closing.check()
-    const want = { kind: 'connection', holder: request.holder, meta: options.meta } as const
+    const named = options.holder !== undefined
+    const want = { kind: 'connection', holder: request.holder, meta: options.meta, named } as const
     return this.#queues.ask(name, want, { waitMs, leftMs: left(), signal, session })
   }
 
@@ -109,6 +118,8 @@ export class Locks {
    * @throws {UnavailableError | TypeError | RangeError} as {@link acquire}.
    */
   async tryAcquire(name: string, options: TryOptions = {}): Promise<Hold | null> {
+    this.#closing.check()
+    checkOptions(options, OPTIONS.tryAcquire)
     try {
       return await this.acquire(name, { ...options, waitMs: 0 })
     } catch (error) {
@@ -125,7 +136,7 @@ export class Locks {
   using<T>(name: string, work: (held: Hold) => Promise<T> | T): Promise<T>
   using<T>(name: string, options: AcquireOptions, work: (held: Hold) => Promise<T> | T): Promise<T>
   async using<T>(name: string, ...rest: unknown[]): Promise<T> {
-    const [options, work] = optionsAndWork<AcquireOptions, (held: Hold) => Promise<T> | T>(rest)
+    const [options, work] = optionsAndWork<AcquireOptions, (held: Hold) => Promise<T> | T>(rest, OPTIONS.acquire)
     await using held = await this.acquire(name, options)
     const result = await work(held)
     await held.release()
@@ -143,7 +154,7 @@ export class Locks {
   transaction<T>(name: string, work: TransactionWork<T>): Promise<T>
   transaction<T>(name: string, options: TransactionOptions, work: TransactionWork<T>): Promise<T>
   async transaction<T>(name: string, ...rest: unknown[]): Promise<T> {
-    const [options, work] = optionsAndWork<TransactionOptions, TransactionWork<T>>(rest)
+    const [options, work] = optionsAndWork<TransactionOptions, TransactionWork<T>>(rest, OPTIONS.transaction)
     const { waitMs = Infinity, signal } = options
     checkText('name', name)
     checkMs('waitMs', waitMs, WAIT)
@@ -189,7 +200,7 @@ export class Locks {
    * @param options.limit  names in the answer, 1–1,000. @default 100
    * @param options.after  the last name of the page before.
    */
-  async list(options: { prefix?: string; limit?: number; after?: string } = {}): Promise<Omit<LockState, 'waiting'>[]> {
+  async list(options: Page = {}): Promise<Omit<LockState, 'waiting'>[]> {
     this.#closing.check()
     return listHeld(this.#database, options)
   }
@@ -203,7 +214,7 @@ export class Locks {
    */
   async grant(name: string, options: AcquireOptions = {}): Promise<Grant> {
     this.#closing.check()
-    checkOptions(options)
+    checkOptions(options, OPTIONS.acquire)
     const { waitMs = 0, signal, holder } = options
     checkText('name', name)
     checkMs('waitMs', waitMs, WAIT)
@@ -212,11 +223,11 @@ export class Locks {
   }
 
   /** Makes a lease last `ttlMs` from now (default: as long as before). @throws {LeaseLostError} it is not held under this token. */
-  async renew(name: string, token: bigint, options: { ttlMs?: number } = {}): Promise<Grant> {
+  async renew(name: string, token: bigint, options: { ttlMs?: number | undefined } = {}): Promise<Grant> {
     this.#closing.check()
     checkText('name', name)
     checkToken(token)
-    checkOptions(options)
+    checkOptions(options, OPTIONS.renew)
     const { ttlMs } = options
     if (ttlMs !== undefined) checkMs('ttlMs', ttlMs, LIMITS.ttlMs)
     return this.#leases.renew(name, token, ttlMs ?? null)
@@ -242,10 +253,8 @@ export class Locks {
     this.#closing.check()
     checkText('name', name)
     const { outcome } = await this.#leases.retryWhileBusy(async () => {
-      const [row] = await this.#database.control<{ outcome: string }>(
-        sql`select lockstep.force_revoke(${name}) as outcome`,
-      )
-      return { outcome: row?.outcome ?? 'none' }
+      const forcing = sql<{ outcome: string }>`select lockstep.force_revoke(${name}) as outcome`
+      return (await this.#database.control(forcing))[0] ?? { outcome: 'none' }
     })
     if (outcome === 'forbidden') {
       throw new ForbiddenError(

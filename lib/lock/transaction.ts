@@ -11,7 +11,7 @@ import { sql, type Transaction } from 'kysely'
 import { BackoffDelays, exact, fromDatabase, LeaseHeldError, noConnectionLeft, onAbort } from '../base/index.ts'
 import { XID } from '../database/index.ts'
 import { otherHoldLost } from '../lease/index.ts'
-import type { LockContext } from './wait-queue.ts'
+import type { LockContext } from './context.ts'
 
 /** The work that is done under the lock. `hold.token` is the fencing token, for writes to other systems. */
 // biome-ignore lint/suspicious/noExplicitAny: the user's tables are the user's

@@ -22,10 +22,11 @@ import {
   Stopwatch,
   UnavailableError,
 } from '../base/index.ts'
-import type { Database, Session, SessionPool, TakeResult } from '../database/index.ts'
-import { type Grant, grantAll, type Leases } from '../lease/index.ts'
+import type { Session, TakeResult } from '../database/index.ts'
+import { type Grant, grantAll } from '../lease/index.ts'
 import { ConnectionHold } from './connection-hold.ts'
 import { type Contender, type ContenderOf, wantsConnection, wantsLease, wantsTransaction } from './contender.ts'
+import type { LockContext } from './context.ts'
 import { Gate } from './gate.ts'
 
 const COHORT_PASSES = 32
@@ -33,13 +34,6 @@ const COHORT_MS = 20
 const POLL_MS = { firstMs: 25, mostMs: 250, factor: 1.5, spread: 0.25 }
 // A lease was granted to somebody else between our look and our grant.
 const OVERTAKEN_MS = 20
-
-/** What all wait queues of a process share. */
-export interface LockContext {
-  readonly database: Database
-  readonly leases: Leases
-  readonly sessions: SessionPool
-}
 
 export class WaitQueue {
   readonly name: string
@@ -51,6 +45,8 @@ export class WaitQueue {
   #firstAttempt: Promise<void> = done
   readonly #gate: Gate
 
+  /** The connection hold of this process. */
+  #hold: ConnectionHold | undefined
   // The cohort under way.
   #token = 0n
   #passes = 0
@@ -84,6 +80,11 @@ export class WaitQueue {
   /** How many callers wait here. */
   get length(): number {
     return this.#contenders.length
+  }
+
+  /** What a holder has here by connection. */
+  heldBy(holder: string): ConnectionHold | undefined {
+    return this.#hold?.holder === holder && this.#hold.isTrusted() ? this.#hold : undefined
   }
 
   join(contender: Contender): void {
@@ -225,8 +226,14 @@ export class WaitQueue {
 
   #serveConnection(session: Session, first: ContenderOf<'connection'>): void {
     this.#contenders.shift()
-    const { holder, meta } = first.want
-    first.serve(new ConnectionHold(this, this.#context, session, this.#token, holder, meta))
+    const { holder, meta, named } = first.want
+    const hold = new ConnectionHold(this, this.#context, session, this.#token, holder, meta)
+    this.#hold = hold
+    first.serve(hold)
+    if (!named) return // nobody else has this holder
+    for (const other of this.#contenders.filter(wantsConnection)) {
+      if (other.want.holder === holder && this.#remove(other)) other.serve(hold.again())
+    }
   }
 
   // The transaction's own connection waits in the database's queue; until it is over it is this process's turn.
@@ -290,5 +297,4 @@ export class WaitQueue {
     return undefined
   }
 }
-
 const done = Promise.resolve()

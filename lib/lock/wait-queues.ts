@@ -1,8 +1,10 @@
 /** The wait queues of a process, one for each name that it holds or wants: a caller asks here, and its answer is a promise. */
 import { LeaseHeldError, onAbort } from '../base/index.ts'
 import type { Session } from '../database/index.ts'
+import type { ConnectionHold } from './connection-hold.ts'
 import { type Answers, type Contender, ContenderOf, type Want } from './contender.ts'
-import { type LockContext, WaitQueue } from './wait-queue.ts'
+import type { LockContext } from './context.ts'
+import { WaitQueue } from './wait-queue.ts'
 
 // A timer's longest is 24 days; a longer wait has no end.
 const LONGEST_MS = 2 ** 31 - 1
@@ -11,10 +13,10 @@ export interface WaitOptions {
   /** Milliseconds. 0: one attempt, and only if nobody of this process has the name or waits for it. */
   waitMs: number
   /** What remains of it. @default all */
-  leftMs?: number
+  leftMs?: number | undefined
   signal: AbortSignal | undefined
   /** For a connection hold: the session that all attempts of the process share. */
-  session?: Session
+  session?: Session | undefined
 }
 
 export class WaitQueues {
@@ -37,6 +39,10 @@ export class WaitQueues {
     const { waitMs, leftMs = waitMs, signal, session } = options
     if (signal?.aborted) return Promise.reject(signal.reason)
     const queue = this.#queues.get(name)
+    // Its holder may have been granted it while this call asked what it has.
+    const { named = false, holder = '' } = want as { named?: boolean; holder?: string }
+    const same = named ? queue?.heldBy(holder) : undefined
+    if (same) return Promise.resolve(same.again() as Answers[Kind])
     if (queue && waitMs <= 0) return Promise.reject(new LeaseHeldError(name, 0))
     const asked = new ContenderOf<Kind>(want, waitMs > 0)
     const contender = asked as unknown as Contender // one of the three, which no type parameter can say
@@ -74,6 +80,11 @@ export class WaitQueues {
   /** Whether a caller of this process has the name or waits for it. */
   has(name: string): boolean {
     return this.#queues.has(name)
+  }
+
+  /** What a holder of this process has by its connection; undefined: nothing. */
+  heldBy(name: string, holder: string): ConnectionHold | undefined {
+    return this.#queues.get(name)?.heldBy(holder)
   }
 
   /** How many callers of this process wait for a name. */

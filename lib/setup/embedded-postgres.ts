@@ -22,7 +22,7 @@
 import * as fs from 'node:fs'
 import * as path from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
-import { outOfRange } from '../base/index.ts'
+import { checkOptions, known, outOfRange } from '../base/index.ts'
 import {
   binaries,
   codeOf,
@@ -39,23 +39,27 @@ import { canEnter, commandLine, freePort, guarded, isAlive, processIdentity, ser
 /** Options of {@link startPostgres}. */
 export interface PostgresOptions {
   /** The data folder. It is made when it is missing, and kept after `stop`. @default a temporary one, removed on `stop` */
-  dir?: string
+  dir?: string | undefined
   /**
    * Folders for the data, tried in turn, when `dir` cannot hold it: the folder above is read-only, or closed to the server's user
    * when this process is root. The data is in a folder of its own there, which the next start finds again. @default none
    */
-  fallbacks?: readonly string[]
+  fallbacks?: readonly string[] | undefined
   /** The TCP port on 127.0.0.1, 1–65_535. @default a free port, another one each time */
-  port?: number
+  port?: number | undefined
   /** Server settings by name (`{ log_statement: 'all' }`). They override Lockstep's. @default none */
-  settings?: Record<string, string | number | boolean>
+  settings?: Record<string, string | number | boolean> | undefined
   /** Whether a commit survives a power cut. `false` is several times faster. @default true with `dir`, else false */
-  durable?: boolean
+  durable?: boolean | undefined
   /** Aborts the start: it rejects with the signal's reason and leaves nothing running. After the start it has no effect. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
   /** @internal Folder of an npm package with other binaries: Lockstep's tests also run on older major versions. */
-  binaries?: string
+  binaries?: string | undefined
 }
+
+const START = known<PostgresOptions>({
+  ...{ dir: true, fallbacks: true, port: true, settings: true, durable: true, signal: true, binaries: true },
+})
 
 /** A running embedded server. */
 export interface Postgres {
@@ -86,6 +90,7 @@ export interface Postgres {
  * @throws {RangeError} `port` is not a port.
  */
 export async function startPostgres(options: PostgresOptions = {}): Promise<Postgres> {
+  checkOptions(options, START)
   const { port, signal } = options
   if (port !== undefined && !(Number.isInteger(port) && port >= 1 && port <= 65_535)) {
     throw outOfRange('port', 'a whole number, 1–65535', port)

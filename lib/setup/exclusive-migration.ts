@@ -41,13 +41,13 @@ export interface WaitOptions {
    * and nothing is appended. After it the migration undoes its changes and fails.
    * @default 30_000
    */
-  waitMs?: number
+  waitMs?: number | undefined
   /** Whether it ends the connections that are in the way after a second; their holds and transactions end too. @default false */
-  terminate?: boolean
+  terminate?: boolean | undefined
   /** Aborts the wait: the changes are undone, and the call rejects with the signal's reason. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
   /** Called after one second of waiting, and then every five seconds, with what the migration waits for. */
-  onWait?: (blockers: Blocker[]) => void
+  onWait?: ((blockers: Blocker[]) => void) | undefined
 }
 
 const GRACE_MS = 1_000

@@ -24,7 +24,16 @@
 import { Kysely, PostgresDialect, sql } from 'kysely'
 import { Migrator } from 'kysely/migration'
 import pg from 'pg'
-import { checkMs, fromDatabase, notConnected, UnavailableError, WAIT, wrongType } from '../base/index.ts'
+import {
+  checkMs,
+  checkOptions,
+  fromDatabase,
+  known,
+  notConnected,
+  UnavailableError,
+  WAIT,
+  wrongType,
+} from '../base/index.ts'
 import { checkedConnectionString, PARSERS, read, whyReadOnly } from '../database/index.ts'
 import { type Blocker, closingOf, described, reopen, untilQuiet, type WaitOptions } from './exclusive-migration.ts'
 import { lockMigrations, type MigrationFiles, migrationFiles, pinnedTransaction } from './migration-files.ts'
@@ -35,14 +44,14 @@ export { type Blocker, described }
 
 /** Options of {@link migrate}. */
 export interface MigrateOptions extends WaitOptions {
-  /** A folder of `NNNN_name.sql` files. @default the `db/migrations` of this package */
-  folder?: string
+  /** A folder of `NNNN_name.sql` files. In a bundle it must be given. @default the `db/migrations` of this package */
+  folder?: string | undefined
   /**
    * The name of a role, at most 63 bytes. It is granted exactly the rights that the functions need, in the same transaction; also when
    * there is nothing to migrate.
    * @default no role
    */
-  grant?: string
+  grant?: string | undefined
 }
 
 /** What {@link migrate} did. */
@@ -82,7 +91,7 @@ export interface SchemaState {
  * @throws the signal's reason.
  */
 export async function migrate<DB>(database: string | Kysely<DB>, options: MigrateOptions = {}): Promise<Migrated> {
-  checkOptions(options)
+  checkMigrate(options)
   if (typeof database !== 'string') return apply(database, options)
   const connectionString = checkedConnectionString('connectionString', database)
   const pool = new pg.Pool({ connectionString, max: 1, types: PARSERS })
@@ -100,7 +109,14 @@ export async function migrate<DB>(database: string | Kysely<DB>, options: Migrat
   }
 }
 
-function checkOptions({ grant, waitMs, terminate, signal, onWait }: MigrateOptions): void {
+const FOLDER = known<Pick<MigrateOptions, 'folder'>>({ folder: true })
+const MIGRATE = known<MigrateOptions>({
+  ...{ folder: true, grant: true, waitMs: true, terminate: true, signal: true, onWait: true },
+})
+
+function checkMigrate(options: MigrateOptions): void {
+  checkOptions(options, MIGRATE)
+  const { grant, waitMs, terminate, signal, onWait } = options
   if (grant !== undefined) checkRole(grant)
   if (waitMs !== undefined) checkMs('waitMs', waitMs, WAIT)
   if (terminate !== undefined && typeof terminate !== 'boolean') throw wrongType('terminate', 'a boolean', terminate)
@@ -117,6 +133,7 @@ export async function schemaState<DB>(
   db: Kysely<DB>,
   options: Pick<MigrateOptions, 'folder'> = {},
 ): Promise<SchemaState> {
+  checkOptions(options, FOLDER)
   const files = await migrationFiles(options.folder)
   return pinnedTransaction(db, (trx) => stateOf(trx, files)).then(
     ({ current, latest, pending, newer }) => ({ current, latest, pending, newer }),

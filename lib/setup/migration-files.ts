@@ -58,8 +58,11 @@ export type MigrationFiles = Map<string, MigrationFile>
 
 /** Reads the migrations of a folder. @param folder  @default the `db/migrations` of this package */
 export async function migrationFiles(folder: string | undefined): Promise<MigrationFiles> {
-  const at = folder ?? fileURLToPath(new URL('../../db/migrations', import.meta.url))
-  const files = (await readdir(at)).filter((file) => file.endsWith('.sql')).sort()
+  const at = folder ?? ownFolder()
+  const all = await readdir(at).catch((cause) => {
+    throw folder === undefined ? withoutFolder(cause) : cause
+  })
+  const files = all.filter((file) => file.endsWith('.sql')).sort()
   if (files.length === 0) throw new Error(`There are no migrations in ${at}: the package is incomplete`)
   for (const [i, file] of files.entries()) {
     if (!/^\d{4}_[a-z0-9_]+\.sql$/.test(file)) throw new Error(`A migration is named NNNN_name.sql, not ${file}`)
@@ -75,6 +78,21 @@ export async function migrationFiles(folder: string | undefined): Promise<Migrat
     }),
   )
 }
+
+function ownFolder(): string {
+  try {
+    return fileURLToPath(new URL('../../db/migrations', import.meta.url))
+  } catch (cause) {
+    throw withoutFolder(cause) // a bundle of CommonJS knows no URL of its own
+  }
+}
+
+// A bundler takes the code along, and not the files beside it.
+const withoutFolder = (cause: unknown) =>
+  new Error(
+    'The migrations are not beside this code, as in a bundle: pass the option `folder`, the path of a copy of `lockstep/dist/db/migrations`',
+    { cause },
+  )
 
 /** Runs a file inside a savepoint: Kysely still has to run a statement in this transaction after a file has failed. */
 async function run<DB>(db: Kysely<DB>, file: string, text: string): Promise<void> {

@@ -2,6 +2,7 @@
  * The interface of tasks: everything that can be done with jobs, queues and schedules. What is promised is said in tasks.ts.
  */
 
+import type { Page } from '../base/index.ts'
 import type { AnyTransaction } from '../database/index.ts'
 import type { Counts, Job, Outcome, RunOptions } from './job/index.ts'
 import type { DeclareOptions, DefineOptions, HandlerContext, SendOptions, TransactionalContext } from './queue/index.ts'
@@ -22,16 +23,6 @@ export type AnyQueue = string | Queue<any, any>
 type InputOf<Q> = Q extends Queue<infer I, any> ? I : any
 // biome-ignore lint/suspicious/noExplicitAny: as above
 type OutputOf<Q> = Q extends Queue<any, infer O> ? O : any
-
-/** A page of a list, in the order of code points. */
-export interface Page {
-  /** Only names that begin with this text. @default '' */
-  prefix?: string
-  /** How many at most, 1–1,000. @default 100 */
-  limit?: number
-  /** The last name of the page before this one. @default the first page */
-  after?: string
-}
 
 /** The jobs, queues and schedules of one process. Made by `createTasks`. */
 export interface Tasks extends AsyncDisposable {
@@ -60,7 +51,7 @@ export interface Tasks extends AsyncDisposable {
   define<I, O>(
     queue: string,
     handler: (data: I, context: HandlerContext) => Promise<O> | O,
-    options?: DefineOptions<I> & { transactional?: false },
+    options?: DefineOptions<I> & { transactional?: false | undefined },
   ): Queue<I, O>
   define<I = unknown, O = unknown>(queue: string, options?: DefineOptions<I>): Queue<I, O>
 
@@ -110,7 +101,7 @@ export interface Tasks extends AsyncDisposable {
   sendAll<Q extends AnyQueue>(
     queue: Q,
     jobs: ({ data: InputOf<Q> } & Omit<SendOptions, 'trx'>)[],
-    options?: { trx?: AnyTransaction },
+    options?: { trx?: AnyTransaction | undefined },
   ): Promise<(string | null)[]>
 
   /**
@@ -167,7 +158,11 @@ export interface Tasks extends AsyncDisposable {
    * @param options.signal    ends the drain as the end of the budget does.
    * @throws {UnavailableError} also when the database has not answered a second after the budget ended; what is under way goes on.
    */
-  drain(options?: { budgetMs?: number; queues?: AnyQueue[]; signal?: AbortSignal }): Promise<DrainResult>
+  drain(options?: {
+    budgetMs?: number | undefined
+    queues?: AnyQueue[] | undefined
+    signal?: AbortSignal | undefined
+  }): Promise<DrainResult>
 
   /**
    * Does what is due: sends slots of schedules, gives the jobs of dead workers to others, unblocks flows, deletes jobs that were
@@ -177,7 +172,7 @@ export interface Tasks extends AsyncDisposable {
    * @param options.signal    ends the tick as the end of the budget does.
    * @throws {UnavailableError} as {@link drain}.
    */
-  tick(options?: { budgetMs?: number; signal?: AbortSignal }): Promise<TickResult>
+  tick(options?: { budgetMs?: number | undefined; signal?: AbortSignal | undefined }): Promise<TickResult>
 
   // ── Looking ──
 
@@ -229,7 +224,7 @@ export interface Tasks extends AsyncDisposable {
    * @param page  see {@link Page}. `maxBytes`: of the page as JSON in JSON, but one schedule at least; then the last page is empty.
    * @throws {UnavailableError | TypeError | RangeError}
    */
-  schedules(page?: Page & { maxBytes?: number }): Promise<Schedule[]>
+  schedules(page?: Page & { maxBytes?: number | undefined }): Promise<Schedule[]>
 
   /**
    * Computes the next n slots of a cron expression, from now on, by the local clock. It needs no database.
@@ -280,7 +275,7 @@ export interface Tasks extends AsyncDisposable {
    * @throws {LeaseLostError} the attempt is over.
    * @throws {UnavailableError | TypeError | RangeError}
    */
-  extend(queue: AnyQueue, id: string, token: bigint, options?: { leaseMs?: number }): Promise<Date>
+  extend(queue: AnyQueue, id: string, token: bigint, options?: { leaseMs?: number | undefined }): Promise<Date>
 
   /**
    * Stores how far a claimed job is; {@link get} shows it.

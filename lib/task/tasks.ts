@@ -28,20 +28,25 @@ import {
   combineSignals,
   GRACE_MS,
   NotFoundError,
+  type Page,
   RoomShutdown,
+  TRX,
   warn,
   wrongType,
 } from '../base/index.ts'
 import type { AnyTransaction } from '../database/index.ts'
 import type { Lockstep } from '../index.ts'
-import type { AnyQueue, Page, Queue, Tasks } from './api.ts'
+import type { AnyQueue, Queue, Tasks } from './api.ts'
 import { type Counts, type Job, type Outcome, type Pooled, type RunOptions, TICKS } from './job/index.ts'
+import { DRAIN, TASKS, type TasksOptions, TICK } from './options.ts'
 import { makeParts, type Parts } from './parts.ts'
 import { keepBoss } from './pgboss/index.ts'
 import type { Handler } from './queue/index.ts'
 import {
   checkDefinition,
   checkQueue,
+  DECLARE,
+  DEFINE,
   type DeclareOptions,
   type DefineOptions,
   type SendOptions,
@@ -49,14 +54,6 @@ import {
 import type { Schedule, ScheduleOptions } from './schedule/index.ts'
 import type { DrainResult, TickResult } from './tick.ts'
 import { type Claimed, type ClaimOptions, type Worker, WorkerHandle } from './worker/index.ts'
-
-/** Options of `createTasks`. */
-export interface TasksOptions {
-  /** Connections of the pool for jobs, 1–100. @default 4 */
-  connections?: number
-  /** Gets the errors that no caller gets: of workers, of ticks. @default a warning of the process */
-  onError?: (error: unknown) => void
-}
 
 /**
  * Makes the tasks of a Lockstep. Make one for a process; it is closed with the Lockstep.
@@ -71,7 +68,7 @@ export interface TasksOptions {
  * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
  */
 export function createTasks(lockstep: Lockstep, options: TasksOptions = {}): Tasks {
-  checkOptions(options)
+  checkOptions(options, TASKS)
   return new LockstepTasks(lockstep, options)
 }
 
@@ -100,7 +97,7 @@ class LockstepTasks implements Tasks {
   define(queue: string, ...rest: any[]): Queue<any, any> {
     this.#parts.closing.check()
     const [handler, options = {}] = typeof rest[0] === 'function' ? rest : [undefined, rest[0] ?? {}]
-    checkDefinition(queue, options as DefineOptions)
+    checkDefinition(queue, options as DefineOptions, DEFINE)
     if (this.#parts.queues.definitions.has(queue)) throw wrongType('queue', 'defined only once', queue)
     this.#parts.queues.definitions.set(queue, {
       name: queue,
@@ -113,7 +110,7 @@ class LockstepTasks implements Tasks {
 
   async declare(queue: string, options: DeclareOptions = {}): Promise<boolean> {
     this.#parts.closing.check()
-    checkDefinition(queue, options)
+    checkDefinition(queue, options, DECLARE)
     return this.#parts.queues.declare(queue, options)
   }
 
@@ -128,9 +125,12 @@ class LockstepTasks implements Tasks {
   sendAll(
     queue: AnyQueue,
     jobs: ({ data: unknown } & Omit<SendOptions, 'trx'>)[],
-    options?: { trx?: AnyTransaction },
+    options: { trx?: AnyTransaction | undefined } = {},
   ): Promise<(string | null)[]> {
-    return this.#parts.closing.verb(() => this.#parts.sender.sendAll(nameOf(queue), jobs, randomId, options?.trx))
+    return this.#parts.closing.verb(() => {
+      checkOptions(options, TRX)
+      return this.#parts.sender.sendAll(nameOf(queue), jobs, randomId, options.trx)
+    })
   }
 
   // biome-ignore lint/suspicious/noExplicitAny: typed in api.ts
@@ -165,14 +165,16 @@ class LockstepTasks implements Tasks {
     return worker
   }
 
-  async drain(options: { budgetMs?: number; queues?: AnyQueue[]; signal?: AbortSignal } = {}): Promise<DrainResult> {
-    const { budgetMs, queues, signal } = budgeted(options)
+  async drain(
+    options: { budgetMs?: number | undefined; queues?: AnyQueue[] | undefined; signal?: AbortSignal | undefined } = {},
+  ): Promise<DrainResult> {
+    const { budgetMs, queues, signal } = budgeted(options, DRAIN)
     if (queues !== undefined && !Array.isArray(queues)) throw wrongType('queues', 'an array', queues)
     return this.#parts.closing.wait(signal, (stop) => this.#parts.ticker.drain(queues?.map(nameOf), budgetMs, stop))
   }
 
-  async tick(options: { budgetMs?: number; signal?: AbortSignal } = {}): Promise<TickResult> {
-    const { budgetMs, signal } = budgeted(options)
+  async tick(options: { budgetMs?: number | undefined; signal?: AbortSignal | undefined } = {}): Promise<TickResult> {
+    const { budgetMs, signal } = budgeted(options, TICK)
     return this.#parts.closing.wait(signal, async (stop) => {
       const late = new AbortController()
       const timer = setTimeout(() => late.abort(), budgetMs)
@@ -221,7 +223,7 @@ class LockstepTasks implements Tasks {
     return this.getSchedule(name)
   }
 
-  schedules(page: Page & { maxBytes?: number } = {}): Promise<Schedule[]> {
+  schedules(page: Page & { maxBytes?: number | undefined } = {}): Promise<Schedule[]> {
     return this.#parts.closing.verb(() => this.#parts.schedules.list(page))
   }
 
@@ -250,7 +252,7 @@ class LockstepTasks implements Tasks {
     return this.#parts.closing.verb(() => this.#parts.claims.fail(nameOf(queue), id, token, error))
   }
 
-  extend(queue: AnyQueue, id: string, token: bigint, options?: { leaseMs?: number }): Promise<Date> {
+  extend(queue: AnyQueue, id: string, token: bigint, options?: { leaseMs?: number | undefined }): Promise<Date> {
     return this.#parts.closing.verb(() => this.#parts.claims.extend(nameOf(queue), id, token, options))
   }
 

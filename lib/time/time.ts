@@ -27,7 +27,9 @@ import {
   checkOptions,
   checkWord,
   Deadline,
+  known,
   outOfRange,
+  SIGNAL,
   UnavailableError,
   WAIT,
   wrongType,
@@ -47,34 +49,35 @@ export interface TimeOptions {
    * - `local`: this machine's wall clock, without bounds.
    * @default 'database+ntp'
    */
-  source?: TimeSource
+  source?: TimeSource | undefined
   /** NTP servers, made by `ntp()` of `lockstep/ntp`. Without it this process asks none, and uses the measurements of others. */
-  ntp?: Ntp
+  ntp?: Ntp | undefined
   /**
    * Whether this process samples in the background, from the first use on. Set false in a process that is frozen between
    * requests (a Lambda, a Worker).
    * @default false where `directConnectionString` is null, else true
    */
-  background?: boolean
+  background?: boolean | undefined
 }
 
 /** The options of {@link Time.ready}. */
 export interface ReadyOptions {
   /** The largest acceptable `boundMs` of the answer: milliseconds, > 0. @default Infinity */
-  maxBoundMs?: number
+  maxBoundMs?: number | undefined
   /** The largest acceptable age of the last sample: milliseconds, ≥ 0. 0: a new sample is taken. @default 0 */
-  maxAgeMs?: number
+  maxAgeMs?: number | undefined
   /** How long to wait until `boundMs` is at most `maxBoundMs`: milliseconds, ≥ 0. @default 5_000 */
-  waitMs?: number
+  waitMs?: number | undefined
   /** Ends the wait: the call rejects with `signal.reason`. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
 }
 
+const TIME = known<TimeOptions>({ source: true, ntp: true, background: true })
+const READY = known<ReadyOptions>({ maxBoundMs: true, maxAgeMs: true, waitMs: true, signal: true })
 const MOST_WAIT_MS = 2 ** 31 - 1
 /** How many samples the first `ready` of a process with a background takes: one of four round trips is short. */
 const FIRST_SAMPLES = 4
 const SOURCES: TimeSource[] = ['database+ntp', 'database', 'ntp', 'local']
-
 /** The current time with its uncertainty, and ticks in a total order: `lockstep.time`. */
 export class Time {
   /** Whether this process samples in the background. If not, call {@link ready} before {@link now}. */
@@ -85,11 +88,12 @@ export class Time {
   readonly #closing: Closing
 
   constructor(database: Database, closing: Closing, options: TimeOptions = {}) {
-    checkOptions(options, 'time')
+    checkOptions(options, TIME, 'time')
     const { source = 'database+ntp', ntp, background = !database.pooled } = options
     checkWord('time.source', source, SOURCES)
     const measures = typeof ntp?.measure === 'function'
-    if (!measures && (ntp !== undefined || source === 'ntp')) throw wrongType('time.ntp', MADE_BY_NTP, ntp)
+    const lacks = !measures && (ntp !== undefined || source === 'ntp')
+    if (lacks) throw wrongType('time.ntp', 'the result of ntp() of lockstep/ntp', ntp)
     this.#ntp = source === 'database+ntp' || source === 'ntp' ? ntp : undefined
     this.background = background && source !== 'local'
     this.#closing = closing
@@ -125,7 +129,7 @@ export class Time {
    * @throws the `signal`'s reason, when it aborts.
    */
   async ready(options: ReadyOptions = {}): Promise<Reading> {
-    checkOptions(options)
+    checkOptions(options, READY)
     const { maxBoundMs = Infinity, maxAgeMs = 0, waitMs = 5_000, signal } = options
     checkMs('maxBoundMs', maxBoundMs, WAIT)
     if (maxBoundMs === 0) throw outOfRange('maxBoundMs', 'a number of milliseconds above 0', 0)
@@ -199,9 +203,9 @@ export class Time {
    * @throws {TypeError} `code` INVALID_ARGUMENT, `field`.
    * @throws the `signal`'s reason, when it aborts.
    */
-  async waitUntilAfter(instant: Date | number, options: { signal?: AbortSignal } = {}): Promise<Reading> {
+  async waitUntilAfter(instant: Date | number, options: { signal?: AbortSignal | undefined } = {}): Promise<Reading> {
     const ms = milliseconds(instant)
-    checkOptions(options)
+    checkOptions(options, SIGNAL)
     return this.#closing.wait(options.signal, (stop) => this.#waitUntilAfter(ms, stop))
   }
 
@@ -242,8 +246,8 @@ export class Time {
    * @throws {UnavailableError} the database cannot be reached, or too few servers gave a time: the text names each, with its reason.
    * @throws the `signal`'s reason, when it aborts.
    */
-  async synchronize(options: { signal?: AbortSignal } = {}): Promise<boolean> {
-    checkOptions(options)
+  async synchronize(options: { signal?: AbortSignal | undefined } = {}): Promise<boolean> {
+    checkOptions(options, SIGNAL)
     this.#closing.check()
     if (!this.#ntp) return false
     options.signal?.throwIfAborted()
@@ -258,7 +262,6 @@ export class Time {
   }
 }
 
-const MADE_BY_NTP = 'the result of ntp() of lockstep/ntp'
 const MOST_TICKS = 1_000
 
 async function ticks(database: Database, n: number): Promise<bigint[]> {

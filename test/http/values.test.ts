@@ -1,6 +1,7 @@
 /** Values at the edges, over HTTP: numbers that JSON cannot hold, errors that the database cannot, and where a stream begins. */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
 import { createApp } from '../../functions/app.ts'
+import { SQLSTATE } from '../../lib/base/errors.ts'
 import { createEvents, type Events } from '../../lib/event/index.ts'
 import { createLockstep, type Lockstep } from '../../lib/index.ts'
 import { createTasks, type Tasks } from '../../lib/task/index.ts'
@@ -197,4 +198,89 @@ describe('a follower', () => {
     const wrong = await get('/v1/events?from=start')
     expect(wrong.errors).toEqual([{ field: 'from', expected: 'a decimal string, 1–9223372036854775807 or end' }])
   })
+})
+
+test.each(['locks', 'leaders', 'tasks', 'schedules', 'streams', 'groups'])(
+  'a 404 of a path below /v1/%s with too many parts says that a slash is written %2F',
+  async (area) => {
+    for (const path of ['a/b/c/d/e', 'a/b/']) {
+      if (area === 'tasks' && path === 'a/b/') continue
+      const { status, detail } = await get(`/v1/${area}/${path}`)
+      expect(status).toBe(404)
+      expect(detail).toContain('`%2F`')
+    }
+    expect((await get(`/v2/${area}/a/b`)).detail).toBe('There is nothing at this path')
+  },
+)
+
+test('a job with an id that was used says so: run names `id`, and over HTTP it is 409 with the state of the job', async () => {
+  await tasks.declare('used')
+  const id = crypto.randomUUID()
+  await tasks.send('used', 1, { id })
+  const [job] = await tasks.claim('used')
+  await tasks.complete('used', id, job?.token as bigint)
+  const refused = { code: 'INVALID_ARGUMENT', field: 'id', expected: expect.stringContaining('this one is completed') }
+  await expect(tasks.run('used', 1, { id, waitMs: 10 })).rejects.toMatchObject(refused)
+  for (const waitMs of [0, 100]) {
+    const answer = await send('POST', '/v1/tasks/used', JSON.stringify({ data: 1, waitMs, options: { id } }))
+    expect(answer).toMatchObject({ status: 409, json: { code: 'JOB_REFUSED' } })
+    expect(answer.json).toMatchObject({
+      detail: expect.stringContaining('a job of this id already, which is completed'),
+    })
+  }
+  await tasks.declare('one', { policy: 'singleton' })
+  await tasks.send('one', 1, { singletonKey: 'k', singletonSeconds: 100 })
+  await expect(tasks.run('one', 1, { singletonKey: 'k', singletonSeconds: 100 })).rejects.toMatchObject({
+    field: 'queue',
+  })
+})
+
+describe('what a database role or its settings lack', () => {
+  test('of rights is a 503 that names `migrate --grant`', async () => {
+    const role = `${database.name}_none`
+    await database.pool.query(`create role ${role} login password 'secret'`)
+    const url = Object.assign(new URL(database.url), { username: role, password: 'secret' })
+    const poor = createLockstep({ connectionString: url.href })
+    try {
+      const doors = createApp(poor, { tasks: createTasks(poor), events: createEvents(poor) })
+      for (const path of [
+        '/readyz',
+        '/v1/locks',
+        '/v1/locks/a',
+        '/v1/leaders/a',
+        '/v1/tasks',
+        '/v1/streams',
+        '/v1/groups',
+      ]) {
+        const response = await doors.request(path)
+        expect([path, response.status]).toEqual([path, 503])
+        const { code, detail } = (await response.json()) as { code: string; detail: string }
+        expect(code).toBe('UNAVAILABLE')
+        expect(detail).toMatch(/permission denied for schema lockstep(_boss)?: .*`lockstep migrate --grant <role>`/)
+      }
+      await expect(poor.locks.acquire('a')).rejects.toThrow('migrate --grant')
+    } finally {
+      await poor.close()
+      await database.pool.query(`drop role ${role}`)
+    }
+  })
+
+  test.each([SQLSTATE.wrongIsolation, SQLSTATE.wrongBackend, SQLSTATE.sequenceBehind])(
+    'that a function of ours refuses with %s is a 503 that says what to do',
+    async (code) => {
+      await using broken = await freshDatabase()
+      await broken.pool.query(`create or replace function lockstep.look(name text) returns table (
+          holder text, token bigint, granted_at timestamptz, expires_at timestamptz, ttl_ms integer, meta jsonb,
+          gate_pid integer, gate_application text, waiting_pids integer[]) language plpgsql as $$
+        begin raise exception 'refused' using errcode = '${code}'; end $$`)
+      await using ours = createLockstep({ connectionString: broken.url })
+      const response = await createApp(ours).request('/v1/locks/a')
+      expect(response.status).toBe(503)
+      expect(await response.json()).toMatchObject({
+        code: 'UNAVAILABLE',
+        detail: expect.stringMatching(/: (alter|connect|run)/),
+      })
+      await expect(ours.locks.get('a')).rejects.toMatchObject({ code: 'UNAVAILABLE', cause: { code } })
+    },
+  )
 })

@@ -433,6 +433,85 @@ export function lockSuite({ pooled }: { pooled: boolean }) {
       await expect(a.locks.grant(name, { holder: 'you' })).rejects.toThrow(LeaseHeldError)
     })
 
+    // One rule, direct and pooled, and over HTTP: what it has by this process, or by a lease of any process, it is granted again.
+    test.each([
+      ['as it is first', {}, {}],
+      ['by a lease first', LEASE, {}],
+      ['then by a lease', {}, LEASE],
+      ['by leases of other lengths', LEASE, { ttlMs: 60_000 }],
+    ])('is granted again what it has by acquire, at once: %s', async (_, first, second) => {
+      const name = fresh()
+      const one = await a.locks.acquire(name, { holder: 'me', ...first })
+      const two = await a.locks.acquire(name, { holder: 'me', ...second })
+      const three = await a.locks.tryAcquire(name, { holder: 'me', ...second })
+      for (const hold of [two, three]) {
+        expect(hold).toMatchObject({ name, holder: 'me', token: one.token, kind: one.kind })
+        expect(hold?.isTrusted()).toBe(true)
+      }
+      expect(await a.locks.tryAcquire(name, { holder: 'you' })).toBeNull()
+      expect(await a.locks.transaction(name, { waitMs: 0 }, async () => {}).catch((error) => error.code)).toBe(
+        'LEASE_HELD',
+      )
+      await one.transaction(async (trx) => two.assertHeld(trx)) // one hold in the database too
+      const next = b.locks.acquire(name)
+      await waiting(name, 1)
+      await two.release()
+      expect([one, two, three].map((hold) => hold?.isTrusted())).toEqual([false, false, false])
+      expect([one, two, three].map((hold) => hold?.signal.aborted)).toEqual([true, false, true])
+      await expect(one.release()).rejects.toMatchObject({ code: 'LEASE_LOST', token: one.token })
+      const held = await next
+      expect(held.token).toBeGreaterThan(one.token)
+      await held.release()
+      expect(await a.locks.query(name)).toMatchObject({ held: false, waiting: 0 })
+    })
+
+    test('is granted the same by all of its calls, also by those that wait', async () => {
+      const name = fresh()
+      const other = await b.locks.acquire(name)
+      const asked = Array.from({ length: 3 }, () => a.locks.acquire(name, { holder: 'me' }))
+      await until('the wait', async () => (await a.locks.query(name)).waiting >= 3)
+      await other.release()
+      const tokens = (await Promise.all(asked)).map(({ token }) => token)
+      expect(new Set(tokens).size).toBe(1)
+      const [one] = await Promise.all(asked)
+      await one?.release()
+      const both = [1, 2].map(() => a.locks.tryAcquire(name, { holder: 'me' }))
+      const [left, right] = await Promise.all(both)
+      expect(left?.token).toBe(right?.token)
+      await left?.release()
+      expect(await a.locks.query(name)).toMatchObject({ held: false, waiting: 0 })
+    })
+
+    test('has in another process what it has by a lease', async () => {
+      const name = fresh()
+      const one = await a.locks.grant(name, { holder: 'me' })
+      const two = await b.locks.acquire(name, { holder: 'me' })
+      expect(two).toMatchObject({ kind: 'lease', token: one.token })
+      await two.release()
+    })
+
+    direct('waits for its connection hold of another process, which is that process’s', async () => {
+      const name = fresh()
+      const one = await a.locks.acquire(name, { holder: 'me' })
+      expect(await b.locks.tryAcquire(name, { holder: 'me' })).toBeNull()
+      await expect(b.locks.grant(name, { holder: 'me' })).rejects.toThrow(LeaseHeldError)
+      await one.release()
+    })
+
+    direct('that loses its connection loses every one of its holds', async () => {
+      const process = createLockstep({ connectionString: url })
+      try {
+        const name = fresh()
+        const one = await process.locks.acquire(name, { holder: 'me' })
+        const two = await process.locks.acquire(name, { holder: 'me' })
+        await a.locks.forceRevoke(name)
+        await until('both are lost', () => one.signal.aborted && two.signal.aborted)
+        await (await a.locks.acquire(name)).release()
+      } finally {
+        await process.close()
+      }
+    })
+
     test('even when others wait in the queue', async () => {
       const name = fresh()
       const one = await a.locks.grant(name, { holder: 'me' })

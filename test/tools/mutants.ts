@@ -25,6 +25,46 @@ const LEASE = 'db/migrations/0001_lease.sql'
 const FENCE = 'db/migrations/0010_fence.sql'
 const MUTANTS: Mutant[] = [
   {
+    bug: 'NaN is stored as null',
+    file: 'lib/base/json.ts',
+    from: "if (text?.includes('null')) JSON.stringify(value, finite)",
+    to: '',
+    files: ['base/json.test.ts'],
+    tests: 'never turns a number into null',
+  },
+  {
+    bug: 'a number of a body that JSON cannot hold is stored as null',
+    file: 'functions/http/fields.ts',
+    from: "!(json.includes('null') && infinite(value))",
+    to: 'true',
+    files: ['http/values.test.ts'],
+    tests: 'never stored as null',
+  },
+  {
+    bug: 'an option that does not exist is ignored',
+    file: 'lib/base/options.ts',
+    from: 'if (names !== undefined) {',
+    to: 'if (names === null) {',
+    files: ['close/options.test.ts'],
+    tests: 'is refused by',
+  },
+  {
+    bug: 'a holder trusts its hold after it has released it by another one',
+    file: 'lib/lock/connection-hold.ts',
+    from: "this.#endOthers('its holder has released it')",
+    to: '',
+    files: ['lock/lock.test.ts'],
+    tests: 'is granted again what it has by acquire',
+  },
+  {
+    bug: 'a holder trusts its lease after it has released it by another hold',
+    file: 'lib/lease/renewer.ts',
+    from: "other.lose('its holder has released it')",
+    to: 'continue',
+    files: ['lock/lock.test.ts'],
+    tests: 'is granted again what it has by acquire',
+  },
+  {
     bug: 'a proxy leaves a write in a transaction of its own, and it counts as done',
     file: 'lib/database/guarded-client.ts',
     from: 'if (!begun) throw new UnavailableError(BEGUN_BY_PROXY)',

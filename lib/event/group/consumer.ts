@@ -10,8 +10,11 @@ import {
   BackoffDelays,
   checkInteger,
   checkMs,
+  checkOptions,
   Deadline,
   fromDatabase,
+  GRACE,
+  known,
   LIMITS,
   NotFoundError,
   onAbort,
@@ -25,7 +28,7 @@ import type { Database, Pool } from '../../database/index.ts'
 import { LeaseHold, type Renewer } from '../../lease/index.ts'
 import type { StreamNotifier } from '../stream/index.ts'
 import { partitionReader } from './delivery.ts'
-import { checkGroup, type Group, type GroupOptions, type Groups, memberName, pick } from './groups.ts'
+import { checkGroup, GROUP_NAMES, type Group, type GroupOptions, type Groups, memberName, pick } from './groups.ts'
 import { type EventHandler, Partition, type PartitionParts } from './partition.ts'
 
 /** Options of `consume`: those of the group, which is made if it does not exist, and those of this consumer. */
@@ -34,19 +37,19 @@ export interface ConsumeOptions extends GroupOptions {
    * How many partitions this process works on at the same time, each on a connection of Lockstep's pool, 1–256.
    * @default 4
    */
-  concurrency?: number
+  concurrency?: number | undefined
   /** The most events of one transaction, 1–1,000. @default 100 */
-  batch?: number
+  batch?: number | undefined
   /** Milliseconds after which other consumers take over from one that died, 1,000–3,600,000. @default 15_000 */
-  ttlMs?: number
+  ttlMs?: number | undefined
   /**
    * Milliseconds for a batch, 1,000–3,600,000. After that it is rolled back, and the event that was being handled has
    * failed.
    * @default 30_000
    */
-  timeoutMs?: number
+  timeoutMs?: number | undefined
   /** Stops the consumer, as `stop()` does. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
 }
 
 /** A running consumer, as `consume` returns it. */
@@ -63,7 +66,7 @@ export interface Consumer extends AsyncDisposable {
    * @param options.graceMs  milliseconds in which batches in progress may end, ≥ 0; then they are rolled back. @default 1_000
    * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`.
    */
-  stop(options?: { graceMs?: number }): Promise<void>
+  stop(options?: { graceMs?: number | undefined }): Promise<void>
 }
 
 export interface ConsumerParts {
@@ -75,6 +78,9 @@ export interface ConsumerParts {
   onError: (error: unknown) => void
 }
 
+const CONSUME = known<ConsumeOptions>({
+  ...{ ...GROUP_NAMES, concurrency: true, batch: true, ttlMs: true, timeoutMs: true, signal: true },
+})
 const CONCURRENCY = { min: 1, max: 256 }
 const BATCH = { min: 1, max: 1_000 }
 const TIMEOUT = { min: 1_000, max: 3_600_000 }
@@ -121,7 +127,9 @@ export class GroupConsumer implements Consumer {
     return [...this.#partitions.keys()].sort((a, b) => a - b)
   }
 
-  stop({ graceMs = 1_000 }: { graceMs?: number } = {}): Promise<void> {
+  stop(options: { graceMs?: number | undefined } = {}): Promise<void> {
+    checkOptions(options, GRACE)
+    const { graceMs = 1_000 } = options
     checkMs('graceMs', graceMs, WAIT)
     this.#stopped ??= this.#stop(graceMs)
     return this.#stopped
@@ -145,7 +153,7 @@ export class GroupConsumer implements Consumer {
     const delays = new BackoffDelays(DELAYS)
     while (!this.#stopping) {
       try {
-        if (!parts) await this.#parts.groups.declare(this.group, this.#options)
+        if (!parts) await this.#parts.groups.declare(this.group, this.#options, CONSUME)
         parts ??= this.#partitionParts()
         await this.#balance(parts)
         delays.reset()
@@ -247,7 +255,7 @@ function concurrencyLimit(most: number, running: Set<Promise<unknown>>): Partiti
 }
 
 function checkConsumer(group: string, options: ConsumeOptions, handler: unknown): void {
-  checkGroup(group, options) // here, since an error of `#run` does not reach the caller
+  checkGroup(group, options, CONSUME) // here, since an error of `#run` does not reach the caller
   const { concurrency, batch, ttlMs, timeoutMs } = options
   if (concurrency !== undefined) checkInteger('concurrency', concurrency, CONCURRENCY)
   if (batch !== undefined) checkInteger('batch', batch, BATCH)

@@ -15,8 +15,11 @@ import {
   checkOptions,
   checkPage,
   checkText,
+  type Known,
+  known,
   LeaseLostError,
   NotFoundError,
+  type Page,
   Stopwatch,
   wrongType,
 } from '../../base/index.ts'
@@ -28,19 +31,19 @@ import type { HeldPartition } from './delivery.ts'
 /** Options of `declareGroup`. `prefix`, `partitions` and `from` are fixed when the group is made. */
 export interface GroupOptions {
   /** The streams that the group reads, by what their names begin with. Fixed. @default '', all streams */
-  prefix?: string
+  prefix?: string | undefined
   /** The number of partitions, 1–256: at most so many consumers share the work. Fixed. @default 8 */
-  partitions?: number
+  partitions?: number | undefined
   /**
    * Where a new group begins: at a cursor, ≥ 1n; at the `start`; or at the `end`, with events that are appended from
    * now on. Ignored if the group exists.
    * @default 'start'
    */
-  from?: bigint | 'start' | 'end'
+  from?: bigint | 'start' | 'end' | undefined
   /** How often a failed event is retried before it is parked, 0–1,000. @default 5 */
-  retryLimit?: number
+  retryLimit?: number | undefined
   /** Milliseconds before the first retry, 0–3,600,000; doubled for each further one, up to a minute. @default 1_000 */
-  retryDelayMs?: number
+  retryDelayMs?: number | undefined
 }
 
 /** A group of consumers. */
@@ -75,9 +78,12 @@ const MOST_KNOWN = 1_000
 export const partitionName = (group: string, partition: number): string => `${group}\t${partition}`
 export const memberName = (group: string, holder: string): string => `${group}\t${MEMBER}${holder}`
 
+export const GROUP_NAMES = { prefix: true, partitions: true, from: true, retryLimit: true, retryDelayMs: true } as const
+const GROUP = known<GroupOptions>(GROUP_NAMES)
+
 /** @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`. */
-export function checkGroup(group: string, options: GroupOptions): void {
-  checkOptions(options)
+export function checkGroup(group: string, options: GroupOptions, names: Known): void {
+  checkOptions(options, names)
   const { prefix, partitions, from = 'start', retryLimit, retryDelayMs } = options
   checkText('group', group)
   if (prefix !== undefined) checkText('prefix', prefix)
@@ -99,8 +105,9 @@ export class Groups {
     this.leases = new Leases(database, GROUPS)
   }
 
-  async declare(group: string, options: GroupOptions = {}): Promise<boolean> {
-    checkGroup(group, options)
+  /** @param names  of the options that there may be. */
+  async declare(group: string, options: GroupOptions = {}, names = GROUP): Promise<boolean> {
+    checkGroup(group, options, names)
     const { prefix, partitions, from = 'start', retryLimit, retryDelayMs } = options
     const after = from === 'start' ? 0n : from === 'end' ? null : from - 1n
     const [row] = await this.#pool.run<{ made: boolean; has_prefix: string; has_partitions: number }>(
@@ -132,7 +139,7 @@ export class Groups {
     return known
   }
 
-  list(page: { prefix?: string; limit?: number; after?: string } = {}): Promise<Group[]> {
+  list(page: Page = {}): Promise<Group[]> {
     const { prefix, limit, after } = checkPage(page)
     return this.#pool.run<Group>(
       sql`${SELECT} where name > ${after} and name >= ${prefix} and starts_with(name, ${prefix}) order by name limit ${limit}`,

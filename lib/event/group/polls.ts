@@ -15,11 +15,14 @@ import {
   checkPage,
   checkText,
   exact,
+  known,
   LeaseLostError,
   NotFoundError,
   onAbort,
+  type Page,
   SQLSTATE,
   Stopwatch,
+  TRX,
   WAIT,
   wrongType,
 } from '../../base/index.ts'
@@ -42,13 +45,13 @@ export interface PollOptions {
   /** The consumer's name, 1–255 characters. One consumer makes one call at a time. */
   holder: string
   /** The most events of each partition, 1–1,000. @default 100 */
-  limit?: number
+  limit?: number | undefined
   /** Milliseconds for which the consumer holds its partitions from each poll on, 1,000–3,600,000. @default 30_000 */
-  leaseMs?: number
+  leaseMs?: number | undefined
   /** Milliseconds to wait for an event when there is none, ≥ 0. @default 0 */
-  waitMs?: number
+  waitMs?: number | undefined
   /** Ends the wait: the call rejects with `signal.reason`. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
 }
 
 /** The next events of a partition, as `poll` returns them. */
@@ -95,6 +98,14 @@ export interface Parked {
   at: Date
 }
 
+const POLL = known<PollOptions>({ holder: true, limit: true, leaseMs: true, waitMs: true, signal: true })
+const PARKED = known<Omit<Page, 'prefix'>>({ limit: true, after: true })
+const REDELIVER = known<{ stream?: string; skip?: boolean }>({ stream: true, skip: true })
+// A batch may be passed as it came.
+const COMMIT = known<Batch>({ partition: true, token: true, next: true, events: true })
+const FAIL = known<Batch & FailOptions>({
+  ...{ partition: true, token: true, next: true, events: true, event: true, reason: true },
+})
 const LEASE = { min: 1_000, max: 3_600_000 }
 const TOKEN = 'a bigint ≥ 1n'
 
@@ -110,7 +121,7 @@ export class Polls {
   }
 
   async poll(name: string, options: PollOptions): Promise<Batch[]> {
-    checkOptions(options)
+    checkOptions(options, POLL)
     const { holder, limit = LIMIT.default, leaseMs = 30_000, waitMs = 0, signal } = options
     checkText('group', name)
     checkText('holder', holder)
@@ -144,8 +155,8 @@ export class Polls {
     }
   }
 
-  async commit(group: string, batch: BatchEnd, options: { trx?: AnyTransaction } = {}): Promise<void> {
-    checkOptions(options)
+  async commit(group: string, batch: BatchEnd, options: { trx?: AnyTransaction | undefined } = {}): Promise<void> {
+    checkOptions(options, TRX)
     const { trx } = options
     if (trx !== undefined) checkTransaction(trx)
     // In the caller's transaction a batch that was committed before is refused: its effects would happen a second time.
@@ -154,7 +165,7 @@ export class Polls {
   }
 
   async fail(group: string, batch: FailOptions): Promise<{ attempts: number; parked: boolean; retryAt: Date | null }> {
-    const end = deliveryEnd(group, batch)
+    const end = deliveryEnd(group, batch, FAIL)
     checkPosition('event', batch.event)
     const failure = failEvent(end, batch.event, batch.reason ?? null)
     const [row] = await this.#explained(group, batch, this.#pool.run(failure))
@@ -168,8 +179,8 @@ export class Polls {
     await this.#groups.leave(group.name, holder)
   }
 
-  async parked(name: string, page: { limit?: number; after?: string } = {}): Promise<Parked[]> {
-    const { limit, after } = checkPage(page)
+  async parked(name: string, page: { limit?: number | undefined; after?: string | undefined } = {}): Promise<Parked[]> {
+    const { limit, after } = checkPage(page, PARKED)
     await this.#known(name)
     const rows = await this.#pool.run<Omit<Parked, 'position'> & { position: string }>(
       sql`select s.name as stream, k.position, k.attempts, k.reason, k.at
@@ -180,8 +191,11 @@ export class Polls {
     return rows.map((row) => exact({ ...row, position: BigInt(row.position) }))
   }
 
-  async redeliver(name: string, options: { stream?: string; skip?: boolean } = {}): Promise<number> {
-    checkOptions(options)
+  async redeliver(
+    name: string,
+    options: { stream?: string | undefined; skip?: boolean | undefined } = {},
+  ): Promise<number> {
+    checkOptions(options, REDELIVER)
     const { stream, skip = false } = options
     await this.#known(name)
     if (stream !== undefined) checkText('stream', stream)
@@ -269,9 +283,9 @@ export class Polls {
 const batchOf = ({ partition, token }: HeldPartition, { events, next, turn }: Delivery): Batch =>
   exact({ partition, token, events, next: `${next}.${turn}` })
 
-function deliveryEnd(group: string, batch: BatchEnd): DeliveryEnd {
+function deliveryEnd(group: string, batch: BatchEnd, names = COMMIT): DeliveryEnd {
   checkText('group', group)
-  checkOptions(batch, 'batch')
+  checkOptions(batch, names, 'batch')
   const { partition, token, next } = batch
   checkInteger('partition', partition, { min: 0, max: 255 })
   if (typeof token !== 'bigint' || token < 1n || token > MAX_POSITION) throw wrongType('token', TOKEN, token)

@@ -1,6 +1,15 @@
 /** The requests of an append: checked, and written as the arguments of the SQL functions. */
 import { sql } from 'kysely'
-import { checkText, type Expected, jsonText, LIMITS, outOfRange, wrongType } from '../../base/index.ts'
+import {
+  checkOptions,
+  checkText,
+  type Expected,
+  jsonText,
+  known,
+  LIMITS,
+  outOfRange,
+  wrongType,
+} from '../../base/index.ts'
 import { column, list, nullable } from '../../database/index.ts'
 
 /** An event to append. */
@@ -16,7 +25,7 @@ export interface NewEvent {
    * twice. Each event of a stream needs a different id. In one append either every event has an id, or none has.
    * @default none
    */
-  id?: string
+  id?: string | undefined
 }
 
 export interface AppendRequest {
@@ -31,6 +40,7 @@ export interface AppendRequest {
   meta: string | undefined
   ids: string[] | undefined
 }
+const EVENT = known<NewEvent>({ type: true, data: true, meta: true, id: true })
 const EVENTS = { min: 1, max: 10_000 }
 const APPEND_BYTES = 16_777_216
 const EXPECTED = 'a bigint ≥ 0n, none, exists or any'
@@ -81,6 +91,7 @@ function expectedPosition(expected: Expected): bigint | null {
 
 function eventParts(event: NewEvent, field: string) {
   if (typeof event !== 'object' || event === null) throw wrongType(field, 'an object { type, data, meta, id }', event)
+  checkOptions(event, EVENT, field)
   const { type, data = null, meta = null, id } = event
   checkText(`${field}.type`, type)
   if (id !== undefined) checkText(`${field}.id`, id)

@@ -21,8 +21,8 @@ import {
   type Expected,
   exact,
   fromDatabase,
+  known,
   PositionConflictError,
-  SQLSTATE,
   Stopwatch,
   UnavailableError,
   wrongType,
@@ -49,13 +49,13 @@ export interface AppendOptions {
    * is elsewhere. A position (0n: no events), `none` (no events), `exists` (at least one event) or `any` (no check).
    * @default 'any'
    */
-  expected?: Expected
+  expected?: Expected | undefined
   /**
    * The caller's open transaction: the events are appended if it commits, and not if it rolls back. The stream is
    * locked until it ends.
    * @default a transaction of Lockstep's own
    */
-  trx?: AnyTransaction
+  trx?: AnyTransaction | undefined
 }
 
 /** Where the events of an append are in their stream. */
@@ -68,6 +68,7 @@ export interface Appended {
   repeated: boolean
 }
 
+const APPEND = known<AppendOptions>({ expected: true, trx: true })
 // Requests in a statement; and the largest request that shares a statement.
 const MOST_REQUESTS = 128
 const SHARED = { events: 100, bytes: 65_536 }
@@ -107,7 +108,7 @@ export class Appender {
   }
 
   async append(stream: string, events: NewEvent | readonly NewEvent[], options: AppendOptions = {}): Promise<Appended> {
-    checkOptions(options)
+    checkOptions(options, APPEND)
     if (options.trx !== undefined) checkTransaction(options.trx)
     const request = appendRequest(stream, events, options.expected ?? 'any')
     const { outcome, first, last } =
@@ -251,7 +252,5 @@ const streamLocked = (cause?: unknown) =>
 
 function explained(cause: unknown): unknown {
   if (isLockTimeout(cause)) return streamLocked(cause)
-  if (sqlState(cause) !== SQLSTATE.sequenceBehind) return fromDatabase(cause)
-  const why = 'The sequences of the database are behind its rows, as after a restore: run the migrations'
-  return new UnavailableError(why, { cause })
+  return fromDatabase(cause)
 }

@@ -7,7 +7,7 @@
  * of the time of one row for each event.
  */
 import { type RawBuilder, sql } from 'kysely'
-import { checkInteger, checkPage, checkText, exact, outOfRange, wrongType } from '../../base/index.ts'
+import { checkInteger, checkPage, checkText, exact, outOfRange, type Page, wrongType } from '../../base/index.ts'
 import type { Pool } from '../../database/index.ts'
 
 /** An event as it is stored. It never changes. In JSON its position and its cursor are decimal strings. */
@@ -147,7 +147,7 @@ export class Reader {
     return (await this.#states(sql`name = ${stream}`, 1))[0] ?? null
   }
 
-  states(page: { prefix?: string; limit?: number; after?: string }): Promise<StreamState[]> {
+  states(page: Page): Promise<StreamState[]> {
     const { prefix, limit, after } = checkPage(page)
     return this.#states(sql`name > ${after} and name >= ${prefix} and starts_with(name, ${prefix})`, limit)
   }

@@ -7,7 +7,17 @@
  * event.
  */
 import { sql } from 'kysely'
-import { checkInteger, checkMs, checkOptions, checkText, exact, outOfRange, wrongType } from '../../base/index.ts'
+import {
+  checkInteger,
+  checkMs,
+  checkOptions,
+  checkText,
+  exact,
+  known,
+  outOfRange,
+  SIGNAL,
+  wrongType,
+} from '../../base/index.ts'
 import type { Pool } from '../../database/index.ts'
 import { checkPosition, MAX_POSITION, type Reader, type StoredEvent } from './read.ts'
 
@@ -20,15 +30,15 @@ export interface RetentionRule {
    * Events are kept for so many milliseconds by the database's clock, 1,000–3,155,760,000,000 (a century).
    * @default for ever
    */
-  maxAgeMs?: number
+  maxAgeMs?: number | undefined
   /** So many of the last events of each stream are kept, 0–1,000,000,000,000. @default all */
-  maxCount?: number
+  maxCount?: number | undefined
 }
 
 /** Options of `truncate`. */
 export interface TruncateOptions {
   /** Also removes events that groups have not read yet; those groups never see them. @default false */
-  force?: boolean
+  force?: boolean | undefined
 }
 
 /** What a `truncate` did. */
@@ -50,15 +60,18 @@ export interface Swept {
 /** Options of `archive`. */
 export interface ArchiveOptions {
   /** The stream to archive. Not together with `prefix`. @default all streams under `prefix` */
-  stream?: string
+  stream?: string | undefined
   /** The streams to archive, by what their names begin with. Not together with `stream`. @default '', all streams */
-  prefix?: string
+  prefix?: string | undefined
   /** The first event to write: a position of the stream or, without `stream`, a cursor. @default 1n */
-  from?: bigint
+  from?: bigint | undefined
   /** The first event not to write: a position or a cursor, ≥ `from`. @default after the last event that can be read now */
-  before?: bigint
+  before?: bigint | undefined
 }
 
+const RULE = known<RetentionRule>({ maxAgeMs: true, maxCount: true })
+const TRUNCATE = known<TruncateOptions>({ force: true })
+const ARCHIVE = known<ArchiveOptions>({ stream: true, prefix: true, from: true, before: true })
 const AGE = { min: 1_000, max: 3_155_760_000_000 }
 const COUNT = { min: 0, max: 1_000_000_000_000 }
 // Events removed in one statement, so that none takes long.
@@ -80,7 +93,7 @@ export class Retention {
       await this.#pool.run(sql`delete from lockstep.retention where prefix = ${prefix}`)
       return
     }
-    checkOptions(rule, 'rule')
+    checkOptions(rule, RULE, 'rule')
     const { maxAgeMs = null, maxCount = null } = rule
     if (maxAgeMs === null && maxCount === null)
       throw wrongType('rule', '{ maxAgeMs, maxCount }, one of them at least', rule)
@@ -103,8 +116,8 @@ export class Retention {
     }))
   }
 
-  async sweep(options: { signal?: AbortSignal } = {}): Promise<Swept> {
-    checkOptions(options)
+  async sweep(options: { signal?: AbortSignal | undefined } = {}): Promise<Swept> {
+    checkOptions(options, SIGNAL)
     const { signal } = options
     let removed = 0
     if ((await this.rules()).length === 0) return { removed }
@@ -120,7 +133,7 @@ export class Retention {
   }
 
   async truncate(stream: string, before: bigint, options: TruncateOptions = {}): Promise<Truncated> {
-    checkOptions(options)
+    checkOptions(options, TRUNCATE)
     const { force = false } = options
     checkText('stream', stream)
     checkPosition('before', before)
@@ -136,7 +149,7 @@ export class Retention {
   }
 
   async *archive(options: ArchiveOptions = {}): AsyncGenerator<string, void, void> {
-    checkOptions(options)
+    checkOptions(options, ARCHIVE)
     const { stream, prefix, from = 1n } = options
     if (stream !== undefined) checkText('stream', stream)
     if (prefix !== undefined) checkText('prefix', prefix)

@@ -10,6 +10,7 @@ import {
   checkText,
   checkWord,
   exact,
+  known,
   onAbort,
   Stopwatch,
   WAIT,
@@ -34,46 +35,53 @@ export interface SubscribeOptions {
    * The stream to follow, in the order of its positions. Not together with `prefix`.
    * @default all streams under `prefix`
    */
-  stream?: string
+  stream?: string | undefined
   /**
    * The streams to follow, by what their names begin with, in the order of cursors. Not together with `stream`.
    * @default '', all streams
    */
-  prefix?: string
+  prefix?: string | undefined
   /**
    * The first event: a position of the stream or, without `stream`, a cursor, ≥ 1n. `end`: only events that are
    * appended from now on.
    * @default 1n
    */
-  from?: bigint | 'end'
+  from?: bigint | 'end' | undefined
   /** Ends the subscription: it throws `signal.reason`. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
 }
 
 export interface WaitOptions {
   /** The most events to return, 1–1,000. @default 100 */
-  limit?: number
+  limit?: number | undefined
   /** Milliseconds to wait for an event when there is none, ≥ 0. @default 0 */
-  waitMs?: number
+  waitMs?: number | undefined
   /** Ends the wait: the call rejects with `signal.reason`. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
 }
 
 /** Options of `read`. */
 export interface ReadOptions extends WaitOptions {
   /** The first position to read, ≥ 1n; `end`: that of the next event to be appended. @default 1n; with `backwards`, the stream's last */
-  from?: bigint | 'end'
+  from?: bigint | 'end' | undefined
   /** Reads from `from` back to the beginning. Not together with `waitMs`. @default false */
-  backwards?: boolean
+  backwards?: boolean | undefined
 }
 
 /** Options of `readAll`. */
 export interface AllOptions extends WaitOptions {
   /** The streams to read, by what their names begin with. @default '', all streams */
-  prefix?: string
+  prefix?: string | undefined
   /** The first cursor to read, ≥ 1n; `end`: that of the next event to be appended. @default 1n */
-  from?: bigint | 'end'
+  from?: bigint | 'end' | undefined
 }
+
+const WAIT_NAMES = { limit: true, waitMs: true, signal: true } as const
+const READ = known<ReadOptions>({ ...WAIT_NAMES, from: true, backwards: true })
+const ALL = known<AllOptions>({ ...WAIT_NAMES, prefix: true, from: true })
+const SUBSCRIBE = known<SubscribeOptions & { as?: string }>({
+  ...{ stream: true, prefix: true, from: true, signal: true, as: true },
+})
 
 /** A source that is read by pages too. */
 interface PagedSource extends Source {
@@ -93,7 +101,7 @@ export class Followers {
 
   async read(stream: string, options: ReadOptions = {}): Promise<EventPage> {
     checkText('stream', stream)
-    checkOptions(options)
+    checkOptions(options, READ)
     const { from, limit = LIMIT.default, backwards = false } = options
     if (from !== undefined && from !== 'end') checkPosition('from', from)
     checkLimit(limit)
@@ -103,7 +111,7 @@ export class Followers {
   }
 
   async readAll(options: AllOptions = {}): Promise<EventPage> {
-    checkOptions(options)
+    checkOptions(options, ALL)
     const { prefix = '', from = 1n, limit = LIMIT.default } = options
     checkText('prefix', prefix)
     if (from !== 'end') checkPosition('from', from)
@@ -112,9 +120,9 @@ export class Followers {
   }
 
   subscribe(
-    options: SubscribeOptions & { as?: 'event' | 'json' } = {},
+    options: SubscribeOptions & { as?: 'event' | 'json' | undefined } = {},
   ): AsyncGenerator<StoredEvent | EventPiece, never, void> {
-    checkOptions(options)
+    checkOptions(options, SUBSCRIBE)
     const { stream, prefix, from = 1n, as = 'event', signal } = options
     checkWord('as', as, ['event', 'json'])
     if (stream !== undefined) checkText('stream', stream)

@@ -13,7 +13,7 @@ import {
   WAIT,
   wrongType,
 } from '../../base/index.ts'
-import type { Sender, SendOptions } from '../queue/index.ts'
+import { RUN, type Sender, type SendOptions } from '../queue/index.ts'
 import { awaitedId } from './attempts.ts'
 import type { Jobs } from './jobs.ts'
 import type { Outcome, Outcomes } from './outcomes.ts'
@@ -21,13 +21,13 @@ import type { Outcome, Outcomes } from './outcomes.ts'
 /** Options of `run` and `outcome`: those of the job, except `trx` and `replace`, and those of the wait. */
 export interface RunOptions extends Omit<SendOptions, 'trx' | 'replace'> {
   /** Milliseconds to wait, ≥ 0. When they run out a RunTimeoutError is thrown, and the job goes on. @default Infinity */
-  waitMs?: number
+  waitMs?: number | undefined
   /** Ends the wait with its reason. `run` also cancels the job; `outcome` does not. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
 }
 export interface Pooled {
   /** How many copies of the job are sent, 1–1,000. */
-  pool?: number
+  pool?: number | undefined
 }
 
 export class Runs {
@@ -42,11 +42,11 @@ export class Runs {
   }
 
   async run(queue: string, data: unknown, all: RunOptions & Pooled): Promise<unknown> {
-    checkOptions(all)
+    checkOptions(all, RUN)
     const { pool, ...options } = all
     if (pool === undefined) {
       const outcome = await this.#one(queue, data, options, true)
-      if (!outcome) throw refused(queue)
+      if (!outcome) throw await this.#refused(queue, options.id)
       return outputOf(queue, outcome)
     }
     checkInteger('pool', pool, { min: 1, max: 1_000 })
@@ -64,8 +64,17 @@ export class Runs {
 
   /** How a job ended; null: it was refused. The signal ends the wait only. */
   async outcome(queue: string, data: unknown, options: RunOptions): Promise<Outcome | null> {
-    checkOptions(options)
+    checkOptions(options, RUN)
+    const { pool } = options as Pooled
+    if (pool !== undefined) throw wrongType('pool', 'left out: run takes it', pool)
     return this.#one(queue, data, options, false)
+  }
+
+  // A job with an id of the caller's is refused most often because it was sent before.
+  async #refused(queue: string, id: string | undefined): Promise<Error> {
+    const job = id === undefined ? null : await this.#jobs.get(queue, id)
+    if (job === null) return refused(queue)
+    return outOfRange('id', `one that no job of the queue has (this one is ${job.state}: get shows it)`, id)
   }
 
   // With the caller's own id it works too, but such a job is not notified: the wait polls.

@@ -5,10 +5,13 @@ export {
   checkDefinition,
   checkId,
   checkQueue,
+  DECLARE,
+  DEFINE,
   type DeclareOptions,
   type DefineOptions,
   type Definition,
   type RetryOptions,
+  RUN,
   type SendOptions,
   WORKER_QUEUES,
 } from './options.ts'

@@ -16,6 +16,8 @@ import {
   checkText,
   checkWord,
   isDots,
+  type Known,
+  known,
   outOfRange,
   wrongType,
 } from '../../base/index.ts'
@@ -27,21 +29,21 @@ import type { StandardSchema } from './standard-schema.ts'
 /** How jobs are tried, expire and are kept. Of a queue: the default of its jobs. Of a job: for this job only. */
 export interface RetryOptions {
   /** Attempts after the first, 0–1,000. @default 2 */
-  retryLimit?: number
+  retryLimit?: number | undefined
   /** Milliseconds between a failed attempt and the next, 0–31,536,000,000 (a year). @default 0 */
-  retryDelayMs?: number
+  retryDelayMs?: number | undefined
   /** Doubles the delay at each attempt, with jitter; `maxMs` is its limit, 0–31,536,000,000. @default false */
-  backoff?: boolean | { maxMs: number }
+  backoff?: boolean | { maxMs: number } | undefined
   /** Milliseconds that an attempt may take, 1,000–86,400,000 (a day). Then it fails, and its signal aborts. @default 900_000 */
-  expireInMs?: number
+  expireInMs?: number | undefined
   /** Milliseconds without a heartbeat after which a worker is taken for dead, 10,000–86,400,000. @default 30_000 */
-  heartbeatMs?: number
+  heartbeatMs?: number | undefined
   /** The name of a queue that gets a copy of each job that has failed for good. As an option of a queue it is made if it does not exist. */
-  deadLetter?: string
+  deadLetter?: string | undefined
   /** Seconds that a job may wait to run, ≥ 1; after that it is deleted. @default 1_209_600 (14 days) */
-  retentionSeconds?: number
+  retentionSeconds?: number | undefined
   /** Seconds that a job is kept when it is over, ≥ 0; 0: for ever. @default 604_800 (7 days) */
-  deleteAfterSeconds?: number
+  deleteAfterSeconds?: number | undefined
 }
 
 export const POLICIES = ['standard', 'short', 'singleton', 'stately', 'exclusive', 'key_strict_fifo'] as const
@@ -49,57 +51,57 @@ export const POLICIES = ['standard', 'short', 'singleton', 'stately', 'exclusive
 /** Options of a queue, as it is in the database. */
 export interface DeclareOptions extends RetryOptions {
   /** Which jobs exclude each other (by `singletonKey`). It cannot be changed. @default 'standard' @see pg-boss, queue policies */
-  policy?: (typeof POLICIES)[number]
+  policy?: (typeof POLICIES)[number] | undefined
   /** Gives the queue its own table. It cannot be changed. @default false */
-  partition?: boolean
+  partition?: boolean | undefined
   /** Notifies waiting workers when a job is sent. @default true */
-  notify?: boolean
+  notify?: boolean | undefined
 }
 
 /** Options of a queue and of its workers in this process. */
 export interface DefineOptions<Input = unknown> extends DeclareOptions {
   /** Jobs that run at a time in this process, 1–1,000. @default 5 */
-  concurrency?: number
+  concurrency?: number | undefined
   /** Jobs of one `group` that run at a time, over all processes, 1–1,000. A soft limit, see pg-boss. @default no limit */
-  groupConcurrency?: number
+  groupConcurrency?: number | undefined
   /**
    * Gives the handler a transaction in which its job is completed: the handler's writes and the completion commit together, or
    * neither does. The job waits until one of the `max` connections is free. The handler must not begin or end the transaction. That
    * is refused; where it cannot be refused, the job fails for good with a TransactionEndedError.
    * @default false
    */
-  transactional?: boolean
+  transactional?: boolean | undefined
   /** Checks the data when it is sent, and again before the handler gets it. @see https://standardschema.dev */
-  schema?: StandardSchema<Input>
+  schema?: StandardSchema<Input> | undefined
 }
 
 /** Options of one job. */
 export interface SendOptions extends RetryOptions {
   /** An open transaction of the caller's: the job is sent when it commits, or not at all. */
-  trx?: AnyTransaction
+  trx?: AnyTransaction | undefined
   /** The job's id, a UUID. A job with an id that was used already is refused. @default a new one */
-  id?: string
+  id?: string | undefined
   /** Jobs with a larger priority begin first, −1,000,000–1,000,000. @default 0 */
-  priority?: number
+  priority?: number | undefined
   /** Milliseconds from now before which the job does not begin, 0–315,360,000,000 (ten years). @default 0 */
-  startAfterMs?: number
+  startAfterMs?: number | undefined
   /** Instead of `startAfterMs`: the instant before which it does not begin. As text it needs an offset or Z. */
-  startAfter?: Date | string
+  startAfter?: Date | string | undefined
   /** The key by which jobs of a queue exclude each other, 1–255 characters. */
-  singletonKey?: string
+  singletonKey?: string | undefined
   /**
    * Throttles: at most one job (for each `singletonKey`) in every period of so many seconds, 1–31,536,000. The first one's data wins,
    * and the others are refused; see `replace`.
    */
-  singletonSeconds?: number
+  singletonSeconds?: number | undefined
   /**
    * With `singletonSeconds`: the latest data wins. While the job of the period waits, it gets this data, and its id is returned; once it
    * has begun, others are refused until the period is over.
    * @default false
    */
-  replace?: boolean
+  replace?: boolean | undefined
   /** The group of the job, for `groupConcurrency`: `id` and `tier` of 1–255 characters. */
-  group?: { id: string; tier?: string }
+  group?: { id: string; tier?: string | undefined } | undefined
 }
 
 /** A queue as this process has defined it. */
@@ -108,6 +110,29 @@ export interface Definition {
   readonly handler: Handler | undefined
   readonly options: DefineOptions
 }
+
+type Names<O> = Record<keyof O, true>
+const RETRY_NAMES: Names<RetryOptions> = {
+  ...{ retryLimit: true, retryDelayMs: true, backoff: true, expireInMs: true, heartbeatMs: true, deadLetter: true },
+  ...{ retentionSeconds: true, deleteAfterSeconds: true },
+}
+const DECLARE_NAMES: Names<DeclareOptions> = { ...RETRY_NAMES, policy: true, partition: true, notify: true }
+const JOB_NAMES: Names<Omit<SendOptions, 'trx'>> = {
+  ...{ ...RETRY_NAMES, id: true, priority: true, startAfterMs: true, startAfter: true },
+  ...{ singletonKey: true, singletonSeconds: true, replace: true, group: true },
+}
+/** The names of the options, by verb. */
+export const DECLARE = known<DeclareOptions>(DECLARE_NAMES)
+export const DEFINE = known<DefineOptions>({
+  ...{ ...DECLARE_NAMES, concurrency: true, groupConcurrency: true, transactional: true, schema: true },
+})
+export const SEND = known<SendOptions>({ ...JOB_NAMES, trx: true })
+export const SEND_ALL = known<{ data: unknown } & Omit<SendOptions, 'trx'>>({ ...JOB_NAMES, data: true })
+export const RUN = known<Omit<SendOptions, 'trx'> & { waitMs?: number; signal?: AbortSignal; pool?: number }>({
+  ...{ ...JOB_NAMES, waitMs: true, signal: true, pool: true },
+})
+const BACKOFF = known<{ maxMs: number }>({ maxMs: true })
+const GROUP = known<{ id: string; tier?: string }>({ id: true, tier: true })
 
 const YEAR_MS = 31_536_000_000
 const DAY_MS = 86_400_000
@@ -142,6 +167,7 @@ function retries(options: RetryOptions): EngineRetries {
   if (deadLetter !== undefined) checkQueue(deadLetter, 'deadLetter')
   if (retentionSeconds !== undefined) checkInteger('retentionSeconds', retentionSeconds, { min: 1, max: INT })
   if (deleteAfterSeconds !== undefined) checkInteger('deleteAfterSeconds', deleteAfterSeconds, { min: 0, max: INT })
+  if (typeof backoff === 'object' && backoff !== null) checkOptions(backoff, BACKOFF, 'backoff')
   const max = typeof backoff === 'object' && backoff !== null ? backoff.maxMs : undefined
   if (max !== undefined) checkMs('backoff.maxMs', max, { min: 0, max: YEAR_MS })
   else if (backoff !== undefined && typeof backoff !== 'boolean') {
@@ -162,7 +188,6 @@ function retries(options: RetryOptions): EngineRetries {
 
 /** A queue's options under pg-boss's names. @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`. */
 export function queueRow(options: DeclareOptions): EngineQueue {
-  checkOptions(options)
   const { policy, partition, notify } = options
   if (policy !== undefined) checkWord('policy', policy, POLICIES)
   for (const [field, value] of Object.entries({ partition, notify })) {
@@ -177,8 +202,9 @@ export function queueRow(options: DeclareOptions): EngineQueue {
 }
 
 /** @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field`. */
-export function checkDefinition(name: string, options: DefineOptions): void {
+export function checkDefinition(name: string, options: DefineOptions, names: Known): void {
   checkQueue(name)
+  checkOptions(options, names)
   if (name.startsWith(WORKER_QUEUES))
     throw outOfRange('queue', `a name that does not begin with ${WORKER_QUEUES}`, name)
   queueRow(options)
@@ -213,6 +239,7 @@ export function jobRow(options: Omit<SendOptions, 'trx'>): EngineJob {
   if (replace && id !== undefined) throw wrongType('id', 'left out: with replace the id may be that of another job', id)
   if (group !== undefined) {
     if (typeof group !== 'object' || group === null) throw wrongType('group', '{ id, tier? }', group)
+    checkOptions(group, GROUP, 'group')
     checkText('group.id', group.id)
     if (group.tier !== undefined) checkText('group.tier', group.tier)
   }
@@ -224,7 +251,7 @@ export function jobRow(options: Omit<SendOptions, 'trx'>): EngineJob {
     ...(startAfter !== undefined && future(instant('startAfter', startAfter))),
     ...(singletonKey !== undefined && { singletonKey }),
     ...(singletonSeconds !== undefined && { singletonSeconds }),
-    ...(group !== undefined && { group }),
+    ...(group !== undefined && { group: { id: group.id, ...(group.tier !== undefined && { tier: group.tier }) } }),
   }
 }
 

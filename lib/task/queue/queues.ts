@@ -6,7 +6,7 @@
  * queue.
  */
 import { sql } from 'kysely'
-import { BoundedMap, checkPage, fromDatabase, outOfRange, Stopwatch } from '../../base/index.ts'
+import { BoundedMap, checkPage, fromDatabase, outOfRange, type Page, Stopwatch } from '../../base/index.ts'
 import type { Pool } from '../../database/index.ts'
 import type { Engine, EngineQueue } from '../engine.ts'
 import { noQueue } from '../pgboss/index.ts'
@@ -72,7 +72,7 @@ export class Queues {
   }
 
   /** Names of queues, in the order of their code points. */
-  async list(page: { prefix?: string; limit?: number; after?: string }): Promise<string[]> {
+  async list(page: Page): Promise<string[]> {
     const { prefix, limit, after } = checkPage(page)
     const rows = await this.#pool.run<{ name: string }>(
       sql`select name from lockstep_boss.queue

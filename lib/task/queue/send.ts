@@ -22,7 +22,7 @@ import {
 import { type AnyTransaction, checkTransaction, type Pool } from '../../database/index.ts'
 import type { Engine, EngineDb, EngineJob } from '../engine.ts'
 import { fromBoss, inside } from '../pgboss/index.ts'
-import { checkQueue, jobRow, type SendOptions } from './options.ts'
+import { checkQueue, jobRow, SEND, SEND_ALL, type SendOptions } from './options.ts'
 import type { Queues } from './queues.ts'
 import { validated } from './standard-schema.ts'
 
@@ -55,7 +55,7 @@ export class Sender {
 
   /** Returns the job's id; null: it was refused. @param makeId  makes the id, unless `options` have one. */
   async send(queue: string, data: unknown, options: SendOptions, makeId: () => string): Promise<string | null> {
-    checkOptions(options)
+    checkOptions(options, SEND)
     const { trx, ...rest } = options
     checkQueue(queue)
     if (trx !== undefined) checkTransaction(trx) // before the queue is made
@@ -76,7 +76,7 @@ export class Sender {
     if (trx !== undefined) checkTransaction(trx)
     if (!Array.isArray(jobs)) throw wrongType('jobs', 'an array of { data, … }', jobs)
     const rows = jobs.map((job, i) => {
-      checkOptions(job, `jobs.${i}`)
+      checkOptions(job, SEND_ALL, `jobs.${i}`)
       const { data, ...options } = job
       return rowOf(data, options, makeId)
     })

@@ -17,12 +17,15 @@
 import { sql } from 'kysely'
 import {
   checkInteger,
+  checkOptions,
   checkPage,
   checkText,
   checkWord,
   jsonText,
+  known,
   LIMITS,
   outOfRange,
+  type Page,
   Stopwatch,
 } from '../../base/index.ts'
 import type { Pool } from '../../database/index.ts'
@@ -69,7 +72,7 @@ export interface ScheduleOptions {
   /** The name of the queue that the jobs are sent to. It must exist. */
   queue: string
   /** The IANA name of the time zone that `cron` is read in. @default 'UTC' */
-  timezone?: string
+  timezone?: string | undefined
   /** The data of each job: JSON, at most 1 MiB. @default null */
   data?: unknown
   /**
@@ -77,8 +80,11 @@ export interface ScheduleOptions {
    * is, unless a later slot is sent anyway. `all`: each is, 1,000 at a tick.
    * @default 'once'
    */
-  missed?: Missed
+  missed?: Missed | undefined
 }
+
+const PAGE = known<Page & { maxBytes?: number }>({ prefix: true, limit: true, after: true, maxBytes: true })
+const SCHEDULE = known<ScheduleOptions>({ queue: true, timezone: true, data: true, missed: true })
 
 export class Schedules {
   readonly #pool: Pool
@@ -102,6 +108,7 @@ export class Schedules {
         name,
       )
     }
+    checkOptions(options ?? {}, SCHEDULE)
     const { queue, timezone = 'UTC', data = null, missed = 'once' } = options ?? {}
     checkQueue(queue)
     const rule = ruleOf(cron, timezone)
@@ -152,8 +159,8 @@ export class Schedules {
   }
 
   /** Schedules, in the order of their names' code points. */
-  async list(page: { prefix?: string; limit?: number; after?: string; maxBytes?: number } = {}): Promise<Schedule[]> {
-    const { prefix, limit, after } = checkPage(page)
+  async list(page: Page & { maxBytes?: number | undefined } = {}): Promise<Schedule[]> {
+    const { prefix, limit, after } = checkPage(page, PAGE)
     const { maxBytes } = page
     const asked = sql`select * from lockstep.schedule
                        where name > ${after} and name >= ${prefix} and starts_with(name, ${prefix})

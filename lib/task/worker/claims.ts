@@ -14,6 +14,7 @@ import {
   checkText,
   exact,
   jsonText,
+  known,
   LIMITS,
   onAbort,
   Stopwatch,
@@ -47,17 +48,19 @@ export interface Claimed {
 /** Options of `claim`. */
 export interface ClaimOptions {
   /** Jobs to claim at most, 1–100. @default 1 */
-  limit?: number
+  limit?: number | undefined
   /** A name of the claimer, 1–255 characters; {@link Job.holder} shows it. */
-  holder?: string
+  holder?: string | undefined
   /** Milliseconds that the lease lasts, 1,000–3,600,000; kept in whole seconds. @default 30_000 */
-  leaseMs?: number
+  leaseMs?: number | undefined
   /** Milliseconds to wait for a job, ≥ 0. @default 0 */
-  waitMs?: number
+  waitMs?: number | undefined
   /** Ends the wait with its reason. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
 }
 
+const CLAIM = known<ClaimOptions>({ limit: true, holder: true, leaseMs: true, waitMs: true, signal: true })
+const EXTEND = known<{ leaseMs?: number }>({ leaseMs: true })
 const LIMIT = { min: 1, max: 100 }
 const LEASE = { min: 1_000, max: 3_600_000 }
 const POLL_MS = { withNotifications: 5_000, without: 250 }
@@ -92,7 +95,7 @@ export class Claims {
    * @throws {NotFoundError | UnavailableError | TypeError | RangeError} and the `signal`'s reason, when it aborts.
    */
   async claim(queue: string, options: ClaimOptions = {}): Promise<Claimed[]> {
-    checkOptions(options)
+    checkOptions(options, CLAIM)
     const { limit = 1, holder, leaseMs = 30_000, waitMs = 0, signal } = options
     checkQueue(queue)
     checkInteger('limit', limit, LIMIT)
@@ -125,9 +128,14 @@ export class Claims {
   }
 
   /** Makes a claim last `leaseMs` from now. Returns when it runs out, on the database's clock. @throws {LeaseLostError} */
-  async extend(queue: string, id: string, token: bigint, options: { leaseMs?: number } = {}): Promise<Date> {
+  async extend(
+    queue: string,
+    id: string,
+    token: bigint,
+    options: { leaseMs?: number | undefined } = {},
+  ): Promise<Date> {
     const attempt = attemptOf(queue, id, token)
-    checkOptions(options)
+    checkOptions(options, EXTEND)
     const { leaseMs = 30_000 } = options
     checkMs('leaseMs', leaseMs, LEASE)
     const [row] = await this.#lease(queue, [attempt], leaseMs, null)

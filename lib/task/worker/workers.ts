@@ -6,7 +6,7 @@
  * a tick after a minute. A worker that was frozen for so long and comes back makes its queue again.
  */
 import { sql } from 'kysely'
-import { checkMs, NotFoundError, WAIT } from '../../base/index.ts'
+import { checkMs, checkOptions, GRACE, NotFoundError, WAIT } from '../../base/index.ts'
 import { list } from '../../database/index.ts'
 import type { Sender } from '../queue/index.ts'
 import { type Definition, type RetryOptions, WORKER_QUEUES } from '../queue/index.ts'
@@ -25,7 +25,7 @@ export interface Worker extends AsyncDisposable {
    * @param options.graceMs  milliseconds, ≥ 0. @default 1_000
    * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field` graceMs.
    */
-  stop(options?: { graceMs?: number }): Promise<void>
+  stop(options?: { graceMs?: number | undefined }): Promise<void>
 }
 
 const REGISTRY_HEARTBEAT_MS = 10_000
@@ -191,7 +191,9 @@ export class WorkerHandle implements Worker {
     this.#onStopped = onStopped
   }
 
-  stop({ graceMs = 1_000 }: { graceMs?: number } = {}): Promise<void> {
+  stop(options: { graceMs?: number | undefined } = {}): Promise<void> {
+    checkOptions(options, GRACE)
+    const { graceMs = 1_000 } = options
     checkMs('graceMs', graceMs, WAIT)
     this.#stopped ??= this.#stop(graceMs)
     return this.#stopped

@@ -19,6 +19,7 @@ import {
   abortable,
   checkInteger,
   checkOptions,
+  known,
   onAbort,
   outOfRange,
   UnavailableError,
@@ -46,9 +47,9 @@ export const NTP_SERVERS: readonly string[] = [
 /** The options of {@link ntp}. */
 export interface NtpOptions {
   /** The servers: `host` or `host:port`, an IPv6 address with a port as `[::1]:123`; 3–16 different ones. @default NTP_SERVERS */
-  servers?: readonly string[]
+  servers?: readonly string[] | undefined
   /** How long to wait for an answer, including the lookup of the name: milliseconds, 100–10,000. @default 1_000 */
-  timeoutMs?: number
+  timeoutMs?: number | undefined
 }
 
 /** The result of asking one server. */
@@ -92,12 +93,13 @@ export interface Ntp {
    * @returns the interval that contains true time, and a report for each server.
    * @throws {UnavailableError} too few servers gave a time, or they do not agree: the text names each, with its reason.
    */
-  measure(options?: { near?: number; signal?: AbortSignal }): Promise<Measurement>
+  measure(options?: { near?: number | undefined; signal?: AbortSignal | undefined }): Promise<Measurement>
   /** Drops the earlier answers: call it when the monotonic clock was found to have stood still. */
   forget(): void
 }
 
 const KISS_PAUSE_MS = 3_600_000
+const NTP = known<NtpOptions>({ servers: true, timeoutMs: true })
 
 /**
  * Makes a set of NTP servers for the option `time.ntp` of `createLockstep`. It asks nothing yet.
@@ -108,7 +110,7 @@ const KISS_PAUSE_MS = 3_600_000
  * @see RFC 5905 §11.2.1; RFC 8633 §3.2 (how many servers); RFC 4330 §8 (Kiss-o'-death)
  */
 export function ntp(options: NtpOptions = {}): Ntp {
-  checkOptions(options)
+  checkOptions(options, NTP)
   const { servers = NTP_SERVERS, timeoutMs = 1_000 } = options
   const expected = "3–16 different servers, each like 'time.example.com' or '10.0.0.1:123'"
   checkInteger('timeoutMs', timeoutMs, { min: 100, max: 10_000 })
@@ -148,7 +150,13 @@ class Servers implements Ntp {
     this.#askAgainAt = servers.map(() => -Infinity)
   }
 
-  async measure({ near = Date.now() * 1_000, signal }: { near?: number; signal?: AbortSignal } = {}) {
+  async measure({
+    near = Date.now() * 1_000,
+    signal,
+  }: {
+    near?: number | undefined
+    signal?: AbortSignal | undefined
+  } = {}) {
     signal?.throwIfAborted()
     const ended = new AbortController()
     const late = setTimeout(() => ended.abort(new Error('timeout')), this.#timeoutMs)
