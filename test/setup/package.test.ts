@@ -28,7 +28,16 @@ let packed: string[]
 beforeAll(async () => {
   folder = fs.mkdtempSync(path.join(os.tmpdir(), 'lockstep-package-'))
   const copy = path.join(folder, 'copy')
-  for (const each of ['lib', 'functions', 'db', 'package.json', 'tsconfig.json', 'tsconfig.build.json', 'README.md']) {
+  for (const each of [
+    'bin',
+    'lib',
+    'functions',
+    'db',
+    'package.json',
+    'tsconfig.json',
+    'tsconfig.build.json',
+    'README.md',
+  ]) {
     fs.cpSync(path.join(ROOT, each), path.join(copy, each), { recursive: true })
   }
   fs.symlinkSync(path.join(ROOT, 'node_modules'), path.join(copy, 'node_modules'))
@@ -83,15 +92,59 @@ function examples(): string[] {
   return [...blocks].map(([, text = '']) => (text.includes("from 'lockstep'") ? text : start + text))
 }
 
+/** A program that compiles only if each option of the public interface may be given as undefined. */
+function optionsConsumer(): string {
+  const parts = fs.readFileSync(path.join(ROOT, 'docs/api.txt'), 'utf8').split(/^\/\/ ---- (lockstep\S*) ----$/m)
+  const named = parts.flatMap((subpath, i) => {
+    if (!/^lockstep/.test(subpath)) return []
+    const interfaces =
+      (parts[i + 1] as string).split('// ---- mentioned')[0]?.matchAll(/^export interface (\w+)/gm) ?? []
+    const names = [...interfaces].flatMap(([, name = '']) =>
+      /(Options|Page|Backoff|Rule|NewEvent)$/.test(name) ? name : [],
+    )
+    return names.map((name) => ({ subpath, name }))
+  })
+  expect(named.length).toBeGreaterThan(25)
+  return `
+    import type { Leaders, Locks, Time, Hold, Term } from 'lockstep'
+    import type { Queue, Tasks, Worker } from 'lockstep/task'
+    import type { Consumer, Events } from 'lockstep/event'
+    ${named.map(({ subpath, name }, i) => `import type { ${name} as Named${i} } from '${subpath}'`).join('\n')}
+
+    type Loose<T> = { [K in keyof T]: {} extends Pick<T, K> ? T[K] | undefined : T[K] }
+    type NoOptions = ((...args: never[]) => unknown) | readonly unknown[] | Date | Queue
+    type Refuses<O> = O extends NoOptions ? never : O extends object ? (Loose<O> extends O ? never : O) : never
+    type Wrong<Room> = {
+      [Verb in keyof Room]: Room[Verb] extends (...args: infer Args) => unknown ? ([Refuses<Args[number]>] extends [never] ? never : Verb) : never
+    }[keyof Room]
+    type None<T extends never> = T
+    export type Verbs = None<
+      Wrong<Pick<Locks, keyof Locks>> | Wrong<Pick<Leaders, keyof Leaders>> | Wrong<Pick<Time, keyof Time>> | Wrong<Tasks> | Wrong<Events>
+    >
+    export type Ends = None<Wrong<Pick<Hold, 'release'> & Pick<Term, 'resign'> & Pick<Worker, 'stop'> & Pick<Consumer, 'stop'>>>
+    ${named.map((_, i) => `export type Interface${i} = None<Refuses<Named${i}>>`).join('\n')}
+    declare const signal: AbortSignal | undefined
+    declare const locks: Locks
+    await locks.acquire('a', { signal, ttlMs: undefined })
+  `
+}
+
 test('it contains what is built and nothing else', () => {
   expect(packed).toEqual(expect.arrayContaining(['package.json', 'README.md', 'dist/db/migrations/0001_lease.sql']))
-  const strays = packed.filter((file) => !/^dist\/(lib|functions)\/([\w-]+\/)*[\w-]+\.(js|d\.ts)$/.test(file))
+  const strays = packed.filter(
+    (file) => !/^dist\/(commonjs\/)?(lib|functions)\/([\w-]+\/)*[\w-]+\.(js|d\.ts)$/.test(file),
+  )
   expect(
-    strays.filter((file) => !/^(package\.json|README\.md|LICENSE|dist\/db\/migrations\/\w+\.sql)$/.test(file)),
+    strays.filter(
+      (file) =>
+        !/^(package\.json|README\.md|LICENSE|bin\/lockstep\.js|dist\/commonjs\/package\.json|dist\/db\/migrations\/\w+\.sql)$/.test(
+          file,
+        ),
+    ),
   ).toEqual([])
   const built = (ending: string) =>
     packed
-      .filter((file) => file.endsWith(ending))
+      .filter((file) => file.startsWith('dist/') && file.endsWith(ending))
       .map((file) => file.slice('dist/'.length, -ending.length))
       .sort()
   const sources = ['lib', 'functions'].flatMap((room) =>
@@ -101,7 +154,9 @@ test('it contains what is built and nothing else', () => {
       .map((file) => `${room}/${file.replace(/\.ts$/, '')}`),
   )
   expect(built('.js')).toEqual(sources.sort())
-  expect(built('.d.ts')).toEqual(built('.js'))
+  const ofCommonJs = (file: string) => file.startsWith('commonjs/')
+  expect(built('.d.ts').filter((file) => !ofCommonJs(file))).toEqual(built('.js'))
+  expect(built('.d.ts').filter(ofCommonJs)).toEqual(built('.js').map((file) => `commonjs/${file}`))
 })
 
 describe('for a project with strict types', () => {
@@ -116,7 +171,7 @@ describe('for a project with strict types', () => {
     types: ['node'],
   }
 
-  test('it has types, on every subpath, and the README is right', async () => {
+  test('it has types, on every subpath, any option may be undefined, and the README is right', async () => {
     write(
       'consumer.ts',
       `import { createLockstep, type Hold, LeaseLostError, type Lockstep } from 'lockstep'
@@ -176,6 +231,7 @@ describe('for a project with strict types', () => {
        import 'lockstep/lib/db'
       `,
     )
+    write('options.ts', optionsConsumer())
     examples().forEach((text, i) => {
       write(`readme-${i}.ts`, text)
     })
@@ -184,7 +240,85 @@ describe('for a project with strict types', () => {
   })
 })
 
+test('npx lockstep works in a clone before a build', async () => {
+  const clone = path.join(folder, 'clone')
+  for (const each of ['bin', 'lib', 'functions', 'db', 'package.json']) {
+    fs.cpSync(path.join(ROOT, each), path.join(clone, each), { recursive: true })
+  }
+  fs.symlinkSync(path.join(ROOT, 'node_modules'), path.join(clone, 'node_modules'))
+  const env = { ...process.env, npm_config_cache: path.join(folder, 'npm') }
+  expect(await saying('npx', ['--offline', 'lockstep', '--version'], { cwd: clone, env })).toBe(`${version}\n`)
+})
+
+describe('for a project of CommonJS', () => {
+  test('it has types under node16, on every subpath, and can be required', async () => {
+    const names = subpaths.map((subpath, i) => `import * as part${i} from '${subpath}'\n`).join('')
+    write(
+      'required.cts',
+      `import { createLockstep, type Hold, LeaseLostError } from 'lockstep'
+       import { createTasks } from 'lockstep/task'
+       ${names}
+       const lockstep = createLockstep({ connectionString: 'postgres://localhost/app' })
+       export const acquire = (): Promise<Hold> => lockstep.locks.acquire('a', { ttlMs: 1_000 })
+       export const tasks = createTasks(lockstep)
+       export const lost = (error: unknown): boolean => error instanceof LeaseLostError
+       console.log(typeof createLockstep, ${subpaths.map((_, i) => `Object.keys(part${i}).length > 0`).join(', ')})
+       // @ts-expect-error no such option
+       export const wrong = () => lockstep.locks.acquire('a', { ttl: 1_000 })`,
+    )
+    // The types of kysely are of an ES module, which a project of CommonJS can only skip.
+    const options = {
+      module: 'node16',
+      target: 'es2022',
+      lib: ['es2024', 'esnext.disposable'],
+      strict: true,
+      skipLibCheck: true,
+    }
+    write(
+      'tsconfig.cjs.json',
+      JSON.stringify({ compilerOptions: { ...options, types: ['node'] }, files: ['required.cts'] }),
+    )
+    await inProject(path.join(ROOT, 'node_modules', '.bin', 'tsc'), ['-p', 'tsconfig.cjs.json'])
+    expect(await inProject('node', ['required.cjs'])).toBe(`function${' true'.repeat(subpaths.length)}\n`)
+  })
+})
+
 describe('with a database', () => {
+  test.each(['esm', 'cjs'] as const)(
+    'a bundle (%s) migrates from the folder that it is told, and says so without one',
+    async (format) => {
+      await using database = await freshDatabase({ empty: true })
+      write(
+        'bundled.js',
+        `import { migrate } from 'lockstep/migrate'
+      migrate(process.env.DATABASE_URL, process.env.FOLDER ? { folder: process.env.FOLDER } : {}).then(
+        ({ applied }) => console.log(applied.length > 0), (error) => console.log(error.message))`,
+      )
+      const out = `bundle.${format === 'cjs' ? 'cjs' : 'mjs'}`
+      const banner =
+        format === 'cjs'
+          ? []
+          : ["--banner:js=import { createRequire } from 'module'; const require = createRequire(import.meta.url)"]
+      await inProject(path.join(ROOT, 'node_modules', '.bin', 'esbuild'), [
+        ...[
+          'bundled.js',
+          '--bundle',
+          '--platform=node',
+          `--format=${format}`,
+          `--outfile=${out}`,
+          '--external:pg-native',
+          '--log-level=error',
+        ],
+        ...banner,
+      ])
+      const env = { DATABASE_URL: database.url }
+      expect(await inProject('node', [out], env)).toMatch(
+        /^The migrations are not beside this code.* `folder`.*lockstep\/dist\/db\/migrations/,
+      )
+      expect(await inProject('node', [out], { ...env, FOLDER: path.join(ROOT, 'db/migrations') })).toBe('true\n')
+    },
+  )
+
   test.each(subpaths)('%s can be imported', async (subpath) => {
     write('import.js', `console.log(Object.keys(await import(${JSON.stringify(subpath)})).length)`)
     expect(Number(await inProject('node', ['import.js']))).toBeGreaterThan(0)
