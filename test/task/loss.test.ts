@@ -392,12 +392,12 @@ describe('the database', () => {
     slow.define(queue, () => {})
     await slow.send(queue, 1)
     const client = await db.pool.connect()
-    const options = { budgetMs: 100, queues: [queue] }
+    const budgetMs = 100
     try {
       await client.query('begin; lock table lockstep.schedule')
-      await expect(slow.tick(options)).rejects.toMatchObject({ code: 'UNAVAILABLE', message: /budget of 100 ms/ })
+      await expect(slow.tick({ budgetMs })).rejects.toMatchObject({ code: 'UNAVAILABLE', message: /budget of 100 ms/ })
       await client.query('commit; begin; lock table lockstep_boss.job')
-      await expect(slow.drain(options)).rejects.toMatchObject({ code: 'UNAVAILABLE', message: /budget of 100 ms/ })
+      await expect(slow.drain({ budgetMs, queues: [queue] })).rejects.toMatchObject({ code: 'UNAVAILABLE', message: /budget of 100 ms/ })
     } finally {
       await client.query('rollback')
       client.release()
