@@ -6,7 +6,15 @@ import { BaseSequencer } from 'vitest/node'
 /** Those that last longest begin first: begun last, one of them is waited for by a worker that has nothing to do. */
 const LONGEST = [
   ...['faults/locks.long', 'chaos/short.long', 'database/pooler.long', 'close/close', 'close/growth.long', 'task/loss'],
-  ...['setup/exclusive-migration.long', 'faults/rooms.long', 'http/followers.long', 'task/zones', 'lock/loss'],
+  ...[
+    'setup/exclusive-migration.long',
+    'faults/rooms.long',
+    'http/bounds.long',
+    'adapters/deadline.long',
+    'http/followers.long',
+    'task/zones',
+    'lock/loss',
+  ],
   ...['adapters/node', 'adapters/contract.long', 'time/skew.long', 'leader/loss', 'adapters/lambda-freeze'],
 ]
 
