@@ -9,7 +9,7 @@ const LONGEST = [
   ...[
     'setup/exclusive-migration.long',
     'faults/rooms.long',
-    'http/bounds.long',
+    'http/bounds',
     'adapters/deadline.long',
     'http/followers.long',
     'task/zones',

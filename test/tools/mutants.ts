@@ -101,7 +101,7 @@ const MUTANTS: Mutant[] = [
     file: 'db/migrations/0014_read.sql',
     from: 'short := fits > 0 and total > room;',
     to: 'short := false;',
-    files: ['http/bounds.long.test.ts'],
+    files: ['http/bounds.test.ts'],
     tests: 'a claim is never larger',
   },
   {
@@ -109,7 +109,7 @@ const MUTANTS: Mutant[] = [
     file: 'db/migrations/0014_read.sql',
     from: '  if short then\n    raise no_data_found;\n  end if;\n',
     to: '',
-    files: ['http/bounds.long.test.ts'],
+    files: ['http/bounds.test.ts'],
     tests: 'a claim is never larger',
   },
   {
@@ -117,7 +117,7 @@ const MUTANTS: Mutant[] = [
     file: 'db/migrations/0014_read.sql',
     from: 'then room - used else 0 end, not given) r;',
     to: 'then room else room end, not given) r;',
-    files: ['http/bounds.long.test.ts'],
+    files: ['http/bounds.test.ts'],
     tests: 'a poll has one bound',
   },
   {
@@ -125,7 +125,7 @@ const MUTANTS: Mutant[] = [
     file: 'functions/http/waiting.ts',
     from: 'if (!leftMs || !input) return input',
     to: 'if (leftMs || !input) return input',
-    files: ['http/bounds.long.test.ts'],
+    files: ['http/bounds.test.ts'],
     tests: 'the time that its adapter has left',
   },
   {
