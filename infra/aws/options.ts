@@ -102,7 +102,7 @@ const DATABASE = pattern(
   'aurora, rds, or the complete ARN of a secret (arn:aws:secretsmanager:region:account:secret:name-AbCdEf)',
   /^(aurora|rds|arn:aws[\w-]*:secretsmanager:[a-z\d-]+:\d{12}:secret:[\w/+=.@-]+-\w{6})$/,
 )
-const HOST = pattern('the name of a host', /^[\w.-]+$/)
+const HOST = pattern('the name or the address of a host, without a port', /^([\w.-]+|\[[\da-f:.]+\]|[\da-f:.]+)$/i)
 const NAME = pattern('the name of a database', /^[\w-]{1,63}$/)
 const SECURITY_GROUP = pattern('a security group (sg-…)', /^sg-\w+$/)
 const VPC = pattern('new, none, or the id of a VPC (vpc-…)', /^(new|none|vpc-\w+)$/)
@@ -122,7 +122,7 @@ const DAYS = Object.values(RetentionDays).filter((days) => typeof days === 'numb
 const RETENTION: Kind = { words: `one of ${DAYS.join(', ')}`, fits: (text) => DAYS.map(String).includes(text) }
 const EMAIL = pattern('an e-mail address', /^[^\s@]+@[^\s@]+\.[^\s@]+$/)
 const TOPIC = pattern('the ARN of an SNS topic', /^arn:aws[\w-]*:sns:[a-z\d-]+:\d{12}:[\w-]+$/)
-const SERVERS = pattern('off, or host[:port],… (3–16 of them)', /^(off|[\w.:-]+(,[\w.:-]+){2,15})$/)
+const SERVERS = pattern('off, or host[:port],… (3–16 of them)', /^(off|[\w.:[\]-]+(,[\w.:[\]-]+){2,15})$/)
 
 const required = Symbol('required')
 

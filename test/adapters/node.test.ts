@@ -240,6 +240,14 @@ describe('lockstep start', () => {
       { DATABASE_URL: 'mysql://root:hunter2@db/x' },
       'DATABASE_URL must be like postgres://user:password@host:port/database',
     ],
+    [
+      { DATABASE_URL: 'postgres://root:hunter2@::1:5432/x' },
+      'DATABASE_URL must be a Postgres URL whose IPv6 address is valid and in brackets, like postgres://',
+    ],
+    [
+      { DATABASE_URL: 'postgres://root:hunter2@db:65536/x' },
+      'DATABASE_URL must be a Postgres URL whose port is an integer, 1–65535',
+    ],
     [{ DATABASE_URL: 'hunter2' }, 'DATABASE_URL must be like postgres://user:password@host:port/database'],
   ])('with %j refuses before anything is started', async (env, sentence) => {
     const home = folder()
