@@ -13,12 +13,11 @@
  *
  * @see RFC 5905 §11.2.1; RFC 8633 §3.2 (how many servers); RFC 4330 §8 (Kiss-o'-death)
  */
-import { lookup } from 'node:dns/promises'
-import { isIP, SocketAddress } from 'node:net'
 import {
-  abortable,
   checkInteger,
   checkOptions,
+  type Endpoint,
+  endpointIn,
   known,
   onAbort,
   outOfRange,
@@ -27,6 +26,7 @@ import {
 } from '../../base/index.ts'
 import { agree, type Interval, Offset, PAD_US, widened, width, within } from '../interval.ts'
 import { LOCAL_DRIFT } from '../tolerances.ts'
+import { addressesOf, askInTurn } from './addresses.ts'
 import { type Address, exchange } from './exchange.ts'
 import { offsetOf } from './packet.ts'
 
@@ -112,23 +112,21 @@ const NTP = known<NtpOptions>({ servers: true, timeoutMs: true })
 export function ntp(options: NtpOptions = {}): Ntp {
   checkOptions(options, NTP)
   const { servers = NTP_SERVERS, timeoutMs = 1_000 } = options
-  const expected = "3–16 different servers, each like 'time.example.com' or '10.0.0.1:123'"
+  const expected =
+    "3–16 different servers, each like 'time.example.com', '10.0.0.1:123', '::1' or '[::1]:123', with a port of 1–65535"
   checkInteger('timeoutMs', timeoutMs, { min: 100, max: 10_000 })
   if (!Array.isArray(servers)) throw wrongType('servers', expected, servers)
   if (servers.length < 3 || servers.length > 16) {
     throw outOfRange('servers', expected, `${servers.length} of them`)
   }
   const endpoints = servers.map((server) => endpointOf(server, expected))
-  const keys = endpoints.map(({ host, port }) => `${host.toLowerCase().replace(/\.$/, '')} ${port}`)
+  const keys = endpoints.map(keyOf)
   const twice = servers.find((_, i) => keys.indexOf(keys[i] as string) < i)
   if (twice !== undefined) throw outOfRange('servers', expected, `${twice} twice`)
   return new Servers(servers, endpoints, timeoutMs)
 }
 
-interface Endpoint {
-  host: string
-  port: number
-}
+type Place = Endpoint & { port: number }
 
 interface Answered extends ServerReport {
   known: Interval
@@ -137,12 +135,13 @@ interface Answered extends ServerReport {
 
 class Servers implements Ntp {
   readonly servers: readonly string[]
-  readonly #endpoints: Endpoint[]
+  readonly #endpoints: Place[]
   readonly #timeoutMs: number
   readonly #offsets: Offset[]
   readonly #askAgainAt: number[]
+  readonly #answeredBy: (string | undefined)[] = []
 
-  constructor(servers: readonly string[], endpoints: Endpoint[], timeoutMs: number) {
+  constructor(servers: readonly string[], endpoints: Place[], timeoutMs: number) {
     this.servers = [...servers]
     this.#endpoints = endpoints
     this.#timeoutMs = timeoutMs
@@ -186,11 +185,18 @@ class Servers implements Ntp {
     const wait = (this.#askAgainAt[i] as number) - performance.now()
     if (wait > 0) return { server, problem: `not asked for another ${Math.ceil(wait / 60_000)} min, after its KoD` }
     try {
-      const to = await addressOf(this.#endpoints[i] as Endpoint, signal)
-      const same = asked.get(`${to.address} ${to.port}`)
+      const { host, port } = this.#endpoints[i] as Place
+      const addresses = await addressesOf(host, port, signal)
+      // One server under two names may be asked by another address each time, so one address in common is enough.
+      const keys = addresses.map((to) => `${to.address} ${to.port}`)
+      const same = keys.map((key) => asked.get(key)).find((name) => name !== undefined)
       if (same !== undefined) return { server, problem: `the same server as ${same}` }
-      asked.set(`${to.address} ${to.port}`, server)
-      const answer = await exchange(to, near, signal)
+      for (const key of keys) asked.set(key, server)
+      const last = addresses.findIndex(({ address }) => address === this.#answeredBy[i])
+      if (last > 0) addresses.unshift(...addresses.splice(last, 1))
+      const ask = (to: Address, stop: AbortSignal) => exchange(to, near, stop)
+      const { answer, from } = await askInTurn(addresses, this.#timeoutMs / addresses.length, ask, signal)
+      this.#answeredBy[i] = from.address
       const { before, after, received, sent, distance, stratum } = answer
       const offset = this.#offsets[i] as Offset
       const guess = (sent - after + (received - before)) / 2
@@ -249,34 +255,15 @@ class Servers implements Ntp {
   }
 }
 
-// Reads `host`, `host:port`, or an IPv6 address with or without brackets.
-function endpointOf(server: unknown, expected: string): Endpoint {
+// One key for each server, so that it has one vote. Amazon Time Sync has an address of each family.
+function keyOf({ host, port }: Place): string {
+  const name = host.toLowerCase().replace(/\.$/, '')
+  return `${name === 'fd00:ec2::123' ? '169.254.169.123' : name} ${port}`
+}
+
+function endpointOf(server: unknown, expected: string): Place {
   if (typeof server !== 'string') throw wrongType('servers', expected, server)
-  const bracketed = /^\[([^\]]+)\](?::(\d{1,5}))?$/.exec(server)
-  const plain = /^([^:[\]]+)(?::(\d{1,5}))?$/.exec(server)
-  const [, host = '', digits = '123'] = bracketed ?? plain ?? (isIP(server) === 6 ? ['', server] : [])
-  const port = Number(digits)
-  const named = bracketed ? isIP(host) === 6 : isIP(host) > 0 || (host.length <= 253 && NAME.test(host))
-  if (!named || port < 1 || port > 65_535) throw outOfRange('servers', expected, server)
-  return { host: canonical(host), port }
-}
-
-// One spelling for each address, so that it has one vote: `0:0::1` is `::1`, and `::ffff:10.0.0.1` is `10.0.0.1`.
-function canonical(host: string): string {
-  if (isIP(host) !== 6 || host.includes('%')) return host // SocketAddress drops a zone
-  const { address } = new SocketAddress({ address: host, family: 'ipv6' })
-  const mapped = address.replace(/^::ffff:/, '')
-  return isIP(mapped) === 4 ? mapped : address
-}
-const NAME = /^[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?$/i
-
-// A lookup cannot be cancelled: after an abort its answer is ignored.
-async function addressOf({ host, port }: Endpoint, signal: AbortSignal): Promise<Address> {
-  const literal = isIP(host)
-  if (literal) return { address: host, family: literal as 4 | 6, port }
-  const found = lookup(host).catch((error: NodeJS.ErrnoException) => {
-    throw new Error(`no address: ${error.code ?? error.message}`)
-  })
-  const { address, family } = await abortable(signal, found)
-  return { address, family: family as 4 | 6, port }
+  const endpoint = endpointIn(server)
+  if (!endpoint) throw outOfRange('servers', expected, server)
+  return { host: endpoint.host, port: endpoint.port ?? 123 }
 }
