@@ -36,7 +36,7 @@ export function readSettings(env: NodeJS.ProcessEnv): Settings {
     url,
     keys: env.LOCKSTEP_API_KEYS,
     basePath,
-    ntp: readServers(env.LOCKSTEP_NTP_SERVERS),
+    ntp: readServers(env),
     dataFallbacks: dataFallbacks(env),
   }
 }
@@ -63,8 +63,21 @@ function dataFallbacks(env: NodeJS.ProcessEnv): string[] {
   ]
 }
 
-function readServers(text: string | undefined): Ntp | undefined {
-  const list = text?.trim()
+function readServers(env: NodeJS.ProcessEnv): Ntp | undefined {
+  const list = env.LOCKSTEP_NTP_SERVERS?.trim()
+  const trusted = env.LOCKSTEP_TRUSTED_NTP_SERVER?.trim()
+  if (trusted && list) {
+    throw new Error(
+      'LOCKSTEP_TRUSTED_NTP_SERVER is one server without a vote, and LOCKSTEP_NTP_SERVERS is a vote: set one of them',
+    )
+  }
+  if (trusted) {
+    try {
+      return ntp({ trusted })
+    } catch (error) {
+      throw new Error(`LOCKSTEP_TRUSTED_NTP_SERVER must be one server, host[:port]: ${(error as Error).message}`)
+    }
+  }
   if (!list) return ntp()
   if (list === 'off') return undefined
   try {

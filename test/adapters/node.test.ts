@@ -294,6 +294,39 @@ describe('lockstep', () => {
     expect(run.err()).toBe('')
   })
 
+  test('measures by one trusted server, and says so', async () => {
+    await database.pool.query('update lockstep.time_anchor set server = 0, claimed_until = null')
+    const server = await fakeServer()
+    leftovers.push(() => server[Symbol.asyncDispose]())
+    const run = lockstep([], {
+      DATABASE_URL: database.url,
+      LOCKSTEP_NTP_SERVERS: '',
+      LOCKSTEP_TRUSTED_NTP_SERVER: server.name,
+    })
+    const url = await listening(run)
+    await run.printed(/true time is known to within \d+\.\d ms, trusted\n/)
+    expect(run.out()).toContain(`asking ${server.name} for true time (LOCKSTEP_TRUSTED_NTP_SERVER), without a vote\n`)
+    const answer = await (await fetch(`${url}/v1/time`)).json()
+    expect(answer).toMatchObject({ status: 'trusted', trusted: server.name })
+    run.child.kill('SIGINT')
+    expect(await run.ended).toBe(0)
+  })
+
+  test.each([
+    [
+      { LOCKSTEP_TRUSTED_NTP_SERVER: 'a.example', LOCKSTEP_NTP_SERVERS: 'off' },
+      /^LOCKSTEP_TRUSTED_NTP_SERVER is one server without a vote, /,
+    ],
+    [
+      { LOCKSTEP_TRUSTED_NTP_SERVER: 'a,b,c', LOCKSTEP_NTP_SERVERS: '' },
+      /^LOCKSTEP_TRUSTED_NTP_SERVER must be one server, host\[:port\]: .*\n$/,
+    ],
+  ])('%j is refused in one sentence', async (env, sentence) => {
+    const run = lockstep([], { DATABASE_URL: database.url, ...env })
+    expect(await run.ended).toBe(1)
+    expect(run.err()).toMatch(sentence)
+  })
+
   test('reports once that no NTP server responds, and serves', async () => {
     await database.pool.query('update lockstep.time_anchor set server = 0, claimed_until = null')
     const env = { DATABASE_URL: database.url, LOCKSTEP_NTP_SERVERS: '127.0.0.1:1,127.0.0.1:2,127.0.0.1:3' }

@@ -543,6 +543,59 @@ describe('a measurement', () => {
   })
 })
 
+describe('one trusted server', () => {
+  test('gives an interval that contains true time, which is never narrower than its claim and the path', async () => {
+    const server = await open({ wrongMs: 4, says: () => ({ rootDelay: 0.006, rootDispersion: 0.002 }) })
+    const asks = ntp({ trusted: server.name })
+    expect(asks.servers).toEqual([server.name])
+    for (let i = 0; i < 20; i++) {
+      const measured = await asks.measure()
+      expectTruth(measured)
+      expect(measured).toMatchObject({ trusted: server.name, falsetickers: [] })
+      expect(measured.servers[0]?.distanceUs).toBeGreaterThanOrEqual(4_980) // in parts of 2^-16 s
+      expect(measured.hi - measured.lo).toBeGreaterThanOrEqual(2 * Number(measured.servers[0]?.distanceUs) - 1)
+    }
+  })
+
+  test('that is slow to answer gives an interval as wide as the path', async () => {
+    const server = await open({ back: () => delay(50) })
+    const { lo, hi, servers } = await ntp({ trusted: server.name }).measure()
+    expect(hi - lo).toBeGreaterThanOrEqual(50_000)
+    expect(servers[0]?.rttUs).toBeGreaterThanOrEqual(49_000)
+  })
+
+  test('that does not answer, or is not synchronized, gives no time, and the error says why', async () => {
+    const gone = ntp({ trusted: '127.0.0.1:1' }).measure()
+    await expect(gone).rejects.toThrow('The trusted NTP server gave no time: 127.0.0.1:1: ECONNREFUSED')
+    const { name } = await open({ says: () => ({ leap: 3 }) })
+    const unsure = ntp({ trusted: name }).measure()
+    await expect(unsure).rejects.toThrow(`The trusted NTP server gave no time: ${name}: not synchronized`)
+    await expect(unsure).rejects.toBeInstanceOf(UnavailableError)
+  })
+
+  test('the limit: one that lies is believed', async () => {
+    const server = await open({ wrongMs: 10_000 })
+    expect((await ntp({ trusted: server.name }).measure()).lo).toBeGreaterThan(wallOffset())
+  })
+
+  test.each<[unknown, RegExp]>([
+    ['', /got ""/],
+    ['a.example,b.example', /one server, like '169\.254\.169\.123'/],
+    ['[::1]:65536', /with a port of 1–65535, got "\[::1\]:65536"/],
+    [['a.example'], /one server/],
+    [null, /one server/],
+  ])('%j is refused', (trusted, message) => {
+    const made = () => ntp({ trusted: trusted as string })
+    expect(made).toThrow(message)
+    expect(made).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT', field: 'trusted' }))
+  })
+
+  test('is not combined with a vote', () => {
+    const made = () => ntp({ trusted: 'a.example', servers: ['b.example', 'c.example', 'd.example'] })
+    expect(made).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT', field: 'trusted' }))
+  })
+})
+
 describe('configuration', () => {
   test.each<[string, unknown, RegExp]>([
     ['two servers', ['a.example', 'b.example'], /3–16 different servers.*got "2 of them"/],
@@ -671,6 +724,12 @@ describe.skipIf(!chronydAvailable())('chronyd, a real server', () => {
       expectTruth(result, undefined, 200) // the wall clock is tied to the monotonic one to within some microseconds, and slewed
       expect(result.falsetickers).toEqual([wrong.name])
     }
+  })
+
+  test('one of them that is trusted gives the time', async () => {
+    const measured = await ntp({ trusted: await start({ host: '127.0.0.17' }) }).measure()
+    expectTruth(measured, undefined, 200)
+    expect(measured.hi - measured.lo).toBeGreaterThanOrEqual(2 * Number(measured.servers[0]?.distanceUs))
   })
 
   test('that has no source is not used', async () => {

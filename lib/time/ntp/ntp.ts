@@ -7,6 +7,13 @@
  * server that does not answer counts as wrong, because n counts the *configured* servers: otherwise an attacker would only
  * need to silence the honest ones. A server whose interval does not overlap the result is a falseticker, and is named.
  *
+ * ONE TRUSTED SERVER (`trusted`) is believed without a vote: Amazon Time Sync, or a site's own. The interval is that of its answer,
+ * and as honest as it is: half its root delay, its root dispersion and precision, and the path. Nothing protects against an error
+ * that it does not claim. If it does not answer there is no measurement, and the bounds grow. If it steps, its next answer
+ * contradicts the known time: `disrupted`, until a second measurement agrees with the new time; then that is believed. A slow
+ * error is believed at once. It is never combined with a vote: not in one set of servers, and not with the measurements of
+ * other processes (true-offset.ts, and lockstep.offer_time).
+ *
  * Three servers are the fewest that can outvote one. The same server under two names has one vote.
  *
  * A server that answers with a Kiss-o'-death (do not ask me) is not asked for an hour.
@@ -48,6 +55,11 @@ export const NTP_SERVERS: readonly string[] = [
 export interface NtpOptions {
   /** The servers: `host` or `host:port`, an IPv6 address with a port as `[::1]:123`; 3–16 different ones. @default NTP_SERVERS */
   servers?: readonly string[] | undefined
+  /**
+   * One server that is believed without a vote, in place of `servers`: `host` or `host:port`. The status is then `trusted`.
+   * @default none
+   */
+  trusted?: string | undefined
   /** How long to wait for an answer, including the lookup of the name: milliseconds, 100–10,000. @default 1_000 */
   timeoutMs?: number | undefined
 }
@@ -77,6 +89,8 @@ export interface Measurement extends Interval {
   guess: number
   /** The servers whose interval does not overlap the result, by their configured names. */
   falsetickers: string[]
+  /** The server on whose word this rests, without a vote. Absent or null: a vote. */
+  trusted?: string | null
   /** One report for each configured server, in the configured order. */
   servers: ServerReport[]
 }
@@ -99,14 +113,15 @@ export interface Ntp {
 }
 
 const KISS_PAUSE_MS = 3_600_000
-const NTP = known<NtpOptions>({ servers: true, timeoutMs: true })
+const NTP = known<NtpOptions>({ servers: true, trusted: true, timeoutMs: true })
 
 /**
  * Makes a set of NTP servers for the option `time.ntp` of `createLockstep`. It asks nothing yet.
  *
  * @param options.servers    3–16 different servers: `host` or `host:port`. @default NTP_SERVERS
+ * @param options.trusted    one server that is believed without a vote; not together with `servers`.
  * @param options.timeoutMs  how long to wait for an answer: milliseconds, 100–10,000. @default 1_000
- * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field` servers or timeoutMs.
+ * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field` servers, trusted or timeoutMs.
  * @see RFC 5905 §11.2.1; RFC 8633 §3.2 (how many servers); RFC 4330 §8 (Kiss-o'-death)
  */
 export function ntp(options: NtpOptions = {}): Ntp {
@@ -115,6 +130,14 @@ export function ntp(options: NtpOptions = {}): Ntp {
   const expected =
     "3–16 different servers, each like 'time.example.com', '10.0.0.1:123', '::1' or '[::1]:123', with a port of 1–65535"
   checkInteger('timeoutMs', timeoutMs, { min: 100, max: 10_000 })
+  const { trusted } = options
+  if (trusted !== undefined) {
+    if (options.servers !== undefined)
+      throw outOfRange('trusted', 'left out where servers are given: one server or a vote', trusted)
+    const one =
+      "one server, like '169.254.169.123', '[fd00:ec2::123]:123' or 'time.example.com', with a port of 1–65535"
+    return new Servers([trusted], [endpointOf(trusted, one, 'trusted')], timeoutMs, trusted)
+  }
   if (!Array.isArray(servers)) throw wrongType('servers', expected, servers)
   if (servers.length < 3 || servers.length > 16) {
     throw outOfRange('servers', expected, `${servers.length} of them`)
@@ -137,14 +160,16 @@ class Servers implements Ntp {
   readonly servers: readonly string[]
   readonly #endpoints: Place[]
   readonly #timeoutMs: number
+  readonly #trusted: string | null
   readonly #offsets: Offset[]
   readonly #askAgainAt: number[]
   readonly #answeredBy: (string | undefined)[] = []
 
-  constructor(servers: readonly string[], endpoints: Place[], timeoutMs: number) {
+  constructor(servers: readonly string[], endpoints: Place[], timeoutMs: number, trusted: string | null = null) {
     this.servers = [...servers]
     this.#endpoints = endpoints
     this.#timeoutMs = timeoutMs
+    this.#trusted = trusted
     this.#offsets = servers.map(() => new Offset(LOCAL_DRIFT))
     this.#askAgainAt = servers.map(() => -Infinity)
   }
@@ -231,6 +256,7 @@ class Servers implements Ntp {
     const silent = answers.filter(({ problem }) => problem !== null)
     if (answered.length < need) {
       const reasons = silent.map(({ server, problem }) => `${server}: ${problem}`)
+      if (this.#trusted !== null) throw new UnavailableError(`The trusted NTP server gave no time: ${reasons}`)
       throw new UnavailableError(
         `Only ${answered.length} of ${n} NTP servers gave a time, and ${need} must: ${reasons.join('; ')}`,
       )
@@ -251,7 +277,7 @@ class Servers implements Ntp {
       return problem === null ? { server, problem, rttUs, distanceUs, stratum } : { server, problem }
     }) as ServerReport[]
     const falsetickers = answered.filter((_, i) => !result.with[i]).map(({ server }) => server)
-    return { at, lo, hi, guess: within(best.guess, result), falsetickers, servers }
+    return { at, lo, hi, guess: within(best.guess, result), falsetickers, trusted: this.#trusted, servers }
   }
 }
 
@@ -261,9 +287,9 @@ function keyOf({ host, port }: Place): string {
   return `${name === 'fd00:ec2::123' ? '169.254.169.123' : name} ${port}`
 }
 
-function endpointOf(server: unknown, expected: string): Place {
-  if (typeof server !== 'string') throw wrongType('servers', expected, server)
+function endpointOf(server: unknown, expected: string, field = 'servers'): Place {
+  if (typeof server !== 'string') throw wrongType(field, expected, server)
   const endpoint = endpointIn(server)
-  if (!endpoint) throw outOfRange('servers', expected, server)
+  if (!endpoint) throw outOfRange(field, expected, server)
   return { host: endpoint.host, port: endpoint.port ?? 123 }
 }
