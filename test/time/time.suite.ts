@@ -375,6 +375,8 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       await reads.ready()
       await votes.ready()
       await set('at_us = at_us - 65000000')
+      await trusts.synchronize() // now the voter has watched the clock since before the row was written
+      await set('at_us = at_us - 65000000')
       await votes.synchronize()
       expect(await row()).toMatchObject({ trusted: null })
       for (const each of [votes, reads, trusts]) {
