@@ -1335,6 +1335,7 @@ create table lockstep.time_anchor (
   servers jsonb,                                     -- what each NTP server said, for who looks
   writer text,
   claimed_until timestamp with time zone,            -- somebody measures
+  trusted text,
   constraint time_anchor_pkey PRIMARY KEY (id),
   constraint time_anchor_id_check CHECK ((id = 1))
 ) with (fillfactor = 50);
@@ -1369,6 +1370,7 @@ end $function$;
 
 -- The true time lies in [earliest, latest]; both are null if nothing was measured. An instant t is past if `t < earliest`, and
 -- in the future if `t > latest`; in between it is undecided.
+-- Since then: the status is trusted while it rests on the word of one server.
 CREATE OR REPLACE FUNCTION lockstep.now_interval(
   OUT now timestamp with time zone, OUT earliest timestamp with time zone, OUT latest timestamp with time zone,
   OUT bound_ms double precision, OUT status text
@@ -1396,7 +1398,7 @@ begin
   drift := ceil(abs(us - a.at_us) * 0.00005) + 1;
   lo := a.lo_us - drift;
   hi := a.hi_us + drift;
-  status := case when us - a.at_us > 512000000 then 'free-running' else 'synchronized' end;
+  status := case when us - a.at_us > 512000000 then 'free-running' when a.trusted is not null then 'trusted' else 'synchronized' end;
   if a.rival_at_us is not null then
     drift := ceil(abs(us - a.rival_at_us) * 0.00005) + 1;
     lo := least(lo, a.rival_lo_us - drift);
@@ -1422,6 +1424,9 @@ end $function$;
 -- replaces the row instead of being intersected with it: a row from before a small step may agree and be wrong. Beyond 2 s the
 -- measurement is refused, so that a process that was frozen in between cannot write an old truth. It is also refused if the
 -- clock shows less, because then the clock was set back.
+-- Since then: `told` is an object with `trusted`, the name of the server, if the measurement is the word of one server. Such
+-- a measurement and a vote are never intersected: the later one replaces the other. Nor does it replace a vote that is not older than
+-- 128 s (two measurements), unless the sender has not watched the clock since then (`doubts`): it is outvoted.
 CREATE OR REPLACE FUNCTION lockstep.offer_time(
   whose bigint, from_us bigint, to_us bigint, lo bigint, hi bigint, guess bigint, doubts boolean, who text,
   wrong text[], told jsonb
@@ -1435,6 +1440,7 @@ declare
   now_us bigint;
   drift bigint;   -- of the row since it was written
   given bigint;   -- the width of what is offered
+  word text := told ->> 'trusted';
   said text;
 begin
   if pg_is_in_recovery() or whose <> lockstep.clock_identity() then return 'another clock'; end if;
@@ -1443,6 +1449,11 @@ begin
   if now_us - from_us > 2000000 or now_us < from_us - 1000 or to_us - now_us > 2000000 then
     update lockstep.time_anchor set claimed_until = null where id = 1;
     return 'late';
+  end if;
+  if word is not null and a.trusted is null and a.server = whose and a.rival_at_us is null and not doubts
+     and abs(now_us - a.at_us) <= 128000000 then
+    update lockstep.time_anchor set claimed_until = null where id = 1;
+    return 'outvoted';
   end if;
   lo := lo - greatest(0, now_us - from_us) - 1;
   hi := hi + greatest(0, to_us - now_us) + 1;
@@ -1454,7 +1465,7 @@ begin
     a.epoch := a.epoch + 1;
   elsif greatest(a.lo_us - drift, lo) <= least(a.hi_us + drift, hi) then
     said := 'agreed';
-    if now_us - from_us <= 20000 and a.rival_at_us is null and not doubts then
+    if now_us - from_us <= 20000 and a.rival_at_us is null and not doubts and a.trusted is not distinct from word then
       -- the clock may have been set under way, after the row was written
       lo := greatest(a.lo_us - drift - greatest(0, now_us - from_us), lo);
       hi := least(a.hi_us + drift + greatest(0, to_us - now_us), hi);
@@ -1489,7 +1500,7 @@ begin
        set server = whose, epoch = a.epoch, revision = t.revision + 1, claimed_until = null,
            at_us = now_us, lo_us = lo, hi_us = hi, guess_us = greatest(lo, least(hi, guess)), guess_width_us = given,
            rival_at_us = null, rival_lo_us = null, rival_hi_us = null, rival_writer = null,
-           falsetickers = wrong, servers = told, writer = who
+           falsetickers = wrong, servers = told, writer = who, trusted = word
      where t.id = 1;
   end if;
   return said;
@@ -1501,31 +1512,31 @@ end $function$;
 -- s. A claim that ends more than 30 s ahead was made by a clock that was set back since (30, because another claim may have
 -- been made just after our `at`). A claim is never waited for.
 CREATE OR REPLACE FUNCTION lockstep.sample_time(nonce text, measures boolean, settles boolean, doubts boolean)
- RETURNS TABLE(nonce_ text, us bigint, server bigint, revision bigint, at_us bigint, lo_us bigint, hi_us bigint, guess_us bigint, rival_at_us bigint, rival_lo_us bigint, rival_hi_us bigint, falsetickers text[], claimed boolean)
+ RETURNS TABLE(nonce_ text, us bigint, server bigint, revision bigint, at_us bigint, lo_us bigint, hi_us bigint, guess_us bigint, rival_at_us bigint, rival_lo_us bigint, rival_hi_us bigint, falsetickers text[], claimed boolean, trusted text)
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
-declare
-  mine bigint := lockstep.clock_identity();
-  at timestamptz := clock_timestamp();
-  got boolean := false;
-begin
-  if measures and not pg_is_in_recovery() then
-    perform from lockstep.time_anchor a
-      where a.id = 1 and (a.claimed_until is null or a.claimed_until <= at or a.claimed_until > at + interval '30 s')
-        and (a.server is distinct from mine or abs(lockstep.microseconds(at) - a.at_us) > 64000000
-             or (settles and (doubts or a.rival_at_us is not null)))
-        for update skip locked;
-    got := found;
-    if got then
-      update lockstep.time_anchor a set claimed_until = at + interval '20 s' where a.id = 1;
+  declare
+    mine bigint := lockstep.clock_identity();
+    at timestamptz := clock_timestamp();
+    got boolean := false;
+  begin
+    if measures and not pg_is_in_recovery() then
+      perform from lockstep.time_anchor a
+        where a.id = 1 and (a.claimed_until is null or a.claimed_until <= at or a.claimed_until > at + interval '30 s')
+          and (a.server is distinct from mine or abs(lockstep.microseconds(at) - a.at_us) > 64000000
+               or (settles and (doubts or a.rival_at_us is not null)))
+          for update skip locked;
+      got := found;
+      if got then
+        update lockstep.time_anchor a set claimed_until = at + interval '20 s' where a.id = 1;
+      end if;
     end if;
-  end if;
-  return query
-    select nonce, lockstep.microseconds(clock_timestamp()), mine, a.revision, a.at_us, a.lo_us, a.hi_us,
-           a.guess_us, a.rival_at_us, a.rival_lo_us, a.rival_hi_us, a.falsetickers, got
-      from (select) one left join lockstep.time_anchor a on a.id = 1 and a.server = mine;
-end $function$;
+    return query
+      select nonce, lockstep.microseconds(clock_timestamp()), mine, a.revision, a.at_us, a.lo_us, a.hi_us,
+             a.guess_us, a.rival_at_us, a.rival_lo_us, a.rival_hi_us, a.falsetickers, got, a.trusted
+        from (select) one left join lockstep.time_anchor a on a.id = 1 and a.server = mine;
+  end $function$;
 
 -- The first of `n` ticks: microseconds since 1970. Each tick is returned once. It is greater than all earlier ticks of all
 -- sessions, and not before the corrected time. A tick whose transaction is rolled back is not returned again.

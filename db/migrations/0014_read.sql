@@ -481,3 +481,177 @@ end $$;
 -- What such a deletion has left behind.
 delete from lockstep.checkpoint c where not exists (select from lockstep.consumer_group g where g.name = c.group_name);
 delete from lockstep.stuck s where not exists (select from lockstep.consumer_group g where g.name = s.group_name);
+
+
+-- -- Time by one trusted server ---------------------------------------------------------------------------------
+
+-- The row may rest on the word of one NTP server, which no vote has confirmed. Then `trusted` is its name, and every reader learns it.
+alter table lockstep.time_anchor add column trusted text;
+
+-- As in 0006_time.sql. `told` is an object with `trusted`, the name of the server, if the measurement is the word of one server. Such
+-- a measurement and a vote are never intersected: the later one replaces the other. Nor does it replace a vote that is not older than
+-- 128 s (two measurements), unless the sender has not watched the clock since then (`doubts`): it is outvoted.
+create or replace function lockstep.offer_time(
+  whose bigint, from_us bigint, to_us bigint, lo bigint, hi bigint, guess bigint, doubts boolean,
+  who text, wrong text[], told jsonb
+) returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+  a lockstep.time_anchor;
+  now_us bigint;
+  drift bigint;   -- of the row since it was written
+  given bigint;   -- the width of what is offered
+  word text := told ->> 'trusted';
+  said text;
+begin
+  if pg_is_in_recovery() or whose <> lockstep.clock_identity() then return 'another clock'; end if;
+  select * into strict a from lockstep.time_anchor t where t.id = 1 for update;
+  now_us := lockstep.microseconds(clock_timestamp());
+  if now_us - from_us > 2000000 or now_us < from_us - 1000 or to_us - now_us > 2000000 then
+    update lockstep.time_anchor set claimed_until = null where id = 1;
+    return 'late';
+  end if;
+  if word is not null and a.trusted is null and a.server = whose and a.rival_at_us is null and not doubts
+     and abs(now_us - a.at_us) <= 128000000 then
+    update lockstep.time_anchor set claimed_until = null where id = 1;
+    return 'outvoted';
+  end if;
+  lo := lo - greatest(0, now_us - from_us) - 1;
+  hi := hi + greatest(0, to_us - now_us) + 1;
+  given := hi - lo;
+  drift := ceil(abs(now_us - a.at_us) * 0.00005) + 1;
+
+  if a.server is distinct from whose then
+    said := 'begun';
+    a.epoch := a.epoch + 1;
+  elsif greatest(a.lo_us - drift, lo) <= least(a.hi_us + drift, hi) then
+    said := 'agreed';
+    if now_us - from_us <= 20000 and a.rival_at_us is null and not doubts and a.trusted is not distinct from word then
+      -- the clock may have been set under way, after the row was written
+      lo := greatest(a.lo_us - drift - greatest(0, now_us - from_us), lo);
+      hi := least(a.hi_us + drift + greatest(0, to_us - now_us), hi);
+      if given > a.guess_width_us + 2 * drift then -- the row's guess is from a narrower one
+        guess := a.guess_us;
+        given := a.guess_width_us + 2 * drift;
+      end if;
+    end if;
+  else
+    said := 'disputed';
+    drift := ceil(abs(now_us - a.rival_at_us) * 0.00005) + 1;
+    if a.rival_at_us is not null -- greatest and least pass over nulls
+       and greatest(a.rival_lo_us - drift, lo) <= least(a.rival_hi_us + drift, hi) then
+      if who <> a.rival_writer or abs(now_us - a.rival_at_us) > 500000 then
+        said := 'begun'; -- with the later of the two alone: the clock may have been set again in between
+        a.epoch := a.epoch + 1;
+      else -- the same witness, too soon: it keeps its place, or who asks all the time would never be a second one
+        now_us := a.rival_at_us;
+        lo := a.rival_lo_us;
+        hi := a.rival_hi_us;
+      end if;
+    end if;
+  end if;
+
+  if said = 'disputed' then
+    update lockstep.time_anchor t
+       set revision = t.revision + 1, claimed_until = null,
+           rival_at_us = now_us, rival_lo_us = lo, rival_hi_us = hi, rival_writer = who
+     where t.id = 1;
+  else
+    update lockstep.time_anchor t
+       set server = whose, epoch = a.epoch, revision = t.revision + 1, claimed_until = null,
+           at_us = now_us, lo_us = lo, hi_us = hi, guess_us = greatest(lo, least(hi, guess)), guess_width_us = given,
+           rival_at_us = null, rival_lo_us = null, rival_hi_us = null, rival_writer = null,
+           falsetickers = wrong, servers = told, writer = who, trusted = word
+     where t.id = 1;
+  end if;
+  return said;
+end $$;
+
+-- As in 0006_time.sql, and with `trusted`. The columns of a function cannot be changed, so it is made anew, with the rights that it had.
+do $$
+declare
+  may oid[] := array(select e.grantee from pg_proc p, aclexplode(p.proacl) e
+                      where p.oid = 'lockstep.sample_time(text, boolean, boolean, boolean)'::regprocedure
+                        and e.privilege_type = 'EXECUTE' and e.grantee not in (0, p.proowner));
+  public_may boolean := (select p.proacl is null or exists (select from aclexplode(p.proacl) e where e.grantee = 0)
+                           from pg_proc p where p.oid = 'lockstep.sample_time(text, boolean, boolean, boolean)'::regprocedure);
+  grantee oid;
+begin
+  drop function lockstep.sample_time(text, boolean, boolean, boolean);
+  create function lockstep.sample_time(nonce text, measures boolean, settles boolean, doubts boolean)
+  returns table (
+    nonce_ text, us bigint, server bigint, revision bigint, at_us bigint, lo_us bigint, hi_us bigint,
+    guess_us bigint, rival_at_us bigint, rival_lo_us bigint, rival_hi_us bigint, falsetickers text[], claimed boolean, trusted text
+  )
+  language plpgsql
+  set search_path = pg_catalog, pg_temp as $body$
+  declare
+    mine bigint := lockstep.clock_identity();
+    at timestamptz := clock_timestamp();
+    got boolean := false;
+  begin
+    if measures and not pg_is_in_recovery() then
+      perform from lockstep.time_anchor a
+        where a.id = 1 and (a.claimed_until is null or a.claimed_until <= at or a.claimed_until > at + interval '30 s')
+          and (a.server is distinct from mine or abs(lockstep.microseconds(at) - a.at_us) > 64000000
+               or (settles and (doubts or a.rival_at_us is not null)))
+          for update skip locked;
+      got := found;
+      if got then
+        update lockstep.time_anchor a set claimed_until = at + interval '20 s' where a.id = 1;
+      end if;
+    end if;
+    return query
+      select nonce, lockstep.microseconds(clock_timestamp()), mine, a.revision, a.at_us, a.lo_us, a.hi_us,
+             a.guess_us, a.rival_at_us, a.rival_lo_us, a.rival_hi_us, a.falsetickers, got, a.trusted
+        from (select) one left join lockstep.time_anchor a on a.id = 1 and a.server = mine;
+  end $body$;
+  if not public_may then
+    revoke all on function lockstep.sample_time(text, boolean, boolean, boolean) from public;
+  end if;
+  foreach grantee in array may loop
+    execute format('grant execute on function lockstep.sample_time(text, boolean, boolean, boolean) to %s', grantee::regrole);
+  end loop;
+end $$;
+
+-- As in 0006_time.sql; the status is trusted while it rests on the word of one server.
+create or replace function lockstep.now_interval(
+  out now timestamptz, out earliest timestamptz, out latest timestamptz, out bound_ms double precision, out status text
+)
+language plpgsql
+set search_path = pg_catalog, pg_temp as $$
+declare
+  a lockstep.time_anchor;
+  at timestamptz;
+  us bigint;
+  drift bigint;
+  lo bigint;
+  hi bigint;
+begin
+  select * into a from lockstep.time_anchor t where t.id = 1 and t.server = lockstep.clock_identity();
+  at := clock_timestamp();
+  if a.id is null then
+    now := at;
+    status := 'unsynchronized';
+    return;
+  end if;
+  us := lockstep.microseconds(at);
+  drift := ceil(abs(us - a.at_us) * 0.00005) + 1;
+  lo := a.lo_us - drift;
+  hi := a.hi_us + drift;
+  status := case when us - a.at_us > 512000000 then 'free-running' when a.trusted is not null then 'trusted' else 'synchronized' end;
+  if a.rival_at_us is not null then
+    drift := ceil(abs(us - a.rival_at_us) * 0.00005) + 1;
+    lo := least(lo, a.rival_lo_us - drift);
+    hi := greatest(hi, a.rival_hi_us + drift);
+    status := 'disrupted';
+  end if;
+  -- A millisecond for disturbances of the clock that are too small to be seen.
+  lo := lo - 1000;
+  hi := hi + 1000;
+  now := at + a.guess_us * interval '1 microsecond';
+  earliest := at + lo * interval '1 microsecond';
+  latest := at + hi * interval '1 microsecond';
+  bound_ms := greatest(hi - a.guess_us, a.guess_us - lo) / 1000.0;
+end $$;

@@ -5,6 +5,7 @@
  * that has everything in its environment need not pay. Secrets change while a process lives, so none is kept for long.
  */
 
+import { endpointIn, isPort } from '../../lib/base/index.ts'
 import { UnavailableError } from '../../lib/index.ts'
 
 // Where no answer comes at all (a network without a way to Secrets Manager), a request would wait until Lambda ends it.
@@ -56,11 +57,24 @@ function parsed(text: string): Partial<DatabaseSecret> | undefined {
   }
 }
 
-/** The address of a secret's database. DATABASE_HOST, DATABASE_PORT and DATABASE_NAME override what the secret says. */
-export function addressOf(secret: DatabaseSecret, env: Environment): string {
-  const host = env.DATABASE_HOST || secret.host
-  if (!host) throw new UnavailableError('The secret of the database names no host, and DATABASE_HOST is not set')
-  const port = env.DATABASE_PORT || secret.port || 5432
+/**
+ * The address of a secret's database. DATABASE_HOST, DATABASE_PORT and DATABASE_NAME override what the secret says. A host may have
+ * a port (`[::1]:5432`), which counts for more than the secret's.
+ *
+ * @throws {UnavailableError} in one sentence: there is no host; a host or a port is none.
+ */
+export function addressOf(
+  secret: Pick<DatabaseSecret, 'username'> & Partial<DatabaseSecret>,
+  env: Environment,
+): string {
+  checkAddress(env)
+  const given = env.DATABASE_HOST || secret.host
+  if (!given) throw new UnavailableError('The secret of the database names no host, and DATABASE_HOST is not set')
+  const at = endpointIn(given)
+  if (!at || at.host.includes('%')) throw new UnavailableError(`The host in the secret of the database ${A_HOST}`)
+  const port = env.DATABASE_PORT || at.port || secret.port || 5432
+  if (!isPort(String(port))) throw new UnavailableError(`The port in the secret of the database ${A_PORT}`)
+  const host = at.host.includes(':') ? `[${at.host}]` : at.host
   const name = env.DATABASE_NAME || secret.dbname || 'postgres'
   // The certificate is checked: RDS has its own authority, which NODE_EXTRA_CA_CERTS must name.
   const mode = env.DATABASE_SSLMODE || 'verify-full'
@@ -123,4 +137,18 @@ export class ChangingSecret {
   }
 }
 
+/** @throws {UnavailableError} DATABASE_HOST or DATABASE_PORT is none. */
+export function checkAddress({ DATABASE_HOST: host, DATABASE_PORT: port }: Environment): void {
+  const at = host ? endpointIn(host) : undefined
+  if (host && (!at || at.host.includes('%'))) {
+    throw new UnavailableError(`DATABASE_HOST ${A_HOST}, not ${JSON.stringify(host)}`)
+  }
+  if (port && !isPort(port)) throw new UnavailableError(`DATABASE_PORT ${A_PORT}, not ${JSON.stringify(port)}`)
+  if (at?.port && port && at.port !== Number(port)) {
+    throw new UnavailableError(`DATABASE_HOST has the port ${at.port}, and DATABASE_PORT is ${port}: set one of them`)
+  }
+}
+
+const A_HOST = 'must be a name or an address, like db.example.com, 10.0.0.1, ::1 or [::1]:5432'
+const A_PORT = 'must be an integer, 1–65535'
 export type Environment = Record<string, string | undefined>

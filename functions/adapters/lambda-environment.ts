@@ -10,7 +10,7 @@ import type { TickResult } from '../../lib/task/index.ts'
 import type { Ntp } from '../../lib/time/ntp/index.ts'
 import { createApp } from '../app.ts'
 import { type Bindings, parseKeys } from '../http/index.ts'
-import { ChangingSecret, type Environment, readSecret } from './aws-secrets.ts'
+import { ChangingSecret, checkAddress, type Environment, readSecret } from './aws-secrets.ts'
 import { report, reportLoss, type ServiceOptions, type Services, upkeep } from './cloud.ts'
 
 export interface ExecutionOptions extends ServiceOptions {
@@ -137,6 +137,7 @@ export function checkEnvironment(env: Environment): void {
   if (!env.DATABASE_URL && !env.DATABASE_SECRET_ARN) {
     throw new Error('DATABASE_URL or DATABASE_SECRET_ARN must be set: where the database is')
   }
+  if (!env.DATABASE_URL) checkAddress(env)
   if (!env.LOCKSTEP_API_KEYS?.trim() && !env.LOCKSTEP_API_KEYS_SECRET_ARN) {
     throw new Error(
       'LOCKSTEP_API_KEYS or LOCKSTEP_API_KEYS_SECRET_ARN must be set, for a function URL is open to the world; ' +

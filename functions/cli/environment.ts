@@ -1,6 +1,8 @@
 /** The environment of the command: every mistake in it is found before anything is started. */
 import * as os from 'node:os'
 import * as path from 'node:path'
+import type { InvalidArgument } from '../../lib/base/index.ts'
+import { checkedConnectionString } from '../../lib/database/index.ts'
 import { type Ntp, ntp } from '../../lib/time/ntp/index.ts'
 import { checkBasePath, parseKeys } from '../http/index.ts'
 
@@ -24,11 +26,7 @@ export function readSettings(env: NodeJS.ProcessEnv): Settings {
   const host = env.HOST || '127.0.0.1'
   if (!/^[\w.:%-]+$/.test(host)) throw new Error(`HOST must be an address or a name, not ${JSON.stringify(host)}`)
   const url = env.DATABASE_URL || undefined
-  if (url && !/^postgres(ql)?:/.test(URL.parse(url)?.protocol ?? '')) {
-    throw new Error(
-      'DATABASE_URL must be like postgres://user:password@host:port/database, special characters percent-encoded',
-    )
-  }
+  if (url) checkUrl(url)
   parseKeys(env.LOCKSTEP_API_KEYS)
   const basePath = env.LOCKSTEP_BASE_PATH ?? ''
   checkBasePath(basePath, 'LOCKSTEP_BASE_PATH')
@@ -38,9 +36,20 @@ export function readSettings(env: NodeJS.ProcessEnv): Settings {
     url,
     keys: env.LOCKSTEP_API_KEYS,
     basePath,
-    ntp: readServers(env.LOCKSTEP_NTP_SERVERS),
+    ntp: readServers(env),
     dataFallbacks: dataFallbacks(env),
   }
+}
+
+function checkUrl(url: string): void {
+  let wanted = 'like postgres://user:password@host:port/database, special characters percent-encoded'
+  try {
+    checkedConnectionString('DATABASE_URL', url)
+    if (/^postgres(ql)?:/.test(url)) return
+  } catch (error) {
+    wanted = (error as InvalidArgument).expected.replace(/^a Postgres URL (?=like )/, '')
+  }
+  throw new Error(`DATABASE_URL must be ${wanted}`)
 }
 
 // The XDG Base Directory Specification: state of a program that is kept between its runs. Root's home is closed to the server's user.
@@ -54,8 +63,21 @@ function dataFallbacks(env: NodeJS.ProcessEnv): string[] {
   ]
 }
 
-function readServers(text: string | undefined): Ntp | undefined {
-  const list = text?.trim()
+function readServers(env: NodeJS.ProcessEnv): Ntp | undefined {
+  const list = env.LOCKSTEP_NTP_SERVERS?.trim()
+  const trusted = env.LOCKSTEP_TRUSTED_NTP_SERVER?.trim()
+  if (trusted && list) {
+    throw new Error(
+      'LOCKSTEP_TRUSTED_NTP_SERVER is one server without a vote, and LOCKSTEP_NTP_SERVERS is a vote: set one of them',
+    )
+  }
+  if (trusted) {
+    try {
+      return ntp({ trusted })
+    } catch (error) {
+      throw new Error(`LOCKSTEP_TRUSTED_NTP_SERVER must be one server, host[:port]: ${(error as Error).message}`)
+    }
+  }
   if (!list) return ntp()
   if (list === 'off') return undefined
   try {

@@ -31,6 +31,8 @@ Environment
   LOCKSTEP_NTP_SERVERS servers that are asked for true time: host[:port], 3–16 of them,
                        separated by commas; or off
                        (${NTP_SERVERS.join(', ')})
+  LOCKSTEP_TRUSTED_NTP_SERVER
+                       in place of those: one server, believed without a vote: host[:port]
   LOCKSTEP_BASE_PATH   what every path begins with, such as /coord (nothing)
   LOCKSTEP_API_KEYS    id:sha256-of-secret:scope+scope[:name-prefix],…
                        scopes: locks, leaders, tasks, streams, time, each with :read or :write; admin

@@ -63,7 +63,8 @@ export async function start(settings: Settings, { migrates }: { migrates: boolea
 
 /** Prints once whether true time is known, as soon as that is decided. `GET /v1/time` always tells. */
 async function printTime({ time }: Lockstep, ntp: Ntp, stop: AbortSignal): Promise<void> {
-  console.log(`asking ${ntp.servers.join(', ')} for true time (LOCKSTEP_NTP_SERVERS)`)
+  const how = ntp.servers.length === 1 ? 'LOCKSTEP_TRUSTED_NTP_SERVER), without a vote' : 'LOCKSTEP_NTP_SERVERS)'
+  console.log(`asking ${ntp.servers.join(', ')} for true time (${how}`)
   try {
     await time.synchronize({ signal: stop })
     const { boundMs, status } = time.now()

@@ -30,9 +30,13 @@ const Now = named(
     ),
     boundMs: described(shape.nullable(shape.number), 'The largest possible distance of `time` from true time'),
     spreadMs: described(shape.nullable(shape.number), "How well the database's clock is known"),
-    status: shape.word('synchronized', 'free-running', 'disrupted', 'unsynchronized'),
+    status: described(
+      shape.word('synchronized', 'trusted', 'free-running', 'disrupted', 'unsynchronized'),
+      'trusted: by the word of one server, without a vote',
+    ),
     source: described(shape.word('database+ntp', 'database', 'ntp', 'local'), 'What `time` is from'),
     falsetickers: described(shape.array(shape.string), 'NTP servers that the last measurement found wrong'),
+    trusted: described(shape.nullable(shape.string), 'The one NTP server on whose word this rests; null: a vote'),
     processingMs: described(shape.number, 'From the arrival of the request to the reading of the clock'),
   }),
 )
@@ -77,6 +81,7 @@ export function timeRouter(time: Time): Router {
         status: reading.status,
         source: reading.source,
         falsetickers: [...reading.falsetickers],
+        trusted: reading.trusted,
         processingMs: rounded(processed, Math.floor),
       },
       200,

@@ -61,6 +61,7 @@ export class Functions extends Construct {
       DATABASE_SECRET_ARN: roleSecret.secretArn,
       LOCKSTEP_API_KEYS_SECRET_ARN: keys.secretArn,
       LOCKSTEP_NTP_SERVERS: options.ntpServers,
+      ...(options.trustedNtpServer && { LOCKSTEP_TRUSTED_NTP_SERVER: options.trustedNtpServer }),
     }
     const common = { secrets: [roleSecret.secretArn, keys.secretArn], environment }
     this.http = this.#function('Http', 'index.handler', {

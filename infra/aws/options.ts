@@ -47,6 +47,8 @@ export interface Options {
   /** The number of responses `LEASE_LOST` in five minutes that raises the alarm. */
   lostLeases: number
   ntpServers: string
+  /** One server that is believed without a vote. */
+  trustedNtpServer: string | undefined
 }
 
 /** @throws {Error} one sentence that names the option and its allowed values. */
@@ -80,6 +82,7 @@ export function readOptions(context: Record<string, unknown>): Options {
     alarmTopic: take('alarmTopic', TOPIC),
     lostLeases: Number(take('lostLeases', number(1, 1_000_000), '10')),
     ntpServers: take('ntpServers', SERVERS, 'off') as string,
+    trustedNtpServer: take('trustedNtpServer', SERVER),
   }
   end()
   checkTogether(options)
@@ -102,7 +105,7 @@ const DATABASE = pattern(
   'aurora, rds, or the complete ARN of a secret (arn:aws:secretsmanager:region:account:secret:name-AbCdEf)',
   /^(aurora|rds|arn:aws[\w-]*:secretsmanager:[a-z\d-]+:\d{12}:secret:[\w/+=.@-]+-\w{6})$/,
 )
-const HOST = pattern('the name of a host', /^[\w.-]+$/)
+const HOST = pattern('the name or the address of a host, without a port', /^([\w.-]+|\[[\da-f:.]+\]|[\da-f:.]+)$/i)
 const NAME = pattern('the name of a database', /^[\w-]{1,63}$/)
 const SECURITY_GROUP = pattern('a security group (sg-…)', /^sg-\w+$/)
 const VPC = pattern('new, none, or the id of a VPC (vpc-…)', /^(new|none|vpc-\w+)$/)
@@ -122,7 +125,8 @@ const DAYS = Object.values(RetentionDays).filter((days) => typeof days === 'numb
 const RETENTION: Kind = { words: `one of ${DAYS.join(', ')}`, fits: (text) => DAYS.map(String).includes(text) }
 const EMAIL = pattern('an e-mail address', /^[^\s@]+@[^\s@]+\.[^\s@]+$/)
 const TOPIC = pattern('the ARN of an SNS topic', /^arn:aws[\w-]*:sns:[a-z\d-]+:\d{12}:[\w-]+$/)
-const SERVERS = pattern('off, or host[:port],… (3–16 of them)', /^(off|[\w.:-]+(,[\w.:-]+){2,15})$/)
+const SERVER = pattern('one NTP server, host[:port]', /^[\w.:[\]-]+$/)
+const SERVERS = pattern('off, or host[:port],… (3–16 of them)', /^(off|[\w.:[\]-]+(,[\w.:[\]-]+){2,15})$/)
 
 const required = Symbol('required')
 
@@ -151,11 +155,16 @@ function reader(context: Record<string, unknown>) {
 
 /** Checks of options together. */
 function checkTogether(options: Options): void {
-  const { database, vpc, subnets, zones, proxy, minCapacity, maxCapacity } = options
+  const { database, vpc, subnets, zones, proxy, minCapacity, maxCapacity, ntpServers, trustedNtpServer } = options
   const existing = database.startsWith('arn:')
   const refuse = (sentence: string | false) => {
     if (sentence) throw new Error(sentence)
   }
+  refuse(
+    trustedNtpServer !== undefined &&
+      ntpServers !== 'off' &&
+      'The option trustedNtpServer is one server without a vote, and ntpServers is a vote: set one of them',
+  )
   refuse(
     existing &&
       proxy &&

@@ -4,11 +4,19 @@ import { READ_ONLY, whyRefused } from './refusals.ts'
 
 /** The error for a connection that could not be opened, whatever the reason: each runtime, pooler and server words it differently. */
 export function notConnected(error: unknown): UnavailableError {
+  nameEach(error)
   const known = fromDatabase(error)
   if (known instanceof UnavailableError) return known
   const { severity, code } = (error ?? {}) as { severity?: unknown; code?: unknown }
   const why = severity === undefined ? 'The database cannot be reached' : whyRefused(String(code))
   return new UnavailableError(why, { cause: error })
+}
+
+// A name with several addresses of which none answers: Node's error has one of each address, and no text of its own.
+function nameEach(error: unknown): void {
+  if (error instanceof AggregateError && error.message === '') {
+    error.message = error.errors.map((each) => (each as Error).message).join('; ')
+  }
 }
 
 /** Whether the server refused to write. The connection may be at fault: it keeps the setting that its role had when it was opened. */

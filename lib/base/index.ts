@@ -20,6 +20,7 @@ export { BackoffDelays } from './backoff.ts'
 export { batched } from './batch.ts'
 export { BoundedMap } from './bounded-map.ts'
 export { endsConnection, isReadOnly, notConnected } from './connection-errors.ts'
+export { type Endpoint, endpointIn, ipv6In, isBadIPv4, isPort } from './endpoint.ts'
 export {
   type EndedOutcome,
   type ErrorCode,

@@ -25,6 +25,8 @@ export interface Anchor extends Correction {
   /** A measurement that contradicts this one, until another measurement decides between them. */
   conflict: Correction | null
   falsetickers: string[]
+  /** The one server on whose word it rests; null: a vote. */
+  trusted: string | null
 }
 
 export interface Sample {
@@ -46,11 +48,13 @@ export interface Offer extends Interval {
   /** Whether the row may be older than this process's first sample of that clock, or than a step that it saw. */
   inDoubt: boolean
   falsetickers: string[]
+  /** The one server on whose word it rests; null: a vote. */
+  trusted: string | null
   /** The answer of each NTP server, for people who look at the row. */
   servers: unknown
 }
 
-export type Verdict = 'begun' | 'agreed' | 'disputed' | 'late' | 'another clock'
+export type Verdict = 'begun' | 'agreed' | 'disputed' | 'late' | 'another clock' | 'outvoted'
 
 export class Anchors {
   readonly #database: Database
@@ -80,6 +84,7 @@ export class Anchors {
     best,
     inDoubt,
     falsetickers,
+    trusted,
     servers,
   }: Offer): Promise<Sample & { verdict: Verdict }> {
     const nonce = crypto.randomUUID()
@@ -87,7 +92,7 @@ export class Anchors {
     const us = (x: number, rounded: (x: number) => number) => String(rounded(x))
     const offer = sql`lockstep.offer_time(
         ${server}, ${us(shows.lo, Math.floor)}, ${us(shows.hi, Math.ceil)}, ${us(lo, Math.floor)}, ${us(hi, Math.ceil)},
-        ${us(best, Math.round)}, ${inDoubt}, ${this.#writer}, ${falsetickers}::text[], ${JSON.stringify(servers)}::jsonb)`
+        ${us(best, Math.round)}, ${inDoubt}, ${this.#writer}, ${falsetickers}::text[], ${JSON.stringify(trusted === null ? servers : { trusted, servers })}::jsonb)`
     // The sample takes the verdict as an argument, so that the server evaluates the offer first.
     const from = sql`(select ${offer} as verdict) o, lockstep.sample_time(o.verdict || ${nonce}, false, false, false)`
     let verdict: Verdict = 'late'
@@ -138,6 +143,7 @@ interface Row extends Clocked {
   rival_hi_us: string
   falsetickers: string[]
   claimed: boolean
+  trusted: string | null
 }
 
 function anchorIn(row: Row): Anchor | null {
@@ -154,5 +160,6 @@ function anchorIn(row: Row): Anchor | null {
     revision: Number(row.revision),
     conflict,
     falsetickers: row.falsetickers,
+    trusted: row.trusted,
   }
 }

@@ -27,6 +27,8 @@ export interface ClockState extends Interval {
   /** When the interval was measured. */
   measuredAt: number
   falsetickers: readonly string[]
+  /** The one server on whose word it rests; null: a vote. */
+  trusted: string | null
 }
 
 export class ClockModel {
@@ -45,7 +47,7 @@ export class ClockModel {
     this.#gap = gapOf(clock)
     this.#state = {
       ...{ at: 0, lo: -Infinity, hi: Infinity, best: 0, growth: 0, spread: Infinity, measuredAt: -Infinity },
-      ...{ status: 'unsynchronized', source: 'local', falsetickers: [] },
+      ...{ status: 'unsynchronized', source: 'local', falsetickers: [], trusted: null },
     }
   }
 
@@ -73,7 +75,7 @@ export class ClockModel {
 
   /** @param keep  whether later readings must not be earlier than this one. */
   read(keep = true): Reading {
-    const { at, growth, spread, measuredAt, source, falsetickers } = this.#state
+    const { at, growth, spread, measuredAt, source, falsetickers, trusted } = this.#state
     let { lo, hi, best, status } = this.#state
     const mono = this.#clock.mono()
     const wall = this.#clock.wall()
@@ -81,7 +83,8 @@ export class ClockModel {
     let divergence = this.divergence(wall - mono, mono)
     // This process may have waited for the processor between the two readings.
     if (divergence !== 0) divergence = this.divergence(gapOf(this.#clock), mono)
-    if (status === 'synchronized' && mono - measuredAt > SYNCHRONIZED_US) status = 'free-running'
+    if ((status === 'synchronized' || status === 'trusted') && mono - measuredAt > SYNCHRONIZED_US)
+      status = 'free-running'
     lo -= growth * passed
     hi += growth * passed
     if (divergence !== 0) this.#diverged = true
@@ -100,6 +103,6 @@ export class ClockModel {
     const known = lo > -Infinity
     const earliestMs = known ? (mono + lo) / 1_000 : null
     const latestMs = known ? (mono + hi + readDelay) / 1_000 : null
-    return new Reading(timeMs, earliestMs, latestMs, spreadMs, status, source, falsetickers)
+    return new Reading(timeMs, earliestMs, latestMs, spreadMs, status, source, falsetickers, trusted)
   }
 }

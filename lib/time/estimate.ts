@@ -178,7 +178,7 @@ export class Estimate {
   }
 
   /** The measurement in the form in which it is offered to the row; null: the database's clock is not known. */
-  offerOf({ at, lo, hi, guess, falsetickers }: OwnMeasurement): Omit<Offer, 'servers'> | null {
+  offerOf({ at, lo, hi, guess, falsetickers, trusted = null }: OwnMeasurement): Omit<Offer, 'servers'> | null {
     if (this.#server === undefined || !this.#theta.known) return null
     const now = this.#clock.mono()
     const theta = this.#theta.at(now)
@@ -190,6 +190,7 @@ export class Estimate {
       best: guess - this.#theta.best(now),
       inDoubt: !this.#anchor || this.#anchor.revision <= this.#baseRevision,
       falsetickers,
+      trusted,
     }
   }
 
@@ -213,17 +214,17 @@ export class Estimate {
     const anchor = this.#anchor
     const { offset } = this.#byRow(at)
     if (!anchor || !offset || anchor.conflict) return
-    const { revision } = anchor
+    const { revision, trusted } = anchor
     const best = this.#theta.best(at) + anchor.best
     const measuredAt = anchor.at - middle(this.#theta.at(at))
-    const row = { offset, best, at, measuredAt, revision, later: revision > this.#baseRevision }
+    const row = { offset, best, at, measuredAt, revision, later: revision > this.#baseRevision, trusted }
     if (!this.#phi.takeRow(row, this.#epoch)) this.#baseRevision = Math.max(this.#baseRevision, revision)
   }
 
   // Computes what now() answers from `at` on.
   #update(at: number): void {
     const spread = this.#theta.known ? width(this.#theta.at(at)) / 2 : Infinity
-    const state = { at, spread, measuredAt: this.#phi.measuredAt, falsetickers: this.#falsetickers }
+    const state = { at, spread, measuredAt: this.#phi.measuredAt, falsetickers: this.#falsetickers, trusted: null }
     if (this.#source === 'database') {
       if (this.#theta.known) {
         this.#model.update({ ...state, ...this.#databaseTime(at), status: 'synchronized', measuredAt: at })
@@ -234,9 +235,18 @@ export class Estimate {
     const disputed = this.#disputed
     const known = this.#known(at)
     if (known) {
-      const status = disputed ? 'disrupted' : 'synchronized'
+      const trusted = this.#phi.trusted ?? (disputed ? (this.#anchor?.trusted ?? null) : null)
+      const status = disputed ? 'disrupted' : trusted === null ? 'synchronized' : 'trusted'
       const growth = disputed ? LOCAL_DRIFT + DATABASE_DRIFT : LOCAL_DRIFT
-      this.#model.update({ ...state, ...widened(known, SLACK_US), growth, best: this.#best(at), status, source })
+      this.#model.update({
+        ...state,
+        ...widened(known, SLACK_US),
+        growth,
+        best: this.#best(at),
+        status,
+        source,
+        trusted,
+      })
     } else if (this.#theta.known) {
       const unbounded = { lo: -Infinity, hi: Infinity }
       this.#model.update({ ...state, ...this.#databaseTime(at), ...unbounded, status: 'unsynchronized' })

@@ -12,13 +12,14 @@ export type TimeSource = 'database+ntp' | 'database' | 'ntp' | 'local'
 
 /**
  * - `synchronized`: true time lies between `earliest` and `latest`, and was measured within the last 512 s.
+ * - `trusted`: the same by the word of one server, which no vote has confirmed: true time lies between them if that server is right.
  * - `free-running`: true time lies between them, but the last measurement is older than 512 s. The interval grows by the
  *   possible drift of the clocks since then.
  * - `disrupted`: a clock was set, a clock stood still, or two measurements contradict each other. The interval is wide enough
  *   for every possible explanation. The next measurements end this state.
  * - `unsynchronized`: there is no measurement; `time` is the database's clock, or this machine's.
  */
-export type TimeStatus = 'synchronized' | 'free-running' | 'disrupted' | 'unsynchronized'
+export type TimeStatus = 'synchronized' | 'trusted' | 'free-running' | 'disrupted' | 'unsynchronized'
 
 /**
  * The current time as it was known when `now()` was called, with its uncertainty. Numbers are milliseconds since 1970, with
@@ -41,6 +42,8 @@ export class Reading {
   readonly source: TimeSource
   /** The NTP servers that the last vote found wrong, by the names that the measuring process is configured with. */
   readonly falsetickers: readonly string[]
+  /** The one NTP server on whose word this rests, by its configured name, whatever the status; null: a vote, or no measurement. */
+  readonly trusted: string | null
 
   constructor(
     timeMs: number,
@@ -50,6 +53,7 @@ export class Reading {
     status: TimeStatus,
     source: TimeSource,
     falsetickers: readonly string[],
+    trusted: string | null = null,
   ) {
     this.timeMs = timeMs
     this.earliestMs = earliestMs
@@ -59,6 +63,7 @@ export class Reading {
     this.status = status
     this.source = source
     this.falsetickers = falsetickers
+    this.trusted = trusted
   }
 
   /** {@link timeMs} as a Date, cut to the millisecond. */
@@ -78,7 +83,7 @@ export class Reading {
 
   /** The reading as `GET /v1/time` answers it. */
   toJSON() {
-    const { time, earliest, latest, boundMs, spreadMs, status, source, falsetickers } = this
-    return { time, earliest, latest, boundMs, spreadMs, status, source, falsetickers }
+    const { time, earliest, latest, boundMs, spreadMs, status, source, falsetickers, trusted } = this
+    return { time, earliest, latest, boundMs, spreadMs, status, source, falsetickers, trusted }
   }
 }

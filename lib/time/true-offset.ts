@@ -7,6 +7,8 @@
  * - A conflict: a measurement of our own contradicts φ. The next measurement decides: our own, or another process's.
  * - It is unverified: it comes from a row that may have been measured before the database's clock was set.
  *
+ * It comes from a vote, or is the word of one trusted server. The two are never intersected: the later replaces the other.
+ *
  * While there is a doubt, the next measurement *replaces* φ and does not narrow it. Why: estimate.ts.
  */
 
@@ -19,6 +21,8 @@ export interface OwnMeasurement extends Interval {
   /** The best estimate, within the interval. */
   guess: number
   falsetickers: string[]
+  /** The one server on whose word it rests. Absent or null: a vote. */
+  trusted?: string | null
 }
 
 /** φ by the row. */
@@ -32,6 +36,8 @@ export interface RowOffset {
   revision: number
   /** The row was measured after the last step that this process saw. */
   later: boolean
+  /** The one server on whose word it rests; null: a vote. */
+  trusted: string | null
 }
 
 export class TrueOffset {
@@ -41,6 +47,7 @@ export class TrueOffset {
   // A measurement of our own that contradicts φ, and the row's revision then.
   #conflict: { offset: Interval; at: number; revision: number } | null = null
   #measuredAt = -Infinity
+  #trusted: string | null = null
 
   get known(): boolean {
     return this.#offset.known
@@ -54,6 +61,11 @@ export class TrueOffset {
   /** Whether a clock was found to have been set, or to have stood still, and it is not known yet which. */
   get inDoubt(): boolean {
     return this.#stepped || this.#conflict !== null
+  }
+
+  /** The one server on whose word φ rests; null: a vote. */
+  get trusted(): string | null {
+    return this.#trusted
   }
 
   at(at: number): Interval | null {
@@ -94,7 +106,7 @@ export class TrueOffset {
   }
 
   /** @param revision  the row's revision, as this process knows it. */
-  takeMeasurement({ at, lo, hi, guess }: OwnMeasurement, revision: number): void {
+  takeMeasurement({ at, lo, hi, guess, trusted = null }: OwnMeasurement, revision: number): void {
     const offset = { lo, hi }
     if (this.known && !this.#stepped && !meet(this.#offset.at(at), offset)) {
       const conflict = this.conflictAt(at)
@@ -104,14 +116,15 @@ export class TrueOffset {
       }
     }
     // A doubtful φ is replaced, not narrowed: it may overlap the measurement and be wrong.
-    if (this.inDoubt || this.#unverifiedSince !== null) this.#offset.forget()
+    if (this.inDoubt || this.#unverifiedSince !== null || trusted !== this.#trusted) this.#offset.forget()
     this.#settle()
+    this.#trusted = trusted
     this.#offset.add(offset, at, guess)
     this.#measuredAt = at
   }
 
   /** @returns whether φ and the row are consistent; if not, the database's clock may have been set since it was measured. */
-  takeRow({ offset, best, at, measuredAt, revision, later }: RowOffset, epoch: number): boolean {
+  takeRow({ offset, best, at, measuredAt, revision, later, trusted }: RowOffset, epoch: number): boolean {
     const known = this.at(at)
     const conflict = this.conflictAt(at)
     if (later && (this.#stepped || this.#unverifiedSince !== null)) {
@@ -129,6 +142,8 @@ export class TrueOffset {
       }
     } else if (this.#stepped || (known && this.#unverifiedSince !== epoch)) return true
     else this.#unverifiedSince = epoch
+    if (trusted !== this.#trusted) this.#offset.forget()
+    this.#trusted = trusted
     this.#offset.add(offset, at, best)
     this.#measuredAt = Math.max(this.#measuredAt, measuredAt)
     return true

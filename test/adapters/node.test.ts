@@ -240,6 +240,14 @@ describe('lockstep start', () => {
       { DATABASE_URL: 'mysql://root:hunter2@db/x' },
       'DATABASE_URL must be like postgres://user:password@host:port/database',
     ],
+    [
+      { DATABASE_URL: 'postgres://root:hunter2@::1:5432/x' },
+      'DATABASE_URL must be a Postgres URL whose IPv6 address is valid and in brackets, like postgres://',
+    ],
+    [
+      { DATABASE_URL: 'postgres://root:hunter2@db:65536/x' },
+      'DATABASE_URL must be a Postgres URL whose port is an integer, 1–65535',
+    ],
     [{ DATABASE_URL: 'hunter2' }, 'DATABASE_URL must be like postgres://user:password@host:port/database'],
   ])('with %j refuses before anything is started', async (env, sentence) => {
     const home = folder()
@@ -284,6 +292,39 @@ describe('lockstep', () => {
     run.child.kill('SIGINT')
     expect(await run.ended).toBe(0)
     expect(run.err()).toBe('')
+  })
+
+  test('measures by one trusted server, and says so', async () => {
+    await database.pool.query('update lockstep.time_anchor set server = 0, claimed_until = null')
+    const server = await fakeServer()
+    leftovers.push(() => server[Symbol.asyncDispose]())
+    const run = lockstep([], {
+      DATABASE_URL: database.url,
+      LOCKSTEP_NTP_SERVERS: '',
+      LOCKSTEP_TRUSTED_NTP_SERVER: server.name,
+    })
+    const url = await listening(run)
+    await run.printed(/true time is known to within \d+\.\d ms, trusted\n/)
+    expect(run.out()).toContain(`asking ${server.name} for true time (LOCKSTEP_TRUSTED_NTP_SERVER), without a vote\n`)
+    const answer = await (await fetch(`${url}/v1/time`)).json()
+    expect(answer).toMatchObject({ status: 'trusted', trusted: server.name })
+    run.child.kill('SIGINT')
+    expect(await run.ended).toBe(0)
+  })
+
+  test.each([
+    [
+      { LOCKSTEP_TRUSTED_NTP_SERVER: 'a.example', LOCKSTEP_NTP_SERVERS: 'off' },
+      /^LOCKSTEP_TRUSTED_NTP_SERVER is one server without a vote, /,
+    ],
+    [
+      { LOCKSTEP_TRUSTED_NTP_SERVER: 'a,b,c', LOCKSTEP_NTP_SERVERS: '' },
+      /^LOCKSTEP_TRUSTED_NTP_SERVER must be one server, host\[:port\]: .*\n$/,
+    ],
+  ])('%j is refused in one sentence', async (env, sentence) => {
+    const run = lockstep([], { DATABASE_URL: database.url, ...env })
+    expect(await run.ended).toBe(1)
+    expect(run.err()).toMatch(sentence)
   })
 
   test('reports once that no NTP server responds, and serves', async () => {

@@ -22,6 +22,25 @@ const wrong = [
   ['postgres://u:pass?s3cret@h/db', `like ${FORM}, with special characters percent-encoded`],
   ['postgres://u:s3cret%E0%A4@h/db', `like ${FORM}, with special characters percent-encoded`],
   ['postgres://u:s3cret@h:port/db', `like ${FORM}, with special characters percent-encoded`],
+  ['postgres://u:s3cret@::1/db', 'whose IPv6 address is valid and in brackets, like postgres://'],
+  ['postgres://u:s3cret@::1:5432/db', 'whose IPv6 address is valid and in brackets, like postgres://'],
+  ['postgres://u:s3cret@fe80::1%25eth0/db', 'whose IPv6 address is valid and in brackets, like postgres://'],
+  ['postgres://u:s3cret@[::1/db', 'whose IPv6 address is valid and in brackets, like postgres://'],
+  ['postgres://u:s3cret@::1]:5432/db', 'whose IPv6 address is valid and in brackets, like postgres://'],
+  ['postgres://u:s3cret@[::g]:5432/db', 'whose IPv6 address is valid and in brackets, like postgres://'],
+  ['postgres://u:s3cret@[10.0.0.1]/db', 'whose IPv6 address is valid and in brackets, like postgres://'],
+  ['postgres://u:s3cret@[h]/db', 'whose IPv6 address is valid and in brackets, like postgres://'],
+  ['postgres://u:s3cret@[]:5432/db', 'whose IPv6 address is valid and in brackets, like postgres://'],
+  ['postgres://u:s3cret@/db?host=[::1]:5432', 'whose parameter host is a name or an address without a port'],
+  ['postgres://u:s3cret@/db?host=h:5432', 'whose parameter host is a name or an address without a port'],
+  ['postgres://u:s3cret@/db?host=%5B::g%5D', 'whose parameter host is a name or an address without a port'],
+  ['postgres://u:s3cret@10.0.0.256/db', 'whose IPv4 address has four numbers of 0–255'],
+  ['postgres://u:s3cret@/db?host=10.0.0.256', 'whose IPv4 address has four numbers of 0–255'],
+  ['postgres://u:s3cret@h:0/db', 'whose port is an integer, 1–65535'],
+  ['postgres://u:s3cret@h:65536/db', 'whose port is an integer, 1–65535'],
+  ['postgres://u:s3cret@[::1]:65536/db', 'whose port is an integer, 1–65535'],
+  ['postgres://u:s3cret@/db?port=0', 'whose port is an integer, 1–65535'],
+  ['postgres://u:s3cret@/db?host=h&port=x', 'whose port is an integer, 1–65535'],
   ['host=localhost port=5432 password=s3cret', `not in the form host=… port=…: write it as ${FORM}`],
   ['  dbname = s3cret', `not in the form host=… port=…: write it as ${FORM}`],
   ['s3cret', `like ${FORM}`],
@@ -59,6 +78,11 @@ test.each([
   ['postgres://u:a b@h/db', { host: 'h', password: 'a b' }],
   ['postgres://u@h/d@b', { host: 'h', database: 'd@b' }],
   ['postgres://u@[::1]:5/db', { host: '::1', port: 5 }],
+  ['postgres://u@[0:0::1]/db', { host: '::1' }],
+  ['postgres://u:p[w@[::1]:5/db', { host: '::1', port: 5, password: 'p[w' }],
+  ['postgres://u@10.0.0.1:5/db', { host: '10.0.0.1', port: 5 }],
+  ['postgres://u@/db?host=::1&port=5', { host: '::1', port: 5 }],
+  ['postgres://u@/db?host=fe80::1%25eth0', { host: 'fe80::1%eth0' }],
   ['postgres://u@/db?host=/var/run', { host: '/var/run', database: 'db' }],
   ['postgres://u@%2Fvar%2Frun/db', { host: '/var/run', database: 'db' }],
   ['postgres:///db', { database: 'db' }],
@@ -67,6 +91,20 @@ test.each([
 ])('a string that pg can read is left as it is: %s', (string, parts) => {
   expect(checkedConnectionString('x', string)).toBe(string)
   const { host, port, user, password, database } = new pg.Client(string)
+  expect({ host, port, user, password, database }).toMatchObject(parts)
+})
+
+test.each([
+  ['postgres://u:p@[fe80::1%25eth0]:5/db', { host: 'fe80::1%eth0', port: 5, user: 'u', password: 'p', database: 'db' }],
+  ['postgres://u:p@[fe80::1%eth0]/db?a=b', { host: 'fe80::1%eth0', password: 'p', database: 'db' }],
+  ['postgres://u:10%@[fe80::1%25eth0]/db', { host: 'fe80::1%eth0', password: '10%', database: 'db' }],
+  ['postgres://u:a@b@[fe80::1%25eth0]/db', { host: 'fe80::1%eth0', password: 'a@b', database: 'db' }],
+  ['postgres://[fe80::1%25eth0]', { host: 'fe80::1%eth0' }],
+  ['postgres://u@/db?host=[::1]&port=5', { host: '::1', port: 5, database: 'db' }],
+  ['postgres://u@/db?port=5&host=%5B::1%5D', { host: '::1', port: 5, database: 'db' }],
+  ['postgres://u@/db?host=[fe80::1%25eth0]&port=5', { host: 'fe80::1%eth0', port: 5 }],
+])('an IPv6 address that pg cannot read is given to it in the form that it can: %s', (string, parts) => {
+  const { host, port, user, password, database } = new pg.Client(checkedConnectionString('x', string))
   expect({ host, port, user, password, database }).toMatchObject(parts)
 })
 

@@ -60,6 +60,17 @@ describe('GET /v1/time', () => {
     }
   })
 
+  test('names the one server that is trusted, and null after a vote', async () => {
+    const truth = new Truth()
+    const { ask, lockstep } = open({ ntp: truth.ntp({ trusted: 'own.example' }), background: false })
+    await db.pool.query('update lockstep.time_anchor set server = 0, claimed_until = null')
+    await lockstep.time.synchronize()
+    expect(await ask()).toMatchObject({ status: 'trusted', trusted: 'own.example' })
+    await db.pool.query('update lockstep.time_anchor set server = 0')
+    await open({ ntp: truth.ntp(), background: false }).lockstep.time.synchronize()
+    expect(await ask()).toMatchObject({ status: 'synchronized', trusted: null })
+  })
+
   test('asks the database each time in a process that may have been frozen, and not in one that lives on', async () => {
     await open({ ntp: new Truth().ntp(), background: false }).lockstep.time.synchronize()
     for (const background of [true, false]) {

@@ -429,6 +429,12 @@ describe('options', () => {
     [{ database: 'aurora', minCapacity: '8' }, /^The option maxCapacity must be at least 1, and minCapacity$/],
     [{ database: 'aurora', minCapacity: '0', proxy: 'true' }, /^The option minCapacity must not be 0 with proxy/],
     [{ database: 'rds', alarmEmail: 'ops' }, /^The option alarmEmail must be an e-mail address/],
+    [{ database: SECRET, databaseHost: '[::1]:5432' }, /^The option databaseHost must be the name or the address/],
+    [{ database: 'rds', trustedNtpServer: 'a,b' }, /^The option trustedNtpServer must be one NTP server/],
+    [
+      { database: 'rds', trustedNtpServer: 'a', ntpServers: 'a,b,c' },
+      /^The option trustedNtpServer is one server without/,
+    ],
     [{ database: 'rds', ntpServers: 'a,b' }, /^The option ntpServers must be off, or host/],
   ]
   test.each(wrong)('%j', (options, sentence) => {

@@ -397,7 +397,10 @@ describe('the database', () => {
       await client.query('begin; lock table lockstep.schedule')
       await expect(slow.tick({ budgetMs })).rejects.toMatchObject({ code: 'UNAVAILABLE', message: /budget of 100 ms/ })
       await client.query('commit; begin; lock table lockstep_boss.job')
-      await expect(slow.drain({ budgetMs, queues: [queue] })).rejects.toMatchObject({ code: 'UNAVAILABLE', message: /budget of 100 ms/ })
+      await expect(slow.drain({ budgetMs, queues: [queue] })).rejects.toMatchObject({
+        code: 'UNAVAILABLE',
+        message: /budget of 100 ms/,
+      })
     } finally {
       await client.query('rollback')
       client.release()

@@ -10,6 +10,8 @@ interface Servers {
   boundMs?: number
   wrongMs?: number
   falsetickers?: string[]
+  /** It is one server that is believed without a vote. */
+  trusted?: string
   /** Called before they answer; if it throws, they do not answer. */
   asked?: () => unknown
 }
@@ -29,7 +31,7 @@ export class Truth {
   }
 
   /** NTP servers that know it to within ± `boundMs`, and are wrong by `wrongMs`. `measured` counts the measurements. */
-  ntp({ boundMs = 1, wrongMs = 0, falsetickers = [], asked = () => {} }: Servers = {}) {
+  ntp({ boundMs = 1, wrongMs = 0, falsetickers = [], trusted, asked = () => {} }: Servers = {}) {
     const offset = () => this.offset
     const ntp = {
       servers: ['a.example', 'b.example', 'c.example'],
@@ -42,7 +44,7 @@ export class Truth {
         const guess = offset() + ntp.wrongMs * 1_000
         const at = performance.now() * 1_000
         const [lo, hi] = [guess - boundMs * 1_000, guess + boundMs * 1_000]
-        return { at, lo, hi, guess, falsetickers, servers: [] }
+        return { at, lo, hi, guess, falsetickers, trusted: trusted ?? null, servers: [] }
       },
     }
     return ntp satisfies Ntp

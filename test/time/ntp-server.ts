@@ -44,6 +44,8 @@ export interface Behaviour {
   /** Sends `first` from a socket other than the one that was asked. */
   fromElsewhere?: boolean
   host?: string
+  /** @default a free one */
+  port?: number
 }
 
 export interface FakeServer extends AsyncDisposable {
@@ -59,11 +61,11 @@ const UNIX = 2_208_988_800
 
 /** Starts a fake server on a free port. */
 export async function fakeServer(behaviour: Behaviour = {}): Promise<FakeServer> {
-  const { host = '127.0.0.1' } = behaviour
+  const { host = '127.0.0.1', port: wanted = 0 } = behaviour
   const family = host.includes(':') ? 'udp6' : 'udp4'
   const socket = dgram.createSocket(family)
   const elsewhere = dgram.createSocket(family)
-  socket.bind(0, host)
+  socket.bind({ port: wanted, address: host })
   elsewhere.bind(0, host)
   await Promise.all([once(socket, 'listening'), once(elsewhere, 'listening')])
   const { port } = socket.address() as AddressInfo

@@ -6,7 +6,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import dgram from 'node:dgram'
-import type { LookupAddress } from 'node:dns'
+import type { LookupAddress, LookupAllOptions } from 'node:dns'
 import { getEventListeners, once } from 'node:events'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as delay, setImmediate as soon } from 'node:timers/promises'
@@ -26,10 +26,11 @@ import {
 } from './ntp-server.ts'
 
 // Names whose lookup a test answers, at a time that it chooses.
-const lookups = new Map<string, PromiseWithResolvers<LookupAddress>>()
+const lookups = new Map<string, PromiseWithResolvers<LookupAddress | LookupAddress[]>>()
 vi.mock('node:dns/promises', async (original) => {
   const real = await original<typeof import('node:dns/promises')>()
-  return { ...real, lookup: (name: string) => lookups.get(name)?.promise ?? real.lookup(name) }
+  const known = (name: string) => lookups.get(name)?.promise.then((found) => [found].flat())
+  return { ...real, lookup: (name: string, options: LookupAllOptions) => known(name) ?? real.lookup(name, options) }
 })
 
 const opened: FakeServer[] = []
@@ -334,6 +335,75 @@ describe('a measurement', () => {
     expect(problems).toEqual([expect.stringMatching(/^the same server as (localhost|127\.0\.0\.1):\d+$/)])
   })
 
+  /** Lets a name have these addresses. */
+  const named = (name: string, ...addresses: string[]) => {
+    const found = Promise.withResolvers<LookupAddress | LookupAddress[]>()
+    found.resolve(addresses.map((address) => ({ address, family: address.includes(':') ? 6 : 4 })))
+    lookups.set(name, found)
+  }
+
+  test.each([
+    ['IPv6 first, and only IPv4 answers', '127.0.0.1', ['::1', '127.0.0.1']],
+    ['IPv4 first, and only IPv6 answers', '::1', ['127.0.0.1', '::1']],
+    ['the third of a family', '127.0.0.1', ['127.0.0.66', '127.0.0.67', '127.0.0.1']],
+    ['both of IPv6, and only IPv4 answers', '127.0.0.1', ['::1', '::2', '127.0.0.1']],
+  ])('a name with several addresses gives the time by the one that answers: %s', async (_, host, addresses) => {
+    const [one, two, three] = [await open(), await open(), await open({ host })]
+    named('both.example', ...addresses)
+    const asks = ntp({ servers: [one.name, two.name, `both.example:${three.port}`] })
+    const measured = await asks.measure()
+    expectTruth(measured)
+    expect(measured.servers.map(({ problem }) => problem)).toEqual([null, null, null])
+  })
+
+  test('a family that is silent costs its share of the time once: afterwards the address that answered is asked first', async () => {
+    const [one, two] = await several({}, {})
+    const silent = await open({ host: '::1', back: never })
+    const answers = await open({ port: silent.port })
+    named('both.example', '::1', '127.0.0.1')
+    const asks = ntp({ servers: names([one as FakeServer, two as FakeServer]).concat(`both.example:${silent.port}`) })
+    for (let i = 0; i < 3; i++) expect((await asks.measure()).servers[2]?.problem).toBeNull()
+    expect([silent.asked, answers.asked]).toEqual([1, 3])
+  })
+
+  test('addresses of which none answers are named, each with its reason', async () => {
+    const servers = await several({}, {})
+    const wrong = await open({ host: '::1', says: () => ({ leap: 3 }) })
+    named('both.example', '::1', '127.0.0.1')
+    const asks = ntp({ servers: [...names(servers), `both.example:${wrong.port}`] })
+    expect((await asks.measure()).servers[2]?.problem).toBe('::1: not synchronized, 127.0.0.1: ECONNREFUSED')
+  })
+
+  test('a server that does not want to be asked is not asked by its other address', async () => {
+    const servers = await several({}, {})
+    const kisses = await open({ host: '::1', says: () => ({ stratum: 0, reference: 'RATE' }) })
+    const other = await open({ port: kisses.port })
+    named('both.example', '::1', '127.0.0.1')
+    const asks = ntp({ servers: [...names(servers), `both.example:${kisses.port}`] })
+    expect((await asks.measure()).servers[2]?.problem).toBe('KoD RATE')
+    expect((await asks.measure()).servers[2]?.problem).toMatch(/^not asked for another/)
+    expect(other.asked).toBe(0)
+  })
+
+  test('two names with one address in common have one vote', async () => {
+    const [one, two] = await several({}, {})
+    const both = await open({ host: '::1' })
+    await open({ port: both.port })
+    named('both.example', '::1', '127.0.0.1')
+    const servers = [one?.name ?? '', two?.name ?? '', `both.example:${both.port}`, `127.0.0.1:${both.port}`]
+    const problems = (await ntp({ servers }).measure()).servers.flatMap(({ problem }) => problem ?? [])
+    expect(problems).toEqual([expect.stringMatching(/^the same server as /)])
+  })
+
+  test('literals of both families are asked, with a port and with a zone', async () => {
+    const servers = await Promise.all([open(), open({ host: '::1' }), open({ host: '::1' })])
+    const [one, two, three] = servers
+    const asks = ntp({ servers: [one.name, `[0:0::1]:${two.port}`, `[::1%lo]:${three.port}`] })
+    const measured = await asks.measure()
+    expectTruth(measured)
+    expect(measured.servers.map(({ problem }) => problem)).toEqual([null, null, null])
+  })
+
   test('a server that answers with a Kiss-o’-death is not asked again, and the others are', async () => {
     const servers = await several({}, {}, { says: () => ({ stratum: 0, reference: 'RATE' }) })
     const asks = ntp({ servers: names(servers) })
@@ -344,7 +414,7 @@ describe('a measurement', () => {
 
   test('an unknown name counts as a silent server, and is reported', async () => {
     const servers = await several({}, {})
-    const lookup = Promise.withResolvers<LookupAddress>()
+    const lookup = Promise.withResolvers<LookupAddress | LookupAddress[]>()
     lookups.set('nowhere.example', lookup)
     const asked = ntp({ servers: [...names(servers), 'nowhere.example'] }).measure()
     lookup.reject(Object.assign(new Error('getaddrinfo ENOTFOUND nowhere.example'), { code: 'ENOTFOUND' }))
@@ -355,7 +425,10 @@ describe('a measurement', () => {
 
   test('a name that is found too late counts as a silent server, and is not asked any more', async () => {
     const servers = await several({}, {}, {})
-    const [found, failed] = [Promise.withResolvers<LookupAddress>(), Promise.withResolvers<LookupAddress>()]
+    const [found, failed] = [
+      Promise.withResolvers<LookupAddress | LookupAddress[]>(),
+      Promise.withResolvers<LookupAddress | LookupAddress[]>(),
+    ]
     lookups.set('found.example', found)
     lookups.set('failed.example', failed)
     const [one, two, late] = names(servers)
@@ -470,6 +543,59 @@ describe('a measurement', () => {
   })
 })
 
+describe('one trusted server', () => {
+  test('gives an interval that contains true time, which is never narrower than its claim and the path', async () => {
+    const server = await open({ wrongMs: 4, says: () => ({ rootDelay: 0.006, rootDispersion: 0.002 }) })
+    const asks = ntp({ trusted: server.name })
+    expect(asks.servers).toEqual([server.name])
+    for (let i = 0; i < 20; i++) {
+      const measured = await asks.measure()
+      expectTruth(measured)
+      expect(measured).toMatchObject({ trusted: server.name, falsetickers: [] })
+      expect(measured.servers[0]?.distanceUs).toBeGreaterThanOrEqual(4_980) // in parts of 2^-16 s
+      expect(measured.hi - measured.lo).toBeGreaterThanOrEqual(2 * Number(measured.servers[0]?.distanceUs) - 1)
+    }
+  })
+
+  test('that is slow to answer gives an interval as wide as the path', async () => {
+    const server = await open({ back: () => delay(50) })
+    const { lo, hi, servers } = await ntp({ trusted: server.name }).measure()
+    expect(hi - lo).toBeGreaterThanOrEqual(50_000)
+    expect(servers[0]?.rttUs).toBeGreaterThanOrEqual(49_000)
+  })
+
+  test('that does not answer, or is not synchronized, gives no time, and the error says why', async () => {
+    const gone = ntp({ trusted: '127.0.0.1:1' }).measure()
+    await expect(gone).rejects.toThrow('The trusted NTP server gave no time: 127.0.0.1:1: ECONNREFUSED')
+    const { name } = await open({ says: () => ({ leap: 3 }) })
+    const unsure = ntp({ trusted: name }).measure()
+    await expect(unsure).rejects.toThrow(`The trusted NTP server gave no time: ${name}: not synchronized`)
+    await expect(unsure).rejects.toBeInstanceOf(UnavailableError)
+  })
+
+  test('the limit: one that lies is believed', async () => {
+    const server = await open({ wrongMs: 10_000 })
+    expect((await ntp({ trusted: server.name }).measure()).lo).toBeGreaterThan(wallOffset())
+  })
+
+  test.each<[unknown, RegExp]>([
+    ['', /got ""/],
+    ['a.example,b.example', /one server, like '169\.254\.169\.123'/],
+    ['[::1]:65536', /with a port of 1–65535, got "\[::1\]:65536"/],
+    [['a.example'], /one server/],
+    [null, /one server/],
+  ])('%j is refused', (trusted, message) => {
+    const made = () => ntp({ trusted: trusted as string })
+    expect(made).toThrow(message)
+    expect(made).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT', field: 'trusted' }))
+  })
+
+  test('is not combined with a vote', () => {
+    const made = () => ntp({ trusted: 'a.example', servers: ['b.example', 'c.example', 'd.example'] })
+    expect(made).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT', field: 'trusted' }))
+  })
+})
+
 describe('configuration', () => {
   test.each<[string, unknown, RegExp]>([
     ['two servers', ['a.example', 'b.example'], /3–16 different servers.*got "2 of them"/],
@@ -484,6 +610,16 @@ describe('configuration', () => {
     ['brackets around a name', ['a.example', 'b.example', '[c.example]:123'], /got "\[c.example\]:123"/],
     ['one twice, once with a dot', ['a.example', 'b.example', 'a.example.'], /got "a.example. twice"/],
     ['one twice, spelled out', ['::1', 'b.example', '[0:0:0:0:0:0:0:1]:123'], /got "\[0:0:0:0:0:0:0:1\]:123 twice"/],
+    [
+      'Amazon Time Sync by both families',
+      ['169.254.169.123', 'b.example', 'fd00:ec2::123'],
+      /got "fd00:ec2::123 twice"/,
+    ],
+    ['an address above 255', ['a.example', 'b.example', '10.0.0.256'], /got "10.0.0.256"/],
+    ['an IPv6 address that is none', ['a.example', 'b.example', '[::g]:123'], /got "\[::g\]:123".*/],
+    ['half a bracket', ['a.example', 'b.example', '[::1'], /port of 1–65535, got "\[::1"/],
+    ['port 0 in brackets', ['a.example', 'b.example', '[::1]:0'], /port of 1–65535, got "\[::1\]:0"/],
+    ['one twice, with a zone', ['fe80::1%lo', 'b.example', '[fe80:0::1%lo]'], /got "\[fe80:0::1%lo\] twice"/],
     ['one twice, mapped', ['10.0.0.1', 'b.example', '::ffff:a00:1'], /got "::ffff:a00:1 twice"/],
     ['a number', ['a.example', 'b.example', 3], /got 3/],
     ['a text', 'a.example,b.example', /got "a.example,b.example"/],
@@ -588,6 +724,12 @@ describe.skipIf(!chronydAvailable())('chronyd, a real server', () => {
       expectTruth(result, undefined, 200) // the wall clock is tied to the monotonic one to within some microseconds, and slewed
       expect(result.falsetickers).toEqual([wrong.name])
     }
+  })
+
+  test('one of them that is trusted gives the time', async () => {
+    const measured = await ntp({ trusted: await start({ host: '127.0.0.17' }) }).measure()
+    expectTruth(measured, undefined, 200)
+    expect(measured.hi - measured.lo).toBeGreaterThanOrEqual(2 * Number(measured.servers[0]?.distanceUs))
   })
 
   test('that has no source is not used', async () => {

@@ -107,7 +107,14 @@ export class World {
     }
     this.row = {
       ...{ server: offer.server, at: now, lo, hi, best: Math.min(hi, Math.max(lo, best)), width: bestWidth },
-      ...{ revision: this.revision, conflict: null, conflictWriter: '', conflictSince: 0, falsetickers: [] },
+      ...{
+        revision: this.revision,
+        conflict: null,
+        conflictWriter: '',
+        conflictSince: 0,
+        falsetickers: [],
+        trusted: null,
+      },
     }
     return verdict
   }

@@ -324,6 +324,93 @@ export function timeSuite({ pooled }: { pooled: boolean }) {
       expect(reads.now().boundMs).toBeLessThan(100)
     })
 
+    test('by one trusted server is known as such to every process, and in SQL', async () => {
+      const truth = new Truth(3_000)
+      const { time } = open({ ntp: truth.ntp({ trusted: 'own.example' }), background: false })
+      const { time: reads } = open({ background: false })
+      await time.synchronize()
+      await reads.ready()
+      for (const each of [time, reads]) {
+        expect(truth.expectWithin(() => each.now())).toMatchObject({ status: 'trusted', trusted: 'own.example' })
+      }
+      expect(JSON.parse(JSON.stringify(reads.now()))).toMatchObject({ status: 'trusted', trusted: 'own.example' })
+      const { rows } = await pool.query('select status from lockstep.now_interval()')
+      expect(rows[0].status).toBe('trusted')
+      expect((await row()).servers).toMatchObject({ trusted: 'own.example' })
+      await set('at_us = at_us - 513000000')
+      expect(await open({ background: false }).time.ready()).toMatchObject({
+        status: 'free-running',
+        trusted: 'own.example',
+      })
+    })
+
+    test('by a trusted server that steps is disrupted, until a second one agrees with the new time', async () => {
+      const truth = new Truth()
+      const servers = truth.ntp({ trusted: 'own.example' })
+      const { time } = open({ ntp: servers, background: false })
+      const { time: reads } = open({ background: false })
+      await time.synchronize()
+      servers.wrongMs = 900
+      await set('at_us = at_us - 65000000')
+      await time.synchronize()
+      for (const each of [time, reads]) {
+        expect(await each.ready()).toMatchObject({ status: 'disrupted', trusted: 'own.example' })
+        expect(truth.expectWithin(() => each.now()).boundMs).toBeGreaterThan(400)
+      }
+      await set('rival_at_us = rival_at_us - 600000')
+      await time.synchronize()
+      for (const each of [time, reads]) {
+        expect(await each.ready()).toMatchObject({ status: 'trusted', trusted: 'own.example' })
+        expect(each.now().timeMs - truth.ms()).toBeGreaterThan(800) // its word is all there is
+      }
+    })
+
+    test('by a vote replaces the word of one server, in every process, and neither makes the other narrower', async () => {
+      const truth = new Truth()
+      const narrow = { boundMs: 0.001 }
+      const { time: trusts } = open({ ntp: truth.ntp({ trusted: 'own.example', ...narrow }), background: false })
+      const { time: votes } = open({ ntp: truth.ntp({ boundMs: 200 }), background: false })
+      const { time: reads } = open({ background: false })
+      await trusts.synchronize()
+      await reads.ready()
+      await votes.ready()
+      await set('at_us = at_us - 65000000')
+      await trusts.synchronize() // now the voter has watched the clock since before the row was written
+      await set('at_us = at_us - 65000000')
+      await votes.synchronize()
+      expect(await row()).toMatchObject({ trusted: null })
+      for (const each of [votes, reads, trusts]) {
+        await each.ready()
+        const reading = truth.expectWithin(() => each.now())
+        expect(reading).toMatchObject({ status: 'synchronized', trusted: null })
+        expect(reading.boundMs).toBeGreaterThan(200)
+      }
+    })
+
+    test('by one trusted server does not replace a vote of the last 128 s, and does afterwards', async () => {
+      const truth = new Truth()
+      const { time: votes } = open({ ntp: truth.ntp(), background: false })
+      const { time: trusts } = open({ ntp: truth.ntp({ trusted: 'own.example', wrongMs: 900 }), background: false })
+      const { time: reads } = open({ background: false })
+      await votes.synchronize()
+      await trusts.ready()
+      await set('at_us = at_us - 65000000')
+      await votes.synchronize()
+      await set('at_us = at_us - 65000000')
+      expect(await trusts.synchronize()).toBe(true)
+      expect(await row()).toMatchObject({ trusted: null, rival_at_us: null, claimed_until: null })
+      await reads.ready()
+      expect(truth.expectWithin(() => reads.now())).toMatchObject({ status: 'synchronized', trusted: null })
+
+      await set('at_us = at_us - 65000000')
+      for (let i = 0; i < 2; i++) {
+        await trusts.synchronize()
+        await set('rival_at_us = rival_at_us - 600000')
+      }
+      expect(await row()).toMatchObject({ trusted: 'own.example', rival_at_us: null })
+      expect(await reads.ready()).toMatchObject({ status: 'trusted', trusted: 'own.example' }) // and wrong, as it says
+    })
+
     test('is replaced when the next measurement agrees with the one that contradicted', async () => {
       const truth = new Truth()
       const { time } = open({ ntp: truth.ntp(), background: false })

@@ -7,18 +7,24 @@
  * server that does not answer counts as wrong, because n counts the *configured* servers: otherwise an attacker would only
  * need to silence the honest ones. A server whose interval does not overlap the result is a falseticker, and is named.
  *
+ * ONE TRUSTED SERVER (`trusted`) is believed without a vote: Amazon Time Sync, or a site's own. The interval is that of its answer,
+ * and as honest as it is: half its root delay, its root dispersion and precision, and the path. Nothing protects against an error
+ * that it does not claim. If it does not answer there is no measurement, and the bounds grow. If it steps, its next answer
+ * contradicts the known time: `disrupted`, until a second measurement agrees with the new time; then that is believed. A slow
+ * error is believed at once. It is never combined with a vote: not in one set of servers, and not with the measurements of
+ * other processes (true-offset.ts, and lockstep.offer_time).
+ *
  * Three servers are the fewest that can outvote one. The same server under two names has one vote.
  *
  * A server that answers with a Kiss-o'-death (do not ask me) is not asked for an hour.
  *
  * @see RFC 5905 §11.2.1; RFC 8633 §3.2 (how many servers); RFC 4330 §8 (Kiss-o'-death)
  */
-import { lookup } from 'node:dns/promises'
-import { isIP, SocketAddress } from 'node:net'
 import {
-  abortable,
   checkInteger,
   checkOptions,
+  type Endpoint,
+  endpointIn,
   known,
   onAbort,
   outOfRange,
@@ -27,6 +33,7 @@ import {
 } from '../../base/index.ts'
 import { agree, type Interval, Offset, PAD_US, widened, width, within } from '../interval.ts'
 import { LOCAL_DRIFT } from '../tolerances.ts'
+import { addressesOf, askInTurn } from './addresses.ts'
 import { type Address, exchange } from './exchange.ts'
 import { offsetOf } from './packet.ts'
 
@@ -48,6 +55,11 @@ export const NTP_SERVERS: readonly string[] = [
 export interface NtpOptions {
   /** The servers: `host` or `host:port`, an IPv6 address with a port as `[::1]:123`; 3–16 different ones. @default NTP_SERVERS */
   servers?: readonly string[] | undefined
+  /**
+   * One server that is believed without a vote, in place of `servers`: `host` or `host:port`. The status is then `trusted`.
+   * @default none
+   */
+  trusted?: string | undefined
   /** How long to wait for an answer, including the lookup of the name: milliseconds, 100–10,000. @default 1_000 */
   timeoutMs?: number | undefined
 }
@@ -77,6 +89,8 @@ export interface Measurement extends Interval {
   guess: number
   /** The servers whose interval does not overlap the result, by their configured names. */
   falsetickers: string[]
+  /** The server on whose word this rests, without a vote. Absent or null: a vote. */
+  trusted?: string | null
   /** One report for each configured server, in the configured order. */
   servers: ServerReport[]
 }
@@ -99,36 +113,43 @@ export interface Ntp {
 }
 
 const KISS_PAUSE_MS = 3_600_000
-const NTP = known<NtpOptions>({ servers: true, timeoutMs: true })
+const NTP = known<NtpOptions>({ servers: true, trusted: true, timeoutMs: true })
 
 /**
  * Makes a set of NTP servers for the option `time.ntp` of `createLockstep`. It asks nothing yet.
  *
  * @param options.servers    3–16 different servers: `host` or `host:port`. @default NTP_SERVERS
+ * @param options.trusted    one server that is believed without a vote; not together with `servers`.
  * @param options.timeoutMs  how long to wait for an answer: milliseconds, 100–10,000. @default 1_000
- * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field` servers or timeoutMs.
+ * @throws {TypeError | RangeError} `code` INVALID_ARGUMENT, `field` servers, trusted or timeoutMs.
  * @see RFC 5905 §11.2.1; RFC 8633 §3.2 (how many servers); RFC 4330 §8 (Kiss-o'-death)
  */
 export function ntp(options: NtpOptions = {}): Ntp {
   checkOptions(options, NTP)
   const { servers = NTP_SERVERS, timeoutMs = 1_000 } = options
-  const expected = "3–16 different servers, each like 'time.example.com' or '10.0.0.1:123'"
+  const expected =
+    "3–16 different servers, each like 'time.example.com', '10.0.0.1:123', '::1' or '[::1]:123', with a port of 1–65535"
   checkInteger('timeoutMs', timeoutMs, { min: 100, max: 10_000 })
+  const { trusted } = options
+  if (trusted !== undefined) {
+    if (options.servers !== undefined)
+      throw outOfRange('trusted', 'left out where servers are given: one server or a vote', trusted)
+    const one =
+      "one server, like '169.254.169.123', '[fd00:ec2::123]:123' or 'time.example.com', with a port of 1–65535"
+    return new Servers([trusted], [endpointOf(trusted, one, 'trusted')], timeoutMs, trusted)
+  }
   if (!Array.isArray(servers)) throw wrongType('servers', expected, servers)
   if (servers.length < 3 || servers.length > 16) {
     throw outOfRange('servers', expected, `${servers.length} of them`)
   }
   const endpoints = servers.map((server) => endpointOf(server, expected))
-  const keys = endpoints.map(({ host, port }) => `${host.toLowerCase().replace(/\.$/, '')} ${port}`)
+  const keys = endpoints.map(keyOf)
   const twice = servers.find((_, i) => keys.indexOf(keys[i] as string) < i)
   if (twice !== undefined) throw outOfRange('servers', expected, `${twice} twice`)
   return new Servers(servers, endpoints, timeoutMs)
 }
 
-interface Endpoint {
-  host: string
-  port: number
-}
+type Place = Endpoint & { port: number }
 
 interface Answered extends ServerReport {
   known: Interval
@@ -137,15 +158,18 @@ interface Answered extends ServerReport {
 
 class Servers implements Ntp {
   readonly servers: readonly string[]
-  readonly #endpoints: Endpoint[]
+  readonly #endpoints: Place[]
   readonly #timeoutMs: number
+  readonly #trusted: string | null
   readonly #offsets: Offset[]
   readonly #askAgainAt: number[]
+  readonly #answeredBy: (string | undefined)[] = []
 
-  constructor(servers: readonly string[], endpoints: Endpoint[], timeoutMs: number) {
+  constructor(servers: readonly string[], endpoints: Place[], timeoutMs: number, trusted: string | null = null) {
     this.servers = [...servers]
     this.#endpoints = endpoints
     this.#timeoutMs = timeoutMs
+    this.#trusted = trusted
     this.#offsets = servers.map(() => new Offset(LOCAL_DRIFT))
     this.#askAgainAt = servers.map(() => -Infinity)
   }
@@ -186,11 +210,18 @@ class Servers implements Ntp {
     const wait = (this.#askAgainAt[i] as number) - performance.now()
     if (wait > 0) return { server, problem: `not asked for another ${Math.ceil(wait / 60_000)} min, after its KoD` }
     try {
-      const to = await addressOf(this.#endpoints[i] as Endpoint, signal)
-      const same = asked.get(`${to.address} ${to.port}`)
+      const { host, port } = this.#endpoints[i] as Place
+      const addresses = await addressesOf(host, port, signal)
+      // One server under two names may be asked by another address each time, so one address in common is enough.
+      const keys = addresses.map((to) => `${to.address} ${to.port}`)
+      const same = keys.map((key) => asked.get(key)).find((name) => name !== undefined)
       if (same !== undefined) return { server, problem: `the same server as ${same}` }
-      asked.set(`${to.address} ${to.port}`, server)
-      const answer = await exchange(to, near, signal)
+      for (const key of keys) asked.set(key, server)
+      const last = addresses.findIndex(({ address }) => address === this.#answeredBy[i])
+      if (last > 0) addresses.unshift(...addresses.splice(last, 1))
+      const ask = (to: Address, stop: AbortSignal) => exchange(to, near, stop)
+      const { answer, from } = await askInTurn(addresses, this.#timeoutMs / addresses.length, ask, signal)
+      this.#answeredBy[i] = from.address
       const { before, after, received, sent, distance, stratum } = answer
       const offset = this.#offsets[i] as Offset
       const guess = (sent - after + (received - before)) / 2
@@ -225,6 +256,7 @@ class Servers implements Ntp {
     const silent = answers.filter(({ problem }) => problem !== null)
     if (answered.length < need) {
       const reasons = silent.map(({ server, problem }) => `${server}: ${problem}`)
+      if (this.#trusted !== null) throw new UnavailableError(`The trusted NTP server gave no time: ${reasons}`)
       throw new UnavailableError(
         `Only ${answered.length} of ${n} NTP servers gave a time, and ${need} must: ${reasons.join('; ')}`,
       )
@@ -245,38 +277,19 @@ class Servers implements Ntp {
       return problem === null ? { server, problem, rttUs, distanceUs, stratum } : { server, problem }
     }) as ServerReport[]
     const falsetickers = answered.filter((_, i) => !result.with[i]).map(({ server }) => server)
-    return { at, lo, hi, guess: within(best.guess, result), falsetickers, servers }
+    return { at, lo, hi, guess: within(best.guess, result), falsetickers, trusted: this.#trusted, servers }
   }
 }
 
-// Reads `host`, `host:port`, or an IPv6 address with or without brackets.
-function endpointOf(server: unknown, expected: string): Endpoint {
-  if (typeof server !== 'string') throw wrongType('servers', expected, server)
-  const bracketed = /^\[([^\]]+)\](?::(\d{1,5}))?$/.exec(server)
-  const plain = /^([^:[\]]+)(?::(\d{1,5}))?$/.exec(server)
-  const [, host = '', digits = '123'] = bracketed ?? plain ?? (isIP(server) === 6 ? ['', server] : [])
-  const port = Number(digits)
-  const named = bracketed ? isIP(host) === 6 : isIP(host) > 0 || (host.length <= 253 && NAME.test(host))
-  if (!named || port < 1 || port > 65_535) throw outOfRange('servers', expected, server)
-  return { host: canonical(host), port }
+// One key for each server, so that it has one vote. Amazon Time Sync has an address of each family.
+function keyOf({ host, port }: Place): string {
+  const name = host.toLowerCase().replace(/\.$/, '')
+  return `${name === 'fd00:ec2::123' ? '169.254.169.123' : name} ${port}`
 }
 
-// One spelling for each address, so that it has one vote: `0:0::1` is `::1`, and `::ffff:10.0.0.1` is `10.0.0.1`.
-function canonical(host: string): string {
-  if (isIP(host) !== 6 || host.includes('%')) return host // SocketAddress drops a zone
-  const { address } = new SocketAddress({ address: host, family: 'ipv6' })
-  const mapped = address.replace(/^::ffff:/, '')
-  return isIP(mapped) === 4 ? mapped : address
-}
-const NAME = /^[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?$/i
-
-// A lookup cannot be cancelled: after an abort its answer is ignored.
-async function addressOf({ host, port }: Endpoint, signal: AbortSignal): Promise<Address> {
-  const literal = isIP(host)
-  if (literal) return { address: host, family: literal as 4 | 6, port }
-  const found = lookup(host).catch((error: NodeJS.ErrnoException) => {
-    throw new Error(`no address: ${error.code ?? error.message}`)
-  })
-  const { address, family } = await abortable(signal, found)
-  return { address, family: family as 4 | 6, port }
+function endpointOf(server: unknown, expected: string, field = 'servers'): Place {
+  if (typeof server !== 'string') throw wrongType(field, expected, server)
+  const endpoint = endpointIn(server)
+  if (!endpoint) throw outOfRange(field, expected, server)
+  return { host: endpoint.host, port: endpoint.port ?? 123 }
 }
