@@ -5,7 +5,7 @@
  * that has everything in its environment need not pay. Secrets change while a process lives, so none is kept for long.
  */
 
-import { endpointIn, isPort } from '../../lib/base/index.ts'
+import { type Endpoint, endpointIn, isPort } from '../../lib/base/index.ts'
 import { UnavailableError } from '../../lib/index.ts'
 
 // Where no answer comes at all (a network without a way to Secrets Manager), a request would wait until Lambda ends it.
@@ -70,10 +70,9 @@ export function addressOf(
   checkAddress(env)
   const given = env.DATABASE_HOST || secret.host
   if (!given) throw new UnavailableError('The secret of the database names no host, and DATABASE_HOST is not set')
-  const at = endpointIn(given)
-  if (!at || at.host.includes('%')) throw new UnavailableError(`The host in the secret of the database ${A_HOST}`)
+  const at = hostIn(given, `host${OF_SECRET}`)
   const port = env.DATABASE_PORT || at.port || secret.port || 5432
-  if (!isPort(String(port))) throw new UnavailableError(`The port in the secret of the database ${A_PORT}`)
+  checkPort(String(port), `port${OF_SECRET}`)
   const host = at.host.includes(':') ? `[${at.host}]` : at.host
   const name = env.DATABASE_NAME || secret.dbname || 'postgres'
   // The certificate is checked: RDS has its own authority, which NODE_EXTRA_CA_CERTS must name.
@@ -137,18 +136,25 @@ export class ChangingSecret {
   }
 }
 
-/** @throws {UnavailableError} DATABASE_HOST or DATABASE_PORT is none. */
+/** @throws {UnavailableError} DATABASE_HOST or DATABASE_PORT is none, or they have different ports. */
 export function checkAddress({ DATABASE_HOST: host, DATABASE_PORT: port }: Environment): void {
-  const at = host ? endpointIn(host) : undefined
-  if (host && (!at || at.host.includes('%'))) {
-    throw new UnavailableError(`DATABASE_HOST ${A_HOST}, not ${JSON.stringify(host)}`)
-  }
-  if (port && !isPort(port)) throw new UnavailableError(`DATABASE_PORT ${A_PORT}, not ${JSON.stringify(port)}`)
+  const at = host ? hostIn(host, 'DATABASE_HOST') : undefined
+  if (port) checkPort(port, 'DATABASE_PORT')
   if (at?.port && port && at.port !== Number(port)) {
-    throw new UnavailableError(`DATABASE_HOST has the port ${at.port}, and DATABASE_PORT is ${port}: set one of them`)
+    throw new UnavailableError(`DATABASE_HOST has the port ${at.port}, and DATABASE_PORT is ${port}`)
   }
 }
 
-const A_HOST = 'must be a name or an address, like db.example.com, 10.0.0.1, ::1 or [::1]:5432'
-const A_PORT = 'must be an integer, 1–65535'
+const OF_SECRET = ' in the secret of the database'
+
+function hostIn(text: string, field: string): Endpoint {
+  const at = endpointIn(text)
+  if (at && !at.host.includes('%')) return at
+  throw new UnavailableError(`${field} must be a name or an address, like db.example.com, 10.0.0.1, ::1 or [::1]:5432`)
+}
+
+function checkPort(text: string, field: string): void {
+  if (!isPort(text)) throw new UnavailableError(`${field} must be an integer, 1–65535`)
+}
+
 export type Environment = Record<string, string | undefined>

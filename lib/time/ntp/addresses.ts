@@ -55,10 +55,12 @@ export function askInTurn<T>(
   const ended = new AbortController()
   const problems = new Map<Address, unknown>()
   let next = 0
+  let finished = false
   let timer: NodeJS.Timeout | undefined
   const off = onAbort(signal, () => ended.abort(signal.reason))
 
   const finish = (settle: () => void) => {
+    finished = true
     clearTimeout(timer)
     off()
     settle()
@@ -73,10 +75,10 @@ export function askInTurn<T>(
   const begin = () => {
     clearTimeout(timer)
     const to = addresses[next++]
-    if (!to) return
+    if (!to || finished) return
     ask(to, ended.signal).then(
       (answer) => finish(() => resolve({ answer, from: to })),
-      (error) => (signal.aborted ? finish(() => reject(late(problems, signal.reason))) : failed(to, error)),
+      (error) => (signal.aborted ? finish(() => reject(signal.reason)) : failed(to, error)),
     )
     if (next < addresses.length) timer = setTimeout(begin, shareMs)
   }
@@ -84,18 +86,10 @@ export function askInTurn<T>(
   return promise
 }
 
-// The time is over, or the caller has left: what was found out until then is a part of the reason.
-function late(problems: ReadonlyMap<Address, unknown>, reason: unknown): unknown {
-  return problems.size > 0 && reason instanceof Error
-    ? new Error(`${listed(problems)}, else ${reason.message}`)
-    : reason
-}
-
 function whyNone(problems: ReadonlyMap<Address, unknown>): unknown {
+  const all = [...problems].map(([{ address }, error]) => [address, error instanceof Error ? error.message : error])
   const [first] = problems.values()
-  return new Set([...problems.values()].map(textOf)).size === 1 ? first : new Error(listed(problems))
+  return new Set(all.map(([, text]) => text)).size === 1
+    ? first
+    : new Error(all.map((each) => each.join(': ')).join(', '))
 }
-
-const listed = (problems: ReadonlyMap<Address, unknown>) =>
-  [...problems].map(([{ address }, error]) => `${address}: ${textOf(error)}`).join(', ')
-const textOf = (error: unknown) => (error instanceof Error ? error.message : String(error))

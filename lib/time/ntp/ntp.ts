@@ -132,10 +132,8 @@ export function ntp(options: NtpOptions = {}): Ntp {
   checkInteger('timeoutMs', timeoutMs, { min: 100, max: 10_000 })
   const { trusted } = options
   if (trusted !== undefined) {
-    if (options.servers !== undefined)
-      throw outOfRange('trusted', 'left out where servers are given: one server or a vote', trusted)
-    const one =
-      "one server, like '169.254.169.123', '[fd00:ec2::123]:123' or 'time.example.com', with a port of 1–65535"
+    if (options.servers !== undefined) throw outOfRange('trusted', 'left out where servers are given', trusted)
+    const one = "one server, like '169.254.169.123' or '[::1]:123', with a port of 1–65535"
     return new Servers([trusted], [endpointOf(trusted, one, 'trusted')], timeoutMs, trusted)
   }
   if (!Array.isArray(servers)) throw wrongType('servers', expected, servers)
