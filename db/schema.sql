@@ -402,7 +402,7 @@ end $function$;
 -- Who holds a name and which backends wait for it, as of now. For display; never decide by it.
 -- Since then: K is computed once and not for each lock of the server.
 CREATE OR REPLACE FUNCTION lockstep.look(name text)
- RETURNS TABLE(holder text, token bigint, granted_at timestamp with time zone, expires_at timestamp with time zone, ttl_ms integer, meta jsonb, gate_pid integer, gate_application text, waiting_pids integer[])
+ RETURNS TABLE(holder text, token bigint, granted_at timestamp with time zone, expires_at timestamp with time zone, ttl_ms integer, meta jsonb, gate_pid integer, gate_application text, waiting_pids integer[], hold_kind text, hold_holder text, hold_token bigint, hold_since timestamp with time zone, hold_meta jsonb)
  LANGUAGE sql
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
@@ -417,11 +417,13 @@ AS $function$
   )
   select l.holder, l.token, l.granted_at, l.expires_at, l.ttl_ms, l.meta,
          g.pid, a.application_name,
-         coalesce((select array_agg(k.pid) from k where not k.granted), '{}')
+         coalesce((select array_agg(k.pid) from k where not k.granted), '{}'),
+         h.kind, h.holder, h.token, h.since, h.meta
     from (select) one
     left join lockstep.lease l on l.name = look.name collate "C"
      and l.holder is not null and l.expires_at > clock_timestamp()
     left join k g on g.granted
+    left join lockstep.hold h on h.pid = g.pid and h.key = (select w.key from wanted w)
     left join pg_stat_activity a on a.pid = g.pid
 $function$;
 
@@ -3111,6 +3113,33 @@ RETURN '0007_event'::text;
 
 -- ---- 0014_read.sql -------------------------------------------------------------------------------------------------
 
+-- The connection and transaction holds that have lasted for a while, for those who look: never for decisions. The server's lock
+-- table has their K, and from K nobody can tell the name. So each process enters its holds here by another connection, when
+-- they have lasted for 250 ms, or when it lists by itself. A row counts only while its backend has its K: what a dead process
+-- has left shows nothing. Unlogged: after a crash of the server no such hold lives.
+create unlogged table lockstep.hold (
+  pid integer not null, -- the backend that has K
+  key bigint not null,  -- K(name)
+  name text collate "C" not null,
+  kind text not null,   -- connection or transaction
+  holder text not null,
+  token bigint not null,
+  since timestamp with time zone not null,
+  meta jsonb,
+  constraint hold_pkey PRIMARY KEY (pid, key)
+);
+
+-- The advisory locks of this database that have a key of 64 bits: who has them, and who waits for them. Some are the application's.
+CREATE OR REPLACE FUNCTION lockstep.advisory_locks()
+ RETURNS TABLE(key bigint, pid integer, granted boolean)
+ LANGUAGE sql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+  select l.classid::bigint << 32 | l.objid::bigint, l.pid, l.granted from pg_locks l
+   where l.locktype = 'advisory' and l.objsubid = 1
+     and l.database = (select d.oid from pg_database d where d.datname = current_database())
+$function$;
+
 -- Runs pg-boss's fetch, if what it fetches fits into `room` bytes as it is sent: then jobs, an array of [id, retry count,
 -- data], and fits, how many these are. Else nothing is fetched, jobs is null, and so many fit: fetch these, which one job
 -- always can. `statement`: the text of pg-boss's statement, with metadata and without parameters. It runs with the rights of the
@@ -3175,6 +3204,45 @@ begin
     fits := fits + 1;
   end loop;
   return fits;
+end $function$;
+
+-- The same of all locks that are held, a page in the order of their names: leases, and the holds of lockstep.hold. It reads the
+-- server's lock table once, and computes K for the names of the page only. The plan depends on the prefix: one of few names is
+-- found by the index; beside 1,000,000 free rows all names take 0.2 s.
+CREATE OR REPLACE FUNCTION lockstep.list_locks(prefix text, after text, most integer)
+ RETURNS TABLE(name text, holder text, token bigint, granted_at timestamp with time zone, expires_at timestamp with time zone, ttl_ms integer, meta jsonb, gate_pid integer, gate_application text, waiting_pids integer[], hold_kind text, hold_holder text, hold_token bigint, hold_since timestamp with time zone, hold_meta jsonb)
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET plan_cache_mode TO 'force_custom_plan'
+AS $function$
+#variable_conflict use_column
+begin
+  return query with k as materialized (
+    select x.key, x.pid, x.granted from lockstep.advisory_locks() x
+  ), leased as materialized (
+    select l.* from lockstep.lease l
+     where l.holder is not null and l.expires_at > clock_timestamp() and l.expires_at < 'infinity'
+       and l.name > list_locks.after and l.name >= list_locks.prefix and starts_with(l.name, list_locks.prefix)
+       and strpos(l.name, E'\t') = 0
+     order by l.name limit most
+  ), held as materialized (
+    select h.* from lockstep.hold h join k on k.granted and k.pid = h.pid and k.key = h.key
+     where h.name > list_locks.after and h.name >= list_locks.prefix and starts_with(h.name, list_locks.prefix)
+     order by h.name limit most
+  ), page as (
+    select n.name, lockstep.key(n.name) as key
+      from (select x.name from leased x union select x.name from held x order by 1 limit most) n
+  )
+  select p.name, l.holder, l.token, l.granted_at, l.expires_at, l.ttl_ms, l.meta,
+         g.pid, a.application_name,
+         coalesce((select array_agg(w.pid) from k w where w.key = p.key and not w.granted), '{}'),
+         h.kind, h.holder, h.token, h.since, h.meta
+    from page p
+    left join leased l on l.name = p.name
+    left join k g on g.granted and g.key = p.key
+    left join held h on h.name = p.name and h.pid = g.pid
+    left join pg_stat_activity a on a.pid = g.pid
+   order by p.name;
 end $function$;
 
 -- What is next in several partitions: `room` bytes for all of them together, as it is sent, but always one event. The last
@@ -3335,6 +3403,38 @@ begin
       perform lockstep.next_turn(group_name, partition, next, null);
     end if;
   end if;
+end $function$;
+
+-- Enters holds, and deletes those that are over: each is known by backend, K and token. held_ms: for how long it has been held.
+-- clean: deletes also what dead processes have left. It waits for nobody.
+CREATE OR REPLACE FUNCTION lockstep.show_holds(
+  names text[], kinds text[], holders text[], tokens bigint[], pids integer[], held_ms bigint[], metas jsonb[],
+  over_keys bigint[], over_pids integer[], over_tokens bigint[], clean boolean
+)
+ RETURNS void
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+  delete from lockstep.hold h using unnest(over_keys, over_pids, over_tokens) o(key, pid, token)
+    where h.pid = o.pid and h.key = o.key and h.token = o.token;
+  if clean then
+    delete from lockstep.hold h where (h.pid, h.key) in (
+      select x.pid, x.key from lockstep.hold x
+       where not exists (select from lockstep.advisory_locks() k where k.pid = x.pid and k.key = x.key and k.granted)
+         for update skip locked);
+  end if;
+  -- A backend has K once, so of two holds of one K the later is the one that lives.
+  insert into lockstep.hold as h (pid, key, name, kind, holder, token, since, meta)
+    select distinct on (n.pid, n.key) n.pid, n.key, n.name, n.kind, n.holder, n.token,
+           clock_timestamp() - n.held_ms * interval '1 millisecond', n.meta
+      from (select u.*, lockstep.key(u.name) as key
+              from unnest(names, kinds, holders, tokens, pids, held_ms, metas)
+                     u(name, kind, holder, token, pid, held_ms, meta)) n
+     order by n.pid, n.key, n.token desc
+    on conflict (pid, key) do update
+      set kind = excluded.kind, holder = excluded.holder, token = excluded.token, since = excluded.since, meta = excluded.meta
+      where h.token < excluded.token;
 end $function$;
 
 -- Like try_read_stream, for all streams under a prefix, after a seq. next: the seq up to which everything was read. waits:

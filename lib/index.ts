@@ -39,7 +39,7 @@ export type {
   TryCampaignOptions,
 } from './leader/index.ts'
 /** `Held` is deprecated since 0.7: it is called `Hold`. */
-export type { Grant, Hold, Hold as Held, LockState } from './lease/index.ts'
+export type { Grant, Hold, Hold as Held, LockHolder, LockState } from './lease/index.ts'
 export type { AcquireOptions, Locks, TransactionOptions, TransactionWork, TryOptions } from './lock/index.ts'
 export type { Reading, ReadyOptions, Time, TimeOptions, TimeSource, TimeStatus } from './time/index.ts'
 export { cristian, type RemoteTime, type TimeAnswer } from './time/index.ts'

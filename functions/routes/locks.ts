@@ -44,37 +44,53 @@ const Acquire = named(
 
 const Renew = named('Renew', field.object({ token: field.token, ttlMs: optional(field.ttlMs, 'Left out: as before') }))
 
-const Lease = named(
-  'ListedLock',
+const kind = shape.word('lease', 'connection', 'transaction')
+
+const Holder = named(
+  'LockHolder',
   shape.object({
-    name: shape.string,
-    held: shape.boolean,
-    kind: shape.nullable(shape.word('lease', 'connection')),
-    holder: shape.nullable(shape.string),
-    token: shape.nullable(shape.token),
-    grantedAt: shape.nullable(shape.instant),
-    expiresAt: described(shape.nullable(shape.instant), 'null: it has no expiry, or is not held'),
-    ttlMs: shape.nullable(shape.integer),
+    holder: described(
+      shape.nullable(shape.string),
+      'Of a connection or transaction that named none: `host:pid`, or in its first 250 ms the application name',
+    ),
+    token: described(shape.nullable(shape.token), 'null: a connection or transaction hold of less than 250 ms'),
+    kind,
+    since: described(shape.nullable(shape.instant), 'When it was granted. null: as `token`'),
+    expiresAt: described(shape.nullable(shape.instant), 'null: it has no expiry'),
     meta: described(shape.any, 'The `meta` of the holder'),
   }),
 )
 
 const State = named(
   'LockState',
-  shape.extended(Lease, {
-    waiting: described(shape.integer, 'Contenders of the process that answers; other processes count once each'),
+  shape.object({
+    name: shape.string,
+    held: shape.boolean,
+    kind: shape.nullable(kind),
+    holder: shape.nullable(shape.string),
+    token: shape.nullable(shape.token),
+    grantedAt: shape.nullable(shape.instant),
+    expiresAt: described(shape.nullable(shape.instant), 'null: it has no expiry, or is not held'),
+    ttlMs: shape.nullable(shape.integer),
+    meta: described(shape.any, 'The `meta` of the holder'),
+    holders: described(shape.array(Holder), 'Empty: it is free'),
+    waiting: described(
+      shape.integer,
+      "Callers of the process that answers; each connection of others in the server's lock queue. A process has one there, however many of its callers wait. A caller elsewhere that polls is not counted",
+    ),
   }),
 )
 
 const States = named(
   'LockStates',
   shape.object({
-    locks: shape.array(Lease),
+    locks: shape.array(State),
     next: shape.next,
   }),
 )
 
 const acquire = route({
+  id: 'acquireLock',
   tags: ['locks'],
   method: 'post',
   path: '/{name}',
@@ -90,6 +106,7 @@ const acquire = route({
 })
 
 const renew = route({
+  id: 'renewLock',
   tags: ['locks'],
   method: 'patch',
   path: '/{name}',
@@ -101,6 +118,7 @@ const renew = route({
 })
 
 const release = route({
+  id: 'releaseLock',
   tags: ['locks'],
   method: 'delete',
   path: '/{name}',
@@ -112,6 +130,7 @@ const release = route({
 })
 
 const look = route({
+  id: 'getLock',
   tags: ['locks'],
   method: 'get',
   path: '/{name}',
@@ -122,10 +141,11 @@ const look = route({
 })
 
 const list = route({
+  id: 'listLocks',
   tags: ['locks'],
   method: 'get',
   path: '/',
-  summary: 'List leases by name',
+  summary: 'List what is held, by name: leases, and holds of connections and transactions',
   scope: 'locks:read',
   query: List,
   responses: { 200: json(States, 'A page') },
@@ -154,7 +174,7 @@ export function lockRouter(locks: Locks, stopping?: AbortSignal): Router {
     return c.body(null, 204)
   })
 
-  router.on(look, async (c, { params }) => c.json(lockJson(await locks.query(params.name)), 200))
+  router.on(look, async (c, { params }) => c.json(lockJson(await locks.get(params.name)), 200))
 
   router.on(list, async (c, { query: { prefix = '', limit = 100, ...after } }) => {
     const all = await locks.list({ prefix: listable(c, prefix), limit, ...after })
@@ -165,11 +185,22 @@ export function lockRouter(locks: Locks, stopping?: AbortSignal): Router {
   return router
 }
 
-function lockJson<T extends Omit<LockState, 'waiting'>>({ token, grantedAt, expiresAt, meta, ...rest }: T) {
+function lockJson({ token, grantedAt, expiresAt, meta, holders, ...rest }: LockState) {
   return {
     ...rest,
-    token: token === null ? null : String(token),
+    ...stated({ token, expiresAt, meta }),
     grantedAt: grantedAt?.toISOString() ?? null,
+    holders: holders.map(({ since, ...holder }) => ({
+      ...holder,
+      ...stated(holder),
+      since: since?.toISOString() ?? null,
+    })),
+  }
+}
+
+function stated({ token, expiresAt, meta }: Pick<LockState, 'token' | 'expiresAt' | 'meta'>) {
+  return {
+    token: token === null ? null : String(token),
     expiresAt: expiresAt?.toISOString() ?? null,
     meta: meta ?? null,
   }

@@ -36,7 +36,7 @@ export interface ConnectOptions {
    */
   volatile?: boolean | undefined
   /**
-   * The `application_name` in pg_stat_activity, and the `holder` that `query` shows for a connection hold that no fence has used.
+   * The `application_name` in pg_stat_activity, and the `holder` that `get` shows for a connection hold in its first 250 ms.
    * @default 'lockstep'
    */
   applicationName?: string | undefined

@@ -2,12 +2,32 @@
  * Shows who holds which names. This is for people and dashboards, never for decisions: when the caller reads the answer it may be
  * out of date. A decision needs a hold, or a write that is fenced by its token.
  *
- * A lease is in its row. A connection or transaction hold is only in the server's lock table, as the advisory lock K. It gets a row
- * when a fence uses it. So `list` does not show holds without a row; `query` of one name does.
+ * A lease is in its row. A connection or transaction hold is in the server's lock table, as the advisory lock K, which does not tell
+ * the name. What else is known of it the process that has it enters into lockstep.hold, when it has lasted for 250 ms
+ * (lock/shown-holds.ts). Until then `list` of another process does not show it, and `get` shows that it is there, with less.
  */
 import { sql } from 'kysely'
 import { checkPage, exact, type Page } from '../base/index.ts'
 import type { Database } from '../database/index.ts'
+
+/** A holder of a name. */
+export interface LockHolder {
+  /**
+   * The `holder` of the request. Of a connection or transaction hold that named none: `host:pid` of its process. Of one that has
+   * lasted for less than 250 ms: the `applicationName` of its process. Null: its connection has just ended.
+   */
+  holder: string | null
+  /** The fencing token. Null: a hold of less than 250 ms. */
+  token: bigint | null
+  /** `connection` also stands for a transaction of less than 250 ms. */
+  kind: 'lease' | 'connection' | 'transaction'
+  /** When it was granted, on the database's clock; of a lease before its renewals. Null: a hold of less than 250 ms. */
+  since: Date | null
+  /** When the lease ends unless it is renewed, on the database's clock. Null: it is no lease, and has no expiry. */
+  expiresAt: Date | null
+  /** The JSON value that the holder gave. Null: there is none. */
+  meta: unknown
+}
 
 /** The state of a name when the database answered. In JSON its token is a decimal string. */
 export interface LockState {
@@ -15,13 +35,13 @@ export interface LockState {
   name: string
   /** Whether somebody holds it. */
   held: boolean
-  /** `lease`: held by a lease. `connection`: held by a connection or a transaction. Null: it is free. */
-  kind: 'lease' | 'connection' | null
-  /** Who holds it; for a connection hold that no fence has used, the `applicationName` of its process. Null: it is free. */
+  /** `lease`, `connection` or `transaction`: what it is held by, as {@link LockHolder.kind}. Null: it is free. */
+  kind: LockHolder['kind'] | null
+  /** The holder, as {@link LockHolder.holder}. Null: it is free. */
   holder: string | null
-  /** The fencing token of the hold. Null: it is free, or it is a connection hold that no fence has used. */
+  /** The fencing token of the hold. Null: it is free, or a connection or transaction hold of less than 250 ms. */
   token: bigint | null
-  /** When it was granted, on the database's clock. Null: it is free, or it is a connection hold that no fence has used. */
+  /** When it was granted, on the database's clock. Null: as `token`. */
   grantedAt: Date | null
   /** When the lease ends unless it is renewed, on the database's clock. Null: it is free, or it has no expiry. */
   expiresAt: Date | null
@@ -29,8 +49,22 @@ export interface LockState {
   ttlMs: number | null
   /** The JSON value that the holder gave. Null: there is none. */
   meta: unknown
-  /** How many wait for it: each contender of this process, and each other process in the database's lock queue. */
+  /** Its holder, if it has one: at most one today, and more when a name can be shared. */
+  holders: LockHolder[]
+  /**
+   * How many wait for it: each caller of this process, and each connection of others in the server's lock queue. A process has one
+   * connection there, however many of its callers wait. A caller that polls, as behind a transaction pooler, is counted only by its own
+   * process.
+   */
   waiting: number
+}
+
+/** What a process knows of its own callers. */
+interface Callers {
+  /** How many wait for a name. */
+  waiting(name: string): number
+  /** The pids of its connections that wait for them, or hold what they have waited for. */
+  readonly ourPids: number[]
 }
 
 interface Row {
@@ -46,6 +80,11 @@ interface Look extends Row {
   gate_pid: number | null
   gate_application: string | null
   waiting_pids: number[]
+  hold_kind: 'connection' | 'transaction' | null
+  hold_holder: string | null
+  hold_token: string | null
+  hold_since: Date | null
+  hold_meta: unknown
 }
 
 const FREE = {
@@ -59,38 +98,74 @@ const FREE = {
   meta: null,
 }
 
-/**
- * The state of one name.
- * @param here     how many contenders of this process wait for it.
- * @param ourPids  the pids of this process's connections that wait, or hold what they have waited for.
- */
-export async function lockState(database: Database, name: string, here: number, ourPids: number[]): Promise<LockState> {
-  const [row] = await database.control<Look>(sql`select * from lockstep.look(${name})`)
-  const elsewhere = (pid: number | null): pid is number => pid !== null && !ourPids.includes(pid)
-  const waiting = here + (row?.waiting_pids.filter(elsewhere).length ?? 0)
-  if (!row) return exact({ ...FREE, name, waiting })
-  const leased = row.expires_at instanceof Date
-  // A connection that has K while a lease lives waits for that lease, at the front of the queue.
-  if (leased) return exact({ ...stateOf({ ...row, name }), waiting: waiting + (elsewhere(row.gate_pid) ? 1 : 0) })
-  if (row.gate_pid === null) return exact({ ...FREE, name, waiting }) // free, or registered by a connection that is dead
-  if (row.holder !== null) return exact({ ...stateOf({ ...row, name }), waiting })
-  return exact({ ...FREE, name, held: true, kind: 'connection', holder: row.gate_application, waiting })
-}
-
 /** For how many milliseconds a holder has a name by a lease, of whichever process; undefined: it has none. */
 export async function leasedFor(
   database: Database,
   { name, holder }: { name: string; holder: string },
 ): Promise<number | undefined> {
-  const state = await lockState(database, name, 0, [])
+  const state = await lockState(database, name, NOBODY)
   return state.kind === 'lease' && state.holder === holder ? (state.ttlMs ?? undefined) : undefined
 }
 
+const NOBODY: Callers = { waiting: () => 0, ourPids: [] }
+
+/** The state of one name. */
+export async function lockState(database: Database, name: string, callers: Callers): Promise<LockState> {
+  const [row] = await database.control<Omit<Look, 'name'>>(sql`select * from lockstep.look(${name})`)
+  return row ? shown({ ...row, name }, callers) : exact({ ...FREE, name, holders: [], waiting: callers.waiting(name) })
+}
+
+/** The names that are held, a page at a time. */
+export async function listLocks(
+  database: Database,
+  { prefix, after, limit }: { prefix: string; after: string; limit: number },
+  callers: Callers,
+): Promise<LockState[]> {
+  const rows = await database.control<Look>(sql`select * from lockstep.list_locks(${prefix}, ${after}, ${limit})`)
+  return rows.map((row) => shown(row, callers))
+}
+
+function shown(row: Look, { waiting, ourPids }: Callers): LockState {
+  const elsewhere = (pid: number | null) => pid !== null && !ourPids.includes(pid)
+  const state = lockedBy(row)
+  // A connection that has K while a lease lives waits for that lease, at the front of the queue.
+  const front = state.kind === 'lease' && elsewhere(row.gate_pid) ? 1 : 0
+  const { held: _held, name: _name, ttlMs: _ttl, grantedAt, ...holder } = state
+  return exact({
+    ...state,
+    holders: state.held ? [exact({ ...(holder as Omit<LockHolder, 'since'>), since: grantedAt })] : [],
+    waiting: waiting(row.name) + row.waiting_pids.filter(elsewhere).length + front,
+  })
+}
+
+function lockedBy(row: Look): Omit<LockState, 'holders' | 'waiting'> {
+  if (row.expires_at instanceof Date) return stateOf(row)
+  const { name } = row
+  if (row.gate_pid === null) return { ...FREE, name } // free, or registered by a connection that is dead
+  const registered = row.holder !== null
+  const token = registered ? row.token : row.hold_token
+  // Of a registered hold the row tells the token, and of one that lasts what it has entered is more: since when, and by which process.
+  return {
+    ...FREE,
+    name,
+    held: true,
+    kind: row.hold_kind ?? 'connection',
+    holder: row.hold_holder ?? row.holder ?? row.gate_application,
+    token: token === null ? null : BigInt(token),
+    grantedAt: row.hold_since ?? row.granted_at,
+    meta: row.hold_meta ?? row.meta,
+  }
+}
+
 /**
- * The holds that have a row, a page at a time.
+ * The leases of a namespace, a page at a time.
  * @param namespace  the prefix of a namespace. It is removed from the names. Names of other namespaces have a control character.
  */
-export async function listHeld(database: Database, page: Page, namespace = ''): Promise<Omit<LockState, 'waiting'>[]> {
+export async function listHeld(
+  database: Database,
+  page: Page,
+  namespace: string,
+): Promise<Omit<LockState, 'holders' | 'waiting'>[]> {
   const { prefix, limit, after } = checkPage(page)
   const rows = await database.control<Row>(
     sql`select substr(name, ${namespace.length + 1}::integer) as name, holder, token, granted_at, expires_at, ttl_ms, meta
@@ -103,7 +178,7 @@ export async function listHeld(database: Database, page: Page, namespace = ''): 
   return rows.map(stateOf)
 }
 
-function stateOf(row: Row): Omit<LockState, 'waiting'> {
+function stateOf(row: Row): Omit<LockState, 'holders' | 'waiting'> {
   const leased = row.expires_at instanceof Date
   return exact({
     name: row.name,

@@ -13,11 +13,26 @@ import { LeaseLostError, SQLSTATE } from '../base/index.ts'
 import type { Database, Session } from '../database/index.ts'
 import { sqlState } from '../database/index.ts'
 import { AbstractHold, type Leases } from '../lease/index.ts'
+import type { ShownHold, ShownHolds } from './shown-holds.ts'
 
 /** The callers that wait for the name behind such a hold. */
 export interface NameQueue {
   readonly name: string
   passOn(dead: boolean): Promise<void>
+}
+
+/** What its caller said of it. */
+export interface ConnectionRequest {
+  holder: string
+  /** Whether the caller named the holder; if not, others see which process it is. */
+  named: boolean
+  meta: unknown
+}
+
+interface Parts {
+  readonly database: Database
+  readonly leases: Leases
+  readonly shown: ShownHolds
 }
 
 /** What the holds of one holder have in common. */
@@ -28,6 +43,8 @@ interface Held {
   /** Whether there may be a row: from the first attempt on. */
   mayHaveRow: boolean
   passed: Promise<void> | undefined
+  /** What others are shown of them. */
+  shown: ShownHold | undefined
 }
 
 /** A hold that lasts as long as this process's connection lives. */
@@ -36,27 +53,32 @@ export class ConnectionHold extends AbstractHold {
   readonly #queue: NameQueue
   readonly #leases: Leases
   readonly #session: Session
-  readonly #meta: unknown
-  readonly #parts: { database: Database; leases: Leases }
+  readonly #request: ConnectionRequest
+  readonly #parts: Parts
   readonly #held: Held
 
   constructor(
     queue: NameQueue,
-    parts: { database: Database; leases: Leases },
+    parts: Parts,
     session: Session,
     token: bigint,
-    holder: string,
-    meta: unknown,
-    held: Held = { holds: new Set(), registered: undefined, mayHaveRow: false, passed: undefined },
+    request: ConnectionRequest,
+    held: Held = { holds: new Set(), registered: undefined, mayHaveRow: false, passed: undefined, shown: undefined },
   ) {
-    super(parts.database, parts.leases, queue.name, holder, token)
+    super(parts.database, parts.leases, queue.name, request.holder, token)
     this.#queue = queue
     this.#parts = parts
     this.#leases = parts.leases
     this.#session = session
-    this.#meta = meta
+    this.#request = request
     this.#held = held
     held.holds.add(this)
+    if (!held.shown) {
+      const { holder, named, meta } = request
+      const shown = { name: queue.name, kind: 'connection', token, pid: session.pid, meta } as const
+      held.shown = { ...shown, holder: named ? holder : undefined }
+      parts.shown.add(held.shown)
+    }
     session.attach(this)
   }
 
@@ -64,7 +86,7 @@ export class ConnectionHold extends AbstractHold {
   again(): ConnectionHold {
     return new ConnectionHold(
       ...([this.#queue, this.#parts, this.#session] as const),
-      ...([this.token, this.holder, this.#meta, this.#held] as const),
+      ...([this.token, this.#request, this.#held] as const),
     )
   }
 
@@ -75,11 +97,13 @@ export class ConnectionHold extends AbstractHold {
   protected fence(): Promise<void> {
     const held = this.#held
     held.mayHaveRow = true
-    held.registered ??= this.#session.register(this.name, this.holder, this.token, this.#meta).catch((error) => {
-      held.registered = undefined // the next fence tries again; what was written all the same it finds
-      if (sqlState(error) === SQLSTATE.leaseLost) this.lose('the database says so', error)
-      throw error
-    })
+    held.registered ??= this.#session
+      .register(this.name, this.holder, this.token, this.#request.meta)
+      .catch((error) => {
+        held.registered = undefined // the next fence tries again; what was written all the same it finds
+        if (sqlState(error) === SQLSTATE.leaseLost) this.lose('the database says so', error)
+        throw error
+      })
     return held.registered
   }
 
@@ -124,6 +148,7 @@ export class ConnectionHold extends AbstractHold {
   protected ended(): void {
     this.#session.detach(this)
     this.#held.holds.delete(this)
+    if (this.#held.shown) this.#parts.shown.remove(this.#held.shown) // the first that ends them ends all of them
   }
 
   // Lost with its connection, or taken by force: either way the next caller is served.

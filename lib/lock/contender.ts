@@ -1,11 +1,11 @@
 /** A caller that wants a name, from its call to its answer. */
 import type { Stopwatch } from '../base/index.ts'
 import type { Grant, GrantRequest } from '../lease/index.ts'
-import type { ConnectionHold } from './connection-hold.ts'
+import type { ConnectionHold, ConnectionRequest } from './connection-hold.ts'
 
 /** What a caller wants of a name: to hold it by this process's connection, by a lease, or by a transaction of its own. */
 export type Want =
-  | { kind: 'connection'; holder: string; meta: unknown; named: boolean }
+  | ({ kind: 'connection' } & ConnectionRequest)
   | { kind: 'lease'; request: GrantRequest }
   | { kind: 'transaction' }
 
@@ -25,6 +25,8 @@ export interface LeaseAnswer {
 /** The right to ask the database for the name, before every other caller of this process, until `end` is called. */
 export interface Turn {
   end(): void
+  /** Whether it waits where the server does not see it: then it is counted here. */
+  polls(is: boolean): void
 }
 
 type Kinds = Want['kind']

@@ -16,6 +16,7 @@ import {
   type Closing,
   checkMs,
   checkOptions,
+  checkPage,
   checkText,
   checkToken,
   ForbiddenError,
@@ -36,12 +37,13 @@ import {
   Leases,
   type LockState,
   leasedFor,
-  listHeld,
+  listLocks,
   lockState,
   Renewer,
 } from '../lease/index.ts'
 import type { LeaseAnswer } from './contender.ts'
 import { type AcquireOptions, grantRequest, OPTIONS, type TransactionOptions, type TryOptions } from './options.ts'
+import { ShownHolds } from './shown-holds.ts'
 import { type TransactionWork, transaction } from './transaction.ts'
 import { type WaitOptions, WaitQueues } from './wait-queues.ts'
 
@@ -50,12 +52,14 @@ export class Locks {
   readonly #leases: Leases
   readonly #renewer = new Renewer()
   readonly #queues: WaitQueues
+  readonly #shown: ShownHolds
   readonly #closing: Closing
 
   constructor(database: Database, sessions: SessionPool, closing: Closing) {
     this.#database = database
     this.#leases = new Leases(database)
-    this.#queues = new WaitQueues({ database, leases: this.#leases, sessions })
+    this.#shown = new ShownHolds(database)
+    this.#queues = new WaitQueues({ database, leases: this.#leases, sessions, shown: this.#shown })
     this.#closing = closing
     onAbort(closing.signal, () => this.#queues.refuseAll(closing.signal.reason))
   }
@@ -173,7 +177,7 @@ export class Locks {
     // From our turn on the transaction's own connection waits.
     const turn = await this.#queues.ask(name, { kind: 'transaction' }, { waitMs, signal })
     try {
-      return await transaction(this.#queues.context, name, left, signal, (trx, hold) => {
+      return await transaction(this.#queues.context, turn, name, left, signal, (trx, hold) => {
         begun()
         return work(trx, hold)
       })
@@ -182,11 +186,12 @@ export class Locks {
     }
   }
 
-  /** The holder of a name, and how many callers wait for it. One statement. */
+  /** The holder of a name, and how many wait for it. */
   async get(name: string): Promise<LockState> {
     this.#closing.check()
     checkText('name', name)
-    return lockState(this.#database, name, this.#queues.waiting(name), this.#queues.context.sessions.waitingPids)
+    if (this.#queues.has(name)) await this.#shown.enter(name)
+    return lockState(this.#database, name, this.#queues)
   }
 
   /** @deprecated since 0.7: it is called {@link get}. */
@@ -195,14 +200,17 @@ export class Locks {
   }
 
   /**
-   * The names that are held by a lease, or by a connection hold that has asserted a fence, in the order of their code points.
+   * The names that are held, by leases, connections and transactions, in the order of their code points. A connection or transaction
+   * hold of another process is listed 250 ms after it began.
    * @param options.prefix  of the names. @default all
    * @param options.limit  names in the answer, 1–1,000. @default 100
    * @param options.after  the last name of the page before.
    */
-  async list(options: Page = {}): Promise<Omit<LockState, 'waiting'>[]> {
+  async list(options: Page = {}): Promise<LockState[]> {
     this.#closing.check()
-    return listHeld(this.#database, options)
+    const page = checkPage(options)
+    await this.#shown.enter(page.prefix)
+    return listLocks(this.#database, page, this.#queues)
   }
 
   // ── Verbs that keep nothing in this process: for a holder that lives elsewhere, over HTTP ──
@@ -277,7 +285,7 @@ export class Locks {
    */
   async close(late: Promise<void>): Promise<void> {
     this.#closing.close()
-    await this.#renewer.close(late)
+    await Promise.all([this.#renewer.close(late), this.#shown.close(late)])
   }
 
   // Waits until no other first attempt of this process is under way: if it succeeds, this one is refused; if not, this one asks.

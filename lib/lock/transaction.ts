@@ -11,6 +11,7 @@ import { sql, type Transaction } from 'kysely'
 import { BackoffDelays, exact, fromDatabase, LeaseHeldError, noConnectionLeft, onAbort } from '../base/index.ts'
 import { XID } from '../database/index.ts'
 import { otherHoldLost } from '../lease/index.ts'
+import type { Turn } from './contender.ts'
 import type { LockContext } from './context.ts'
 
 /** The work that is done under the lock. `hold.token` is the fencing token, for writes to other systems. */
@@ -34,6 +35,7 @@ class Refused extends Error {}
 /** @param left  milliseconds that remain of the wait. */
 export async function transaction<T>(
   context: LockContext,
+  turn: Turn,
   name: string,
   left: () => number,
   signal: AbortSignal | undefined,
@@ -47,9 +49,16 @@ export async function transaction<T>(
       return await context.database.users.supervised(
         async (trx, runWork) => {
           signal?.throwIfAborted()
-          const { token, xid } = await enter(trx, context, name, left, signal)
+          const { token, xid, pid } = await enter(trx, context, name, left, signal)
           entered = true
-          return await runWork(() => work(trx, exact({ name, token })), xid)
+          turn.polls(false)
+          const shown = { name, kind: 'transaction', holder: undefined, token, pid } as const
+          context.shown.add(shown)
+          try {
+            return await runWork(() => work(trx, exact({ name, token })), xid)
+          } finally {
+            context.shown.remove(shown)
+          }
         },
         { isolation: 'read committed', identified: false, signal, ms: left() },
       )
@@ -60,6 +69,7 @@ export async function transaction<T>(
       if (refused && left() <= 0) throw new LeaseHeldError(name, 0) // no connection came free to ask once more
       if (!(error instanceof Refused)) throw fromDatabase(error)
       refused = true
+      turn.polls(true)
     }
     await sleep(Math.min(delays.next(), Math.max(left(), 0)), undefined, { signal }).catch(() => {})
     signal?.throwIfAborted()
@@ -73,7 +83,7 @@ async function enter(
   name: string,
   left: () => number,
   signal: AbortSignal | undefined,
-): Promise<{ token: bigint; xid: string }> {
+): Promise<{ token: bigint; xid: string; pid: number }> {
   let entry = await ask(sql`select *, ${id} from lockstep.enter(${name}, null)`)
   const waits = !entry.gated || entry.token === null
   const { idle_timeout } = entry
@@ -99,7 +109,7 @@ async function enter(
     entry = await ask(sql`select *, ${id} from lockstep.enter(${name}, null)`)
   }
   if (limits) await restored({ ...limits, idle: idle_timeout ?? limits.idle }).execute(trx)
-  return { token: BigInt(entry.token), xid: entry.xid as string }
+  return { token: BigInt(entry.token), xid: entry.xid as string, pid: entry.pid }
 
   async function ask(statement: ReturnType<typeof sql<Entry>>): Promise<Entry> {
     return (await statement.execute(trx)).rows[0] as Entry

@@ -44,6 +44,8 @@ export class WaitQueue {
   #state: 'first attempt' | 'held' | 'serving' | 'closed' = 'serving'
   #firstAttempt: Promise<void> = done
   readonly #gate: Gate
+  /** A transaction asks again and again. */
+  #polling = false
 
   /** The connection hold of this process. */
   #hold: ConnectionHold | undefined
@@ -79,7 +81,7 @@ export class WaitQueue {
 
   /** How many callers wait here. */
   get length(): number {
-    return this.#contenders.length
+    return this.#contenders.length + (this.#polling ? 1 : 0)
   }
 
   /** What a holder has here by connection. */
@@ -226,8 +228,8 @@ export class WaitQueue {
 
   #serveConnection(session: Session, first: ContenderOf<'connection'>): void {
     this.#contenders.shift()
-    const { holder, meta, named } = first.want
-    const hold = new ConnectionHold(this, this.#context, session, this.#token, holder, meta)
+    const { holder, named } = first.want
+    const hold = new ConnectionHold(this, this.#context, session, this.#token, first.want)
     this.#hold = hold
     first.serve(hold)
     if (!named) return // nobody else has this holder
@@ -239,9 +241,12 @@ export class WaitQueue {
   // The transaction's own connection waits in the database's queue; until it is over it is this process's turn.
   async #serveTransaction(first: ContenderOf<'transaction'>): Promise<void> {
     await this.#gate.giveUp()
-    if (this.#contenders[0] !== first) return
-    this.#contenders.shift()
-    await new Promise<void>((end) => first.serve({ end }))
+    if (!this.#remove(first)) return
+    const polls = (is: boolean) => {
+      this.#polling = is
+    }
+    await new Promise<void>((end) => first.serve({ end, polls }))
+    this.#polling = false
   }
 
   // The last caller gives K up right behind the grant (pipelined: no time is lost), so that when it releases nobody is kept out

@@ -87,10 +87,13 @@ export class WaitQueues {
     return this.#queues.get(name)?.heldBy(holder)
   }
 
-  /** How many callers of this process wait for a name. */
-  waiting(name: string): number {
-    return this.#queues.get(name)?.length ?? 0
+  /** The pids of this process's connections that wait, or hold what they have waited for. */
+  get ourPids(): number[] {
+    return this.context.sessions.waitingPids
   }
+
+  /** How many callers of this process wait for a name. */
+  waiting = (name: string): number => this.#queues.get(name)?.length ?? 0
 
   /** Settles when the first attempt of a queue is over; undefined: none is under way. */
   firstAttempt(name: string): Promise<void> | undefined {

@@ -23,6 +23,7 @@ const RIGHTS = `
 usage on schema lockstep, lockstep_boss
 select (name) on lockstep.migration
 select, insert, update, delete on lockstep.lease, lockstep.candidate, lockstep.attempt, lockstep.schedule, lockstep.stuck
+select, insert, update, delete on lockstep.hold
 usage on sequence lockstep.token
 select, update on lockstep.time_anchor
 select, update on sequence lockstep.tick_sequence
@@ -43,6 +44,7 @@ execute on function lockstep.grant_leases, lockstep.renew_leases, lockstep.revok
 execute on function lockstep.try_key, lockstep.turn_keys, lockstep.keys_of, lockstep.keep_only, lockstep.lock_room, lockstep.force_revoke
 execute on function lockstep.force, lockstep.sweep, lockstep.take, lockstep.check_backend, lockstep.try, lockstep.turn
 execute on function lockstep.queue, lockstep.register, lockstep.enter, lockstep.assert_held, lockstep.look
+execute on function lockstep.show_holds, lockstep.advisory_locks, lockstep.list_locks
 execute on function lockstep.election, lockstep.waits, lockstep.tell, lockstep.vacate, lockstep.campaign
 execute on function lockstep.withdraw, lockstep.resign, lockstep.resign_held, lockstep.proclaim, lockstep.step_down
 execute on function lockstep.leaders, lockstep.candidates, lockstep.assert_leader, lockstep.check_hold

@@ -63,6 +63,11 @@ async function locks({ lockstep, url, owner }: Tourist): Promise<void> {
   }
   for (const held of await Promise.all(['a', 'b', 'c', 'd'].map((name) => locks.acquire(name)))) await held.release()
   await locks.transaction('a', async () => {})
+  const shown = await locks.acquire('a')
+  await locks.list()
+  await shown.release()
+  const left = async () => (await owner.query('select from lockstep.hold')).rows.length
+  await until('what it has entered is gone', async () => (await left()) === 0)
   const lease = await locks.acquire('a', LEASE)
   const waiting = [later(locks.acquire('a')), later(locks.transaction('a', async () => {}))] as const
   await until('both wait', async () => (await locks.query('a')).waiting > 0)
