@@ -4,7 +4,7 @@
  * Nothing here knows where it runs: no environment, no console, no Node API, no state between requests. An adapter
  * (adapters/node.ts, …) makes a {@link Lockstep}, says which keys there are, and serves `createApp(…).fetch`.
  *
- * The way of a request: headers and request id → key (401) → size of the body (413) → the router: scope and name
+ * The way of a request: headers and request id → origin of a web page (403) → key (401) → size of the body (413) → the router: scope and name
  * prefix (403), query, path and body (400), then the handler and the library. Anything that is thrown becomes a problem
  * (http/problem.ts). `/healthz` says that the process answers, without a key and without the database. `/readyz` says that
  * requests would succeed; it needs a key, any key, since each call costs a round trip. `/openapi.json` is made from the fields
@@ -27,25 +27,25 @@ import {
   below,
   checkBasePath,
   checkOptions,
+  checkOrigins,
   documentOf,
   type Env,
-  json,
   known,
+  type OriginOptions,
   type PathOptions,
   Problem,
   parseKeys,
-  problemResponses,
-  Router,
-  route,
+  type Router,
   type StreamOptions,
   Streams,
   sendProblem,
-  shape,
+  webPages,
 } from './http/index.ts'
 import {
   claimRouter,
   eventRouter,
   groupRouter,
+  healthRouter,
   leaderRouter,
   lockRouter,
   pollRouter,
@@ -57,7 +57,7 @@ import {
   timeRouter,
 } from './routes/index.ts'
 
-export interface AppOptions extends StreamOptions, PathOptions, AnswerHooks {
+export interface AppOptions extends StreamOptions, PathOptions, OriginOptions, AnswerHooks {
   /** Made by `createTasks`. Absent: there are no routes for tasks, and no pg-boss in the bundle. */
   tasks?: Tasks | undefined
   /** Made by `createEvents`. Absent: there are no routes for streams and groups. */
@@ -72,7 +72,7 @@ export interface AppOptions extends StreamOptions, PathOptions, AnswerHooks {
 
 const APP = known<AppOptions>({
   ...{ tasks: true, events: true, keys: true, version: true, signal: true },
-  ...{ keepAliveMs: true, maxStreams: true, onError: true, onLeaseLost: true, basePath: true },
+  ...{ keepAliveMs: true, maxStreams: true, onError: true, onLeaseLost: true, basePath: true, origins: true },
 })
 const MAX_BODY = 64 * 1024
 const MAX_APPEND = 4 * 1024 * 1024 // some events of the largest kind
@@ -86,6 +86,7 @@ export function createApp(lockstep: Lockstep, options: AppOptions = {}): Hono<En
   checkOptions(options, APP)
   const { basePath = '' } = options
   checkBasePath(basePath)
+  checkOrigins(options.origins)
   const app = new Hono<Env>({ getPath: (request) => below(basePath, new URL(request.url).pathname) })
   const keyed = authenticate(parseKeys(options.keys))
 
@@ -94,6 +95,7 @@ export function createApp(lockstep: Lockstep, options: AppOptions = {}): Hono<En
     c.header('Cache-Control', 'no-store')
     await next()
   })
+  app.use(webPages(options))
   for (const path of ['/v1/*', '/readyz', '/openapi.json']) app.use(path, keyed)
   app.use('/v1/*', (c, next) => {
     const most = appends(c.req) ? MAX_APPEND : MAX_BODY
@@ -123,13 +125,7 @@ export function createApp(lockstep: Lockstep, options: AppOptions = {}): Hono<En
       ['/v1/groups', pollRouter(events, signal)],
     )
   }
-  const health = healthRouter(lockstep)
-  let document: object | undefined
-  health.on(openapi, (c) => {
-    document ??= documentOf(about(options), routers)
-    return c.json(document, 200)
-  })
-  routers.unshift(['', health])
+  routers.unshift(['', healthRouter(lockstep, basePath, () => documentOf(about(options), TAGS, routers))])
   for (const [path, { hono }] of routers) app.route(path, hono)
 
   refuseOtherMethods(app)
@@ -150,45 +146,6 @@ const FOR_AN_API = {
   xXssProtection: false,
 }
 
-const status = <S extends string>(word: S, description: string) =>
-  json(shape.object({ status: shape.word(word) }), description)
-
-const healthz = route({
-  tags: ['health'],
-  method: 'get',
-  path: '/healthz',
-  summary: 'The process answers. Needs no key',
-  responses: { 200: status('ok', 'It does') },
-})
-
-const readyz = route({
-  tags: ['health'],
-  method: 'get',
-  path: '/readyz',
-  summary: 'The database answers and has the schema this version needs',
-  keyed: true,
-  responses: { 200: status('ready', 'It does'), ...problemResponses(401, 500, 503) },
-})
-
-const openapi = route({
-  tags: ['health'],
-  method: 'get',
-  path: '/openapi.json',
-  summary: 'This document',
-  keyed: true,
-  responses: { 200: json(shape.object({}), 'OpenAPI 3.1'), ...problemResponses(401, 500) },
-})
-
-function healthRouter(lockstep: Lockstep): Router {
-  const router = new Router()
-  router.on(healthz, (c) => c.json({ status: 'ok' as const }, 200))
-  router.on(readyz, async (c) => {
-    await lockstep.ready()
-    return c.json({ status: 'ready' as const }, 200)
-  })
-  return router
-}
-
 function about({ version = '0.0.0', basePath }: AppOptions) {
   return {
     openapi: '3.1.0',
@@ -198,9 +155,10 @@ function about({ version = '0.0.0', basePath }: AppOptions) {
       description:
         'Distributed coordination on Postgres. Instants are RFC 3339 in UTC; tokens, positions and cursors decimal strings. Numbers in JSON ' +
         'of yours (data, meta, output) are 64-bit floats: integers beyond ±2^53 lose digits.',
+      contact: { name: 'Lockstep' },
       license: { name: 'MIT', identifier: 'MIT' },
     },
-    ...(basePath && { servers: [{ url: basePath }] }),
+    servers: [{ url: basePath || '/' }],
   }
 }
 
@@ -208,6 +166,16 @@ function about({ version = '0.0.0', basePath }: AppOptions) {
 function whyNothing(path: string): string {
   const parted = /^\/v1\/(?:locks|leaders|tasks|schedules|streams|groups)\/[^/]+\/./.test(path)
   return `There is nothing at this path${parted ? ': it has too many parts. A `/` in a name is written `%2F`' : ''}`
+}
+
+const TAGS = {
+  health: 'The process, and this document',
+  locks: 'Names that one holder has at a time',
+  leaders: 'Elections, and the terms of leaders',
+  tasks: 'Queues and their jobs',
+  schedules: 'Jobs that are sent by the clock',
+  time: 'True time, as an interval',
+  events: 'Streams of events, and groups that read them',
 }
 
 /** A path that exists answers 405 and says what it can; hono alone would answer 404. */

@@ -8,7 +8,14 @@
 import type { Events } from '../../lib/event/index.ts'
 import type { Lockstep } from '../../lib/index.ts'
 import type { Tasks, TickResult } from '../../lib/task/index.ts'
-import { type LostRequest, type PathOptions, problemAnswer, type StreamOptions, unavailable } from '../http/index.ts'
+import {
+  type LostRequest,
+  type OriginOptions,
+  type PathOptions,
+  problemAnswer,
+  type StreamOptions,
+  unavailable,
+} from '../http/index.ts'
 
 /** The library and its parts in a deployment. */
 export interface Services {
@@ -18,7 +25,7 @@ export interface Services {
 }
 
 /** The parts that a deployment wants. A part that is left out is not in the bundle either. */
-export interface ServiceOptions extends StreamOptions, PathOptions {
+export interface ServiceOptions extends StreamOptions, PathOptions, OriginOptions {
   /** `createTasks`, or a function that also defines queues. */
   tasks?: ((lockstep: Lockstep) => Tasks) | undefined
   /** `createEvents`. */

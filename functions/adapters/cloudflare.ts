@@ -51,7 +51,16 @@ export interface Worker {
 }
 
 const WORKER = known<WorkerOptions>({
-  ...{ tasks: true, events: true, version: true, keepAliveMs: true, maxStreams: true, budgetMs: true, basePath: true },
+  ...{
+    tasks: true,
+    events: true,
+    version: true,
+    keepAliveMs: true,
+    maxStreams: true,
+    budgetMs: true,
+    basePath: true,
+    origins: true,
+  },
 })
 type Answer = (request: Request) => Response | Promise<Response>
 

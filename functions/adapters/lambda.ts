@@ -38,7 +38,7 @@ export interface LambdaOptions extends ExecutionOptions {
 
 const LAMBDA = known<LambdaOptions>({
   ...{ tasks: true, events: true, version: true, keepAliveMs: true, maxStreams: true },
-  ...{ ntp: true, keysMs: true, restMs: true, env: true, basePath: true },
+  ...{ ntp: true, keysMs: true, restMs: true, env: true, basePath: true, origins: true },
 })
 
 /** A handler as Lambda calls it. */

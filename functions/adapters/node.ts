@@ -22,8 +22,10 @@ import type { Lockstep } from '../../lib/index.ts'
 import { type AppOptions, createApp } from '../app.ts'
 import {
   checkOptions,
+  isListed,
   isProblem,
   known,
+  type OriginOptions,
   Problem,
   parseKeys,
   problemAnswer,
@@ -53,7 +55,15 @@ export interface Server {
 
 const SERVE = known<ServeOptions>({
   ...{ lockstep: true, host: true, port: true, drainMs: true, unreadMs: true, tasks: true, events: true, keys: true },
-  ...{ version: true, keepAliveMs: true, maxStreams: true, onError: true, onLeaseLost: true, basePath: true },
+  ...{
+    version: true,
+    keepAliveMs: true,
+    maxStreams: true,
+    onError: true,
+    onLeaseLost: true,
+    basePath: true,
+    origins: true,
+  },
 })
 
 /**
@@ -74,7 +84,7 @@ export async function serve(options: ServeOptions): Promise<Server> {
   const keyed = parseKeys(options.keys).length > 0
   const answer = (request: Request, { incoming }: { incoming: { url?: string | undefined } }) => {
     refuseDots(incoming.url ?? '')
-    if (!keyed) refuseBrowsers(request)
+    if (!keyed) refuseBrowsers(request, options)
     return app.fetch(request)
   }
   const listener = getRequestListener(answer, { hostname: 'localhost', errorHandler: malformed })
@@ -210,14 +220,16 @@ async function listen(server: ReturnType<typeof createServer>, host: string, por
 
 /**
  * Without keys every program on this machine may do everything, but web pages in a browser here may not. A page of another site
- * is known by its `Sec-Fetch-Site`, and a page whose name was made to mean this machine (DNS rebinding) by the name it asks for.
+ * is known by its `Sec-Fetch-Site`, or by an `Origin` that is not this one (http/origins.ts), and a page whose name was made to mean
+ * this machine (DNS rebinding) by the name it asks for.
  */
-function refuseBrowsers(request: Request): void {
+function refuseBrowsers(request: Request, options: OriginOptions): void {
   const { hostname } = new URL(request.url)
   const address = hostname.replace(/^\[|\]$/g, '')
   const local =
     hostname === 'localhost' || (isIP(address) > 0 && loopback.check(address, isIPv6(address) ? 'ipv6' : 'ipv4'))
-  if (local && !/^(cross|same)-site$/.test(request.headers.get('Sec-Fetch-Site') ?? '')) return
+  const elsewhere = /^(cross|same)-site$/.test(request.headers.get('Sec-Fetch-Site') ?? '')
+  if (local && (!elsewhere || isListed(request, options))) return
   throw new Problem(403, 'FORBIDDEN', 'Without keys it answers programs of this machine only, asked as localhost')
 }
 

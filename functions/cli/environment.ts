@@ -4,7 +4,7 @@ import * as path from 'node:path'
 import type { InvalidArgument } from '../../lib/base/index.ts'
 import { checkedConnectionString } from '../../lib/database/index.ts'
 import { type Ntp, ntp } from '../../lib/time/ntp/index.ts'
-import { checkBasePath, parseKeys } from '../http/index.ts'
+import { checkBasePath, checkOrigins, parseKeys } from '../http/index.ts'
 
 export interface Settings {
   port: number
@@ -12,6 +12,8 @@ export interface Settings {
   url: string | undefined
   keys: string | undefined
   basePath: string
+  /** The origins of web pages that may ask. */
+  origins: string[]
   ntp: Ntp | undefined
   /** Where the data of the embedded PostgreSQL goes when the working directory cannot hold it, in this order. */
   dataFallbacks: string[]
@@ -30,12 +32,15 @@ export function readSettings(env: NodeJS.ProcessEnv): Settings {
   parseKeys(env.LOCKSTEP_API_KEYS)
   const basePath = env.LOCKSTEP_BASE_PATH ?? ''
   checkBasePath(basePath, 'LOCKSTEP_BASE_PATH')
+  const origins = (env.LOCKSTEP_ORIGINS ?? '').split(',').flatMap((origin) => origin.trim() || [])
+  checkOrigins(origins, 'LOCKSTEP_ORIGINS')
   return {
     port: Number(port),
     host,
     url,
     keys: env.LOCKSTEP_API_KEYS,
     basePath,
+    origins,
     ntp: readServers(env),
     dataFallbacks: dataFallbacks(env),
   }

@@ -34,6 +34,8 @@ Environment
   LOCKSTEP_TRUSTED_NTP_SERVER
                        in place of those: one server, believed without a vote: host[:port]
   LOCKSTEP_BASE_PATH   what every path begins with, such as /coord (nothing)
+  LOCKSTEP_ORIGINS     origins whose web pages may ask, such as https://app.example.com,
+                       separated by commas (none but its own)
   LOCKSTEP_API_KEYS    id:sha256-of-secret:scope+scope[:name-prefix],…
                        scopes: locks, leaders, tasks, streams, time, each with :read or :write; admin
                        a secret: openssl rand -hex 32    its hash: printf %s "$secret" | sha256sum

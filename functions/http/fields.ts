@@ -47,11 +47,15 @@ export function string(expected: string, json: JsonSchema, holds: (text: string)
   return parsed(expected, json, (text) => (holds(text) ? text : undefined))
 }
 
+// Engines differ: not all know `\p{Cc}`, `\u` or a look ahead. This all of them read.
+const PRINTABLE = '^[^\\x00-\\x1f\\x7f-\\x9f]*$'
+const DOTS = { enum: ['.', '..'] }
+
 /** A name, or any other word of a caller: well-formed Unicode without control characters. */
 export function text({ min, max }: { min: number; max: number }): Field<string> {
   return string(
     `a string of ${min}–${max} characters, none of them a control character`,
-    { minLength: min, maxLength: max, pattern: '^\\P{Cc}*$' },
+    { minLength: min, maxLength: max, pattern: PRINTABLE },
     (text) => text.isWellFormed() && !/\p{Cc}/u.test(text) && within(text, min, max),
   )
 }
@@ -131,7 +135,8 @@ export const queue = refined(
     {
       minLength: 1,
       maxLength: 255,
-      pattern: '^(?!\\.{1,2}$)[\\w./-]{1,255}$',
+      pattern: '^[A-Za-z0-9_./-]+$',
+      not: DOTS,
       description: 'In a path a `/` in it is written `%2F`. Not `.` or `..`',
     },
     (name) => /^[\w./-]{1,255}$/.test(name) && !isDots(name),
@@ -175,7 +180,7 @@ export const name: Field<string> = {
   ...named,
   json: {
     ...named.json,
-    pattern: '^(?!\\.{1,2}$)\\P{Cc}*$',
+    not: DOTS,
     description:
       'Percent-encoded, a `/` in it as `%2F`. Not `.` or `..`: a URL cannot have such a segment, encoded or not',
   },

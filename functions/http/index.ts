@@ -7,6 +7,7 @@ export { documentOf } from './document.ts'
 export * as field from './fields.ts'
 export { Name } from './fields.ts'
 export { fitting, List, More, nameOf, pageOf } from './list.ts'
+export { checkOrigins, isListed, type OriginOptions, webPages } from './origins.ts'
 export { below, checkBasePath, type PathOptions, refuseDots } from './path.ts'
 export {
   type AnswerHooks,

@@ -21,10 +21,11 @@ export function checkBasePath(basePath = '', from = 'basePath'): void {
   throw new Error(`${from} must be like /coord: segments, no slash at the end, not ${JSON.stringify(basePath)}`)
 }
 
-/** The path below the base path. One that is not below it is `/`, where nothing is. */
+/** The path below the base path. One that is not below it is `//`, where nothing is. */
 export function below(basePath: string, path: string): string {
   if (basePath === '') return path
-  return path.startsWith(`${basePath}/`) ? path.slice(basePath.length) : '/'
+  if (path === basePath) return '/'
+  return path.startsWith(`${basePath}/`) ? path.slice(basePath.length) : '//'
 }
 
 /** @param target  the path, or the URL, as it was sent. @throws {Problem} 400: a segment of its path is `.` or `..`. */

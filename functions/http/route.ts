@@ -41,6 +41,8 @@ export const json = <T>({ json }: Shape<T>, description: string): JsonResponse<T
 })
 
 export interface Route {
+  /** Its name in the document: programs that are generated call it by that. It never changes. */
+  readonly id: string
   readonly method: 'get' | 'post' | 'put' | 'patch' | 'delete'
   /** Below the path of its router; `{name}` is a parameter. */
   readonly path: string

@@ -90,13 +90,21 @@ export function components(of: unknown, found: Record<string, JsonSchema> = {}):
   return found
 }
 
+// A default is said in words. As a keyword, generators of types take it for a property that is always there, so that a request
+// could not be written without it.
+function said({ default: value, ...json }: JsonSchema): JsonSchema {
+  if (value === undefined) return json
+  const first = json.description === undefined ? '' : `${json.description}. `
+  return { ...json, description: `${first}Default: ${JSON.stringify(value)}` }
+}
+
 /** The JSON Schema of an object with these properties. */
 export function objectJson(properties: { readonly [name: string]: Shape<unknown> }): JsonSchema {
   const all = Object.entries(properties)
   const required = all.filter(([, shape]) => !shape.optional).map(([name]) => name)
   return {
     type: 'object',
-    properties: Object.fromEntries(all.map(([name, { json }]) => [name, json])),
+    properties: Object.fromEntries(all.map(([name, { json }]) => [name, said(json)])),
     ...(required.length > 0 && { required }),
   }
 }

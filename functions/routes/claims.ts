@@ -91,6 +91,7 @@ const Extended = named('ExtendedJob', shape.object({ expiresAt: shape.instant })
 const lost = problemResponse(409, 'LEASE_LOST: it is over, or is not this attempt any more: stop the work')
 
 const claim = route({
+  id: 'claimJobs',
   tags: ['tasks'],
   method: 'post',
   path: '/{name}/claim',
@@ -102,6 +103,7 @@ const claim = route({
 })
 
 const complete = route({
+  id: 'completeJob',
   tags: ['tasks'],
   method: 'post',
   path: '/{name}/{id}/complete',
@@ -113,6 +115,7 @@ const complete = route({
 })
 
 const fail = route({
+  id: 'failJob',
   tags: ['tasks'],
   method: 'post',
   path: '/{name}/{id}/fail',
@@ -124,6 +127,7 @@ const fail = route({
 })
 
 const extend = route({
+  id: 'extendJob',
   tags: ['tasks'],
   method: 'post',
   path: '/{name}/{id}/extend',
@@ -135,6 +139,7 @@ const extend = route({
 })
 
 const progress = route({
+  id: 'reportProgress',
   tags: ['tasks'],
   method: 'post',
   path: '/{name}/{id}/progress',

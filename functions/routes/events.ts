@@ -13,6 +13,7 @@ import { beginning, page, paged, pageOrStream, pieces, reading, Seen } from './e
 
 const prefix = optional(field.text({ min: 0, max: LIMITS.name.max }))
 const readAll = route({
+  id: 'readEvents',
   ...reading,
   method: 'get',
   path: '/',

@@ -85,6 +85,7 @@ const Failed = named(
 const lost = problemResponse(409, 'LEASE_LOST: the partition passed on, or this is not its last batch: poll again')
 
 const poll = route({
+  id: 'pollGroup',
   ...writing,
   method: 'post',
   path: '/{name}/poll',
@@ -95,6 +96,7 @@ const poll = route({
 })
 
 const commit = route({
+  id: 'commitBatch',
   ...writing,
   method: 'post',
   path: '/{name}/commit',
@@ -105,6 +107,7 @@ const commit = route({
 })
 
 const fail = route({
+  id: 'failEvent',
   ...writing,
   method: 'post',
   path: '/{name}/fail',
@@ -115,6 +118,7 @@ const fail = route({
 })
 
 const leave = route({
+  id: 'leaveGroup',
   ...writing,
   method: 'post',
   path: '/{name}/leave',

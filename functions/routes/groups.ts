@@ -117,6 +117,7 @@ const AllParked = named('ParkedStreams', shape.object({ parked: shape.array(Park
 const Redelivered = named('Redelivered', shape.object({ redelivered: shape.integer }))
 
 const declare = route({
+  id: 'putGroup',
   ...writing,
   method: 'put',
   path: '/{name}',
@@ -127,6 +128,7 @@ const declare = route({
 })
 
 const look = route({
+  id: 'getGroup',
   ...reading,
   method: 'get',
   path: '/{name}',
@@ -136,6 +138,7 @@ const look = route({
 })
 
 const end = route({
+  id: 'deleteGroup',
   ...writing,
   method: 'delete',
   path: '/{name}',
@@ -145,6 +148,7 @@ const end = route({
 })
 
 const list = route({
+  id: 'listGroups',
   ...reading,
   method: 'get',
   path: '/',
@@ -154,6 +158,7 @@ const list = route({
 })
 
 const lag = route({
+  id: 'getGroupLag',
   ...reading,
   method: 'get',
   path: '/{name}/lag',
@@ -163,6 +168,7 @@ const lag = route({
 })
 
 const parked = route({
+  id: 'listParked',
   ...reading,
   method: 'get',
   path: '/{name}/parked',
@@ -173,6 +179,7 @@ const parked = route({
 })
 
 const redeliver = route({
+  id: 'redeliverParked',
   ...writing,
   method: 'post',
   path: '/{name}/redeliver',

@@ -95,6 +95,7 @@ const LeaderList = named(
 )
 
 const campaign = route({
+  id: 'campaign',
   tags: ['leaders'],
   method: 'post',
   path: '/{name}',
@@ -110,6 +111,7 @@ const campaign = route({
 })
 
 const renew = route({
+  id: 'renewTerm',
   tags: ['leaders'],
   method: 'patch',
   path: '/{name}',
@@ -121,6 +123,7 @@ const renew = route({
 })
 
 const resign = route({
+  id: 'resign',
   tags: ['leaders'],
   method: 'delete',
   path: '/{name}',
@@ -132,6 +135,7 @@ const resign = route({
 })
 
 const look = route({
+  id: 'getLeader',
   tags: ['leaders'],
   method: 'get',
   path: '/{name}',
@@ -142,6 +146,7 @@ const look = route({
 })
 
 const observe = route({
+  id: 'observeLeader',
   tags: ['leaders'],
   method: 'get',
   path: '/{name}/observe',
@@ -164,6 +169,7 @@ const observe = route({
 })
 
 const list = route({
+  id: 'listLeaders',
   tags: ['leaders'],
   method: 'get',
   path: '/',

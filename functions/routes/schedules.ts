@@ -79,6 +79,7 @@ const State = named(
 const States = named('ScheduleList', shape.object({ schedules: shape.array(Listed), next: shape.next }))
 
 const put = route({
+  id: 'putSchedule',
   tags: ['schedules'],
   method: 'put',
   path: '/{name}',
@@ -94,6 +95,7 @@ const put = route({
 })
 
 const look = route({
+  id: 'getSchedule',
   tags: ['schedules'],
   method: 'get',
   path: '/{name}',
@@ -104,6 +106,7 @@ const look = route({
 })
 
 const remove = route({
+  id: 'deleteSchedule',
   tags: ['schedules'],
   method: 'delete',
   path: '/{name}',
@@ -114,6 +117,7 @@ const remove = route({
 })
 
 const list = route({
+  id: 'listSchedules',
   tags: ['schedules'],
   method: 'get',
   path: '/',

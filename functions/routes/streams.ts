@@ -124,6 +124,7 @@ const Lag = named(
 const backwards = optional(field.flag, 'From there to the beginning; default: from the last')
 
 const append = route({
+  id: 'appendEvents',
   ...writing,
   method: 'post',
   path: '/{name}',
@@ -139,6 +140,7 @@ const append = route({
 })
 
 const read = route({
+  id: 'readStream',
   ...reading,
   method: 'get',
   path: '/{name}',
@@ -150,6 +152,7 @@ const read = route({
 })
 
 const truncate = route({
+  id: 'truncateStream',
   ...writing,
   method: 'delete',
   path: '/{name}',
@@ -163,6 +166,7 @@ const truncate = route({
 })
 
 const lag = route({
+  id: 'getStreamLag',
   ...reading,
   method: 'get',
   path: '/{name}/lag',
@@ -172,6 +176,7 @@ const lag = route({
 })
 
 const list = route({
+  id: 'listStreams',
   ...reading,
   method: 'get',
   path: '/',

@@ -72,6 +72,7 @@ const Broadcasted = named(
 )
 
 const declare = route({
+  id: 'putQueue',
   tags: ['tasks'],
   method: 'put',
   path: '/{name}',
@@ -86,6 +87,7 @@ const declare = route({
 })
 
 const counts = route({
+  id: 'getQueue',
   tags: ['tasks'],
   method: 'get',
   path: '/{name}',
@@ -96,6 +98,7 @@ const counts = route({
 })
 
 const list = route({
+  id: 'listQueues',
   tags: ['tasks'],
   method: 'get',
   path: '/',
@@ -106,6 +109,7 @@ const list = route({
 })
 
 const send = route({
+  id: 'sendJob',
   tags: ['tasks'],
   method: 'post',
   path: '/{name}',
@@ -122,6 +126,7 @@ const send = route({
 })
 
 const broadcast = route({
+  id: 'broadcastJob',
   tags: ['tasks'],
   method: 'post',
   path: '/{name}/broadcast',
@@ -133,6 +138,7 @@ const broadcast = route({
 })
 
 const look = route({
+  id: 'getJob',
   tags: ['tasks'],
   method: 'get',
   path: '/{name}/{id}',
@@ -143,6 +149,7 @@ const look = route({
 })
 
 const cancel = route({
+  id: 'cancelJob',
   tags: ['tasks'],
   method: 'delete',
   path: '/{name}/{id}',

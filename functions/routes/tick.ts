@@ -38,6 +38,7 @@ const Ticked = named(
 )
 
 const tick = route({
+  id: 'tick',
   tags: ['tasks'],
   method: 'post',
   path: '/',

@@ -42,6 +42,7 @@ const Now = named(
 )
 
 const now = route({
+  id: 'getTime',
   tags: ['time'],
   method: 'get',
   path: '/',

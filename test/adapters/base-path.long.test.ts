@@ -62,17 +62,13 @@ describe.each(['Node', 'a Worker', 'Lambda, by its URL', 'Lambda, by an HTTP API
       const lock = `/api/coord/v1/locks/${encodeURIComponent('a & b')}`
       expect((await ask(lock, 'POST')).status).toBeOneOf([201, 423])
       expect(JSON.parse((await ask(lock)).body).name).toBe('a & b')
-      for (const at of [
-        '/healthz',
-        '/v1/time',
-        '/',
-        '/api/coord',
-        '/api/coord/',
-        '/api/coordv1/time',
-        '/api/coord/api/coord/healthz',
-      ]) {
+      for (const at of ['/healthz', '/v1/time', '/', '/api/coordv1/time', '/api/coord/api/coord/healthz']) {
         const { status, body } = await ask(at)
         expect([at, status, JSON.parse(body).code]).toEqual([at, 404, 'NOT_FOUND'])
+      }
+      for (const at of ['/api/coord', '/api/coord/']) {
+        const { status, body } = await ask(at)
+        expect([at, status, JSON.parse(body).links?.health]).toEqual([at, 200, '/api/coord/healthz'])
       }
       expect((await ask('/api/coord/healthz', 'POST')).status).toBe(405)
       if (name === 'Lambda, by an HTTP API') return // which decodes

@@ -419,8 +419,19 @@ describe('the Node adapter', () => {
       'Host: evil.example',
       'Host: localhost.evil.example',
       'Host: localhost\r\nSec-Fetch-Site: cross-site',
+      'Host: localhost\r\nOrigin: http://evil.example',
+      'Host: localhost\r\nOrigin: null\r\nSec-Fetch-Site: same-origin',
     ]) {
       expect(await get(head), head).toMatch(/^HTTP\/1.1 403.*FORBIDDEN/s)
+    }
+    const open = await start({ origins: ['https://app.example.com'] })
+    for (const [origin, status] of [
+      ['https://app.example.com', 200],
+      ['https://evil.example', 403],
+    ]) {
+      const head = `Host: localhost\r\nOrigin: ${origin}\r\nSec-Fetch-Site: cross-site\r\nConnection: close`
+      const answer = await sent(open.url, `GET /v1/locks/x HTTP/1.1\r\n${head}\r\n\r\n`)
+      expect(answer).toMatch(new RegExp(`^HTTP/1.1 ${status}`))
     }
     const keyed = await start({ keys: KEY })
     expect(await sent(keyed.url, 'GET /healthz HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n')).toMatch(

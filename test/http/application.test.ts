@@ -35,19 +35,24 @@ interface Ask {
   type?: string | null
   key?: string
   signal?: AbortSignal
+  headers?: Record<string, string>
   on?: ReturnType<typeof createApp>
 }
 
 async function call(
   method: string,
   path: string,
-  { body, type = 'application/json', key, signal, on = app }: Ask = {},
+  { body, type = 'application/json', key, signal, headers = {}, on = app }: Ask = {},
 ) {
   const raw = body === undefined || typeof body === 'string' || body instanceof Uint8Array
   const response = await on.request(path, {
     method,
     body: (raw ? (body as string | undefined) : JSON.stringify(body)) ?? null,
-    headers: { ...(body !== undefined && type && { 'content-type': type }), ...(key && { authorization: key }) },
+    headers: {
+      ...(body !== undefined && type && { 'content-type': type }),
+      ...(key && { authorization: key }),
+      ...headers,
+    },
     ...(signal && { signal }),
   })
   const text = await response.text()
@@ -107,13 +112,11 @@ describe('a lock', () => {
       json: { name, holder: 'me', token, grantedAt: granted.json.grantedAt },
     })
     expect(Date.parse(renewed.json.expiresAt)).toBeGreaterThan(Date.parse(granted.json.expiresAt))
+    const { grantedAt: since, ...rest } = renewed.json
+    const hold = { kind: 'lease', meta: { on: ['host', 1] } }
     expect((await call('GET', at(name))).json).toEqual({
-      ...renewed.json,
-      held: true,
-      kind: 'lease',
-      ttlMs: 120_000,
-      meta: { on: ['host', 1] },
-      waiting: 0,
+      ...{ ...renewed.json, ...hold, held: true, ttlMs: 120_000, waiting: 0 },
+      holders: [{ holder: rest.holder, token: rest.token, expiresAt: rest.expiresAt, since, ...hold }],
     })
     expect((await call('DELETE', `${at(name)}?token=${token}`)).status).toBe(204)
     expect((await call('GET', at(name))).json).toMatchObject({
@@ -527,7 +530,7 @@ describe('the query', () => {
 })
 
 describe('other paths and methods', () => {
-  test.each(['/', '/v1', '/v1/', '/v1/lock', '/v1/locks/a/b', '/V1/locks', '/v1//locks', '/%76%31/locks'])(
+  test.each(['/x', '/v1', '/v1/', '/v1/lock', '/v1/locks/a/b', '/V1/locks', '/v1//locks', '/%76%31/locks'])(
     '%s is 404',
     async (path) => {
       expect(await call('GET', path)).toMatchObject({ status: 404, json: { code: 'NOT_FOUND' } })
@@ -783,6 +786,82 @@ describe('what is not the caller’s doing', () => {
 // biome-ignore lint/suspicious/noExplicitAny: a JSON document, looked into at many depths
 type Document = any
 
+describe('web pages', () => {
+  const ROOT = ['/', '/healthz', '/readyz', '/openapi.json', '/v1/locks', '/v1/locks/x', '/nothing']
+  const listed = () => createApp(lockstep, { origins: ['https://app.example.com'], keys: ADMIN })
+  const ADMIN = `k:${createHash('sha256').update('s').digest('hex')}:admin`
+  const key = 'Bearer k.s'
+
+  test('of other origins are refused, with keys and without, whatever they ask for', async () => {
+    for (const origin of [
+      'https://evil.example',
+      'null',
+      'http://localhost:3000',
+      'http://localhost.evil.example',
+      'x',
+    ]) {
+      for (const path of ROOT) {
+        const { status, json, headers } = await call('GET', path, { headers: { origin } })
+        expect([path, status, json.code]).toEqual([path, 403, 'FORBIDDEN'])
+        expect(headers.get('access-control-allow-origin')).toBeNull()
+        expect((await call('GET', path, { headers: { origin }, key, on: listed() })).status).toBe(403)
+      }
+      expect((await call('POST', at(fresh()), { body: {}, headers: { origin } })).status).toBe(403)
+      const asks = { origin, 'access-control-request-method': 'POST' }
+      expect((await call('OPTIONS', '/v1/locks/x', { headers: asks, on: listed() })).status).toBe(403)
+    }
+  })
+
+  test('of its own origin may ask, also where TLS ends in front of it', async () => {
+    for (const origin of ['http://localhost', 'https://localhost']) {
+      expect((await call('POST', at(fresh()), { body: {}, headers: { origin } })).status).toBe(201)
+    }
+  })
+
+  test('of an origin that is listed may ask, and its browser is told so; a key is needed as anywhere', async () => {
+    const origin = 'https://app.example.com'
+    const asks = { origin, 'access-control-request-method': 'PATCH', 'access-control-request-headers': 'authorization' }
+    const preflight = await call('OPTIONS', '/v1/locks/x', { headers: asks, on: listed() })
+    expect(preflight.status).toBe(204)
+    expect(preflight.headers.get('access-control-allow-methods')).toContain('PATCH')
+    expect(preflight.headers.get('access-control-allow-headers')).toContain('Authorization')
+    for (const [path, with_, status] of [
+      ['/v1/locks/x', key, 200],
+      ['/v1/locks/x', undefined, 401],
+      ['/v1/locks/x?y=z', key, 400],
+      ['/nothing', key, 404],
+      ['/healthz', undefined, 200],
+    ] as const) {
+      const answer = await call('GET', path, { headers: { origin }, on: listed(), ...(with_ && { key: with_ }) })
+      expect([path, answer.status]).toEqual([path, status])
+      expect(answer.headers.get('access-control-allow-origin')).toBe(origin)
+      expect(answer.headers.get('vary')).toBe('Origin')
+    }
+    // Without the list no answer says anything of origins.
+    const { headers } = await call('GET', '/healthz')
+    expect([headers.get('access-control-allow-origin'), headers.get('vary')]).toEqual([null, null])
+  })
+
+  test.each(['*', 'null', 'app.example.com', 'https://app.example.com/', 'https://app.example.com/a', 'ftp://a', ''])(
+    '%j is no origin',
+    (origin) => {
+      expect(() => createApp(lockstep, { origins: [origin] })).toThrow('origins must be origins like https://')
+    },
+  )
+})
+
+test('GET / says where to go on, without a key', async () => {
+  const on = createApp(lockstep, { keys: `k:${'0'.repeat(64)}:admin` })
+  const { status, json } = await call('GET', '/', { on })
+  expect(status).toBe(200)
+  expect(json).toEqual({
+    name: 'lockstep',
+    links: { document: '/openapi.json', health: '/healthz', readiness: '/readyz' },
+  })
+  for (const path of Object.values<string>(json.links)) expect((await call('GET', path)).status).toBe(200)
+  expect((await call('POST', '/')).status).toBe(405)
+})
+
 describe('openapi.json', () => {
   const operations = ({ paths }: Document): [string, Document][] =>
     Object.entries<Document>(paths).flatMap(([path, item]) =>
@@ -810,11 +889,13 @@ describe('openapi.json', () => {
     const doc = await document()
     for (const [route, operation] of operations(doc)) {
       expect(operation.summary, route).toBeTruthy()
+      expect(operation.description, route).toContain(operation.summary)
+      expect(operation.operationId, route).toMatch(/^[a-z]+([A-Z][a-z]+)*$/)
       const inPath = (operation.parameters ?? [])
         .filter((p: Document) => p.in === 'path' && p.required)
         .map((p: Document) => p.name)
       expect(inPath, route).toEqual([...route.matchAll(/\{(\w+)\}/g)].map(([, name]) => name))
-      expect(operation.security, route).toEqual(route === 'GET /healthz' ? undefined : [{ key: [] }])
+      expect(operation.security, route).toEqual(/^GET \/(healthz)?$/.test(route) ? [] : [{ key: [] }])
       for (const [status, answer] of Object.entries<Document>(operation.responses)) {
         expect(answer.description, `${route} ${status}`).toBeTruthy()
         const types = Object.keys(answer.content ?? {})
@@ -830,8 +911,8 @@ describe('openapi.json', () => {
       additionalProperties: false,
       properties: {
         holder: { type: 'string', minLength: 1, maxLength: 255 },
-        ttlMs: { type: 'integer', minimum: 1000, maximum: 3_600_000, default: 15_000 },
-        waitMs: { type: 'integer', minimum: 0, maximum: 20_000, default: 0 },
+        ttlMs: { type: 'integer', minimum: 1000, maximum: 3_600_000, description: 'Default: 15000' },
+        waitMs: { type: 'integer', minimum: 0, maximum: 20_000, description: 'Default: 0' },
       },
     })
     expect(components.schemas.Acquire.required).toBeUndefined()
@@ -846,7 +927,7 @@ describe('openapi.json', () => {
       const known = documented.get(route) ?? []
       // 405 belongs to no operation, and 499 nobody reads
       for (const status of statuses) {
-        if (known.length === 0) expect([401, 404, 405], `${route} ${status}`).toContain(status)
+        if (known.length === 0) expect([204, 401, 403, 404, 405], `${route} ${status}`).toContain(status)
         else if (status !== 405 && status !== 499) expect(known, route).toContain(status)
       }
     }
