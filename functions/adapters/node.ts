@@ -189,15 +189,23 @@ const LIMITS = {
 /**
  * The address that a host name means, if it may be served with these keys.
  *
- * @throws {Error} in one sentence: there is no such name, or it is public and there are no keys.
+ * @param port  makes sure that it can be listened on now, before more is begun. @default not looked at
+ * @throws {Error} in one sentence: there is no such name, or it is public and there are no keys, or the port is taken.
  */
-export async function listenAddress(host: string, keys: string | undefined): Promise<string> {
+export async function listenAddress(host: string, keys: string | undefined, port?: number): Promise<string> {
   const address = isIP(host) ? host : (await lookup(host).catch(() => undefined))?.address
   if (!address) throw new Error(`HOST is ${host}, which is no address and no known name`)
-  if (parseKeys(keys).length > 0 || loopback.check(address, isIPv6(address) ? 'ipv6' : 'ipv4')) return address
-  throw new Error(
-    `Without keys it listens on loopback only, and HOST is ${host}: set LOCKSTEP_API_KEYS, or HOST=127.0.0.1`,
-  )
+  if (parseKeys(keys).length === 0 && !loopback.check(address, isIPv6(address) ? 'ipv6' : 'ipv4')) {
+    throw new Error(
+      `Without keys it listens on loopback only, and HOST is ${host}: set LOCKSTEP_API_KEYS, or HOST=127.0.0.1`,
+    )
+  }
+  if (port === undefined) return address
+  const server = createServer()
+  await listen(server.listen(port, address), host, port)
+  server.close()
+  await once(server, 'close')
+  return address
 }
 
 const loopback = new BlockList()

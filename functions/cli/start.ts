@@ -24,8 +24,8 @@ const FOLDER = '.lockstep'
 
 /** Serves until SIGINT or SIGTERM. @param options  `migrates`: before it listens. */
 export async function start(settings: Settings, { migrates }: { migrates: boolean }): Promise<void> {
-  const { port, host, keys, basePath, ntp, dataFallbacks } = settings
-  await listenAddress(host, keys)
+  const { port, host, keys, basePath, origins, ntp, dataFallbacks } = settings
+  await listenAddress(host, keys, port)
   const stop = stopSignal()
   const undo: (() => Promise<void>)[] = []
   try {
@@ -46,10 +46,10 @@ export async function start(settings: Settings, { migrates }: { migrates: boolea
     const tasks = createTasks(lockstep, { onError: (error) => report('tasks', error) })
     const events = createEvents(lockstep, { onError: (error) => report('events', error) })
     const onError = (error: unknown, id: string) => report(id === '' ? 'sweep' : `request ${id}`, error)
-    const common = { host, port, keys, basePath, version: await version(), onError }
+    const common = { host, port, keys, basePath, origins, version: await version(), onError }
     const server = await serve({ lockstep, tasks, events, ...common })
     undo.splice(-1, 1, () => server.close())
-    console.log(greeting(server.url + basePath, keys))
+    console.log(greeting(server.url + basePath, url, keys))
     if (ntp) void printTime(lockstep, ntp, stop)
     if (!stop.aborted) await once(stop, 'abort')
     console.log('stopping …')
@@ -70,16 +70,23 @@ async function printTime({ time }: Lockstep, ntp: Ntp, stop: AbortSignal): Promi
     const { boundMs, status } = time.now()
     if (boundMs !== null) console.log(`true time is known to within ${boundMs.toFixed(1)} ms, ${status}`)
   } catch (error) {
-    if (!stop.aborted) console.error(`true time is not known yet: ${sentence(error)}`)
+    // Each server's reason would fill the screen.
+    const [why = ''] = sentence(error).split(/[,:(]/)
+    if (!stop.aborted) console.error(`true time is not known yet: ${why.trim()} (LOCKSTEP_NTP_SERVERS)`)
   }
 }
 
-function greeting(url: string, keys: string | undefined): string {
+function greeting(url: string, database: string, keys: string | undefined): string {
   const open = parseKeys(keys).length === 0
+  const { protocol, username, host, pathname } = new URL(database) // and never its password, or what is behind `?`
+  const here = url.replace('//0.0.0.0', '//127.0.0.1')
   const header = open ? '' : " \\\n    -H 'Authorization: Bearer id.secret'"
   return `listening on ${url}${open ? ', without keys: every program on this machine may do everything' : ''}
 
-  curl -i -X POST ${url.replace('//0.0.0.0', '//127.0.0.1')}/v1/locks/hello${header} \\
+  database  ${protocol}//${username && `${username}@`}${host}${pathname}
+  routes    ${here}/openapi.json
+
+  curl -i -X POST ${here}/v1/locks/hello${header} \\
     -H 'Content-Type: application/json' -d '{ "ttlMs": 30000 }'
 `
 }

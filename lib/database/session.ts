@@ -7,7 +7,7 @@
  * ends the connection {@link SERVER_GIVES_UP_MS} after it last heard from the client; the session asks it to by settings when
  * it opens. The client is always first: so nobody can be granted a name that a client still trusts to hold (except by
  * another server, after a fail-over). And the server always gives up in the end: so a frozen holder cannot keep a name for
- * ever. Every answer counts; an idle session sends a heartbeat every {@link SESSION_HEARTBEAT_MS}.
+ * ever. Every answer counts; a silent session sends a heartbeat every {@link SESSION_HEARTBEAT_MS}, one that only listens less often.
  *
  * Session locks are re-entrant, and they belong to the whole connection. So the server cannot tell two callers of one session
  * apart. lock/locks.ts does that, and never asks for a name twice on one session.
@@ -19,6 +19,7 @@ import type pg from 'pg'
 import { endsConnection, fromDatabase, isReadOnly, SQLSTATE, Stopwatch, UnavailableError } from '../base/index.ts'
 import { compiled } from './caller-transaction.ts'
 import type { Database } from './database.ts'
+import type { Dependent } from './dependent.ts'
 import { KeepAlive } from './keep-alive.ts'
 import { LockTurns } from './lock-turns.ts'
 import { PARSERS } from './parsers.ts'
@@ -28,16 +29,10 @@ import { settingsOfSessions } from './settings.ts'
 import { type TakeResult, takeResultOf } from './take-result.ts'
 
 const SESSION_HEARTBEAT_MS = 2_000
+/** Before trust ends there is time for one answer. */
+const LISTENING_HEARTBEAT_MS = 5_000
 const TRUST_MS = 8_000
 const SERVER_GIVES_UP_MS = 15_000
-
-/** An object that must learn when a session ends. */
-export interface Dependent {
-  /** Called once, when the connection has ended or is no longer trusted. */
-  connectionLost(error: Error): void
-  /** Whether it only listens: then the connection may be replaced by another. @default false */
-  readonly listens?: boolean
-}
 
 export class Session {
   /** The pid of the server's backend. */
@@ -101,7 +96,11 @@ export class Session {
 
   /** Whether another session should replace it: it has refused to write, as a new one may not (pool.ts), and holds nothing. */
   get outdated(): boolean {
-    return this.#readOnly && this.#turns.idle && ![...this.#dependents].some(({ listens }) => !listens)
+    return this.#readOnly && this.#holdsNothing
+  }
+
+  get #holdsNothing(): boolean {
+    return this.#turns.idle && ![...this.#dependents].some(({ listens }) => !listens)
   }
 
   /**
@@ -269,7 +268,7 @@ export class Session {
     const silent = this.#answered.elapsed()
     if (silent >= TRUST_MS) {
       this.#lose(new UnavailableError(`No answer from the database for ${Math.round(silent)} ms`))
-    } else if (silent >= SESSION_HEARTBEAT_MS && !this.#beating) {
+    } else if (silent >= this.#heartbeatMs && !this.#beating) {
       this.#beating = true
       this.#ask('lockstep_beat', 'select 1', [])
         .catch(() => {}) // the end of the connection is reported separately
@@ -277,6 +276,10 @@ export class Session {
           this.#beating = false
         })
     }
+  }
+
+  get #heartbeatMs(): number {
+    return this.#holdsNothing && !this.#witness ? LISTENING_HEARTBEAT_MS : SESSION_HEARTBEAT_MS
   }
 
   #lose(why: unknown): Error {

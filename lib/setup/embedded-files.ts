@@ -88,10 +88,11 @@ export async function initialise(
     const options = ['-D', draft, '-U', 'postgres', '--auth=trust', ...locale, ...(durable ? [] : ['--no-sync'])]
     const initdb = guarded([path.join(bin, 'initdb'), ...options], { user, stopWith: 'INT' })
     const status = await unlessAborted(initdb, initdb.exited, signal)
-    if (status !== 0) throw new Error(`PostgreSQL could not make its data folder ${dir}: ${logTail(initdb)}`)
+    if (status !== 0) throw notMade(dir, initdb)
     renameUnlessThere(draft, dir)
     if (durable) sync(parent) // the new name must survive a power cut, as the data does
   } catch (error) {
+    if (isFull(codeOf(error))) throw diskFull(dir, error)
     if (!/^(EACCES|EROFS|EBUSY)$/.test(codeOf(error) ?? '')) throw error
     throw new Error(`${dir} cannot be made or replaced (a mount point?): choose a folder inside it, or another one`, {
       cause: error,
@@ -99,6 +100,22 @@ export async function initialise(
   } finally {
     await remove(draft)
   }
+}
+
+function notMade(dir: string, initdb: Guarded): Error {
+  if (isFull(initdb.log())) return diskFull(dir)
+  return new Error(`PostgreSQL could not make its data folder ${dir}: ${logTail(initdb)}`)
+}
+
+/** Whether there was no space left: the code of an error, or what a program wrote. The embedded programs speak English only. */
+export const isFull = (said = ''): boolean =>
+  /\bENOSPC\b|\bEDQUOT\b|No space left on device|Disk quota exceeded/.test(said)
+
+export function diskFull(dir: string, cause?: unknown): Error {
+  return new Error(
+    `The disk of ${dir} is full: PostgreSQL needs about 100 MB for new data. Free some space, or choose another folder`,
+    { cause },
+  )
 }
 
 /**

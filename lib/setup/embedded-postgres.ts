@@ -27,7 +27,9 @@ import {
   binaries,
   codeOf,
   dataFolder,
+  diskFull,
   initialise,
+  isFull,
   logTail,
   temporaryDataFolder,
   unlessAborted,
@@ -224,6 +226,7 @@ async function ready(server: Guarded, dir: string, port: number, signal?: AbortS
     if (file?.pid === pid && file.status === 'ready') return pid
     const event = await unlessAborted(server, Promise.race([server.exited, delay(15, 'waiting')]), signal)
     if (event === 'waiting') continue
+    if (isFull(server.log())) throw diskFull(dir)
     const message = `PostgreSQL did not start on ${dir}: ${logTail(server)}`
     if (server.log().includes('Address already in use')) throw new PortTakenError(port)
     if (/pre-existing shared memory block/.test(server.log())) throw new RemainsError(message)

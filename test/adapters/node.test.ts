@@ -1,7 +1,7 @@
 /**
  * The Node adapter and the command: real processes, real sockets, their own embedded PostgreSQL.
  */
-import { type ChildProcessByStdio, spawn } from 'node:child_process'
+import { type ChildProcessByStdio, execFileSync, spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import * as fs from 'node:fs'
@@ -15,6 +15,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
 import { type ServeOptions, serve } from '../../functions/adapters/node.ts'
 import { createLockstep } from '../../lib/index.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
+import { ask } from '../support/query-once.ts'
 import { fakeServer } from '../time/ntp-server.ts'
 
 const CLI = fileURLToPath(new URL('../../functions/cli/index.ts', import.meta.url))
@@ -101,6 +102,20 @@ const until = async (what: () => unknown) => {
 const waiting = (url: string, n: number) =>
   until(async () => ((await (await fetch(url)).json()) as { waiting: number }).waiting === n)
 
+/** Whether this process may mount a file system. It is tried, on a folder of its own. */
+function mayMount(): boolean {
+  const at = fs.mkdtempSync(path.join(os.tmpdir(), 'lockstep-mount-'))
+  try {
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', at], { stdio: 'ignore' })
+    execFileSync('umount', [at])
+    return true
+  } catch {
+    return false
+  } finally {
+    fs.rmdirSync(at)
+  }
+}
+
 /** The response to these bytes, until the server closes the connection. */
 async function sent(url: string, bytes: string): Promise<string> {
   const { hostname, port } = new URL(url)
@@ -123,6 +138,9 @@ describe('lockstep start', () => {
       /^starting PostgreSQL, data in \.lockstep\/ …\nmigrations applied: 0001_\w+.*\nlistening on .*, without keys: /,
     )
 
+    const [, server] = /\n {2}database {2}(postgres:\/\/postgres@127\.0\.0\.1:\d+\/postgres)\n/.exec(run.out()) ?? []
+    expect(await ask(server as string, 'select from lockstep.migration limit 1')).toHaveLength(1)
+    expect(run.out()).toContain(`\n  routes    ${url}/openapi.json\n`)
     const [, target = '', type = '', body = ''] =
       /curl -i -X POST (\S+) .*'(Content-Type: .*)' -d '(.*)'/s.exec(run.out()) ?? []
     const tried = await fetch(target, { method: 'POST', body, headers: [type.split(': ') as [string, string]] })
@@ -184,7 +202,7 @@ describe('lockstep start', () => {
     await until(() => !fs.existsSync(path.join(home, '.lockstep', 'postmaster.pid')))
   })
 
-  test('on a port that is in use ends with an error, and its PostgreSQL is stopped', async () => {
+  test('on a port that is in use ends with an error, before a PostgreSQL is started', async () => {
     const other = net.createServer().listen(0, '127.0.0.1')
     await once(other, 'listening')
     leftovers.push(() => other.close())
@@ -193,13 +211,32 @@ describe('lockstep start', () => {
     const run = lockstep([], { PORT: String(port) }, home)
     expect(await run.ended).toBe(1)
     expect(run.err()).toBe(`Port ${port} on 127.0.0.1 is taken by another program: stop it, or choose another PORT\n`)
-    expect(fs.existsSync(path.join(home, '.lockstep', 'postmaster.pid'))).toBe(false)
+    expect(run.out()).toBe('')
+    expect(fs.readdirSync(home)).toEqual([])
+  })
+
+  test.skipIf(!mayMount())('on a disk that is full says so in one sentence, and leaves nothing', async () => {
+    const home = folder()
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=24m,mode=755', 'tmpfs', home])
+    leftovers.push(() => execFileSync('umount', [home]))
+    const run = lockstep([], {}, home)
+    expect(await run.ended).toBe(1)
+    expect(run.err()).toMatch(/^The disk of \S+\.lockstep is full: PostgreSQL needs about 100 MB for new data\. .*\n$/)
+    expect(fs.readdirSync(home)).toEqual([])
   })
 
   test('serves the database of DATABASE_URL, on a public address with keys', async () => {
     const run = lockstep([], { DATABASE_URL: database.url, HOST: '0.0.0.0', LOCKSTEP_API_KEYS: KEY })
     const url = (await listening(run)).replace('0.0.0.0', '127.0.0.1')
     expect(run.out()).toContain("-H 'Authorization: Bearer id.secret'")
+    expect(run.out()).toContain(`\n  routes    ${url}/openapi.json\n`)
+    const secret = new URL(database.url)
+    secret.password = 'hunter2'
+    secret.searchParams.set('application_name', 'hunter3')
+    const other = lockstep([], { DATABASE_URL: secret.href })
+    await other.printed(/curl/)
+    expect(other.out()).toContain(`\n  database  postgres://${secret.username}@${secret.host}${secret.pathname}\n`)
+    expect(other.out()).not.toMatch(/hunter/)
     expect(run.out()).not.toContain('without keys')
     expect((await post(`${url}/v1/locks/keyed`)).status).toBe(401)
     const headers = { 'content-type': 'application/json', authorization: 'Bearer ci.secret' }
@@ -333,7 +370,7 @@ describe('lockstep', () => {
     const run = lockstep([], env)
     const url = await listening(run)
     await until(() => run.err() !== '')
-    expect(run.err()).toMatch(/^true time is not known yet: Only 0 of 3 NTP servers gave a time, .*ECONNREFUSED.*\n$/)
+    expect(run.err()).toBe('true time is not known yet: Only 0 of 3 NTP servers gave a time (LOCKSTEP_NTP_SERVERS)\n')
     expect(await (await fetch(`${url}/v1/time`)).json()).toMatchObject({ status: 'unsynchronized', earliest: null })
     run.child.kill('SIGINT')
     expect(await run.ended).toBe(0)

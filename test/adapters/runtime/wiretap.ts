@@ -7,6 +7,8 @@ export interface Wiretap extends AsyncDisposable {
   url: string
   /** The texts of all statements, in order, of all connections. */
   statements: string[]
+  /** The texts of all statements that were run, each time: also those that were prepared before, and have a name. */
+  runs: string[]
   /** The number of connections, and the largest number at a time. */
   connections: { all: number; most: number }
 }
@@ -14,6 +16,7 @@ export interface Wiretap extends AsyncDisposable {
 export async function wiretap(targetUrl: string): Promise<Wiretap> {
   const target = new URL(targetUrl)
   const statements: string[] = []
+  const runs: string[] = []
   const connections = { all: 0, most: 0 }
   const open = new Set<net.Socket>()
   const listener = net.createServer({ noDelay: true }, (client) => {
@@ -21,10 +24,15 @@ export async function wiretap(targetUrl: string): Promise<Wiretap> {
     open.add(client)
     connections.all++
     connections.most = Math.max(connections.most, open.size)
+    const prepared = new Map<string, string>()
     const record = messages((type, body) => {
       // Query: text. Parse: a name, and the text.
       if (type === 'Q') statements.push(text(body, 0))
       if (type === 'P') statements.push(text(body, body.indexOf(0) + 1))
+      if (type === 'Q') runs.push(text(body, 0))
+      if (type === 'P') prepared.set(text(body, 0), text(body, body.indexOf(0) + 1))
+      // Bind: a portal, and the name of what was prepared.
+      if (type === 'B') runs.push(prepared.get(text(body, body.indexOf(0) + 1)) ?? '')
     })
     client.on('data', record)
     client.pipe(server).pipe(client)
@@ -42,6 +50,7 @@ export async function wiretap(targetUrl: string): Promise<Wiretap> {
   return {
     url: url.href,
     statements,
+    runs,
     connections,
     async [Symbol.asyncDispose]() {
       for (const socket of open) socket.destroy()
