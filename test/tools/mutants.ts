@@ -89,6 +89,22 @@ const MUTANTS: Mutant[] = [
     tests: 'is not asked by its other address',
   },
   {
+    bug: 'what a dead process has left is listed as held',
+    file: 'db/migrations/0014_read.sql',
+    from: 'from lockstep.hold h join k on k.granted and k.pid = h.pid and k.key = h.key\n     where',
+    to: 'from lockstep.hold h\n     where',
+    files: ['lock/list.test.ts'],
+    tests: 'that ended with its connection is not there',
+  },
+  {
+    bug: 'web pages of every origin may ask',
+    file: 'functions/http/origins.ts',
+    from: 'throw refused(origin)',
+    to: 'void refused(origin)',
+    files: ['http/application.test.ts'],
+    tests: 'of other origins are refused',
+  },
+  {
     bug: 'a proxy leaves a write in a transaction of its own, and it counts as done',
     file: 'lib/database/guarded-client.ts',
     from: 'if (!begun) throw new UnavailableError(BEGUN_BY_PROXY)',
