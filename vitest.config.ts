@@ -7,6 +7,7 @@ import { BaseSequencer } from 'vitest/node'
 const LONGEST = [
   ...['faults/locks.long', 'chaos/short.long', 'database/pooler.long', 'close/close', 'close/growth.long', 'task/loss'],
   ...[
+    'docs/samples',
     'setup/exclusive-migration.long',
     'faults/rooms.long',
     'http/bounds',

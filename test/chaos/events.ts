@@ -1,7 +1,7 @@
 /**
  * Events under faults. Writers append to shared streams in every way that the library has, roll back, and commit seconds late.
  * Consumers of one group apply the events; some of them join and leave again. It runs in the library, and over HTTP, where the
- * consumers are the README's worker, and the HTTP server is killed too.
+ * consumers are the worker of docs/shell.md, and the HTTP server is killed too.
  *
  * Then the whole history is checked (history.ts): streams have no gaps; appends are stored as a whole, once, at their
  * acknowledged positions, with the rows of their transactions; each event was applied once, in the order of its stream; and
@@ -20,6 +20,7 @@ import { type ConsumeOptions, createEvents, type Events } from '../../lib/event/
 import { createLockstep } from '../../lib/index.ts'
 import { freePort } from '../../lib/setup/guarded-process.ts'
 import { observer } from '../support/observer.ts'
+import { textsOf } from '../support/samples.ts'
 import { check, type Reports, type Stored, storedEvents, storedRest } from './history.ts'
 import { Nemesis, type Victim } from './nemesis.ts'
 import type { ChaosServer } from './server.ts'
@@ -285,16 +286,14 @@ class Processes {
   }
 }
 
-/** The README's worker, for this server, with a lease as short as TTL_MS. */
+/** The worker of docs/shell.md, for this server, with a lease as short as TTL_MS. */
 function writeWorker(folder: string, door: string): string {
-  const text = fs.readFileSync(new URL('../../README.md', import.meta.url), 'utf8')
-  const blocks = [...text.matchAll(/```python\n([\s\S]*?)```/g)].map(([, block = '']) => block)
-  let program = blocks.find((block) => block.includes('/v1/groups/')) ?? ''
+  let program = textsOf('docs/shell.md', 'python').find((block) => block.includes('/v1/groups/')) ?? ''
   for (const [from, to] of [
     ['http://127.0.0.1:3000', door],
     ['leaseMs=30_000', `leaseMs=${TTL_MS}`],
   ] as const) {
-    if (!program.includes(from)) throw new Error(`The README's worker has no ${from}`)
+    if (!program.includes(from)) throw new Error(`The worker of docs/shell.md has no ${from}`)
     program = program.replace(from, to)
   }
   const file = path.join(folder, 'worker.py')

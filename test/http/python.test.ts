@@ -1,5 +1,5 @@
 /**
- * The README's programs in another language, unchanged: a worker that claims, extends, completes and fails jobs over
+ * The programs of docs/shell.md in another language, unchanged: a worker that claims, extends, completes and fails jobs over
  * HTTP, and a consumer that polls a group.
  */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
@@ -13,6 +13,7 @@ import { createEvents } from '../../lib/event/index.ts'
 import { createLockstep } from '../../lib/index.ts'
 import { createTasks, type Tasks } from '../../lib/task/index.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
+import { textsOf } from '../support/samples.ts'
 import { until } from '../support/until.ts'
 
 function python(): boolean {
@@ -24,12 +25,11 @@ function python(): boolean {
   }
 }
 
-const readme = fs.readFileSync(path.join(import.meta.dirname, '../../README.md'), 'utf8')
-const programs = [...readme.matchAll(/```python\n([\s\S]*?)```/g)].map(([, program = '']) => program)
+const programs = textsOf('docs/shell.md', 'python')
 const programOf = (path: string) => programs.find((program) => program.includes(path)) ?? ''
 const lines = (program: string) => program.split('\n').filter((line) => line.trim() !== '').length
 
-describe.skipIf(!python())('the worker of the README (skipped without python3)', () => {
+describe.skipIf(!python())('the worker of docs/shell.md (skipped without python3)', () => {
   const program = programOf('/v1/tasks/')
   let db: FreshDatabase
   let server: Server
@@ -90,7 +90,7 @@ describe.skipIf(!python())('the worker of the README (skipped without python3)',
   })
 })
 
-describe.skipIf(!python())('the consumer of the README (skipped without python3)', () => {
+describe.skipIf(!python())('the consumer of docs/shell.md (skipped without python3)', () => {
   const program = programOf('/v1/groups/')
 
   test('is thirty lines, and two of them apply each event once, whatever becomes of one', async () => {

@@ -1,96 +1,26 @@
 /**
  * The package as users get it: packed, unpacked into a separate project, type-checked, imported and run.
  *
- * It is packed from a copy, so that nothing is written to the work tree. Its dependencies are links to the installed ones: no network.
+ * What the README and the guides show is run by test/docs.
  */
-import { execFile } from 'node:child_process'
 import * as fs from 'node:fs'
-import * as os from 'node:os'
 import * as path from 'node:path'
-import { promisify } from 'node:util'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { serve } from '../../functions/adapters/node.ts'
-import { createLockstep } from '../../lib/index.ts'
-import { createTasks } from '../../lib/task/index.ts'
 import { freshDatabase } from '../support/database.ts'
+import { type Project, packedProject, saying } from '../support/packed.ts'
+import { completed, textsOf } from '../support/samples.ts'
 
-const run = promisify(execFile)
 const ROOT = path.resolve(import.meta.dirname, '../..')
-const { version, dependencies, exports } = JSON.parse(fs.readFileSync(path.join(ROOT, 'package.json'), 'utf8'))
+const { version, exports } = JSON.parse(fs.readFileSync(path.join(ROOT, 'package.json'), 'utf8'))
 const subpaths = Object.keys(exports).map((subpath) => subpath.replace(/^\./, 'lockstep'))
 
-let folder: string
-/** A project that depends on the package. */
-let project: string
-/** Files of the package, relative to its root. */
-let packed: string[]
-
+let project: Project
 beforeAll(async () => {
-  folder = fs.mkdtempSync(path.join(os.tmpdir(), 'lockstep-package-'))
-  const copy = path.join(folder, 'copy')
-  for (const each of [
-    'bin',
-    'lib',
-    'functions',
-    'db',
-    'package.json',
-    'tsconfig.json',
-    'tsconfig.build.json',
-    'README.md',
-  ]) {
-    fs.cpSync(path.join(ROOT, each), path.join(copy, each), { recursive: true })
-  }
-  fs.symlinkSync(path.join(ROOT, 'node_modules'), path.join(copy, 'node_modules'))
-  await saying('npm', ['pack', '--offline', '--pack-destination', folder], { cwd: copy })
-
-  project = path.join(folder, 'project')
-  const installed = path.join(project, 'node_modules', 'lockstep')
-  fs.mkdirSync(path.join(project, 'node_modules', '.bin'), { recursive: true })
-  await saying('tar', ['-xzf', `lockstep-${version}.tgz`], { cwd: folder })
-  fs.renameSync(path.join(folder, 'package'), installed)
-  packed = fs.readdirSync(installed, { recursive: true, encoding: 'utf8' })
-  packed = packed.filter((file) => !fs.statSync(path.join(installed, file)).isDirectory())
-
-  for (const name of [...Object.keys(dependencies), '@types/node']) {
-    const link = path.join(project, 'node_modules', name)
-    fs.mkdirSync(path.dirname(link), { recursive: true })
-    fs.symlinkSync(path.join(ROOT, 'node_modules', name), link)
-  }
-  // npm does this for `bin`
-  const { bin } = JSON.parse(fs.readFileSync(path.join(installed, 'package.json'), 'utf8'))
-  fs.chmodSync(path.join(installed, bin.lockstep), 0o755)
-  fs.symlinkSync(path.join('..', 'lockstep', bin.lockstep), path.join(project, 'node_modules', '.bin', 'lockstep'))
-  write('package.json', JSON.stringify({ type: 'module' }))
+  project = await packedProject()
 }, 120_000)
+afterAll(() => project?.[Symbol.dispose]())
 
-afterAll(() => fs.rmSync(folder, { recursive: true, force: true }))
-
-const write = (file: string, text: string) => fs.writeFileSync(path.join(project, file), text)
-
-/** Runs a program; if it fails, rejects with everything that it printed. */
-async function saying(command: string, args: string[], options: { cwd: string; env?: NodeJS.ProcessEnv }) {
-  const { stdout } = await run(command, args, options).catch((error) => {
-    throw new Error(`${command} ${args.join(' ')}: ${error.stdout}${error.stderr}`)
-  })
-  return stdout
-}
-
-/** Runs a program in the project, on the same Node. */
-function inProject(command: string, args: string[], env: Record<string, string> = {}) {
-  const PATH = [path.dirname(process.execPath), process.env.PATH].join(path.delimiter)
-  return saying(command, args, { cwd: project, env: { PATH, ...env } })
-}
-
-const lockstep = (args: string[], env?: Record<string, string>) => inProject('node_modules/.bin/lockstep', args, env)
-
-/** The programs of the README, each completed so that it runs. */
-function examples(): string[] {
-  const start = `import { createLockstep } from 'lockstep'
-    await using lockstep = createLockstep({ connectionString: process.env.DATABASE_URL ?? '' })
-    const { locks } = lockstep\n`
-  const blocks = fs.readFileSync(path.join(ROOT, 'README.md'), 'utf8').matchAll(/```ts\n([\s\S]*?)```/g)
-  return [...blocks].map(([, text = '']) => (text.includes("from 'lockstep'") ? text : start + text))
-}
+const lockstep = (args: string[], env?: Record<string, string>) => project.run('node_modules/.bin/lockstep', args, env)
 
 /** A program that compiles only if each option of the public interface may be given as undefined. */
 function optionsConsumer(): string {
@@ -130,6 +60,7 @@ function optionsConsumer(): string {
 }
 
 test('it contains what is built and nothing else', () => {
+  const { packed } = project
   expect(packed).toEqual(expect.arrayContaining(['package.json', 'README.md', 'dist/db/migrations/0001_lease.sql']))
   const strays = packed.filter(
     (file) => !/^dist\/(commonjs\/)?(lib|functions)\/([\w-]+\/)*[\w-]+\.(js|d\.ts)$/.test(file),
@@ -137,7 +68,7 @@ test('it contains what is built and nothing else', () => {
   expect(
     strays.filter(
       (file) =>
-        !/^(package\.json|README\.md|LICENSE|bin\/lockstep\.js|dist\/commonjs\/package\.json|dist\/db\/migrations\/\w+\.sql)$/.test(
+        !/^(package\.json|[A-Z]+\.md|LICENSE|bin\/lockstep\.js|docs\/[\w-]+\.(md|txt)|docs\/pictures\/\w+\.svg|dist\/commonjs\/package\.json|dist\/db\/migrations\/\w+\.sql)$/.test(
           file,
         ),
     ),
@@ -172,7 +103,7 @@ describe('for a project with strict types', () => {
   }
 
   test('it has types, on every subpath, any option may be undefined, and the README is right', async () => {
-    write(
+    project.write(
       'consumer.ts',
       `import { createLockstep, type Hold, LeaseLostError, type Lockstep } from 'lockstep'
        import { UnavailableError } from 'lockstep/errors'
@@ -231,29 +162,29 @@ describe('for a project with strict types', () => {
        import 'lockstep/lib/db'
       `,
     )
-    write('options.ts', optionsConsumer())
-    examples().forEach((text, i) => {
-      write(`readme-${i}.ts`, text)
+    project.write('options.ts', optionsConsumer())
+    textsOf('README.md', 'ts').forEach((text, i) => {
+      project.write(`readme-${i}.ts`, completed(text))
     })
-    write('tsconfig.json', JSON.stringify({ compilerOptions: options, include: ['*.ts'] }))
-    await inProject(path.join(ROOT, 'node_modules', '.bin', 'tsc'), ['-p', '.'])
+    project.write('tsconfig.json', JSON.stringify({ compilerOptions: options, include: ['*.ts'] }))
+    await project.run(path.join(ROOT, 'node_modules', '.bin', 'tsc'), ['-p', '.'])
   })
 })
 
 test('npx lockstep works in a clone before a build', async () => {
-  const clone = path.join(folder, 'clone')
+  const clone = path.join(project.folder, 'clone')
   for (const each of ['bin', 'lib', 'functions', 'db', 'package.json']) {
     fs.cpSync(path.join(ROOT, each), path.join(clone, each), { recursive: true })
   }
   fs.symlinkSync(path.join(ROOT, 'node_modules'), path.join(clone, 'node_modules'))
-  const env = { ...process.env, npm_config_cache: path.join(folder, 'npm') }
+  const env = { ...process.env, npm_config_cache: path.join(project.folder, 'npm') }
   expect(await saying('npx', ['--offline', 'lockstep', '--version'], { cwd: clone, env })).toBe(`${version}\n`)
 })
 
 describe('for a project of CommonJS', () => {
   test('it has types under node16, on every subpath, and can be required', async () => {
     const names = subpaths.map((subpath, i) => `import * as part${i} from '${subpath}'\n`).join('')
-    write(
+    project.write(
       'required.cts',
       `import { createLockstep, type Hold, LeaseLostError } from 'lockstep'
        import { createTasks } from 'lockstep/task'
@@ -274,12 +205,12 @@ describe('for a project of CommonJS', () => {
       strict: true,
       skipLibCheck: true,
     }
-    write(
+    project.write(
       'tsconfig.cjs.json',
       JSON.stringify({ compilerOptions: { ...options, types: ['node'] }, files: ['required.cts'] }),
     )
-    await inProject(path.join(ROOT, 'node_modules', '.bin', 'tsc'), ['-p', 'tsconfig.cjs.json'])
-    expect(await inProject('node', ['required.cjs'])).toBe(`function${' true'.repeat(subpaths.length)}\n`)
+    await project.run(path.join(ROOT, 'node_modules', '.bin', 'tsc'), ['-p', 'tsconfig.cjs.json'])
+    expect(await project.run('node', ['required.cjs'])).toBe(`function${' true'.repeat(subpaths.length)}\n`)
   })
 })
 
@@ -288,7 +219,7 @@ describe('with a database', () => {
     'a bundle (%s) migrates from the folder that it is told, and says so without one',
     async (format) => {
       await using database = await freshDatabase({ empty: true })
-      write(
+      project.write(
         'bundled.js',
         `import { migrate } from 'lockstep/migrate'
       migrate(process.env.DATABASE_URL, process.env.FOLDER ? { folder: process.env.FOLDER } : {}).then(
@@ -299,7 +230,7 @@ describe('with a database', () => {
         format === 'cjs'
           ? []
           : ["--banner:js=import { createRequire } from 'module'; const require = createRequire(import.meta.url)"]
-      await inProject(path.join(ROOT, 'node_modules', '.bin', 'esbuild'), [
+      await project.run(path.join(ROOT, 'node_modules', '.bin', 'esbuild'), [
         ...[
           'bundled.js',
           '--bundle',
@@ -312,16 +243,16 @@ describe('with a database', () => {
         ...banner,
       ])
       const env = { DATABASE_URL: database.url }
-      expect(await inProject('node', [out], env)).toMatch(
+      expect(await project.run('node', [out], env)).toMatch(
         /^The migrations are not beside this code.* `folder`.*lockstep\/dist\/db\/migrations/,
       )
-      expect(await inProject('node', [out], { ...env, FOLDER: path.join(ROOT, 'db/migrations') })).toBe('true\n')
+      expect(await project.run('node', [out], { ...env, FOLDER: path.join(ROOT, 'db/migrations') })).toBe('true\n')
     },
   )
 
   test.each(subpaths)('%s can be imported', async (subpath) => {
-    write('import.js', `console.log(Object.keys(await import(${JSON.stringify(subpath)})).length)`)
-    expect(Number(await inProject('node', ['import.js']))).toBeGreaterThan(0)
+    project.write('import.js', `console.log(Object.keys(await import(${JSON.stringify(subpath)})).length)`)
+    expect(Number(await project.run('node', ['import.js']))).toBeGreaterThan(0)
   })
 
   test('the command prints its version, and migrates an empty database once', async () => {
@@ -334,7 +265,7 @@ describe('with a database', () => {
 
   test('it grants, refuses and releases', async () => {
     await using database = await freshDatabase()
-    write(
+    project.write(
       'hold.js',
       `import { createLockstep } from 'lockstep'
        const lockstep = createLockstep({ connectionString: process.env.DATABASE_URL })
@@ -345,27 +276,6 @@ describe('with a database', () => {
        console.log(held.kind, refused, again.kind, again.token > held.token)
        await lockstep.close()`,
     )
-    expect(await inProject('node', ['hold.js'], { DATABASE_URL: database.url })).toBe('connection null lease true\n')
+    expect(await project.run('node', ['hold.js'], { DATABASE_URL: database.url })).toBe('connection null lease true\n')
   })
-
-  test('the programs of the README run, on a fenced table', async () => {
-    await using database = await freshDatabase()
-    await database.pool.query(`create table orders (id int primary key, state text, token bigint, seen bigint)`)
-    await database.pool.query(`insert into orders (id, state) values (7, 'new')`)
-    await database.pool.query(`select lockstep.fence_table('orders')`)
-    await using lockstep = createLockstep({ connectionString: database.url })
-    const server = await serve({ lockstep, port: 0 })
-    // A SERIALIZABLE transaction, as in a run where every setting is odd, does not see queues that its own program has just made.
-    for (const queue of ['bill', 'mail']) await createTasks(lockstep).declare(queue)
-    const programs = examples()
-    expect(programs.length).toBeGreaterThan(4)
-    const env = { DATABASE_URL: database.url, LOCKSTEP_URL: server.url, LOCKSTEP_API_KEYS: 'off' }
-    for (const [i, text] of programs.entries()) {
-      write(`readme-${i}.ts`, text)
-      await inProject('node', [`readme-${i}.ts`], env)
-    }
-    await server.close()
-    const { rows } = await database.pool.query('select state, token > 0 as token from orders')
-    expect(rows).toEqual([{ state: 'billed', token: true }])
-  }, 120_000) // each program is a process
 })

@@ -453,6 +453,7 @@ function tried({ file, from, to, files, tests }: Mutant): string[] {
       'tsconfig.json',
       'vitest.config.ts',
       'README.md',
+      'docs',
       'db',
       'infra',
       'lib',
