@@ -430,7 +430,7 @@ describe('package.json', () => {
         .matchAll(/with\.ts (\S+) --/g),
     ].map(([, at]) => at)
     expect([...new Set(folders)].sort()).toEqual(others)
-    expect(others).toEqual(['infra/aws', 'infra/cloudflare', 'test/bench', 'test/containers'])
+    expect(others).toEqual(['infra/aws', 'infra/cloudflare', 'test/bench', 'test/containers', 'test/openapi'])
   })
 
   test.each(others)(
@@ -445,7 +445,8 @@ describe('package.json', () => {
       const other = ours.filter(
         ([name, version]) => (locked(at)[`node_modules/${name}`]?.version ?? version) !== version,
       )
-      expect(other).toEqual([])
+      // openapi-typescript is written for the compiler of TypeScript 5, and the linters bring the types of their own Node.
+      expect(other.map(([name]) => name)).toEqual(at === 'test/openapi' ? ['@types/node', 'typescript'] : [])
     },
   )
 

@@ -26,7 +26,7 @@ export interface LeaseAnswer {
 export interface Turn {
   end(): void
   /** Whether it waits where the server does not see it: then it is counted here. */
-  polls(is: boolean): void
+  polls: boolean
 }
 
 type Kinds = Want['kind']

@@ -19,7 +19,6 @@ import {
   checkPage,
   checkText,
   checkToken,
-  ForbiddenError,
   LeaseHeldError,
   LIMITS,
   onAbort,
@@ -42,6 +41,7 @@ import {
   Renewer,
 } from '../lease/index.ts'
 import type { LeaseAnswer } from './contender.ts'
+import { forceRevoke } from './force-revoke.ts'
 import { type AcquireOptions, grantRequest, OPTIONS, type TransactionOptions, type TryOptions } from './options.ts'
 import { ShownHolds } from './shown-holds.ts'
 import { type TransactionWork, transaction } from './transaction.ts'
@@ -260,16 +260,7 @@ export class Locks {
   async forceRevoke(name: string): Promise<boolean> {
     this.#closing.check()
     checkText('name', name)
-    const { outcome } = await this.#leases.retryWhileBusy(async () => {
-      const forcing = sql<{ outcome: string }>`select lockstep.force_revoke(${name}) as outcome`
-      return (await this.#database.control(forcing))[0] ?? { outcome: 'none' }
-    })
-    if (outcome === 'forbidden') {
-      throw new ForbiddenError(
-        `${JSON.stringify(name)} is held by a connection of another database role, which this one may not end: grant it pg_signal_backend, or membership of that role`,
-      )
-    }
-    return outcome === 'forced'
+    return forceRevoke(this.#queues.context, name)
   }
 
   /** Deletes the rows of names that nobody has used for a day, at most 1,000. @returns how many. */

@@ -51,7 +51,7 @@ export async function transaction<T>(
           signal?.throwIfAborted()
           const { token, xid, pid } = await enter(trx, context, name, left, signal)
           entered = true
-          turn.polls(false)
+          turn.polls = false
           const shown = { name, kind: 'transaction', holder: undefined, token, pid } as const
           context.shown.add(shown)
           try {
@@ -69,7 +69,7 @@ export async function transaction<T>(
       if (refused && left() <= 0) throw new LeaseHeldError(name, 0) // no connection came free to ask once more
       if (!(error instanceof Refused)) throw fromDatabase(error)
       refused = true
-      turn.polls(true)
+      turn.polls = true
     }
     await sleep(Math.min(delays.next(), Math.max(left(), 0)), undefined, { signal }).catch(() => {})
     signal?.throwIfAborted()

@@ -24,16 +24,14 @@ import {
 } from '../base/index.ts'
 import type { Session, TakeResult } from '../database/index.ts'
 import { type Grant, grantAll } from '../lease/index.ts'
+import { Cohort } from './cohort.ts'
 import { ConnectionHold } from './connection-hold.ts'
 import { type Contender, type ContenderOf, wantsConnection, wantsLease, wantsTransaction } from './contender.ts'
 import type { LockContext } from './context.ts'
 import { Gate } from './gate.ts'
 
-const COHORT_PASSES = 32
-const COHORT_MS = 20
 const POLL_MS = { firstMs: 25, mostMs: 250, factor: 1.5, spread: 0.25 }
-// A lease was granted to somebody else between our look and our grant.
-const OVERTAKEN_MS = 20
+const OVERTAKEN_MS = 20 // a lease was granted to somebody else between our look and our grant
 
 export class WaitQueue {
   readonly name: string
@@ -44,15 +42,12 @@ export class WaitQueue {
   #state: 'first attempt' | 'held' | 'serving' | 'closed' = 'serving'
   #firstAttempt: Promise<void> = done
   readonly #gate: Gate
-  /** A transaction asks again and again. */
-  #polling = false
+  /** Of a transaction. */
+  #turn: { polls: boolean } | undefined
 
   /** The connection hold of this process. */
   #hold: ConnectionHold | undefined
-  // The cohort under way.
-  #token = 0n
-  #passes = 0
-  #since: Stopwatch | undefined
+  #cohort: Cohort | undefined
   readonly #polls = new BackoffDelays(POLL_MS)
 
   /**
@@ -81,7 +76,7 @@ export class WaitQueue {
 
   /** How many callers wait here. */
   get length(): number {
-    return this.#contenders.length + (this.#polling ? 1 : 0)
+    return this.#contenders.length + (this.#turn?.polls ? 1 : 0)
   }
 
   /** What a holder has here by connection. */
@@ -127,11 +122,8 @@ export class WaitQueue {
     const next = this.#contenders[0]
     const { session } = this.#gate
     if (!session || session.lost) return this.#goOn()
-    const within = this.#passes < COHORT_PASSES && (this.#since?.elapsed() ?? 0) < COHORT_MS
-    if (dead && next && wantsConnection(next) && within) {
-      this.#passes += 1
-      this.#token += 1n
-      this.#serveConnection(session, next)
+    if (dead && next && wantsConnection(next) && this.#cohort?.pass()) {
+      this.#serveConnection(session, this.#cohort.token, next)
       return done
     }
     return next ? this.#goOn() : this.#close()
@@ -220,16 +212,14 @@ export class WaitQueue {
 
   #startCohort(session: Session, token: bigint, first: ContenderOf<'connection'>): void {
     this.#state = 'held'
-    this.#token = token
-    this.#passes = 0
-    this.#since = new Stopwatch()
-    this.#serveConnection(session, first)
+    this.#cohort = new Cohort(token)
+    this.#serveConnection(session, token, first)
   }
 
-  #serveConnection(session: Session, first: ContenderOf<'connection'>): void {
+  #serveConnection(session: Session, token: bigint, first: ContenderOf<'connection'>): void {
     this.#contenders.shift()
     const { holder, named } = first.want
-    const hold = new ConnectionHold(this, this.#context, session, this.#token, first.want)
+    const hold = new ConnectionHold(this, this.#context, session, token, first.want)
     this.#hold = hold
     first.serve(hold)
     if (!named) return // nobody else has this holder
@@ -242,11 +232,12 @@ export class WaitQueue {
   async #serveTransaction(first: ContenderOf<'transaction'>): Promise<void> {
     await this.#gate.giveUp()
     if (!this.#remove(first)) return
-    const polls = (is: boolean) => {
-      this.#polling = is
-    }
-    await new Promise<void>((end) => first.serve({ end, polls }))
-    this.#polling = false
+    const { promise, resolve: end } = Promise.withResolvers<void>()
+    const turn = { end, polls: false }
+    this.#turn = turn
+    first.serve(turn)
+    await promise
+    this.#turn = undefined
   }
 
   // The last caller gives K up right behind the grant (pipelined: no time is lost), so that when it releases nobody is kept out

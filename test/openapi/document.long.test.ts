@@ -1,8 +1,9 @@
 /**
  * The OpenAPI document in the hands of others: two linters find nothing, and a client that is generated from it compiles, with what
- * must be sent and nothing else. The tools are a package of their own (package.json here), which is installed when it is missing.
+ * must be sent and nothing else. The tools are a package of their own (package.json here), which is
+ * installed when it is missing.
  */
-import { execFile, spawnSync } from 'node:child_process'
+import { execFile } from 'node:child_process'
 import * as fs from 'node:fs'
 import * as os from 'node:os'
 import * as path from 'node:path'
@@ -12,6 +13,7 @@ import { createApp } from '../../functions/app.ts'
 import { createEvents } from '../../lib/event/index.ts'
 import { createLockstep } from '../../lib/index.ts'
 import { createTasks } from '../../lib/task/index.ts'
+import { environmentOf, installPackages } from '../tools/packages.ts'
 
 const HERE = import.meta.dirname
 const BIN = path.join(HERE, 'node_modules/.bin')
@@ -42,21 +44,17 @@ await client.PATCH('/v1/locks/{name}', { params: { path }, body: { ttlMs: 30_000
 await client.POST('/v1/locks/{name}', { params: { path }, body: { ttlMs: '30000' } })
 `
 
-const missing = fs.existsSync(BIN) ? undefined : whyNotInstalled()
+const AWAY = /\b(ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|EHOSTUNREACH|ERR_SOCKET_TIMEOUT)\b/
+const missing = await installPackages('test/openapi').then(
+  () => undefined,
+  (error: Error) => {
+    // What is wrong in that package is a failure; a registry that cannot be reached is not.
+    if (!AWAY.test(error.message)) throw error
+    return AWAY.exec(error.message)?.[0]
+  },
+)
 if (missing !== undefined)
-  console.log(`The OpenAPI tools could not be installed, so these tests are left out: ${missing}`)
-
-/** Installs the tools. @returns why that was not possible; undefined: it was. */
-function whyNotInstalled(): string | undefined {
-  const args = ['ci', '--ignore-scripts', '--no-audit', '--no-fund', '--fetch-retries=1', '--fetch-timeout=60000']
-  const { status, stderr, error } = spawnSync('npm', args, { cwd: HERE, encoding: 'utf8', timeout: 300_000 })
-  if (status === 0) return undefined
-  fs.rmSync(path.join(HERE, 'node_modules'), { recursive: true, force: true })
-  // What is wrong in this package is a failure; a registry that cannot be reached is not.
-  const away = /\b(ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|EHOSTUNREACH|ERR_SOCKET_TIMEOUT)\b/
-  if (error || away.test(stderr)) return String(error?.message ?? away.exec(stderr)?.[0])
-  throw new Error(`npm ci in test/openapi: ${stderr}`)
-}
+  console.log(`The OpenAPI tools could not be downloaded, so these tests are left out: ${missing}`)
 
 describe.skipIf(missing !== undefined)('the OpenAPI document', () => {
   let folder: string
@@ -75,7 +73,7 @@ describe.skipIf(missing !== undefined)('the OpenAPI document', () => {
 
   /** Runs a tool of the package in the folder of the document. */
   async function run(tool: string, ...args: string[]): Promise<{ code: number; said: string }> {
-    const environment = { ...process.env, REDOCLY_TELEMETRY: 'off', NO_COLOR: '1' }
+    const environment = { ...environmentOf('test/openapi'), REDOCLY_TELEMETRY: 'off', NO_COLOR: '1' }
     try {
       const { stdout, stderr } = await promisify(execFile)(path.join(BIN, tool), args, {
         cwd: folder,
