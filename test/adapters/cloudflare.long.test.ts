@@ -16,6 +16,7 @@ import { wiretap } from './runtime/wiretap.ts'
 import { dryRun, installWrangler } from './runtime/wrangler.ts'
 
 const LEAN = path.join(import.meta.dirname, 'runtime/lean.worker.ts')
+const LOCKS = path.join(import.meta.dirname, 'runtime/locks.worker.ts')
 
 beforeAll(installWrangler, INSTALL_MS)
 
@@ -112,12 +113,13 @@ describe('wrangler', () => {
     expect(printed).toContain('env.HYPERDRIVE')
     expect(bytes).toBeGreaterThan(100_000)
     expect(bytes).toBeLessThanOrEqual(280_000)
-    // infra/no-rrule.ts, infra/own-cron.ts
+    // infra/no-rrule.ts, infra/own-cron.ts, infra/cloudflare/no-pgpass.cjs
     expect(sources.filter((file) => file.includes('/pg-boss/')).length).toBeGreaterThan(10)
-    expect(sources.filter((file) => /rrule-temporal|cron-parser|luxon/.test(file))).toEqual([])
+    expect(sources.filter((file) => /rrule-temporal|cron-parser|luxon|pgpass\//.test(file))).toEqual([])
   })
 
   test('bundles only the rooms that a deployment uses: without tasks it is half as large', async () => {
-    expect((await dryRun(LEAN)).bytes).toBeLessThanOrEqual(150_000)
+    expect((await dryRun(LEAN)).bytes).toBeLessThanOrEqual(155_000)
+    expect((await dryRun(LOCKS)).bytes).toBeLessThanOrEqual(140_000)
   })
 })

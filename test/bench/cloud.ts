@@ -43,13 +43,15 @@ import type { Row, Servers } from './servers.ts'
 export const CLOUDS: Record<string, Row> = { weight, cold, warm }
 
 const LEAN = path.resolve(import.meta.dirname, '../adapters/runtime/lean.worker.ts')
+const LOCKS = path.resolve(import.meta.dirname, '../adapters/runtime/locks.worker.ts')
 
 async function weight(): Promise<Line[]> {
   const lambda = gzipSync(fs.readFileSync(path.join(await lambdaFolder(), 'index.mjs'))).length
   const rows = [
     ['Lambda, everything', lambda, 275],
     ['a Worker, everything', (await dryRun()).bytes, 280],
-    ['a Worker without tasks', (await dryRun(LEAN)).bytes, 150],
+    ['a Worker without tasks', (await dryRun(LEAN)).bytes, 155],
+    ['a Worker of locks, leaders and time', (await dryRun(LOCKS)).bytes, 150],
   ] as const
   return rows.map(([row, bytes, most]) => {
     const kB = bytes / 1_000

@@ -162,8 +162,8 @@ async function tasks(ours: Ours, url: string, onError: (error: unknown) => void)
     },
   )
   const worker = tasks.work()
-  expect(await tasks.run(queue, { x: 1 }, { timeoutMs: 10_000 } as never)).toEqual({ y: 2 })
-  expect(await tasks.run(`${queue}-t`, null, { timeoutMs: 10_000 } as never)).toBe('done')
+  expect(await tasks.run(queue, { x: 1 }, { waitMs: 10_000 })).toEqual({ y: 2 })
+  expect(await tasks.run(`${queue}-t`, null, { waitMs: 10_000 })).toBe('done')
   const id = await within(url, (client) => tasks.send(queue, { x: 2 }, { trx: client }))
   await until(
     'the job of a transaction is done',

@@ -1159,20 +1159,29 @@ describe('openapi.json', () => {
     expect(components.schemas.DeclareGroup).toMatchObject({
       additionalProperties: false,
       properties: {
-        prefix: { type: 'string', minLength: 0, maxLength: 255, default: '' },
-        partitions: { type: 'integer', minimum: 1, maximum: 256, default: 8 },
-        from: { type: 'string', pattern: '^(start|end|[1-9][0-9]{0,18})$', default: 'start' },
-        retryLimit: { type: 'integer', minimum: 0, maximum: 1_000, default: 5 },
-        retryDelayMs: { type: 'integer', minimum: 0, maximum: 3_600_000, default: 1_000 },
+        prefix: { type: 'string', minLength: 0, maxLength: 255, description: expect.stringContaining('Default: ""') },
+        partitions: { type: 'integer', minimum: 1, maximum: 256, description: expect.stringContaining('Default: 8') },
+        from: {
+          type: 'string',
+          pattern: '^(start|end|[1-9][0-9]{0,18})$',
+          description: expect.stringContaining('Default: "start"'),
+        },
+        retryLimit: { type: 'integer', minimum: 0, maximum: 1_000, description: expect.stringContaining('Default: 5') },
+        retryDelayMs: {
+          type: 'integer',
+          minimum: 0,
+          maximum: 3_600_000,
+          description: expect.stringContaining('Default: 1000'),
+        },
       },
     })
     expect(components.schemas.DeclareGroup.required).toBeUndefined()
     expect(components.schemas.PollGroup).toMatchObject({
       required: ['holder'],
       properties: {
-        limit: { minimum: 1, maximum: 1_000, default: 100 },
-        leaseMs: { minimum: 1_000, maximum: 3_600_000, default: 30_000 },
-        waitMs: { minimum: 0, maximum: 20_000, default: 0 },
+        limit: { minimum: 1, maximum: 1_000, description: expect.stringContaining('Default: 100') },
+        leaseMs: { minimum: 1_000, maximum: 3_600_000, description: expect.stringContaining('Default: 30000') },
+        waitMs: { minimum: 0, maximum: 20_000, description: expect.stringContaining('Default: 0') },
       },
     })
     expect(components.schemas.CommitBatch.required).toEqual(['partition', 'token', 'next'])

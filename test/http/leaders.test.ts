@@ -816,9 +816,19 @@ describe('openapi.json', () => {
       additionalProperties: false,
       properties: {
         holder: { type: 'string', minLength: 1, maxLength: 255 },
-        ttlMs: { type: 'integer', minimum: 1000, maximum: 3_600_000, default: 15_000 },
-        waitMs: { type: 'integer', minimum: 0, maximum: 20_000, default: 0 },
-        priority: { type: 'integer', minimum: -1000, maximum: 1000, default: 0 },
+        ttlMs: {
+          type: 'integer',
+          minimum: 1000,
+          maximum: 3_600_000,
+          description: expect.stringContaining('Default: 15000'),
+        },
+        waitMs: { type: 'integer', minimum: 0, maximum: 20_000, description: expect.stringContaining('Default: 0') },
+        priority: {
+          type: 'integer',
+          minimum: -1000,
+          maximum: 1000,
+          description: expect.stringContaining('Default: 0'),
+        },
       },
     })
     expect(components.schemas.Campaign.required).toBeUndefined()

@@ -1381,7 +1381,11 @@ describe('openapi.json', () => {
       required: ['events'],
       properties: {
         events: { minItems: 1, maxItems: 10_000, items: { $ref: '#/components/schemas/NewEvent' } },
-        expected: { type: 'string', default: 'any', pattern: '^(none|exists|any|0|[1-9][0-9]{0,18})$' },
+        expected: {
+          type: 'string',
+          description: expect.stringContaining('Default: "any"'),
+          pattern: '^(none|exists|any|0|[1-9][0-9]{0,18})$',
+        },
       },
     })
     expect(components.schemas.NewEvent).toMatchObject({

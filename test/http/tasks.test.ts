@@ -1371,9 +1371,14 @@ describe('openapi.json', () => {
     expect(components.schemas.ClaimJobs).toMatchObject({
       additionalProperties: false,
       properties: {
-        limit: { type: 'integer', minimum: 1, maximum: 100, default: 1 },
-        leaseMs: { type: 'integer', minimum: 1_000, maximum: 3_600_000, default: 30_000 },
-        waitMs: { type: 'integer', minimum: 0, maximum: 20_000, default: 0 },
+        limit: { type: 'integer', minimum: 1, maximum: 100, description: expect.stringContaining('Default: 1') },
+        leaseMs: {
+          type: 'integer',
+          minimum: 1_000,
+          maximum: 3_600_000,
+          description: expect.stringContaining('Default: 30000'),
+        },
+        waitMs: { type: 'integer', minimum: 0, maximum: 20_000, description: expect.stringContaining('Default: 0') },
       },
     })
     expect(components.schemas.JobOptions.properties.startAfterMs).toMatchObject({ maximum: 315_360_000_000 })

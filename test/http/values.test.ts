@@ -269,9 +269,8 @@ describe('what a database role or its settings lack', () => {
     'that a function of ours refuses with %s is a 503 that says what to do',
     async (code) => {
       await using broken = await freshDatabase()
-      await broken.pool.query(`create or replace function lockstep.look(name text) returns table (
-          holder text, token bigint, granted_at timestamptz, expires_at timestamptz, ttl_ms integer, meta jsonb,
-          gate_pid integer, gate_application text, waiting_pids integer[]) language plpgsql as $$
+      await broken.pool.query(`drop function lockstep.look(text);
+        create function lockstep.look(name text) returns void language plpgsql as $$
         begin raise exception 'refused' using errcode = '${code}'; end $$`)
       await using ours = createLockstep({ connectionString: broken.url })
       const response = await createApp(ours).request('/v1/locks/a')

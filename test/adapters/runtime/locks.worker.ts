@@ -1,0 +1,4 @@
+/** A Worker of locks, leaders and time alone. */
+import { worker } from '../../../functions/adapters/cloudflare.ts'
+
+export default worker()
