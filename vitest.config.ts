@@ -5,7 +5,15 @@ import { BaseSequencer } from 'vitest/node'
 
 /** Those that last longest begin first: begun last, one of them is waited for by a worker that has nothing to do. */
 const LONGEST = [
-  ...['faults/locks.long', 'chaos/short.long', 'database/pooler.long', 'close/close', 'close/growth.long', 'task/loss'],
+  ...[
+    'adapters/idle.long',
+    'faults/locks.long',
+    'chaos/short.long',
+    'database/pooler.long',
+    'close/close',
+    'close/growth.long',
+    'task/loss',
+  ],
   ...[
     'docs/samples',
     'setup/exclusive-migration.long',

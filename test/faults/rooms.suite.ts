@@ -297,7 +297,7 @@ async function run(scenario: Scenario, fault?: { nth: number; fault: Fault; sqlS
 }
 
 /** The scenarios that `npm test` runs: the others need minutes. */
-const SHORT = ['a job claimed, kept and completed', 'an append in a transaction']
+const SHORT = ['jobs sent at once', 'an append in a transaction']
 
 /** Registers the tests of the scenarios that `npm test` runs, or those of all others. */
 export function faultsOfRooms(which: 'short' | 'others'): void {

@@ -5,12 +5,12 @@
  *
  * | block | run by |
  * |---|---|
- * | `ts` | test/docs/samples.test.ts: a program in a project that has the packed package |
+ * | `ts` | test/docs/samples.long.test.ts: a program in a project that has the packed package |
  * | `sh` | the same: bash in that project, with a server; `stream`: until it has printed something |
  * | `sql` | the same: on a database of the file; `under name:token`: while that lease is held |
  * | `json` | the same: what the last request of the block of `sh` above it answers |
  * | `python` | test/http/python.test.ts |
- * | `server`, `route`, `bundle`, `test` | test/docs/in-your-app.test.ts |
+ * | `server`, `route`, `bundle`, `test` | test/docs/in-your-app.long.test.ts |
  * | without a language | not at all: it shows what is printed, or a setting |
  */
 import * as fs from 'node:fs'

@@ -180,7 +180,7 @@ const MUTANTS: Mutant[] = [
     file: 'functions/adapters/lambda-environment.ts',
     from: '    this.#application = undefined\n    const keys = checked(text, this.#env)',
     to: '    const keys = checked(text, this.#env)',
-    files: ['adapters/lambda-rotation.test.ts'],
+    files: ['adapters/lambda-rotation.long.test.ts'],
     tests: 'leaves no old key valid',
   },
   {
@@ -188,7 +188,7 @@ const MUTANTS: Mutant[] = [
     file: 'functions/adapters/aws-secrets.ts',
     from: 'else this.#moved = true',
     to: '',
-    files: ['adapters/lambda-rotation.test.ts'],
+    files: ['adapters/lambda-rotation.long.test.ts'],
     tests: 'another host|take turns|may not log in',
   },
   {
