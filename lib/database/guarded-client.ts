@@ -4,6 +4,7 @@
  * It is used again after an error that the server sent, and after no other error; and not after 25006. A connection keeps the
  * default_transaction_read_only that it was opened with, and stays with the server that has become a standby. So a new one is
  * opened, which can write as soon as the database can be written; a statement by itself is tried again on it ({@link metOldConnection}).
+ * So it is after 57P05, the role's idle_session_timeout: the server had ended the connection before the statement came.
  */
 import pg from 'pg'
 import { isReadOnly, UnavailableError } from '../base/index.ts'
@@ -12,6 +13,7 @@ import { BEGUN_BY_PROXY, type Probe, probeOf } from './proxies.ts'
 import { queryPinned } from './settings.ts'
 import type { Connection, HowToQuery } from './supervised-transaction.ts'
 import { controlsTransaction } from './transaction-control.ts'
+import { sqlState } from './values.ts'
 
 export interface GuardedClient extends Connection, Omit<Probe, 'query'> {
   release(): void
@@ -31,9 +33,12 @@ export interface Guard {
   closing(): boolean
 }
 
+const IDLE_SESSION_TIMEOUT = '57P05'
+const NEVER_SENT = /is not queryable$/ // pg: the end of the connection has been read already
+
 const USED = new WeakSet<object>()
 const OLD = new WeakSet<object>()
-/** Whether a statement was refused with 25006, and so had no effect, by a connection that was opened for an earlier use. */
+/** Whether a statement had no effect because of a connection that was opened for an earlier use: it can only read, or has ended. */
 export const metOldConnection = (error: unknown): boolean =>
   typeof error === 'object' && error !== null && OLD.has(error)
 
@@ -56,8 +61,9 @@ export function guarded(client: pg.PoolClient, guard: Guard): GuardedClient {
         return result
       } catch (error) {
         const answered = error instanceof pg.DatabaseError
-        if (old && isReadOnly(error)) OLD.add(error as Error)
-        if (!answered || isReadOnly(error)) broken = error as Error
+        const over = sqlState(error) === IDLE_SESSION_TIMEOUT
+        if (old && (over || isReadOnly(error) || NEVER_SENT.test(String(error)))) OLD.add(error as Error)
+        if (!answered || over || isReadOnly(error)) broken = error as Error
         else if (pinned) await client.query('rollback').catch((failure) => (broken = failure))
         if (answered) throw error
         throw guard.closing() ? closed(error) : error

@@ -179,11 +179,13 @@ export class Pool {
         return Promise.race([working, abandoned])
       })
     } catch (error) {
-      throw begun ? supervisor.explained(error) : fromDatabase(error)
+      const { cause } = error as { cause?: unknown }
+      if (begun || !metOldConnection(cause)) throw begun ? supervisor.explained(error) : fromDatabase(error)
     } finally {
       ended = true
       client.release()
     }
+    return this.supervised(work, how) // on another connection: that one had ended before
   }
 
   /** The pool will end soon. Callers that wait for the first connection are rejected; other statements still get their answers. */

@@ -625,3 +625,20 @@ describe('text that begins or ends a transaction', () => {
     expect(performance.now() - since).toBeLessThan(10_000)
   })
 })
+
+test('a connection that the server ended while it was idle (idle_session_timeout) costs no transaction', async () => {
+  await using db = await freshDatabase()
+  await db.pool.query(`alter database ${db.name} set idle_session_timeout = '50ms'`)
+  await using lockstep = createLockstep({ connectionString: db.url, max: 1 })
+  await using held = await lockstep.locks.acquire('held')
+  const runs = [
+    () => lockstep.locks.transaction('a', async (trx) => (await sql`select 1 as n`.execute(trx)).rows),
+    () => held.transaction(async (trx) => (await sql`select 1 as n`.execute(trx)).rows),
+  ]
+  for (const run of runs) {
+    await run() // the connection is open, and then idle
+    // This process does not run, and so does not learn that the server has ended it.
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 300)
+    expect(await run()).toEqual([{ n: 1 }])
+  }
+})
