@@ -31,6 +31,8 @@ beforeAll(async () => {
   await askForPasswords(admin)
   const { hostname, port, pathname } = new URL(server.url)
   at = { host: hostname, port: Number(port), dbname: pathname.slice(1) }
+  // It would end the connection that goes on while the secret is away.
+  await admin.query(`alter database ${at.dbname} set idle_session_timeout = 0`)
 })
 afterAll(async () => {
   vi.restoreAllMocks()

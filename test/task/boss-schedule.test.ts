@@ -8,6 +8,7 @@ import { bossOf } from '../../lib/task/pgboss/boss-of.ts'
 import { Schedules } from '../../lib/task/schedule/schedules.ts'
 import { slotAfter } from '../../lib/task/schedule/slots.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
+import { standardIfOdd } from '../support/odd.ts'
 import { until } from '../support/until.ts'
 
 let db: FreshDatabase
@@ -170,7 +171,10 @@ describe('a schedule of pg-boss', () => {
 })
 
 test('pg-boss’s own timekeeper on this schema gets an error instead of sending slots a second time', async () => {
-  const theirs = new PgBoss({ connectionString: db.url, schema: 'lockstep_boss', migrate: false, supervise: false })
+  const theirs = new PgBoss({
+    ...standardIfOdd(db.url),
+    ...{ schema: 'lockstep_boss', migrate: false, supervise: false },
+  })
   const errors: Error[] = []
   theirs.on('error', (error) => errors.push(error))
   await boss.schedule('report', '* * * * *')
