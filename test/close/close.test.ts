@@ -15,7 +15,6 @@ import { createTasks } from '../../lib/task/index.ts'
 import { dedicatedServer, type FreshDatabase, freshDatabase, tcpProxy } from '../support/database.ts'
 import { until } from '../support/until.ts'
 import { fakeServer } from '../time/ntp-server.ts'
-import { ENDS, STAYS } from './unclosed.ts'
 
 let db: FreshDatabase
 beforeAll(async () => {
@@ -110,34 +109,6 @@ describe('a process that has closed', () => {
     children.push(child)
     expect(await once(child, 'exit')).toEqual([0, null])
   })
-
-  test('that was never closed, ends by itself once nothing is held or waited for, and else it stays', async () => {
-    const run = async (what: string, pooled: boolean, stays: boolean) => {
-      const file = path.join(import.meta.dirname, 'unclosed-process.ts')
-      const child = spawn(process.execPath, [file, db.url, what, String(pooled)], { stdio: 'pipe' })
-      children.push(child)
-      const errors = text(child.stderr)
-      const exited = once(child, 'exit').then(([code]) => code as number | null)
-      const done = await createInterface({ input: child.stdout })[Symbol.asyncIterator]().next()
-      // An idle connection would keep it for 10 s at least, a session for ever. What stays must not end in a time that is long for an end.
-      const late = new Promise((resolve) => setTimeout(resolve, stays ? 1_500 : 6_000, 'stays'))
-      const outcome = await Promise.race([exited, late])
-      child.kill('SIGKILL')
-      return { what, pooled, said: done.value, outcome, errors: await errors }
-    }
-    const all = async (names: string[], stays: boolean) => {
-      for (const pooled of [false, true]) {
-        const done = await Promise.all(names.map((what) => run(what, pooled, stays)))
-        const outcome = stays ? 'stays' : 0
-        expect(done).toEqual(names.map((what) => ({ what, pooled, said: 'done', outcome, errors: '' })))
-      }
-    }
-    await using other = createLockstep({ connectionString: db.url })
-    await using held = await other.locks.acquire('held by another')
-    for (let i = 0; i < ENDS.length; i += 4) await all(ENDS.slice(i, i + 4), false)
-    for (let i = 0; i < STAYS.length; i += 4) await all(STAYS.slice(i, i + 4), true)
-    expect(held.isTrusted()).toBe(true)
-  }, 120_000)
 
   test.each(['all', 'shared'])('and the database has stopped answering, ends all the same: %s', async (room) => {
     await using proxy = await tcpProxy(db.url)

@@ -125,8 +125,8 @@ const MUTANTS: Mutant[] = [
     file: 'lib/database/session.ts',
     from: 'if (alive && !this.lost) this.users.add(dependent)',
     to: '',
-    files: ['close/close.test.ts'],
-    tests: 'was never closed, ends by itself once',
+    files: ['close/unclosed.test.ts'],
+    tests: 'was never closed ends by itself once',
   },
   {
     bug: 'checkpoints are deleted before the row of their group',
