@@ -8,7 +8,8 @@
  */
 import pg from 'pg'
 import { isReadOnly, UnavailableError } from '../base/index.ts'
-import { destroyConnection, isOdd } from './pool-clients.ts'
+import { destroyConnection, isOdd, keepsNames } from './pool-clients.ts'
+import type { PreparedNames } from './prepared.ts'
 import { BEGUN_BY_PROXY, type Probe, probeOf } from './proxies.ts'
 import { queryPinned } from './settings.ts'
 import type { Connection, HowToQuery } from './supervised-transaction.ts'
@@ -29,6 +30,8 @@ export interface Guard {
   users: boolean
   /** Makes the query of a statement. */
   query(text: string, values: unknown[] | undefined, how: HowToQuery): pg.QueryConfig
+  /** The names of its prepared statements. */
+  names: PreparedNames
   /** Whether the pool is being closed. */
   closing(): boolean
 }
@@ -51,9 +54,22 @@ export function guarded(client: pg.PoolClient, guard: Guard): GuardedClient {
     ...probeOf(client as unknown as pg.Client),
     query: async (text, values, how = { theirs: guard.users }) => {
       const config = guard.query(text, values as unknown[], how)
-      const pinned = !guard.users && isOdd(client) && client.getTransactionStatus() === 'I'
+      const alone = !guard.users && client.getTransactionStatus() === 'I'
+      const pinned = alone && isOdd(client)
+      // In a transaction a name that fails would end it.
+      const name = alone && keepsNames(client) ? guard.names.of(text, values) : undefined
+      const send = async () => {
+        if (pinned) return queryPinned(client, config)
+        if (name === undefined) return client.query(config)
+        try {
+          return await client.query({ ...config, name })
+        } catch (error) {
+          if (!guard.names.failed(text, error)) throw error
+          return client.query(config)
+        }
+      }
       try {
-        const result = await (pinned ? queryPinned(client, config) : client.query(config))
+        const result = await send()
         if (!begun && client.getTransactionStatus() === 'T') {
           begun = controlsTransaction(text) !== 'no'
           if (!begun) throw new UnavailableError(BEGUN_BY_PROXY)

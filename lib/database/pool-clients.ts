@@ -25,6 +25,7 @@ export class PoolClients implements LentPool {
         onConnect: async (client: pg.ClientBase) => {
           const own = by === 'own' && (await greet(client as pg.Client))
           if (own ? own.odd : await hasOddSettings(client as pg.Client, config.connectionString ?? '')) ODD.add(client)
+          if (own !== false && own.direct) DIRECT.add(client)
         },
       }),
     })
@@ -63,6 +64,10 @@ export class PoolClients implements LentPool {
 const ODD = new WeakSet<object>()
 /** Whether Lockstep's statements on this client must bring their settings along (settings.ts). */
 export const isOdd = (client: pg.PoolClient): boolean => ODD.has(client)
+
+const DIRECT = new WeakSet<object>()
+/** Whether the names of prepared statements last on this client: it is direct, and only Lockstep's statements run on it. */
+export const keepsNames = (client: pg.PoolClient): boolean => DIRECT.has(client)
 
 /** A client class whose clients are in `open` for as long as they are open or being opened. */
 function counted(Client: typeof pg.Client, open: Set<pg.Client>): typeof pg.Client {

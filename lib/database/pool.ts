@@ -17,6 +17,7 @@ import { rememberXid } from './caller-transaction.ts'
 import { closed, type GuardedClient, guarded, metOldConnection } from './guarded-client.ts'
 import { PARSERS } from './parsers.ts'
 import { destroyConnection, PoolClients } from './pool-clients.ts'
+import { PreparedNames } from './prepared.ts'
 import { beginOnce, whyUnfit } from './proxies.ts'
 import { type PoolSource, SharedPool, type Wait } from './shared-pool.ts'
 import { type HowToQuery, type RunWork, SupervisedTransaction } from './supervised-transaction.ts'
@@ -58,6 +59,7 @@ export class Pool {
   readonly #query: (text: string, values: unknown[] | undefined, how: HowToQuery) => pg.QueryConfig
   readonly #users: boolean
   readonly #cached: boolean
+  readonly #names = new PreparedNames()
   /** The clients in use. */
   readonly #out = new Set<pg.PoolClient>()
   /** How to reject each caller that waits for a client. */
@@ -266,7 +268,10 @@ export class Pool {
       if (wait?.signal?.aborted) throw error
       throw this.#closing ? closed(error) : notConnected(error)
     })
-    return guarded(client, { users: this.#users, query: this.#query, closing: () => this.#closing })
+    return guarded(client, {
+      ...{ users: this.#users, query: this.#query, names: this.#names },
+      closing: () => this.#closing,
+    })
   }
 
   #over(connect: () => Promise<GuardedClient>) {

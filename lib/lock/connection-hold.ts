@@ -13,7 +13,7 @@ import { LeaseLostError, SQLSTATE } from '../base/index.ts'
 import type { Database, Session } from '../database/index.ts'
 import { sqlState } from '../database/index.ts'
 import { AbstractHold, type Leases } from '../lease/index.ts'
-import type { ShownHold, ShownHolds } from './shown-holds.ts'
+import type { ShownEntry, ShownHolds } from './shown-holds.ts'
 
 /** The callers that wait for the name behind such a hold. */
 export interface NameQueue {
@@ -44,7 +44,7 @@ interface Held {
   mayHaveRow: boolean
   passed: Promise<void> | undefined
   /** What others are shown of them. */
-  shown: ShownHold | undefined
+  shown: ShownEntry | undefined
 }
 
 /** A hold that lasts as long as this process's connection lives. */
@@ -76,8 +76,7 @@ export class ConnectionHold extends AbstractHold {
     if (!held.shown) {
       const { holder, named, meta } = request
       const shown = { name: queue.name, kind: 'connection', token, pid: session.pid, meta } as const
-      held.shown = { ...shown, holder: named ? holder : undefined }
-      parts.shown.add(held.shown)
+      held.shown = parts.shown.add({ ...shown, holder: named ? holder : undefined })
     }
     session.attach(this)
   }

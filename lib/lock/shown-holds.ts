@@ -31,14 +31,23 @@ export interface ShownHold {
   readonly meta?: unknown
 }
 
+/** A hold that was given to {@link ShownHolds.add}. */
+export interface ShownEntry {
+  readonly hold: ShownHold
+  readonly since: Stopwatch
+  /** Fresh: not entered yet. Entered: it is, or may be. Over: the hold is. */
+  state: 'fresh' | 'entered' | 'over'
+}
+
 export class ShownHolds {
   readonly #database: Database
-  /** The holds that are not entered, the oldest first. */
-  readonly #fresh = new Map<ShownHold, Stopwatch>()
-  /** Those that are, or may be. */
-  readonly #entered = new Set<ShownHold>()
+  // A list with the dead left in it until they are many: a Map with an entry for each short hold took a fifth of a hold's time.
+  /** The holds that are not entered, the oldest first, and some that are over. */
+  #fresh: ShownEntry[] = []
+  #dead = 0
+  readonly #entered = new Set<ShownEntry>()
   /** Those that are over and may be entered. */
-  readonly #over = new Set<ShownHold>()
+  readonly #over = new Set<ShownEntry>()
   #timer: NodeJS.Timeout | undefined
   #sending: Promise<void> = Promise.resolve()
   #failed = false
@@ -50,30 +59,43 @@ export class ShownHolds {
   }
 
   /** A hold begins. */
-  add(hold: ShownHold): void {
-    this.#fresh.set(hold, new Stopwatch())
+  add(hold: ShownHold): ShownEntry {
+    const entry: ShownEntry = { hold, since: new Stopwatch(), state: 'fresh' }
+    this.#fresh.push(entry)
     this.#later()
+    return entry
   }
 
   /** It is over. */
-  remove(hold: ShownHold): void {
-    if (this.#fresh.delete(hold) || !this.#entered.delete(hold)) return
-    this.#over.add(hold)
+  remove(entry: ShownEntry): void {
+    const { state } = entry
+    entry.state = 'over'
+    if (state === 'fresh') this.#bury()
+    if (!this.#entered.delete(entry)) return
+    this.#over.add(entry)
     this.#later(0)
+  }
+
+  #bury(): void {
+    this.#dead++
+    if (this.#dead < MOST || this.#dead < this.#fresh.length / 2) return
+    this.#fresh = this.#fresh.filter(({ state }) => state === 'fresh')
+    this.#dead = 0
   }
 
   /** Enters the holds of this process that begin with `prefix`, also those that are young: for its own look. */
   async enter(prefix: string): Promise<void> {
-    if (![...this.#fresh.keys()].some(({ name }) => name.startsWith(prefix))) return
-    for (let left = this.#fresh.size; left > 0; left -= MOST) await this.#send(0)
+    if (!this.#fresh.some(({ hold, state }) => state === 'fresh' && hold.name.startsWith(prefix))) return
+    for (let left = this.#fresh.length - this.#dead; left > 0; left -= MOST) await this.#send(0)
   }
 
   /** Deletes what is entered, as far as that is done when `late` resolves. */
   async close(late: Promise<void>): Promise<void> {
     this.#closed = true
     clearTimeout(this.#timer)
-    for (const hold of this.#entered) this.#over.add(hold)
-    this.#fresh.clear()
+    for (const entry of this.#entered) this.#over.add(entry)
+    this.#fresh = []
+    this.#dead = 0
     this.#entered.clear()
     if (this.#over.size > 0) await Promise.race([this.#send(0).catch(() => {}), late])
   }
@@ -90,7 +112,7 @@ export class ShownHolds {
         )
         .then((failed) => {
           this.#failed = failed
-          if (this.#fresh.size + this.#over.size > 0) this.#later(failed ? AGAIN_MS : SHOWN_AFTER_MS)
+          if (this.#fresh.length - this.#dead + this.#over.size > 0) this.#later(failed ? AGAIN_MS : SHOWN_AFTER_MS)
         })
     }, ms)
     this.#timer.unref?.()
@@ -103,41 +125,48 @@ export class ShownHolds {
   }
 
   async #sendNow(olderThanMs: number): Promise<void> {
-    const begun: [ShownHold, Stopwatch][] = []
+    const begun: ShownEntry[] = []
+    let looked = 0
     for (const entry of this.#fresh) {
-      if (begun.length === MOST || entry[1].elapsed() < olderThanMs) break
-      begun.push(entry)
+      const fresh = entry.state === 'fresh'
+      if (fresh && (begun.length === MOST || entry.since.elapsed() < olderThanMs)) break
+      looked++
+      if (fresh) begun.push(entry)
     }
+    this.#fresh.splice(0, looked)
+    this.#dead -= looked - begun.length
     const over = [...this.#over].slice(0, MOST)
     if (begun.length + over.length === 0) return
     const clean = begun.length > 0 && (this.#cleaned?.elapsed() ?? CLEAN_MS) >= CLEAN_MS
-    for (const [hold] of begun) {
-      this.#fresh.delete(hold)
-      this.#entered.add(hold)
+    for (const entry of begun) {
+      entry.state = 'entered'
+      this.#entered.add(entry)
     }
-    for (const hold of over) this.#over.delete(hold)
+    for (const entry of over) this.#over.delete(entry)
     try {
       await this.#database.control(statement(begun, over, clean))
       if (clean) this.#cleaned = new Stopwatch()
     } catch (error) {
-      for (const [hold, since] of begun) if (this.#entered.delete(hold)) this.#fresh.set(hold, since)
-      for (const hold of over) this.#over.add(hold)
+      const again = begun.filter((entry) => this.#entered.delete(entry))
+      for (const entry of again) entry.state = 'fresh'
+      this.#fresh.unshift(...again)
+      for (const entry of over) this.#over.add(entry)
       throw error
     }
   }
 }
 
-function statement(begun: [ShownHold, Stopwatch][], over: ShownHold[], clean: boolean) {
-  const names = column(begun, 'text', ([hold]) => hold.name)
-  const kinds = column(begun, 'text', ([hold]) => hold.kind)
-  const holders = column(begun, 'text', ([hold]) => hold.holder ?? thisProcess())
-  const tokens = column(begun, 'bigint', ([hold]) => hold.token)
-  const pids = column(begun, 'integer', ([hold]) => hold.pid)
-  const heldMs = column(begun, 'bigint', ([, since]) => Math.round(since.elapsed()))
-  const metas = column(begun, 'text', ([hold]) => metaText(hold.meta))
-  const overKeys = column(over, 'bigint', (hold) => keyOf(hold.name))
-  const overPids = column(over, 'integer', (hold) => hold.pid)
-  const overTokens = column(over, 'bigint', (hold) => hold.token)
+function statement(begun: ShownEntry[], over: ShownEntry[], clean: boolean) {
+  const names = column(begun, 'text', ({ hold }) => hold.name)
+  const kinds = column(begun, 'text', ({ hold }) => hold.kind)
+  const holders = column(begun, 'text', ({ hold }) => hold.holder ?? thisProcess())
+  const tokens = column(begun, 'bigint', ({ hold }) => hold.token)
+  const pids = column(begun, 'integer', ({ hold }) => hold.pid)
+  const heldMs = column(begun, 'bigint', ({ since }) => Math.round(since.elapsed()))
+  const metas = column(begun, 'text', ({ hold }) => metaText(hold.meta))
+  const overKeys = column(over, 'bigint', ({ hold }) => keyOf(hold.name))
+  const overPids = column(over, 'integer', ({ hold }) => hold.pid)
+  const overTokens = column(over, 'bigint', ({ hold }) => hold.token)
   return sql`select lockstep.show_holds(${names}, ${kinds}, ${holders}, ${tokens}, ${pids}, ${heldMs}, ${metas}::jsonb[],
     ${overKeys}, ${overPids}, ${overTokens}, ${clean})`
 }

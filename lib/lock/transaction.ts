@@ -53,11 +53,11 @@ export async function transaction<T>(
           entered = true
           turn.polls = false
           const shown = { name, kind: 'transaction', holder: undefined, token, pid } as const
-          context.shown.add(shown)
+          const entry = context.shown.add(shown)
           try {
             return await runWork(() => work(trx, exact({ name, token })), xid)
           } finally {
-            context.shown.remove(shown)
+            context.shown.remove(entry)
           }
         },
         { isolation: 'read committed', identified: false, signal, ms: left() },
