@@ -117,7 +117,7 @@ export function faultsOfVerbs(which: 'short' | 'all'): void {
   }
 }
 
-async function answerOf(act: () => Promise<unknown>): Promise<{ answer?: unknown; error?: unknown }> {
+export async function answerOf(act: () => Promise<unknown>): Promise<{ answer?: unknown; error?: unknown }> {
   try {
     return { answer: await act() }
   } catch (error) {
@@ -125,8 +125,12 @@ async function answerOf(act: () => Promise<unknown>): Promise<{ answer?: unknown
   }
 }
 
-// Each connection of the time of the fault may cost one more call an error.
-async function succeeds(act: () => Promise<unknown>, is: (answer: unknown) => void = () => {}, or: readonly string[]) {
+/** Each connection of the time of the fault may cost one more call an error. */
+export async function succeeds(
+  act: () => Promise<unknown>,
+  is: (answer: unknown) => void = () => {},
+  or: readonly string[],
+) {
   for (let attempts = 1; ; attempts++) {
     const { answer, error } = await answerOf(act)
     if (error === undefined) return is(answer)

@@ -11,8 +11,8 @@ import * as v8 from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { ask } from './query-once.ts'
 
-/** Longer than the server takes to notice that a process was killed. */
-const GOES_MS = 20_000
+/** Longer than the server takes to close a connection that is silent: 15 s. */
+const GOES_MS = 30_000
 /** How much the heap may grow, in bytes: code that is compiled late, and caches, of which each has a bound. */
 const HEAP_GROWS = 16 * 2 ** 20
 

@@ -203,8 +203,9 @@ export const TIME: Record<string, Verb> = {
     act: () => s.a.lockstep.time.ready(),
     is: (answer) => expect(answer).toMatchObject({ timeMs: expect.any(Number) }),
   }),
-  waitUntilAfter: (s) => {
+  waitUntilAfter: async (s) => {
     const lockstep = measuring(s)
+    await lockstep.time.synchronize() // of two processes that begin at once, one measures
     return {
       act: () => lockstep.time.waitUntilAfter(Date.now() - 60_000),
       is: (answer) => expect(answer).toMatchObject({ earliestMs: expect.any(Number) }),

@@ -85,7 +85,7 @@ export const DATABASE: readonly Mutant[] = [
   {
     bug: 'behind a pooler a statement runs with the settings of its role',
     file: 'lib/database/guarded-client.ts',
-    from: "const pinned = !guard.users && isOdd(client) && client.getTransactionStatus() === 'I'",
+    from: 'const pinned = alone && isOdd(client)',
     to: 'const pinned = false',
     files: ['database/odd-settings.test.ts'],
     tests: 'everything at once',
@@ -115,9 +115,9 @@ export const DATABASE: readonly Mutant[] = [
     tests: 'callers that left are passed over',
   },
   {
-    bug: 'a close leaves the connections that hold locks',
+    bug: 'a close keeps the terms of its leaders',
     file: 'lib/index.ts',
-    from: 'await deadline.race(sessions.close())',
+    from: 'await leaders.close(deadline.over)',
     to: '',
     files: ['close/close.test.ts'],
     tests: 'ends by itself, and has no connection',
