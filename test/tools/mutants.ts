@@ -77,7 +77,7 @@ function tried({ file, from, to, files, tests }: Mutant): string[] {
       'vitest',
       'run',
       ...files.map((name) => `test/${name}`),
-      '--bail=20',
+      '--bail=3',
       '--reporter=json',
       `--outputFile=${report}`,
     ]

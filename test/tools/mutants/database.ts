@@ -3,6 +3,14 @@ import type { Mutant } from './mutant.ts'
 
 export const DATABASE: readonly Mutant[] = [
   {
+    bug: 'a close leaves the connections that are idle',
+    file: 'lib/database/pool.ts',
+    from: 'await this.#source.end()',
+    to: '',
+    files: ['neighbours/careless.test.ts'],
+    tests: 'no fence is taken outside of one',
+  },
+  {
     bug: 'a connection that is left in a transaction is used again',
     file: 'lib/database/guarded-client.ts',
     from: 'client.release(broken ?? leftOpen(client))',
@@ -39,8 +47,8 @@ export const DATABASE: readonly Mutant[] = [
     file: 'db/migrations/0012_transaction.sql',
     from: 'if pg_current_xact_id_if_assigned() is distinct from xid then',
     to: 'if false then',
-    files: ['database/transaction.test.ts'],
-    tests: 'outside of a transaction is refused|has ended is refused',
+    files: ['neighbours/careless.test.ts', 'database/transaction.test.ts'],
+    tests: 'no fence is taken outside of one|outside of a transaction is refused|has ended is refused',
   },
   {
     bug: 'a COMMIT of another transaction than the one that was begun',
@@ -56,15 +64,15 @@ export const DATABASE: readonly Mutant[] = [
     from: '      await this.#recover()\n',
     to: '',
     files: ['faults/locks.test.ts'],
-    tests: 'the first try of a process|a release',
+    tests: 'tries of the same names by others',
   },
   {
     bug: 'each of a crowd throws away the session that another has opened',
     file: 'lib/database/session-pool.ts',
     from: 'if (this.#shared === opening) this.#shared = undefined',
     to: 'this.#shared = undefined',
-    files: ['database/session.test.ts'],
-    tests: 'callers of a lost session',
+    files: ['neighbours/careless.test.ts', 'database/session.test.ts'],
+    tests: 'of many callers one opens the next session|callers of a lost session',
   },
   {
     bug: "statements of Lockstep's own are parsed by the parsers of the process",
@@ -111,8 +119,8 @@ export const DATABASE: readonly Mutant[] = [
     file: 'lib/database/shared-pool.ts',
     from: 'ms > LONGEST_MS ? undefined : setTimeout',
     to: 'ms > 0 ? undefined : setTimeout',
-    files: ['database/busy.test.ts'],
-    tests: 'callers that left are passed over',
+    files: ['neighbours/careless.test.ts', 'database/busy.test.ts'],
+    tests: 'a wait ends with its time limit or its signal|callers that left are passed over',
   },
   {
     bug: 'a close keeps the terms of its leaders',
