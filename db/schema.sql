@@ -991,6 +991,8 @@ end $function$;
 
 -- Notifies everybody of the present state of an election. `next` is the first candidate in the queue: of all candidates
 -- that receive this, only that one has to ask. A payload has at most 8,000 bytes; a receiver looks up what did not fit.
+-- Since then: on a channel with a secret name, since any role could forge a leader, or hear its token. Processes of 0.6 listen on
+-- the open one: they are told nothing there, and so read.
 CREATE OR REPLACE FUNCTION lockstep.tell(election text)
  RETURNS void
  LANGUAGE plpgsql
@@ -1010,7 +1012,8 @@ begin
   if octet_length(news::text) > 7900 then
     news := jsonb_build_object('name', place);
   end if;
-  perform pg_notify('lockstep_leader', news::text);
+  perform pg_notify(lockstep.secret_channel('leader'), news::text);
+  perform pg_notify('lockstep_leader', '');
 end $function$;
 
 -- Ends a term, whose row the caller has locked.
@@ -3129,6 +3132,15 @@ create unlogged table lockstep.hold (
   constraint hold_pkey PRIMARY KEY (pid, key)
 );
 
+-- Channels whose messages are believed. Every role that may connect to the database may LISTEN and NOTIFY on any channel whose
+-- name it knows, and no role is shown the channels of others. So the name of such a channel is a secret of the roles that may
+-- write leases. It never changes: a process that listens has asked for it once.
+create table lockstep.secret (
+  channel text collate "C" not null,
+  secret uuid not null default gen_random_uuid(),
+  constraint secret_pkey PRIMARY KEY (channel)
+);
+
 -- The advisory locks of this database that have a key of 64 bits: who has them, and who waits for them. Some are the application's.
 CREATE OR REPLACE FUNCTION lockstep.advisory_locks()
  RETURNS TABLE(key bigint, pid integer, granted boolean)
@@ -3404,6 +3416,16 @@ begin
     end if;
   end if;
 end $function$;
+
+-- The name of such a channel.
+CREATE OR REPLACE FUNCTION lockstep.secret_channel(kind text)
+ RETURNS text
+ LANGUAGE sql
+ STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+  select 'lockstep_' || s.channel || '_' || replace(s.secret::text, '-', '') from lockstep.secret s where s.channel = secret_channel.kind
+$function$;
 
 -- Enters holds, and deletes those that are over: each is known by backend, K and token. held_ms: for how long it has been held.
 -- clean: deletes also what dead processes have left. It waits for nobody.

@@ -24,6 +24,7 @@ usage on schema lockstep, lockstep_boss
 select (name) on lockstep.migration
 select, insert, update, delete on lockstep.lease, lockstep.candidate, lockstep.attempt, lockstep.schedule, lockstep.stuck
 select, insert, update, delete on lockstep.hold
+select on lockstep.secret
 usage on sequence lockstep.token
 select, update on lockstep.time_anchor
 select, update on sequence lockstep.tick_sequence
@@ -45,7 +46,7 @@ execute on function lockstep.try_key, lockstep.turn_keys, lockstep.keys_of, lock
 execute on function lockstep.force, lockstep.sweep, lockstep.take, lockstep.check_backend, lockstep.try, lockstep.turn
 execute on function lockstep.queue, lockstep.register, lockstep.enter, lockstep.assert_held, lockstep.look
 execute on function lockstep.show_holds, lockstep.advisory_locks, lockstep.list_locks
-execute on function lockstep.election, lockstep.waits, lockstep.tell, lockstep.vacate, lockstep.campaign
+execute on function lockstep.secret_channel, lockstep.election, lockstep.waits, lockstep.tell, lockstep.vacate, lockstep.campaign
 execute on function lockstep.withdraw, lockstep.resign, lockstep.resign_held, lockstep.proclaim, lockstep.step_down
 execute on function lockstep.leaders, lockstep.candidates, lockstep.assert_leader, lockstep.check_hold
 execute on function lockstep.complete_jobs, lockstep.hand_back_jobs, lockstep.beat_jobs, lockstep.lease_jobs

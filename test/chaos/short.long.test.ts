@@ -2,6 +2,7 @@
 import { execFileSync } from 'node:child_process'
 import { test as base, describe, expect } from 'vitest'
 import { faketimeAvailable } from '../support/faketime.ts'
+import { leftOnServer } from '../support/resources.ts'
 import { runCounter } from './counter.ts'
 import { runElection } from './election.ts'
 import { runEvents } from './events.ts'
@@ -13,6 +14,7 @@ const test = base.extend<{ server: ChaosServer }>({
   server: async ({}, use) => {
     await using server = await chaosServer(400)
     await use(server)
+    expect(await leftOnServer(server.url)).toEqual([])
   },
 })
 
