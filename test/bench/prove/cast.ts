@@ -51,7 +51,7 @@ export class Cast implements AsyncDisposable {
 
   /** How often the processes reported something. */
   count(what: string, form: string): number {
-    return this.#counts.get(`${what} ${form}`) ?? 0
+    return this.#counts.get(`${what} ${form.replaceAll(' ', '-')}`) ?? 0
   }
 
   /** All that was reported, and how often. */
@@ -87,9 +87,9 @@ export class Cast implements AsyncDisposable {
     createInterface({ input: child.stdout as NodeJS.ReadableStream }).on('line', (line) => {
       if (line === 'ready') return ready.resolve()
       if (this.history.take(name, line)) return
-      const [what, system = '', how] = line.split(' ')
-      if (what === 'named') return member.names.push(system)
-      const key = `${what} ${system} ${how}`
+      const [what, of = ''] = line.split(' ')
+      if (what === 'named') return member.names.push(of)
+      const key = `${what} ${of}`
       this.#counts.set(key, (this.#counts.get(key) ?? 0) + 1)
       if (what === 'done') nemesis.progress()
       else if (process.env.PROVE_ERRORS) console.error(`${name}: ${line}`)

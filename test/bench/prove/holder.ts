@@ -13,6 +13,9 @@ const resource = new Resource(databaseUrl)
 const recorder = new Recorder()
 const { lockstep, lock: ours } = lockstepLocker(databaseUrl, worker)
 
+const report = (what: string, form: string, error: unknown = '') =>
+  console.log(`${what} ${form.replaceAll(' ', '-')} ${String(error)}`.replaceAll('\n', ' '))
+
 /** How long a holder works between what it reads and what it writes. */
 const WORK_MS = 150
 const FENCED = 'prove/fenced'
@@ -20,22 +23,20 @@ const FENCED = 'prove/fenced'
 async function act(system: LockSystem, how: string, lock: Locker): Promise<void> {
   const form = `${system} ${how}`
   await lock(`prove/${form}`, async (held) => {
-    const based = await recorder.do(
-      form,
-      { do: 'read' },
-      () => resource.read(form),
-      (n) => ({ n }),
-    )
+    const token = how.startsWith('token') ? tokenOf(held) : null
+    const look = () => resource.read(form, how === 'token, read too' ? token : null)
+    const based = await recorder.do(form, { do: 'read' }, look, (n) => (n === undefined ? 'none' : { n }))
+    if (based === undefined) return report('refused', form)
     await sleep(Math.random() * WORK_MS)
-    if (how !== 'bare' && !held.holds()) return console.log(`gave-up ${form}`)
-    await write(form, based, how === 'token' ? tokenOf(held) : null)
+    if (how !== 'bare' && !held.holds()) return report('gave-up', form)
+    await write(form, based, token)
   })
 }
 
 async function write(form: string, based: number, token: string | null): Promise<void> {
   const act = () => resource.write(form, based, token, worker)
   const version = await recorder.do(form, { do: 'write', based }, act, (n) => (n === undefined ? 'none' : { n }))
-  console.log(`${version === undefined ? 'refused' : 'done'} ${form}`)
+  report(version === undefined ? 'refused' : 'done', form)
 }
 
 function tokenOf({ token }: Held): string {
@@ -64,7 +65,7 @@ async function actFenced(): Promise<void> {
     const lost = (error: unknown) =>
       (error as { code?: string }).code === 'LEASE_LOST' ? ('none' as const) : undefined
     await recorder.do(form, { do: 'write', based }, write, (n) => ({ n }), lost)
-    console.log(`done ${form}`)
+    report('done', form)
   })
 }
 
@@ -74,7 +75,7 @@ async function forever(form: string, once: () => Promise<void>): Promise<never> 
       await once()
     } catch (error) {
       // The lock was lost, or a server was unreachable: another attempt.
-      console.log(`error ${form} ${String(error)}`.replaceAll('\n', ' '))
+      report('error', form, error)
       await sleep(20)
     }
     await sleep(Math.random() * 20)
@@ -82,7 +83,7 @@ async function forever(form: string, once: () => Promise<void>): Promise<never> 
 }
 
 // What a client throws where nobody catches it: it counts as an error, as for its other users.
-process.on('unhandledRejection', (error) => console.log(`error ${peer} ${String(error)}`.replaceAll('\n', ' ')))
+process.on('unhandledRejection', (error) => report('error', peer, error))
 process.stdin.resume().once('close', () => process.exit()) // the parent has ended
 
 const their = peer as Exclude<LockSystem, 'lockstep'>

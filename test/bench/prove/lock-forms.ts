@@ -5,8 +5,9 @@
  * - `bare`: the holder takes the lock, reads, works, writes.
  * - `looks`: before it writes, it asks its client whether it still holds: redlock's `signal`, the lease of etcd3, the state of the session
  *   of ZooKeeper, `isTrusted()`.
- * - `token`: and the resource refuses a smaller token than it has seen: etcd's revision of the key, ZooKeeper's czxid of the node,
- *   Lockstep's token. redlock has none.
+ * - `token`: and the resource refuses a write whose token is smaller than one that it has seen in a write: etcd's revision of the key,
+ *   ZooKeeper's czxid of the node, Lockstep's token. redlock has none.
+ * - `token, read too`: and the resource sees the token already in the read.
  * - `fenced` (Lockstep only): the row is in the database of the lock, and its write commits only if the writer holds.
  *
  * redlock is on one Redis, etcd and ZooKeeper are one node each: the faults here are of processes and networks, and none of them
@@ -29,9 +30,9 @@ export type Locker = (name: string, work: (held: Held) => Promise<void>) => Prom
 
 export const LOCK_FORMS = {
   redlock: ['bare', 'looks'],
-  etcd: ['bare', 'looks', 'token'],
-  zookeeper: ['bare', 'looks', 'token'],
-  lockstep: ['bare', 'looks', 'token', 'fenced'],
+  etcd: ['bare', 'looks', 'token', 'token, read too'],
+  zookeeper: ['bare', 'looks', 'token', 'token, read too'],
+  lockstep: ['bare', 'looks', 'token', 'token, read too', 'fenced'],
 } as const
 export type LockSystem = keyof typeof LOCK_FORMS
 

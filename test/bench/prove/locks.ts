@@ -30,11 +30,12 @@ export async function proveLocks(peer: Exclude<LockSystem, 'lockstep'>, plan: Pl
   const results: Result[] = []
   for (const { system, how } of forms) {
     const form = `${system} ${how}`
-    const effects = await rows(plan.databaseUrl, 'select version, based_on from effect where form = $1', [form])
+    const effects = await rows(plan.databaseUrl, 'select * from effect where form = $1 order by version', [form])
     const doubles = effects.filter(({ version, based_on: based }) => Number(based) !== Number(version) - 1)
     const verdict = check(rowModel, all.get(form) ?? [])
     results.push({
       ...{ system, how, effects: effects.length, doubles: doubles.length, lost: 0 },
+      evidence: doubles.flatMap(({ version }) => effects.filter((each) => Math.abs(each.version - version) < 2)),
       ...{ refused: cast.count('refused', form) + cast.count('gave-up', form), history: verdict.is },
     })
   }

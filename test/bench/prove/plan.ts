@@ -22,6 +22,8 @@ export interface Result {
   refused: number
   /** The judgement of the history checker. */
   history: 'linearizable' | 'not linearizable' | 'undecided'
+  /** The double effects, each with the one before and the one after. */
+  evidence?: unknown[]
   /** How often there was each fault. */
   faults?: Record<string, number>
 }

@@ -4,7 +4,9 @@
  * Each write says on which version it is based. If that is not the version before it, the writer has overwritten the effect of
  * another one: two processes acted at the same time, and both believed to hold. That is a *double effect*.
  *
- * With a token the row refuses a writer whose token is smaller than the largest that it has seen.
+ * With a token the row refuses a holder whose token is smaller than the largest that it has seen: in its writes, or in its reads too. A
+ * row that sees tokens only in writes does not know the next holder until that one writes. Up to then it takes the late write of the
+ * one before; and the next holder, which has read already, overwrites it.
  */
 import pg from 'pg'
 
@@ -12,7 +14,7 @@ export const SCHEMA = `
   create table resource (form text primary key, version bigint not null, token numeric not null);
   create table fenced (version bigint not null);
   insert into fenced values (0);
-  create table effect (form text, version bigint, based_on bigint, worker text);
+  create table effect (form text, version bigint, based_on bigint, worker text, token numeric, at timestamptz default clock_timestamp());
   create table job_effect (form text, job integer, worker text);
   create unique index on job_effect (form, job) where form like '%idempotent';
   select lockstep.fence_table('fenced', name => 'prove/fenced')`
@@ -25,10 +27,21 @@ export class Resource {
     this.#pool.on('error', () => {})
   }
 
-  /** The version that is there. */
-  async read(form: string): Promise<number> {
-    const { rows } = await this.#pool.query('select version from resource where form = $1', [form])
-    return Number(rows[0].version)
+  /**
+   * The version that is there.
+   * @param token  the row remembers it, and refuses a smaller one from now on; null: it does not learn who reads.
+   * @returns undefined: the token was refused.
+   */
+  async read(form: string, token: string | null): Promise<number | undefined> {
+    const { rows } = await this.#pool.query(
+      token === null
+        ? { text: 'select version from resource where form = $1', values: [form] }
+        : {
+            text: `update resource set token = $2::numeric where form = $1 and token <= $2::numeric returning version`,
+            values: [form, token],
+          },
+    )
+    return rows[0] && Number(rows[0].version)
   }
 
   /**
@@ -43,7 +56,7 @@ export class Resource {
          update resource set version = version + 1, token = greatest(token, coalesce($3::numeric, 0))
           where form = $1 and ($3::numeric is null or token <= $3::numeric)
          returning version)
-       insert into effect select $1::text, version, $2::bigint, $4::text from written returning version`,
+       insert into effect select $1::text, version, $2::bigint, $4::text, $3::numeric from written returning version`,
       [form, based, token, worker],
     )
     return rows[0] && Number(rows[0].version)

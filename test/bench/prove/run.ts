@@ -8,7 +8,7 @@
  * have the experiments, lock-forms.ts and job-forms.ts the forms.
  *
  * A double effect of a peer is no failure of this program: the exit code is 1 if Lockstep breaks a promise. It promises that a row that
- * is fenced, one whose resource checks the token, and a transactional handler have no double effect. 2: a server is not installed.
+ * is fenced, one that sees the token in reads and writes, and a transactional handler have no double effect. 2: a server is not installed.
  */
 import * as os from 'node:os'
 import { parseArgs } from 'node:util'
@@ -32,7 +32,7 @@ const PEERS: Record<string, Peer> = {
 }
 const PACKAGES = { redis: 'redis-server', etcd: 'etcd-server', zookeeper: 'zookeeper' }
 /** The forms of Lockstep that have no double effect, by its promises. */
-const PROMISED = ['token', 'fenced', 'transactional']
+const PROMISED = ['token, read too', 'fenced', 'transactional']
 
 const { values } = parseArgs({
   options: {

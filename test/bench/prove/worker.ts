@@ -23,7 +23,7 @@ for (const system of new Set(['lockstep', peer])) {
         const act = () => resource.effect(form, job, worker, form.endsWith('idempotent'))
         await recorder.do(`${form} ${job}`, { do: 'effect' }, act, (done) => (done ? {} : 'none'))
       }
-      console.log(`done ${form}`)
+      console.log(`done ${form.replaceAll(' ', '-')}`)
     },
     peerUrl,
   )
