@@ -46,7 +46,7 @@ if (kinds.length === 0) throw new Error(`--kind is one of ${KINDS.join(', ')}`)
 const seconds = values.minutes ? (Number(values.minutes) * 60) / kinds.length : Number(values.seconds)
 
 /** The counts that are summed. Each increment is a hold; each row of a leader is a fenced write. */
-const COUNTED = ['increments', 'holds', 'terms', 'rows', 'jobs', 'slots', 'events']
+const COUNTED = ['increments', 'holds', 'terms', 'rows', 'jobs', 'slots', 'events', 'linear']
 
 const sum = { seconds: 0, violations: 0, counts: {} as Record<string, number>, faults: {} as Record<string, number> }
 const recovered: number[] = []

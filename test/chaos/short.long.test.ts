@@ -27,7 +27,7 @@ describe('holds and jobs', () => {
     'no increment is lost, through faults of holders, networks, backends, clocks and the server',
     LIMIT,
     async ({ server }) => {
-      const { violations, increments, faults } = await runCounter({
+      const { violations, increments, linear, faults } = await runCounter({
         server,
         kind: 'mixed',
         workers: 6,
@@ -36,6 +36,7 @@ describe('holds and jobs', () => {
       })
       expect(violations).toEqual([])
       expect(increments).toBeGreaterThan(0)
+      expect(linear).toBeGreaterThan(increments)
       const struck = ['kill', 'pause', 'cut', 'hold', 'swallow', 'terminate']
       if (faketimeAvailable()) struck.push('clock')
       expect(Object.keys(faults)).toEqual(expect.arrayContaining(struck))
@@ -98,9 +99,10 @@ describe('events', () => {
     async (how, { server, skip }) => {
       skip(how.door === 'http' && !python(), 'it needs python3')
       const sizes = { writers: 2, consumers: 3, streams: 40, seconds: 5 }
-      const { violations, events, back, faults } = await runEvents({ server, ...how, ...sizes })
+      const { violations, events, linear, back, faults } = await runEvents({ server, ...how, ...sizes })
       expect(violations).toEqual([])
       expect(events).toBeGreaterThan(0)
+      expect(linear).toBeGreaterThan(0)
       expect(back).toBeGreaterThan(0)
       expect(restarts(faults)).toBeGreaterThan(0)
     },
