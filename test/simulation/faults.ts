@@ -89,10 +89,7 @@ export function torment(scene: Scene, faults: WorldFaults, { kinds, everyMs }: P
     const backend = pick(random, [...server.backends])
     const kind = pick(random, some)
     if (kind === 'swallow' && socket) socket.swallowed = true
-    if (kind === 'cut' && socket) {
-      if (backendOf(server, socket)) server.ended(backendOf(server, socket) as Backend)
-      socket.cut()
-    }
+    if (kind === 'cut' && socket) breakLine(server, socket)
     if (kind === 'terminate' && backend) server.terminate(backend)
     if (kind === 'crash' && random() < 0.2) server.crash()
     if (kind === 'clock' && process) process.wallMs += (random() - 0.5) * 60_000
@@ -110,7 +107,12 @@ export function torment(scene: Scene, faults: WorldFaults, { kinds, everyMs }: P
   next()
 }
 
-const backendOf = (server: Server, socket: Socket) => [...server.backends].find(({ line }) => line === socket)
+/** A connection breaks, and both sides learn of it. */
+export function breakLine(server: Server, socket: Socket): void {
+  const backend = [...server.backends].find(({ line }) => line === socket)
+  if (backend) server.ended(backend)
+  socket.cut()
+}
 
 /** One of them; undefined if there is none. */
 export function pick<T>(random: Random, from: readonly T[]): T {

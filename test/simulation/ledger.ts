@@ -29,7 +29,8 @@ export class Ledger {
   readonly #world: World
   readonly #server: Server
   readonly #entries = new Map<string, Entry[]>()
-  readonly #tokens = new Map<string, bigint>()
+  /** The largest token that was granted of each name, and to which holder. */
+  readonly #last = new Map<string, { token: bigint; holder: string }>()
   #seen = 0
   readonly #effects = new Map<string, bigint>()
   grants = 0
@@ -45,11 +46,13 @@ export class Ledger {
     const { name, token } = hold
     const entries = this.#entries.get(name) ?? []
     this.#entries.set(name, entries)
-    const again = entries.some((each) => each.hold.token === token && each.hold.holder === hold.holder)
-    const last = this.#tokens.get(name) ?? 0n
+    const last = this.#last.get(name)
+    const again = last?.token === token && last.holder === hold.holder // it has it already, perhaps by a release that failed
     // An answer may be late: then its hold is not trusted any more, and its token may be below one that was granted since.
-    if (!again && token <= last && this.#trusted(hold, process)) throw new Violation(`${name}: token ${token} after ${last}`)
-    if (token > last) this.#tokens.set(name, token)
+    if (last && !again && token <= last.token && this.#trusted(hold, process)) {
+      throw new Violation(`${name}: token ${token} after ${last.token}`)
+    }
+    if (!last || token > last.token) this.#last.set(name, { token, holder: hold.holder })
     const entry: Entry = { hold, process, ttlMs, over: false }
     entries.push(entry)
     return entry

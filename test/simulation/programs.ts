@@ -118,10 +118,10 @@ function expected(error: unknown): void {
   throw new Violation(`An error that no document names: ${error instanceof Error ? error.stack : String(error)}`)
 }
 
-/** A Lockstep of a process. @param pooled  behind a transaction pooler. */
-export const open = (pooled: boolean): Lockstep =>
+/** A Lockstep of a process. @param pooled  behind a transaction pooler. @param seed  the world: what is known of one is not known of another. */
+export const open = (pooled: boolean, seed: number): Lockstep =>
   createLockstep({
-    connectionString: `postgres://u@${pooled ? 'pooler' : 'server'}:5432/d`,
+    connectionString: `postgres://u@${pooled ? 'pooler' : 'server'}:5432/world${seed}`,
     ...(pooled && { directConnectionString: null }),
     maxWaiting: 2,
     max: 3,

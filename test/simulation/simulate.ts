@@ -1,7 +1,7 @@
 /** One world from one seed: what it is made of, its life, and what must be true at its end. */
 import { seeded } from '../chaos/random.ts'
 import type { Lockstep } from '../../lib/index.ts'
-import { KINDS, type Kind, type Plan, type Random, torment, WorldFaults } from './faults.ts'
+import { breakLine, KINDS, type Kind, type Plan, type Random, torment, WorldFaults } from './faults.ts'
 import { Ledger, Violation } from './ledger.ts'
 import { caller, open } from './programs.ts'
 import { Process, World } from './scheduler.ts'
@@ -48,8 +48,6 @@ export async function simulate(seed: number, without: Without = { kinds: [], cal
   const faults = new WorldFaults(plan, stream(seed, 'faults'))
   const server = new Server(world, stream(seed, 'server'), faults)
   const ledger = new Ledger(world, server)
-  const network = stream(seed, 'network')
-  void network
   const sockets = new Set<Socket>()
   const processes: Process[] = []
   const running = new Map<Process, { lockstep: Lockstep; doing: string[] }>()
@@ -60,7 +58,7 @@ export async function simulate(seed: number, without: Without = { kinds: [], cal
     const process = new Process(`p${at}.${++count}`)
     processes[at] = process
     world.after(0, () => {
-      const lockstep = open(pooled)
+      const lockstep = open(pooled, seed)
       const doing: string[] = []
       running.set(process, { lockstep, doing })
       for (let nth = 0; nth < (shape[at] as number); nth++) {
@@ -91,7 +89,7 @@ export async function simulate(seed: number, without: Without = { kinds: [], cal
       over = true
       faults.over = true
       for (const each of processes) if (each.paused && !each.dead) world.resume(each)
-      for (const socket of sockets) if (socket.swallowed) socket.heal()
+      for (const socket of sockets) if (socket.swallowed) breakLine(server, socket)
     }, undefined)
 
     const socket = () => {

@@ -114,18 +114,13 @@ export class Socket extends EventEmitter implements Line {
 
   /** The connection breaks: both sides learn of it. */
   cut(): void {
+    this.swallowed = false
     this.#peer.left()
     this.#toClient(() => {
       this.writable = false
       this.emit('error', Object.assign(new Error('read ECONNRESET'), { code: 'ECONNRESET' }))
       this.#close()
     })
-  }
-
-  /** A cable that was pulled is there again: what was lost stays lost, so the connection breaks. */
-  heal(): void {
-    this.swallowed = false
-    this.cut()
   }
 
   /** The process has died, and its kernel says so. */
