@@ -116,7 +116,7 @@ export async function simulate(seed: number, without: Without = { kinds: [], cal
     const timers = processes.filter(({ timers }) => timers.size > 0).map(({ name, timers }) => `${timers.size} timers of ${name}`)
     const left = [
       ...timers,
-      ...(server.backends.size > 0 ? [`${server.backends.size} connections`] : []),
+      ...[...server.backends].map((each) => `connection ${each.pid} of ${each.line?.process.name}`),
       ...(server.locks.size > 0 ? [`${server.locks.size} advisory locks`] : []),
     ]
     if (left.length > 0) throw new Violation(`This is left after close(): ${left.join(', ')}`)
