@@ -31,17 +31,29 @@ export class WorldFaults implements Faults {
   over = false
   readonly #plan: Plan
   readonly #random: Random
+  readonly tell: ((line: string) => void) | undefined
 
-  constructor(plan: Plan, random: Random) {
+  constructor(plan: Plan, random: Random, tell?: (line: string) => void) {
     this.#plan = plan
     this.#random = random
+    this.tell = tell
   }
 
   #hit(kind: Kind, part: number): boolean {
     return !this.over && this.#plan.kinds.has(kind) && this.#random() < part
   }
 
-  fate(_backend: Backend, _text: string): Fate {
+  fate(backend: Backend, text: string): Fate {
+    const fate = this.#fate()
+    if (this.tell && !text.startsWith('set ')) {
+      const what = fate.error ?? fate.end
+      const said = `${backend.line?.process.name} on ${backend.pid}: ${text.trim().replace(/\s+/g, ' ').slice(0, 100)}`
+      this.tell(what ? `${said}  ${JSON.stringify(what)}` : said)
+    }
+    return fate
+  }
+
+  #fate(): Fate {
     const part = this.#plan.perStatement / 4
     for (const after of [false, true]) {
       const when = after ? 'after' : 'before'
@@ -85,9 +97,13 @@ export function torment(scene: Scene, faults: WorldFaults, { kinds, everyMs }: P
   const act = () => {
     if (faults.over) return
     const process = pick(random, scene.processes)
-    const socket = pick(random, [...scene.sockets].filter(({ open }) => open))
+    const socket = pick(
+      random,
+      [...scene.sockets].filter(({ open }) => open),
+    )
     const backend = pick(random, [...server.backends])
     const kind = pick(random, some)
+    faults.tell?.(`${kind}: ${process?.name}, a connection of ${socket?.process.name}, or backend ${backend?.pid}`)
     if (kind === 'swallow' && socket) socket.swallowed = true
     if (kind === 'cut' && socket) breakLine(server, socket)
     if (kind === 'terminate' && backend) server.terminate(backend)

@@ -8,13 +8,17 @@
  * 3. A grant has a larger token than every earlier grant of the name.
  * 4. The fenced writes of a name commit in the order of their tokens.
  */
-import type { Hold } from '../../lib/index.ts'
+
 import { keyOf } from '../../lib/database/lock-key.ts'
+import type { Hold } from '../../lib/index.ts'
 import type { Process, World } from './scheduler.ts'
 import type { Server } from './server/server.ts'
 
 /** How long a connection hold is trusted after its last answer (lib/database/session.ts), and a little. */
 const TRUST_MS = 8_100
+
+/** The ttl of a hold that wanted none, behind a pooler. */
+const POOLED_TTL_MS = 15_000
 
 export class Violation extends Error {}
 
@@ -35,7 +39,10 @@ export class Ledger {
   readonly #effects = new Map<string, bigint>()
   grants = 0
 
-  constructor(world: World, server: Server) {
+  readonly #tell: ((line: string) => void) | undefined
+
+  constructor(world: World, server: Server, tell?: (line: string) => void) {
+    this.#tell = tell
     this.#world = world
     this.#server = server
   }
@@ -44,6 +51,7 @@ export class Ledger {
   granted(hold: Hold, process: Process, ttlMs: number): Entry {
     this.grants++
     const { name, token } = hold
+    this.#tell?.(`${process.name} is granted ${name}: a ${hold.kind} hold under ${token}, as ${hold.holder}`)
     const entries = this.#entries.get(name) ?? []
     this.#entries.set(name, entries)
     const last = this.#last.get(name)
@@ -67,7 +75,8 @@ export class Ledger {
     for (; this.#seen < this.#server.effects.length; this.#seen++) {
       const { name, token } = this.#server.effects[this.#seen] as { name: string; token: bigint }
       const last = this.#effects.get(name) ?? 0n
-      if (token < last) throw new Violation(`${name}: a write under token ${token} was committed after one under ${last}`)
+      if (token < last)
+        throw new Violation(`${name}: a write under token ${token} was committed after one under ${last}`)
       this.#effects.set(name, token)
     }
   }
@@ -82,7 +91,8 @@ export class Ledger {
         continue
       }
       if (this.#excused(entry)) continue
-      if (!this.#held(entry)) throw new Violation(`${name}: a ${hold.kind} hold under ${hold.token} is trusted, and not held`)
+      if (!this.#held(entry))
+        throw new Violation(`${name}: a ${hold.kind} hold under ${hold.token} is trusted, and not held`)
       if (believed && believed.hold.token !== hold.token) {
         throw new Violation(`${name}: trusted under ${believed.hold.token} and under ${hold.token}`)
       }
@@ -98,7 +108,7 @@ export class Ledger {
   }
 
   #excused({ hold, process, ttlMs }: Entry): boolean {
-    const since = this.#world.now - Math.max(TRUST_MS, ttlMs)
+    const since = this.#world.now - (hold.kind === 'lease' ? Math.max(ttlMs, POOLED_TTL_MS) : TRUST_MS)
     const { takenAway, forced } = this.#server
     while (takenAway[0] && takenAway[0].at < this.#world.now - 60_000) takenAway.shift()
     const { name } = hold

@@ -43,7 +43,10 @@ export async function caller(stage: Stage, random: Random, doing: (what: string)
     if (kind < 0.6) return {}
     if (kind < 0.8) return { waitMs: Math.floor(random() * 4_000) }
     const controller = new AbortController()
-    setTimeout(() => controller.abort(Object.assign(new Error('The caller has left'), { code: 'LEASE_HELD' })), random() * 3_000)
+    setTimeout(
+      () => controller.abort(Object.assign(new Error('The caller has left'), { code: 'LEASE_HELD' })),
+      random() * 3_000,
+    )
     return { signal: controller.signal }
   }
 
@@ -121,7 +124,7 @@ function expected(error: unknown): void {
 /** A Lockstep of a process. @param pooled  behind a transaction pooler. @param seed  the world: what is known of one is not known of another. */
 export const open = (pooled: boolean, seed: number): Lockstep =>
   createLockstep({
-    connectionString: `postgres://u@${pooled ? 'pooler' : 'server'}:5432/world${seed}`,
+    connectionString: `postgres://u:without@${pooled ? 'pooler' : 'server'}:5432/world${seed}`,
     ...(pooled && { directConnectionString: null }),
     maxWaiting: 2,
     max: 3,

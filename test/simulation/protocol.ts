@@ -53,7 +53,9 @@ function asked(message: Buffer): Asked {
       string() // the portal
       const statement = string()
       at += 2 + 2 * message.readInt16BE(at)
-      const values = Array.from({ length: message.readInt16BE((at += 2) - 2) }, () => {
+      const count = message.readInt16BE(at)
+      at += 2
+      const values = Array.from({ length: count }, () => {
         const length = message.readInt32BE(at)
         at += 4
         if (length < 0) return null

@@ -176,7 +176,7 @@ export class World {
    * @param check  called after each step; it throws if the world has broken a promise.
    */
   async run(seed: number, socket: () => object, until: () => boolean, check: () => void): Promise<void> {
-    const restore = this.#replace(seeded(seed), socket)
+    const restore = this.#replace(seeded(seed), seeded(~seed), socket)
     try {
       while (!until()) {
         const event = this.#next()
@@ -212,7 +212,7 @@ export class World {
     }
   }
 
-  #replace(random: () => number, socket: () => object): () => void {
+  #replace(random: () => number, ids: () => number, socket: () => object): () => void {
     const undo: (() => void)[] = []
     const put = (owner: object, name: string, value: unknown) => {
       const own = Object.getOwnPropertyDescriptor(owner, name)
@@ -220,20 +220,29 @@ export class World {
       undo.push(() => (own ? Object.defineProperty(owner, name, own) : Reflect.deleteProperty(owner, name)))
     }
     const clear = (timer: unknown) => void (timer instanceof Timer && timer.close())
-    put(globalThis, 'setTimeout', (f: (...a: unknown[]) => void, ms = 1, ...a: unknown[]) =>
-      new Timer(this, () => f(...a), ms, false))
-    put(globalThis, 'setInterval', (f: (...a: unknown[]) => void, ms = 1, ...a: unknown[]) =>
-      new Timer(this, () => f(...a), ms, true))
+    put(
+      globalThis,
+      'setTimeout',
+      (f: (...a: unknown[]) => void, ms = 1, ...a: unknown[]) => new Timer(this, () => f(...a), ms, false),
+    )
+    put(
+      globalThis,
+      'setInterval',
+      (f: (...a: unknown[]) => void, ms = 1, ...a: unknown[]) => new Timer(this, () => f(...a), ms, true),
+    )
     put(globalThis, 'setImmediate', (f: (...a: unknown[]) => void, ...a: unknown[]) =>
-      this.after(0, () => f(...a), this.current))
+      this.after(0, () => f(...a), this.current),
+    )
     for (const name of ['clearTimeout', 'clearInterval', 'clearImmediate']) put(globalThis, name, clear)
     put(performance, 'now', () => this.now)
     put(Date, 'now', () => Math.floor(EPOCH_MS + this.now + (this.current?.wallMs ?? 0)))
     put(Math, 'random', random)
-    put(crypto, 'randomUUID', () => uuid(random))
+    // From numbers of their own: some are drawn once in a process, and not in each world.
+    put(crypto, 'randomUUID', () => uuid(ids))
     put(crypto, 'getRandomValues', (array: BigInt64Array) => array.fill(BigInt(Math.floor(random() * 2 ** 52))))
     put(timersPromises, 'setTimeout', (ms: number, value: unknown, { signal }: { signal?: AbortSignal } = {}) =>
-      sleep(ms, value, signal))
+      sleep(ms, value, signal),
+    )
     void [process.stdout, process.stderr] // made at first use, perhaps as sockets
     put(net, 'Socket', function Socket() {
       return socket()

@@ -4,8 +4,9 @@
  *
  * What may fail is decided at each statement by the world (faults.ts): before its effect, after it, or with the connection.
  */
-import type { Line, Peer } from '../socket.ts'
+
 import { type Asked, Reader, type Row, SAYS } from '../protocol.ts'
+import type { Line, Peer } from '../socket.ts'
 import type { Blocked } from './locks.ts'
 import { PgError } from './pg-error.ts'
 import { Transaction } from './rows.ts'
@@ -59,6 +60,7 @@ export class Backend implements Peer {
   }
 
   connected(line: Line): void {
+    if (this.ended) return // the connection broke while it was made
     this.line = line
     this.heardAt = this.server.now
     this.server.backends.add(this)
@@ -122,8 +124,11 @@ export class Backend implements Peer {
       try {
         const cancelled = this.#cancelled
         this.#cancelled = false
-        done = (cancelled ? this.#work.throw(new PgError('57014', 'canceling statement due to user request')) : this.#work.next())
-          .done as boolean
+        done = (
+          cancelled
+            ? this.#work.throw(new PgError('57014', 'canceling statement due to user request'))
+            : this.#work.next()
+        ).done as boolean
       } catch (error) {
         this.#fail(error)
       } finally {
@@ -135,7 +140,10 @@ export class Backend implements Peer {
   }
 
   #fail(error: unknown): void {
-    if (!(error instanceof PgError)) return this.server.world.fail(error)
+    if (!(error instanceof PgError)) {
+      this.server.world.fail(error)
+      return
+    }
     this.#skipping = true
     this.#failed = this.#explicit
     if (!this.#explicit) this.#finish(false)
@@ -259,7 +267,10 @@ export class Backend implements Peer {
 
   #greet(): void {
     const refusal = this.server.refusal()
-    if (refusal !== undefined) return this.end(refusal)
+    if (refusal !== undefined) {
+      this.end(refusal)
+      return
+    }
     this.#say(SAYS.authenticated, SAYS.parameter('client_encoding', 'UTF8'), SAYS.key(this.server.announced(this)))
     this.#say(SAYS.ready('I'))
   }

@@ -17,7 +17,11 @@ export interface Session {
 
 const channel = (name: string): string => `lockstep_${keyOf(name)}`
 const lost = (name: string, token: bigint) =>
-  new PgError('LS001', `lockstep: '${name}' is not held under token ${token}`, JSON.stringify([{ name, token: String(token) }]))
+  new PgError(
+    'LS001',
+    `lockstep: '${name}' is not held under token ${token}`,
+    JSON.stringify([{ name, token: String(token) }]),
+  )
 
 const live = (row: LeaseRow | undefined, now: number): row is LeaseRow =>
   row !== undefined && row.holder !== null && row.expiresAt > now && row.expiresAt < Infinity
@@ -86,12 +90,20 @@ export function* enter(s: Session, name: string, waits: boolean): Generator<Bloc
   const { server, backend } = s
   const key = keyOf(name)
   if (waits) yield* server.locks.lock(backend, key, 'exclusive', 'transaction')
-  else if (!server.locks.try(backend, key, 'exclusive', 'transaction')) return { gated: false, token: null, waitMs: null }
+  else if (!server.locks.try(backend, key, 'exclusive', 'transaction'))
+    return { gated: false, token: null, waitMs: null }
   return { gated: true, ...take(s, name) }
 }
 type Entered = { gated: boolean } & ReturnType<typeof take>
 
-export function register(s: Session, name: string, holder: string, token: bigint, meta: string | null, pid: number): void {
+export function register(
+  s: Session,
+  name: string,
+  holder: string,
+  token: bigint,
+  meta: string | null,
+  pid: number,
+): void {
   checkBackend(s, pid)
   const { server, backend, trx } = s
   if (!server.locks.keysOf(backend).includes(keyOf(name))) throw lost(name, token)

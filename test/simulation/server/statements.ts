@@ -5,8 +5,8 @@
 import { keyOf } from '../../../lib/database/lock-key.ts'
 import type { Row } from '../protocol.ts'
 import type { Answer } from './backend.ts'
-import * as twin from './functions.ts'
 import type { Session } from './functions.ts'
+import * as twin from './functions.ts'
 import type { Blocked } from './locks.ts'
 import { PgError } from './pg-error.ts'
 
@@ -18,7 +18,11 @@ const nothing: Answer = { types: {}, rows: [] }
 const text = (value: unknown): string | null => (value === null || value === undefined ? null : String(value))
 const bool = (value: boolean): string => (value ? 't' : 'f')
 const instant = (ms: number | null): string | null =>
-  ms === null ? null : ms === Infinity ? 'infinity' : `${new Date(ms).toISOString().replace('T', ' ').replace('Z', '')}+00`
+  ms === null
+    ? null
+    : ms === Infinity
+      ? 'infinity'
+      : `${new Date(ms).toISOString().replace('T', ' ').replace('Z', '')}+00`
 /** An array as PostgreSQL writes it; an empty one of array_agg is null. */
 const array = (values: (string | null)[]): string | null =>
   values.length === 0 ? null : `{${values.map((value) => (value === null ? 'NULL' : `"${value}"`)).join()}}`
@@ -33,7 +37,6 @@ export function elements(literal: string): (string | null)[] {
 }
 const texts = (literal: string | undefined) => elements(literal ?? '{}') as string[]
 
-
 const GREETING = { direct: 'bool', port: 'int4', product: 'text', values: 'text', set: 'text', since: 'text' }
 const TAKEN = { token: 'int8', wait_ms: 'float8' }
 const TURN = { base: 'int8', refused: 'int4[]', taken: 'int4[]', tokens: 'int8[]' }
@@ -47,7 +50,14 @@ const RENEWED = {
   ...CLOCKED,
 }
 const LOOK = {
-  ...{ holder: 'text', token: 'int8', granted_at: 'timestamptz', expires_at: 'timestamptz', ttl_ms: 'int4', meta: 'jsonb' },
+  ...{
+    holder: 'text',
+    token: 'int8',
+    granted_at: 'timestamptz',
+    expires_at: 'timestamptz',
+    ttl_ms: 'int4',
+    meta: 'jsonb',
+  },
   ...{ gate_pid: 'int4', gate_application: 'text', waiting_pids: 'int4[]' },
   ...{ hold_kind: 'text', hold_holder: 'text', hold_token: 'int8', hold_since: 'timestamptz', hold_meta: 'jsonb' },
 }
@@ -69,7 +79,14 @@ const STATEMENTS: [RegExp, Twin][] = [
     ({ backend }, _, [, pid]) => {
       const direct = backend.pid === Number(pid)
       const values = JSON.stringify(Object.values(SETTINGS_IN_ORDER))
-      return one(GREETING, { direct: bool(direct), port: '1', product: 'PostgreSQL 18 (simulated)', values, set: '', since: '' })
+      return one(GREETING, {
+        direct: bool(direct),
+        port: '1',
+        product: 'PostgreSQL 18 (simulated)',
+        values,
+        set: '',
+        since: '',
+      })
     },
   ],
   [
@@ -203,8 +220,11 @@ const STATEMENTS: [RegExp, Twin][] = [
       })
     },
   ],
-  [/^\s*with limits as materialized/, () =>
-    one({ statement: 'text', idle: 'text', transaction: 'text' }, { statement: '0', idle: '0', transaction: '0' })],
+  [
+    /^\s*with limits as materialized/,
+    () =>
+      one({ statement: 'text', idle: 'text', transaction: 'text' }, { statement: '0', idle: '0', transaction: '0' }),
+  ],
   [/^\s*select set_config\('statement_timeout'/, () => one({ set_config: 'text' }, { set_config: '0' })],
   [
     /^select lockstep\.check_transaction\('(\d+)'\)$/,
@@ -251,9 +271,18 @@ const STATEMENTS: [RegExp, Twin][] = [
       const gate = server.locks.holder(keyOf(name))
       const waiting = server.locks.waiting(keyOf(name)).map(({ pid }) => String(pid))
       return one(LOOK, {
-        ...{ holder: held?.holder ?? null, token: text(held?.token), ttl_ms: text(held?.ttlMs), meta: held?.meta ?? null },
+        ...{
+          holder: held?.holder ?? null,
+          token: text(held?.token),
+          ttl_ms: text(held?.ttlMs),
+          meta: held?.meta ?? null,
+        },
         ...{ granted_at: instant(held?.grantedAt ?? null), expires_at: instant(held?.expiresAt ?? null) },
-        ...{ gate_pid: text(gate?.pid), gate_application: gate ? 'lockstep' : null, waiting_pids: array(waiting) ?? '{}' },
+        ...{
+          gate_pid: text(gate?.pid),
+          gate_application: gate ? 'lockstep' : null,
+          waiting_pids: array(waiting) ?? '{}',
+        },
       })
     },
   ],
