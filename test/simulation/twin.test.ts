@@ -22,6 +22,7 @@ test('the simulated server answers each statement as PostgreSQL does, and has th
 }, 120_000)
 
 async function compare(seed: number): Promise<void> {
+  const t0 = performance.now()
   const random = seeded(seed)
   const twin = new TwinSide(NAMES)
   await openEnded(twin)
@@ -33,6 +34,7 @@ async function compare(seed: number): Promise<void> {
     simulated.push(await twin.step(step))
     await openEnded(twin)
   }
+  const t1 = performance.now()
   const real = new RealSide(database, NAMES)
   try {
     await openEnded(real)
@@ -43,6 +45,7 @@ async function compare(seed: number): Promise<void> {
       await openEnded(real)
     }
     expect(twin.known.order().join(), `seed ${seed}: the order of the tokens`).toBe(real.known.order().join())
+    console.log('T', t1 - t0, performance.now() - t1)
   } finally {
     await real.close()
   }

@@ -137,18 +137,20 @@ export class RealSide extends Side {
     if ('terminate' in step) await pool.query('select pg_terminate_backend($1, 10000)', [this.sessions[step.terminate]?.pid])
     if ('end' in step) await this.sessions[step.end]?.client.end()
     const cancelled = 'cancel' in step ? this.sessions[step.cancel] : undefined
-    await until('every session has answered, waits or is gone', () => this.#settled(cancelled))
     // A signal arrives when it does: if it never does, the comparison says so.
+    let patience = 400
     const signalled = () => this.sessions.every(({ ended }, i) => ended || expected?.sessions[i] !== 'ended')
-    for (let i = 0; i < 200 && !signalled(); i++) await new Promise((resolve) => setTimeout(resolve, 5))
-    await until('every session has answered, waits or is gone', () => this.#settled(cancelled))
+    await until('every session has answered, waits or is gone', async () => {
+      return (await this.#settled(cancelled)) && (signalled() || patience-- === 0)
+    })
+    const locks = this.#locks()
     const { rows } = await pool.query(
       `select name, holder, token, ttl_ms, meta, case when holder is null then 'free' when expires_at = 'infinity' then 'connection'
           when expires_at > clock_timestamp() then 'live' else 'over' end as state from lockstep.lease order by name`,
     )
     return this.seen(
       rows.map((row) => ({ ...row, token: this.known.label(row.token) })),
-      await this.#locks(),
+      await locks,
     )
   }
 
