@@ -146,7 +146,7 @@ export class Backend implements Peer {
     }
     this.#skipping = true
     this.#failed = this.#explicit
-    if (!this.#explicit) this.#finish(false)
+    this.#finish(false) // at once: an aborted transaction has neither locks nor rows, though it is still open
     this.#say(SAYS.error(error.code, error.message, false, error.detail))
   }
 

@@ -120,7 +120,8 @@ const STATEMENTS: [RegExp, Twin][] = [
       const { base, refused, taken, tokens } = twin.turnKeys(s, texts(releases), texts(names), texts(keys), Number(pid))
       return one(TURN, {
         base: text(base),
-        refused: array(refused.map(String)),
+        // array_positions of no position is an empty array; array_append of none is null.
+        refused: names === '{}' ? null : (array(refused.map(String)) ?? '{}'),
         taken: array(taken.map(String)),
         tokens: array(tokens.map(String)),
       })
@@ -216,7 +217,7 @@ const STATEMENTS: [RegExp, Twin][] = [
       const { gated, token, waitMs } = yield* twin.enter(s, name, wait !== 'null')
       return one(ENTERED, {
         ...{ gated: bool(gated), token: text(token), wait_ms: text(waitMs), pid: String(s.backend.pid) },
-        ...{ idle_timeout: '0', xid: token === null ? null : s.trx.xid },
+        ...{ idle_timeout: gated && token === null ? '0' : null, xid: token === null ? null : s.trx.xid },
       })
     },
   ],
