@@ -9,34 +9,13 @@ import type { Session } from './functions.ts'
 import * as twin from './functions.ts'
 import type { Blocked } from './locks.ts'
 import { PgError } from './pg-error.ts'
+import { array, bool, elements, instant, positions, text, texts } from './values.ts'
 
 type Values = (string | null)[]
 type Twin = (s: Session, v: string[], found: RegExpExecArray) => Answer | Generator<Blocked, Answer>
 
 const one = (types: Record<string, string>, row: Row): Answer => ({ types, rows: [row] })
 const nothing: Answer = { types: {}, rows: [] }
-const text = (value: unknown): string | null => (value === null || value === undefined ? null : String(value))
-const bool = (value: boolean): string => (value ? 't' : 'f')
-const instant = (ms: number | null): string | null =>
-  ms === null
-    ? null
-    : ms === Infinity
-      ? 'infinity'
-      : `${new Date(ms).toISOString().replace('T', ' ').replace('Z', '')}+00`
-/** An array as PostgreSQL writes it; an empty one of array_agg is null. */
-const array = (values: (string | null)[]): string | null =>
-  values.length === 0 ? null : `{${values.map((value) => (value === null ? 'NULL' : `"${value}"`)).join()}}`
-const positions = (indices: number[]): string | null => array(indices.map((i) => String(i + 1)))
-
-/** Reads an array parameter. */
-export function elements(literal: string): (string | null)[] {
-  const found = literal.slice(1, -1).match(/"(?:[^"\\]|\\.)*"|[^,]+/g) ?? []
-  return found.map((each) =>
-    each === 'NULL' ? null : each.startsWith('"') ? each.slice(1, -1).replace(/\\(.)/g, '$1') : each,
-  )
-}
-const texts = (literal: string | undefined) => elements(literal ?? '{}') as string[]
-
 const GREETING = { direct: 'bool', port: 'int4', product: 'text', values: 'text', set: 'text', since: 'text' }
 const TAKEN = { token: 'int8', wait_ms: 'float8' }
 const TURN = { base: 'int8', refused: 'int4[]', taken: 'int4[]', tokens: 'int8[]' }
