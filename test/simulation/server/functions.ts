@@ -179,12 +179,13 @@ export function renewLeases(s: Session, asks: { name: string; token: bigint; ttl
   return asks.map(({ name, token, ttlMs }) => {
     const row = leases.get(name, s.trx)
     if (!row || row.token !== token) return { outcome: 'lost', row: undefined }
-    if (live(row, now) && leases.tryLock(name, 'no key update', s.trx)) {
+    if (live(row, now) && !row.deposed && leases.tryLock(name, 'no key update', s.trx)) {
       const ms = ttlMs ?? row.ttlMs ?? 0
-      const next = { ...row, expiresAt: now + ms, ttlMs: ms }
+      const next = { ...row, expiresAt: now + ms, ttlMs: ms, overAt: null }
       leases.write(name, next, s.trx)
       return { outcome: 'renewed', row: next }
     }
+    if (row.holder !== null && row.deposed) return { outcome: 'deposed', row }
     return { outcome: row.holder !== null && row.expiresAt > now ? 'busy' : 'lost', row }
   })
 }
@@ -223,7 +224,7 @@ export function* assertHeld(s: Session, name: string, token: bigint): Generator<
   const { leases } = s.server
   const held = () => {
     const row = leases.get(name, s.trx)
-    return row && row.token === token && row.holder !== null && row.expiresAt > s.server.now
+    return row && row.token === token && row.holder !== null && row.expiresAt > s.server.now && !row.deposed
   }
   if (held()) yield* leases.lock(name, 'key share', s.trx)
   if (!held()) throw lost(name, token)

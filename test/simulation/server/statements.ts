@@ -3,39 +3,29 @@
  * list is complete for what the worlds do.
  */
 import { keyOf } from '../../../lib/database/lock-key.ts'
-import type { Row } from '../protocol.ts'
 import type { Answer } from './backend.ts'
+import { ELECTION_STATEMENTS } from './election-statements.ts'
 import type { Session } from './functions.ts'
 import * as twin from './functions.ts'
 import type { Blocked } from './locks.ts'
 import { PgError } from './pg-error.ts'
-
-type Values = (string | null)[]
-type Twin = (s: Session, v: string[], found: RegExpExecArray) => Answer | Generator<Blocked, Answer>
-
-const one = (types: Record<string, string>, row: Row): Answer => ({ types, rows: [row] })
-const nothing: Answer = { types: {}, rows: [] }
-const text = (value: unknown): string | null => (value === null || value === undefined ? null : String(value))
-const bool = (value: boolean): string => (value ? 't' : 'f')
-const instant = (ms: number | null): string | null =>
-  ms === null
-    ? null
-    : ms === Infinity
-      ? 'infinity'
-      : `${new Date(ms).toISOString().replace('T', ' ').replace('Z', '')}+00`
-/** An array as PostgreSQL writes it; an empty one of array_agg is null. */
-const array = (values: (string | null)[]): string | null =>
-  values.length === 0 ? null : `{${values.map((value) => (value === null ? 'NULL' : `"${value}"`)).join()}}`
-const positions = (indices: number[]): string | null => array(indices.map((i) => String(i + 1)))
-
-/** Reads an array parameter. */
-export function elements(literal: string): (string | null)[] {
-  const found = literal.slice(1, -1).match(/"(?:[^"\\]|\\.)*"|[^,]+/g) ?? []
-  return found.map((each) =>
-    each === 'NULL' ? null : each.startsWith('"') ? each.slice(1, -1).replace(/\\(.)/g, '$1') : each,
-  )
-}
-const texts = (literal: string | undefined) => elements(literal ?? '{}') as string[]
+import {
+  array,
+  bool,
+  CLOCKED,
+  clock,
+  elements,
+  instant,
+  nothing,
+  one,
+  pairs,
+  positions,
+  SETTINGS_IN_ORDER,
+  type Twin,
+  text,
+  texts,
+  type Values,
+} from './values.ts'
 
 const GREETING = { direct: 'bool', port: 'int4', product: 'text', values: 'text', set: 'text', since: 'text' }
 const TAKEN = { token: 'int8', wait_ms: 'float8' }
@@ -44,7 +34,6 @@ const GRANTED = {
   ...{ base: 'int8', granted_at: 'timestamptz', granted: 'int8[]', kept: 'int8[]', kept_tokens: 'int8[]' },
   ...{ kept_granted_at: 'timestamptz[]', kept_expires_at: 'timestamptz[]', refused: 'int8[]', refused_for: 'float8[]' },
 }
-const CLOCKED = { clock_us: 'int8', clock_server: 'int8' }
 const RENEWED = {
   ...{ i: 'int4', outcome: 'text', holder: 'text', granted_at: 'timestamptz', expires_at: 'timestamptz' },
   ...CLOCKED,
@@ -67,11 +56,6 @@ const ENTERED = {
 
 const taken = ({ token, waitMs }: { token: bigint | null; waitMs: number | null }) =>
   one(TAKEN, { token: text(token), wait_ms: text(waitMs) })
-
-const pairs = (v: string[], at = 0) => {
-  const tokens = texts(v[at + 1])
-  return texts(v[at]).map((name, i) => ({ name, token: BigInt(tokens[i] as string) }))
-}
 
 const STATEMENTS: [RegExp, Twin][] = [
   [
@@ -196,7 +180,7 @@ const STATEMENTS: [RegExp, Twin][] = [
       const rows = twin.renewLeases(s, asks).map(({ outcome, row }, i) => ({
         ...{ i: String(i + 1), outcome, holder: row?.holder ?? null },
         ...{ granted_at: instant(row?.grantedAt ?? null), expires_at: instant(row?.expiresAt ?? null) },
-        ...{ clock_us: String(Math.floor(s.server.now * 1_000)), clock_server: '1' },
+        ...clock(s),
       }))
       return { types: RENEWED, rows }
     },
@@ -298,27 +282,9 @@ const STATEMENTS: [RegExp, Twin][] = [
   ],
 ]
 
-// In the order of lib/database/settings.ts.
-const SETTINGS_IN_ORDER: Record<string, string> = {
-  search_path: '"$user", public',
-  DateStyle: 'ISO, MDY',
-  IntervalStyle: 'postgres',
-  TimeZone: 'UTC',
-  bytea_output: 'hex',
-  extra_float_digits: '1',
-  array_nulls: 'on',
-  transform_null_equals: 'off',
-  standard_conforming_strings: 'on',
-  default_transaction_isolation: 'read committed',
-  default_transaction_deferrable: 'off',
-  statement_timeout: '0',
-  lock_timeout: '0',
-  idle_in_transaction_session_timeout: '0',
-}
-
 export function* statement(s: Session, asked: string, values: Values): Generator<Blocked, Answer> {
   const trimmed = asked.trim()
-  for (const [pattern, run] of STATEMENTS) {
+  for (const [pattern, run] of [...STATEMENTS, ...ELECTION_STATEMENTS]) {
     const found = pattern.exec(trimmed)
     if (!found) continue
     const answer = run(s, values as string[], found)

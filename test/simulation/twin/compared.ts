@@ -48,7 +48,9 @@ export class Known {
 
   /** The places of all tokens, in the order of the tokens. */
   order(): number[] {
-    return this.tokens.map((_, i) => i).sort((a, b) => ((this.tokens[a] as bigint) < (this.tokens[b] as bigint) ? -1 : 1))
+    return this.tokens
+      .map((_, i) => i)
+      .sort((a, b) => ((this.tokens[a] as bigint) < (this.tokens[b] as bigint) ? -1 : 1))
   }
 
   resolved(values: Value[], pids: number[]): unknown[] {
@@ -92,7 +94,8 @@ export function failed(session: number, error: { code?: string; message: string 
 function compared(name: string, value: unknown, known: Known, pids: number[]): unknown {
   if (value === null || value === undefined) return null
   if (TOKENS.has(name)) return known.label(value)
-  if (PIDS.has(name)) return Array.isArray(value) ? value.map((pid) => pids.indexOf(pid)) : pids.indexOf(value as number)
+  if (PIDS.has(name))
+    return Array.isArray(value) ? value.map((pid) => pids.indexOf(pid)) : pids.indexOf(value as number)
   if (WAITS.has(name)) return Array.isArray(value) ? value.map(wait) : wait(value)
   if (name === 'xid') return 'a transaction'
   return Array.isArray(value) ? value.map(instant) : instant(value)

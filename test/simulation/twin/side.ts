@@ -134,7 +134,8 @@ export class RealSide extends Side {
       )
     }
     if ('cancel' in step) await pool.query('select pg_cancel_backend($1)', [this.sessions[step.cancel]?.pid])
-    if ('terminate' in step) await pool.query('select pg_terminate_backend($1, 10000)', [this.sessions[step.terminate]?.pid])
+    if ('terminate' in step)
+      await pool.query('select pg_terminate_backend($1, 10000)', [this.sessions[step.terminate]?.pid])
     if ('end' in step) await this.sessions[step.end]?.client.end()
     const cancelled = 'cancel' in step ? this.sessions[step.cancel] : undefined
     // A signal arrives when it does: if it never does, the comparison says so.
@@ -228,7 +229,8 @@ export class TwinSide extends Side {
       if ('text' in step) this.send(step.session, step.text, step.values)
       if ('expire' in step) this.#expire(step.expire)
       if ('cancel' in step) this.server.cancel(this.sessions[step.cancel]?.pid as number)
-      if ('terminate' in step && !this.backends[step.terminate]?.ended) this.server.terminate(this.backends[step.terminate] as Backend)
+      if ('terminate' in step && !this.backends[step.terminate]?.ended)
+        this.server.terminate(this.backends[step.terminate] as Backend)
       if ('end' in step) this.sessions[step.end]?.client.end()
     })
     await this.#run()
@@ -264,7 +266,12 @@ export class TwinSide extends Side {
 
   // Until nothing is planned any more: then each session has answered, or waits.
   async #run(socket: () => object = () => ({})): Promise<void> {
-    await this.world.run(1, socket, () => false, () => {})
+    await this.world.run(
+      1,
+      socket,
+      () => false,
+      () => {},
+    )
   }
 
   override async close(): Promise<void> {}
