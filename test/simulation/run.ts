@@ -93,7 +93,14 @@ async function all(): Promise<void> {
       })
       child.on('exit', (code) => {
         if (code !== 0)
-          broken.push({ seed: next - 1, steps: 0, grants: 0, endedAt: 0, violation: `its process ended with ${code}` })
+          broken.push({
+            seed: next - 1,
+            steps: 0,
+            grants: 0,
+            endedAt: 0,
+            callers: [],
+            violation: `its process ended with ${code}`,
+          })
         resolve()
       })
       more()

@@ -24,6 +24,8 @@ export interface Outcome {
   grants: number
   /** In ms of the world. */
   endedAt: number
+  /** The numbers of its callers. */
+  callers: number[]
   /** Undefined: every promise was kept. */
   violation: string | undefined
 }
@@ -37,11 +39,21 @@ const stream = (seed: number, purpose: string): Random => {
   return seeded(hash)
 }
 
-/** Runs the world of a seed. @param tell  is told each statement, connection and fault, for a person to read. */
+/** A fault of the server, to see that it is found. */
+export interface Planted {
+  /** It gives up the advisory lock of this name now and then, whoever has it. */
+  forgets: string
+}
+
+/**
+ * Runs the world of a seed.
+ * @param tell  is told each statement, grant and fault, for a person to read.
+ */
 export async function simulate(
   seed: number,
   without: Without = { kinds: [], callers: [] },
   tell?: (line: string) => void,
+  planted?: Planted,
 ): Promise<Outcome> {
   const draw = stream(seed, 'shape')
   const calm = draw() < 0.1
@@ -65,6 +77,7 @@ export async function simulate(
   let count = 0
   const outcome = (violation: string | undefined): Outcome => ({
     ...{ seed, steps: world.steps, grants: ledger.grants, endedAt: world.now, violation },
+    callers: shape.flatMap((most, at) => Array.from({ length: most }, (_, nth) => at * 10 + nth)),
   })
 
   function start(at: number): void {
@@ -98,6 +111,7 @@ export async function simulate(
     const revive = (dead: Process) => start(processes.indexOf(dead))
     torment({ world, server, processes, sockets, revive }, faults, plan, stream(seed, 'torment'))
     const sweep = () => {
+      if (planted) server.forget(planted.forgets)
       server.sweep()
       for (const socket of sockets) if (!socket.open) sockets.delete(socket)
       world.after(500, sweep, undefined)

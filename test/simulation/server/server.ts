@@ -1,4 +1,5 @@
 /** The simulated server: its clock, its connections, and what is committed. What it answers is in statements.ts. */
+import { keyOf } from '../../../lib/database/lock-key.ts'
 import type { Process, World } from '../scheduler.ts'
 import { Backend, type Fate } from './backend.ts'
 import { CandidateTable } from './elections.ts'
@@ -114,6 +115,12 @@ export class Server {
       const vanished = backend.line?.swallowed === true && silent >= VANISHED_MS
       if (vanished || (!backend.waits && silent >= limit)) backend.end('57P05')
     }
+  }
+
+  /** The advisory lock of a name is free, though somebody has it: what no server does. */
+  forget(name: string): void {
+    const holder = this.locks.holder(keyOf(name))
+    if (holder) this.locks.unlock(holder, keyOf(name))
   }
 
   endTransaction(trx: Transaction, commit: boolean): void {
