@@ -1,6 +1,7 @@
 /** What the processes of a world do: callers that take names in every way, use them, and give them back. */
 import { sql, type Transaction } from 'kysely'
 import { createLockstep, type Hold, type Lockstep } from '../../lib/index.ts'
+import { candidate } from './candidates.ts'
 import { pick, type Random } from './faults.ts'
 import { type Ledger, Violation } from './ledger.ts'
 import type { Process, World } from './scheduler.ts'
@@ -11,6 +12,8 @@ export interface Stage {
   process: Process
   lockstep: Lockstep
   names: string[]
+  /** Whether its callers are candidates of elections, too. */
+  leads: boolean
   /** Whether callers begin nothing more. */
   over(): boolean
 }
@@ -23,6 +26,7 @@ const SQLSTATE = /^[0-9A-Z]{5}$/
 export async function caller(stage: Stage, random: Random, doing: (what: string) => void): Promise<void> {
   const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms))
   const acts = [connection, connection, connection, lease, lease, attempt, transaction, sameHolder, look, force]
+  if (stage.leads) acts.push(...candidate(stage, random))
   await sleep(random() * 200)
   while (!stage.over()) {
     const act = pick(random, acts)
@@ -111,9 +115,10 @@ export async function caller(stage: Stage, random: Random, doing: (what: string)
 }
 
 /** The error of a statement of the caller's own: the driver's. */
-class OwnStatement extends Error {}
+export class OwnStatement extends Error {}
 
-function expected(error: unknown): void {
+/** @throws {Violation} unless it is documented that a call may end so. */
+export function expected(error: unknown): void {
   if (error instanceof Violation) throw error
   if (error instanceof OwnStatement) return
   const { code } = (error ?? {}) as { code?: unknown }

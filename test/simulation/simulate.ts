@@ -62,6 +62,7 @@ export async function simulate(
   const pooled = draw() < 0.15
   const names = ['a', 'b', 'c'].slice(0, 1 + Math.floor(draw() * 3))
   const shape = Array.from({ length: 1 + Math.floor(draw() * 3) }, () => 1 + Math.floor(draw() * 4))
+  const leads = stream(seed, 'leads')() < 0.4
   const lifeMs = without.lifeMs ?? 5_000 + draw() * 30_000
 
   const world = new World()
@@ -91,7 +92,7 @@ export async function simulate(
         for (let nth = 0; nth < (shape[at] as number); nth++) {
           const number = at * 10 + nth
           if (without.callers.includes(number)) continue
-          const stage = { ...{ world, ledger, process, lockstep, names }, over: () => over }
+          const stage = { ...{ world, ledger, process, lockstep, names, leads }, over: () => over }
           const random = stream(seed, `caller ${number} of ${count}`)
           caller(stage, random, (what) => {
             doing[nth] = what

@@ -2,6 +2,7 @@
  * Twins of the functions that carry the promises of locks (db/schema.sql). Each does what the SQL does, in its order. What is one statement
  * there is one step here: a lock that it takes on the way is taken at that place, and a wait is a `yield`. twin.test.ts compares them.
  */
+import { SQLSTATE } from '../../../lib/base/index.ts'
 import { keyOf } from '../../../lib/database/lock-key.ts'
 import type { Backend } from './backend.ts'
 import type { Blocked } from './locks.ts'
@@ -18,7 +19,7 @@ export interface Session {
 const channel = (name: string): string => `lockstep_${keyOf(name)}`
 const lost = (name: string, token: bigint) =>
   new PgError(
-    'LS001',
+    SQLSTATE.leaseLost,
     `lockstep: '${name}' is not held under token ${token}`,
     JSON.stringify([{ name, token: String(token) }]),
   )
@@ -28,7 +29,8 @@ const live = (row: LeaseRow | undefined, now: number): row is LeaseRow =>
 const free = (row: LeaseRow, now: number): LeaseRow => ({ ...row, holder: null, expiresAt: now, meta: null })
 
 export function checkBackend({ backend }: Session, pid: number): void {
-  if (backend.pid !== pid) throw new PgError('LS004', `lockstep: backend ${backend.pid} answers instead of ${pid}`)
+  if (backend.pid !== pid)
+    throw new PgError(SQLSTATE.wrongBackend, `lockstep: backend ${backend.pid} answers instead of ${pid}`)
 }
 
 export function take({ server, trx }: Session, name: string): { token: bigint | null; waitMs: number | null } {
@@ -179,12 +181,13 @@ export function renewLeases(s: Session, asks: { name: string; token: bigint; ttl
   return asks.map(({ name, token, ttlMs }) => {
     const row = leases.get(name, s.trx)
     if (!row || row.token !== token) return { outcome: 'lost', row: undefined }
-    if (live(row, now) && leases.tryLock(name, 'no key update', s.trx)) {
+    if (live(row, now) && !row.deposed && leases.tryLock(name, 'no key update', s.trx)) {
       const ms = ttlMs ?? row.ttlMs ?? 0
-      const next = { ...row, expiresAt: now + ms, ttlMs: ms }
+      const next = { ...row, expiresAt: now + ms, ttlMs: ms, overAt: null }
       leases.write(name, next, s.trx)
       return { outcome: 'renewed', row: next }
     }
+    if (row.holder !== null && row.deposed) return { outcome: 'deposed', row }
     return { outcome: row.holder !== null && row.expiresAt > now ? 'busy' : 'lost', row }
   })
 }
@@ -223,7 +226,7 @@ export function* assertHeld(s: Session, name: string, token: bigint): Generator<
   const { leases } = s.server
   const held = () => {
     const row = leases.get(name, s.trx)
-    return row && row.token === token && row.holder !== null && row.expiresAt > s.server.now
+    return row && row.token === token && row.holder !== null && row.expiresAt > s.server.now && !row.deposed
   }
   if (held()) yield* leases.lock(name, 'key share', s.trx)
   if (!held()) throw lost(name, token)

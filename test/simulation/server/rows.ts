@@ -13,6 +13,12 @@ export interface LeaseRow {
   readonly expiresAt: number
   readonly ttlMs: number | null
   readonly meta: string | null
+  // Of an election only.
+  readonly witness?: string | null
+  readonly deposed?: boolean
+  /** When it was first found expired. */
+  readonly overAt?: number | null
+  readonly revision?: bigint
 }
 
 /** FOR KEY SHARE, FOR NO KEY UPDATE, FOR UPDATE. */
@@ -31,6 +37,8 @@ export class Transaction {
   readonly notifies = new Map<string, { channel: string; payload: string }>()
   /** The writes to a fenced table: the name and the token under which they were made. */
   readonly effects: { name: string; token: bigint }[] = []
+  /** What takes back its changes of other tables. */
+  readonly undo: (() => void)[] = []
 
   constructor(xid: string, backend: Backend) {
     this.xid = xid

@@ -2,6 +2,7 @@
 import { keyOf } from '../../../lib/database/lock-key.ts'
 import type { Process, World } from '../scheduler.ts'
 import { Backend, type Fate } from './backend.ts'
+import { CandidateTable } from './elections.ts'
 import { AdvisoryLocks } from './locks.ts'
 import { LeaseTable, type Transaction } from './rows.ts'
 
@@ -24,6 +25,7 @@ export class Server {
   readonly random: () => number
   locks = new AdvisoryLocks()
   readonly leases = new LeaseTable()
+  readonly candidates = new CandidateTable()
   readonly backends = new Set<Backend>()
   /** The writes to the fenced table that were committed, in their order. */
   readonly effects: { name: string; token: bigint }[] = []
@@ -102,6 +104,7 @@ export class Server {
       this.ended(backend)
       backend.end()
     }
+    this.candidates.crash()
   }
 
   /** Ends the connections that have been silent for too long; called once in a while. */
@@ -122,6 +125,7 @@ export class Server {
 
   endTransaction(trx: Transaction, commit: boolean): void {
     this.leases.end(trx, commit)
+    if (!commit) for (const undo of trx.undo.reverse()) undo()
     if (commit) {
       this.effects.push(...trx.effects)
       for (const { channel, payload } of trx.notifies.values()) this.#notify(channel, payload)

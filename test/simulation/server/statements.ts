@@ -2,20 +2,32 @@
  * The statements that lib/ sends, by their text, and what the simulated server does for each. One that is not here fails the run: so this
  * list is complete for what the worlds do.
  */
+import { SQLSTATE } from '../../../lib/base/index.ts'
 import { keyOf } from '../../../lib/database/lock-key.ts'
-import type { Row } from '../protocol.ts'
 import type { Answer } from './backend.ts'
+import { ELECTION_STATEMENTS } from './election-statements.ts'
 import type { Session } from './functions.ts'
 import * as twin from './functions.ts'
 import type { Blocked } from './locks.ts'
 import { PgError } from './pg-error.ts'
-import { array, bool, elements, instant, positions, text, texts } from './values.ts'
+import {
+  array,
+  bool,
+  CLOCKED,
+  clock,
+  elements,
+  instant,
+  nothing,
+  one,
+  pairs,
+  positions,
+  SETTINGS_IN_ORDER,
+  type Twin,
+  text,
+  texts,
+  type Values,
+} from './values.ts'
 
-type Values = (string | null)[]
-type Twin = (s: Session, v: string[], found: RegExpExecArray) => Answer | Generator<Blocked, Answer>
-
-const one = (types: Record<string, string>, row: Row): Answer => ({ types, rows: [row] })
-const nothing: Answer = { types: {}, rows: [] }
 const GREETING = { direct: 'bool', port: 'int4', product: 'text', values: 'text', set: 'text', since: 'text' }
 const TAKEN = { token: 'int8', wait_ms: 'float8' }
 const TURN = { base: 'int8', refused: 'int4[]', taken: 'int4[]', tokens: 'int8[]' }
@@ -23,7 +35,6 @@ const GRANTED = {
   ...{ base: 'int8', granted_at: 'timestamptz', granted: 'int8[]', kept: 'int8[]', kept_tokens: 'int8[]' },
   ...{ kept_granted_at: 'timestamptz[]', kept_expires_at: 'timestamptz[]', refused: 'int8[]', refused_for: 'float8[]' },
 }
-const CLOCKED = { clock_us: 'int8', clock_server: 'int8' }
 const RENEWED = {
   ...{ i: 'int4', outcome: 'text', holder: 'text', granted_at: 'timestamptz', expires_at: 'timestamptz' },
   ...CLOCKED,
@@ -46,11 +57,6 @@ const ENTERED = {
 
 const taken = ({ token, waitMs }: { token: bigint | null; waitMs: number | null }) =>
   one(TAKEN, { token: text(token), wait_ms: text(waitMs) })
-
-const pairs = (v: string[], at = 0) => {
-  const tokens = texts(v[at + 1])
-  return texts(v[at]).map((name, i) => ({ name, token: BigInt(tokens[i] as string) }))
-}
 
 const STATEMENTS: [RegExp, Twin][] = [
   [
@@ -175,7 +181,7 @@ const STATEMENTS: [RegExp, Twin][] = [
       const rows = twin.renewLeases(s, asks).map(({ outcome, row }, i) => ({
         ...{ i: String(i + 1), outcome, holder: row?.holder ?? null },
         ...{ granted_at: instant(row?.grantedAt ?? null), expires_at: instant(row?.expiresAt ?? null) },
-        ...{ clock_us: String(Math.floor(s.server.now * 1_000)), clock_server: '1' },
+        ...clock(s),
       }))
       return { types: RENEWED, rows }
     },
@@ -209,7 +215,7 @@ const STATEMENTS: [RegExp, Twin][] = [
   [
     /^select lockstep\.check_transaction\('(\d+)'\)$/,
     (s, _, [, xid]) => {
-      if (s.trx.xid !== xid) throw new PgError('LS008', 'lockstep: not in that transaction')
+      if (s.trx.xid !== xid) throw new PgError(SQLSTATE.noTransaction, 'lockstep: not in that transaction')
       return one({ check_transaction: 'bool' }, { check_transaction: 't' })
     },
   ],
@@ -222,7 +228,7 @@ const STATEMENTS: [RegExp, Twin][] = [
   [
     /check_transaction\(\$1::xid8\).*select lockstep\.(assert_held|release_held)\(\$2, \$3\)/s,
     function* (s, [xid, name = '', token = ''], [, verb]) {
-      if (s.trx.xid !== xid) throw new PgError('LS008', 'lockstep: not in that transaction')
+      if (s.trx.xid !== xid) throw new PgError(SQLSTATE.noTransaction, 'lockstep: not in that transaction')
       yield* verb === 'assert_held' ? twin.assertHeld(s, name, BigInt(token)) : twin.releaseHeld(s, name, BigInt(token))
       return one({ row: 'text' }, { row: '{}' })
     },
@@ -277,27 +283,9 @@ const STATEMENTS: [RegExp, Twin][] = [
   ],
 ]
 
-// In the order of lib/database/settings.ts.
-const SETTINGS_IN_ORDER: Record<string, string> = {
-  search_path: '"$user", public',
-  DateStyle: 'ISO, MDY',
-  IntervalStyle: 'postgres',
-  TimeZone: 'UTC',
-  bytea_output: 'hex',
-  extra_float_digits: '1',
-  array_nulls: 'on',
-  transform_null_equals: 'off',
-  standard_conforming_strings: 'on',
-  default_transaction_isolation: 'read committed',
-  default_transaction_deferrable: 'off',
-  statement_timeout: '0',
-  lock_timeout: '0',
-  idle_in_transaction_session_timeout: '0',
-}
-
 export function* statement(s: Session, asked: string, values: Values): Generator<Blocked, Answer> {
   const trimmed = asked.trim()
-  for (const [pattern, run] of STATEMENTS) {
+  for (const [pattern, run] of [...STATEMENTS, ...ELECTION_STATEMENTS]) {
     const found = pattern.exec(trimmed)
     if (!found) continue
     const answer = run(s, values as string[], found)
