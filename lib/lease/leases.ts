@@ -53,6 +53,7 @@ import { BackoffDelays, batched, exact, LeaseLostError, Stopwatch, UnavailableEr
 import { type AnyTransaction, CLOCK, column, type Database, within } from '../database/index.ts'
 import type { Grant } from './api.ts'
 import { LOCKS, type Namespace } from './namespace.ts'
+import { Revocations } from './revocations.ts'
 import { type GrantRequest, grantAll, type Outcome, type Refusal, revokeAll } from './statements.ts'
 
 /** How long a verb that changes a hold waits for transactions that are fenced by it. */
@@ -74,6 +75,7 @@ export class Leases {
   readonly #grant: (ask: GrantRequest) => Promise<Grant | Refusal>
   readonly #renew: (ask: { name: string; token: bigint; ttlMs: number | null }) => Promise<Renewal>
   readonly #revoke: (ask: { name: string; token: bigint }) => Promise<Outcome<'revoked'>>
+  readonly #revocations = new Revocations()
 
   constructor(database: Database, namespace: Namespace = LOCKS) {
     this.#database = database
@@ -105,6 +107,11 @@ export class Leases {
     return this.#grant(ask)
   }
 
+  /** Whether this process has asked to revoke what it was granted again (revocations.ts); undefined: it has not. */
+  revoked({ token, renewed }: Grant): Promise<boolean> | undefined {
+    return renewed ? this.#revocations.outcome(token) : undefined
+  }
+
   /**
    * Makes a lease last `ttlMs` from now; null: as long as it was granted for.
    * @throws {LeaseLostError} not held under this token.
@@ -125,7 +132,13 @@ export class Leases {
    * Frees a name that is held under this token. It waits for transactions fenced by that hold.
    * @throws {LeaseLostError} not held under this token, or no longer when asked.
    */
-  async revoke(name: string, token: bigint): Promise<void> {
+  revoke(name: string, token: bigint): Promise<void> {
+    const revoking = this.#revokeNow(name, token)
+    this.#revocations.note(token, revoking)
+    return revoking
+  }
+
+  async #revokeNow(name: string, token: bigint): Promise<void> {
     let answer = await this.#revoke({ name, token })
     if (answer.outcome === 'busy') answer = await this.retryWhileBusy(() => this.#revoke({ name, token }))
     if (answer.outcome === 'lost') throw new LeaseLostError(name, token, 'it expired or passed on')

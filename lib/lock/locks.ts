@@ -110,6 +110,7 @@ export class Locks {
 
   async #acquireLease(request: GrantRequest, options: AcquireOptions, wait: WaitOptions): Promise<Hold> {
     const { grant, attempted } = await this.#lease(request, options.holder !== undefined, wait)
+    if (await this.#leases.revoked(grant)) return this.#acquireLease(request, options, wait)
     const hold = new LeaseHold(this.#database, this.#leases, this.#renewer, grant, request.ttlMs, attempted)
     if (!this.#closing.closed) return hold
     await hold.release().catch(() => {})

@@ -278,6 +278,38 @@ describe('a caller that waits', () => {
   })
 })
 
+describe('a holder that releases its lease while another of its calls is granted the same', () => {
+  test('is granted anew: what was answered before the release reached the server counts no more', async () => {
+    await using a = createLockstep({ connectionString: db.url })
+    const name = fresh()
+    const first = await a.locks.acquire(name, { ttlMs: 60_000, holder: 'same' })
+    // The next grant is answered on the server, and its answer is kept back until the release has been answered too.
+    const query = pg.Client.prototype.query
+    const [granted, go] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
+    let kept = 0
+    pg.Client.prototype.query = async function (this: pg.Client, ...asked: unknown[]) {
+      const { text } = asked[0] as { text?: string }
+      const answer = await (query as (...all: unknown[]) => Promise<unknown>).apply(this, asked)
+      if (!/grant_leases/.test(text ?? '') || kept++ > 0) return answer
+      granted.resolve()
+      await go.promise
+      return answer
+    } as typeof query
+    try {
+      const asking = a.locks.acquire(name, { ttlMs: 60_000, holder: 'same' })
+      await granted.promise
+      await first.release()
+      go.resolve()
+      await using second = await asking
+      expect(second.token).toBeGreaterThan(first.token)
+      expect(second.isTrusted()).toBe(true)
+      expect(await b.locks.tryAcquire(name)).toBeNull()
+    } finally {
+      pg.Client.prototype.query = query
+    }
+  })
+})
+
 // The server gives up after 15 s: both at once.
 describe.concurrent('a process that stands still', () => {
   test('that holds by its connection loses that, and finds out when it goes on', async () => {
