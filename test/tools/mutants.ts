@@ -25,6 +25,22 @@ const LEASE = 'db/migrations/0001_lease.sql'
 const FENCE = 'db/migrations/0010_fence.sql'
 const MUTANTS: Mutant[] = [
   {
+    bug: 'a completion that waited for its row ends the attempt that followed',
+    file: 'db/migrations/0016_growth.sql',
+    from: "where j.name = f.name and j.tableoid = f.part and j.ctid = f.place\n         and j.state::text = 'active' and j.retry_count = attempts[f.n]\n      returning j.id\n    )\n    select (select count(*) from f), coalesce(array_agg(e.id)",
+    to: "where j.name = f.name and j.tableoid = f.part and j.ctid = f.place\n         and j.state::text = 'active'\n      returning j.id\n    )\n    select (select count(*) from f), coalesce(array_agg(e.id)",
+    files: ['task/growth.test.ts'],
+    tests: 'meets a change of its job',
+  },
+  {
+    bug: 'the fetch looks for the chosen jobs by what the planner knows of their queue',
+    file: 'lib/task/pgboss/fetch.ts',
+    from: '.replace(UPDATED,',
+    to: ".replace('never',",
+    files: ['task/growth.test.ts'],
+    tests: 'that the planner does not know',
+  },
+  {
     bug: 'NaN is stored as null',
     file: 'lib/base/json.ts',
     from: "if (text?.includes('null')) JSON.stringify(value, finite)",
