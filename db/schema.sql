@@ -3772,6 +3772,34 @@ begin
   return query execute statement using per_group;
 end $function$;
 
+-- Notes that upkeep was done for the queues for which it is due and has nothing to do: they have no jobs, no jobs of flows wait for
+-- theirs, and their counts are zero. pg-boss takes several statements for each queue, 2 ms in all: with 10,000 queues 20 s. What
+-- others are changing is left to pg-boss. Returns how many these were.
+CREATE OR REPLACE FUNCTION lockstep.rest_queues()
+ RETURNS bigint
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET enable_sort TO 'off'
+ SET enable_hashjoin TO 'off'
+ SET enable_mergejoin TO 'off'
+AS $function$
+declare
+  rested bigint;
+begin
+  with due as materialized (
+    select q.name from lockstep_boss.queue q
+     where (q.maintain_on is null or q.maintain_on < clock_timestamp() - interval '10 minutes')
+       and q.queued_count = 0 and q.active_count = 0 and q.total_count = 0 and coalesce(q.retained_count, 0) = 0
+       and (select true from lockstep_boss.job j where j.name = q.name order by j.name, j.id limit 1) is null
+       and not exists (select from lockstep_boss.job_dependency d where d.parent_name = q.name)
+       and not exists (select from lockstep_boss.job_dependency d where d.child_name = q.name)
+       for no key update skip locked
+  )
+  update lockstep_boss.queue q set maintain_on = clock_timestamp() from due where q.name = due.name;
+  get diagnostics rested = row_count;
+  return rested;
+end $function$;
+
 -- The attempts among these that run: where they are. `but`: ids that are left out.
 CREATE OR REPLACE FUNCTION lockstep.running_jobs(queue text, ids uuid[], attempts integer[], but uuid[])
  RETURNS TABLE(name text, id uuid, n integer, heartbeat integer, part oid, place tid)

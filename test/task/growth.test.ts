@@ -3,7 +3,7 @@
  * server; nothing is timed. Vacuum and ANALYZE are off: the statistics say that there is one queue with one job.
  */
 import pg from 'pg'
-import { afterAll, beforeAll, expect, test } from 'vitest'
+import { afterAll, beforeAll, expect, test, vi } from 'vitest'
 import { createLockstep } from '../../lib/index.ts'
 import { createTasks, type Tasks } from '../../lib/task/index.ts'
 import { bossOf } from '../../lib/task/pgboss/boss-of.ts'
@@ -156,4 +156,48 @@ test.each([1, 2])('a worker that runs %i jobs of a group at a time reads what it
   })
   expect(ids.size).toBe(groupConcurrency === 1 ? 4 : 6)
   expect(read).toBeLessThan(1_000)
+})
+
+test('upkeep of queues that have no jobs takes as many statements for 2,000 as for 2, and an old job is deleted beside them', async () => {
+  const own = await freshDatabase()
+  try {
+    const statements: string[] = []
+    const query = pg.Client.prototype.query as (...args: unknown[]) => unknown
+    vi.spyOn(pg.Client.prototype, 'query').mockImplementation(function (this: pg.Client, ...args: unknown[]) {
+      const [first] = args as [string | { text: string }]
+      statements.push(typeof first === 'string' ? first : first.text)
+      return query.apply(this, args)
+    } as never)
+    const lockstep = createLockstep({ connectionString: own.url })
+    const tasks = createTasks(lockstep)
+    await tasks.declare('first')
+    await tasks.send('first', null)
+    await tasks.tick()
+    const costs: number[] = []
+    for (const queues of [2, 2_000]) {
+      await own.pool.query(
+        `insert into lockstep_boss.queue
+         select (jsonb_populate_record(q, jsonb_build_object('name', $1::integer || '/' || i, 'maintain_on', null, 'queued_count', 0,
+                                                             'ready_count', 0, 'active_count', 0, 'total_count', 0))).*
+           from lockstep_boss.queue q, generate_series(1, $1) i where q.name = 'first'`,
+        [queues],
+      )
+      await own.pool.query(`update lockstep_boss.job set keep_until = now() - interval '1 s' where name = 'first'`)
+      await own.pool.query(`update lockstep_boss.queue set maintain_on = null where name = 'first'`)
+      statements.length = 0
+      await tasks.tick()
+      costs.push(statements.length)
+      const { rows } = await own.pool.query(
+        'select count(*)::integer as n from lockstep_boss.queue where maintain_on is null',
+      )
+      expect(rows[0].n).toBe(0)
+    }
+    await lockstep.close()
+    expect((await own.pool.query('select from lockstep_boss.job')).rowCount).toBe(0)
+    // Beside the tick there are heartbeats. By portions of 50 queues it would be some hundreds.
+    expect(costs[1]).toBeLessThanOrEqual((costs[0] as number) + 10)
+  } finally {
+    vi.restoreAllMocks()
+    await own.close()
+  }
 })

@@ -25,10 +25,18 @@ const LEASE = 'db/migrations/0001_lease.sql'
 const FENCE = 'db/migrations/0010_fence.sql'
 const MUTANTS: Mutant[] = [
   {
-    bug: 'a completion that waited for its row ends the attempt that followed',
+    bug: 'a follower that was notified is answered by a read that was sent before',
+    file: 'lib/event/stream/shared-reads.ts',
+    from: 'const read = sent?.page?.events.length ? sent',
+    to: 'const read = sent ? sent',
+    files: ['event/growth.test.ts'],
+    tests: 'sent before a notification',
+  },
+  {
+    bug: 'a completion that met a heartbeat of its job is taken for lost',
     file: 'db/migrations/0016_growth.sql',
-    from: "where j.name = f.name and j.tableoid = f.part and j.ctid = f.place\n         and j.state::text = 'active' and j.retry_count = attempts[f.n]\n      returning j.id\n    )\n    select (select count(*) from f), coalesce(array_agg(e.id)",
-    to: "where j.name = f.name and j.tableoid = f.part and j.ctid = f.place\n         and j.state::text = 'active'\n      returning j.id\n    )\n    select (select count(*) from f), coalesce(array_agg(e.id)",
+    from: 'exit when cardinality(batch) = running;\n  end loop;\n  return done;\nend $$;\n\n-- As in 0004_task.sql.\ncreate or replace function lockstep.lease_jobs',
+    to: 'exit;\n  end loop;\n  return done;\nend $$;\n\n-- As in 0004_task.sql.\ncreate or replace function lockstep.lease_jobs',
     files: ['task/growth.test.ts'],
     tests: 'meets a change of its job',
   },
