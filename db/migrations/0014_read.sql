@@ -423,10 +423,11 @@ end $$;
 -- Runs pg-boss's fetch, if what it fetches fits into `room` bytes as it is sent: then jobs, an array of [id, retry count,
 -- data], and fits, how many these are. Else nothing is fetched, jobs is null, and so many fit: fetch these, which one job
 -- always can. `statement`: the text of pg-boss's statement, with metadata and without parameters. It runs with the rights of the
--- caller, who can send it as well himself. So no job is claimed, and no attempt of it spent, that its claimer cannot be sent.
+-- caller, who can send it as well himself. So no job is claimed, and no attempt of it spent, that its claimer cannot be sent. The
+-- settings: see fetch_jobs in 0016_growth.sql.
 create function lockstep.fetch_within(statement text, room bigint, out jobs json, out fits integer)
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off as $$
 declare
   job record;
   texts json[] := '{}';

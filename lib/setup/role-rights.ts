@@ -63,7 +63,7 @@ execute on function lockstep.fail_event, lockstep.redeliver, lockstep.truncate_s
 execute on function lockstep.misaligned, lockstep.engine, lockstep.oldest_code
 execute on function lockstep.check_transaction, lockstep.exhaust_job
 execute on function lockstep.try_read_stream, lockstep.try_read_all, lockstep.read_share, lockstep.read_partitions
-execute on function lockstep.fitting_events, lockstep.fetch_within
+execute on function lockstep.fitting_events, lockstep.fetch_within, lockstep.fetch_jobs, lockstep.claim_jobs, lockstep.running_jobs, lockstep.rest_queues
 execute on function lockstep_boss.job_now, lockstep_boss.create_queue, lockstep_boss.delete_queue
 `
 /** The rights on the table of a queue that has its own table. */

@@ -138,4 +138,12 @@ export const DATABASE: readonly Mutant[] = [
     files: ['close/close.test.ts'],
     tests: 'has stopped answering|is cut off after 5 s',
   },
+  {
+    bug: 'a prepared statement that a migration has made unfit fails its call',
+    file: 'lib/database/guarded-client.ts',
+    from: 'if (!guard.names.failed(text, error)) throw error',
+    to: 'throw error',
+    files: ['database/prepared.test.ts'],
+    tests: 'that a migration has made unfit',
+  },
 ]

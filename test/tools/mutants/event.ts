@@ -41,4 +41,12 @@ export const EVENT: readonly Mutant[] = [
     files: ['event/loss.test.ts'],
     tests: 'that is queued between two transactions in a deadlock',
   },
+  {
+    bug: 'a follower that was notified is answered by a read that was sent before',
+    file: 'lib/event/stream/shared-reads.ts',
+    from: 'const read = sent?.page?.events.length ? sent',
+    to: 'const read = sent ? sent',
+    files: ['event/growth.test.ts'],
+    tests: 'sent before a notification',
+  },
 ]

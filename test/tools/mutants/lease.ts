@@ -49,4 +49,12 @@ export const LEASE: readonly Mutant[] = [
     files: ['faults/locks.test.ts'],
     tests: 'a fenced transaction of a lease, and its release',
   },
+  {
+    bug: 'what a holder releases while it is granted to it again is trusted',
+    file: 'lib/lock/locks.ts',
+    from: 'if (await this.#leases.revoked(grant)) return this.#acquireLease(request, options, wait)',
+    to: '',
+    files: ['lock/loss.test.ts'],
+    tests: 'is granted anew',
+  },
 ]

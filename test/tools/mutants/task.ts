@@ -86,4 +86,20 @@ export const TASK: readonly Mutant[] = [
     to: 'if (heartbeatMs < 0) this.end',
     files: ['task/loss.test.ts'],
   },
+  {
+    bug: 'a completion that met a heartbeat of its job is taken for lost',
+    file: 'db/migrations/0016_growth.sql',
+    from: 'exit when cardinality(batch) = running;\n  end loop;\n  return done;\nend $$;\n\n-- As in 0004_task.sql.\ncreate or replace function lockstep.lease_jobs',
+    to: 'exit;\n  end loop;\n  return done;\nend $$;\n\n-- As in 0004_task.sql.\ncreate or replace function lockstep.lease_jobs',
+    files: ['task/growth.test.ts'],
+    tests: 'meets a change of its job',
+  },
+  {
+    bug: 'the fetch looks for the chosen jobs by what the planner knows of their queue',
+    file: 'lib/task/pgboss/fetch.ts',
+    from: '.replace(UPDATED,',
+    to: ".replace('never',",
+    files: ['task/growth.test.ts'],
+    tests: 'that the planner does not know',
+  },
 ]
