@@ -1,4 +1,5 @@
 /** The statements of elections, of their notifications, and of the witnesses of connections. */
+import { SQLSTATE } from '../../../lib/base/index.ts'
 import * as twin from './elections.ts'
 import { PgError } from './pg-error.ts'
 import { bool, CLOCKED, clock, instant, nothing, one, pairs, positions, type Twin, text, texts } from './values.ts'
@@ -72,7 +73,7 @@ export const ELECTION_STATEMENTS: [RegExp, Twin][] = [
   [
     /check_transaction\(\$1::xid8\).*select lockstep\.resign_held\(\$2, \$3\)/s,
     function* (s, [xid, name = '', token = '']) {
-      if (s.trx.xid !== xid) throw new PgError('LS008', 'lockstep: not in that transaction')
+      if (s.trx.xid !== xid) throw new PgError(SQLSTATE.noTransaction, 'lockstep: not in that transaction')
       yield* twin.resignHeld(s, name, BigInt(token))
       return one({ row: 'text' }, { row: '{}' })
     },

@@ -2,6 +2,7 @@
  * Twins of the functions that carry the promises of locks (db/schema.sql). Each does what the SQL does, in its order. What is one statement
  * there is one step here: a lock that it takes on the way is taken at that place, and a wait is a `yield`. twin.test.ts compares them.
  */
+import { SQLSTATE } from '../../../lib/base/index.ts'
 import { keyOf } from '../../../lib/database/lock-key.ts'
 import type { Backend } from './backend.ts'
 import type { Blocked } from './locks.ts'
@@ -18,7 +19,7 @@ export interface Session {
 const channel = (name: string): string => `lockstep_${keyOf(name)}`
 const lost = (name: string, token: bigint) =>
   new PgError(
-    'LS001',
+    SQLSTATE.leaseLost,
     `lockstep: '${name}' is not held under token ${token}`,
     JSON.stringify([{ name, token: String(token) }]),
   )
@@ -28,7 +29,8 @@ const live = (row: LeaseRow | undefined, now: number): row is LeaseRow =>
 const free = (row: LeaseRow, now: number): LeaseRow => ({ ...row, holder: null, expiresAt: now, meta: null })
 
 export function checkBackend({ backend }: Session, pid: number): void {
-  if (backend.pid !== pid) throw new PgError('LS004', `lockstep: backend ${backend.pid} answers instead of ${pid}`)
+  if (backend.pid !== pid)
+    throw new PgError(SQLSTATE.wrongBackend, `lockstep: backend ${backend.pid} answers instead of ${pid}`)
 }
 
 export function take({ server, trx }: Session, name: string): { token: bigint | null; waitMs: number | null } {

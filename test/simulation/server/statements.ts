@@ -2,6 +2,7 @@
  * The statements that lib/ sends, by their text, and what the simulated server does for each. One that is not here fails the run: so this
  * list is complete for what the worlds do.
  */
+import { SQLSTATE } from '../../../lib/base/index.ts'
 import { keyOf } from '../../../lib/database/lock-key.ts'
 import type { Answer } from './backend.ts'
 import { ELECTION_STATEMENTS } from './election-statements.ts'
@@ -214,7 +215,7 @@ const STATEMENTS: [RegExp, Twin][] = [
   [
     /^select lockstep\.check_transaction\('(\d+)'\)$/,
     (s, _, [, xid]) => {
-      if (s.trx.xid !== xid) throw new PgError('LS008', 'lockstep: not in that transaction')
+      if (s.trx.xid !== xid) throw new PgError(SQLSTATE.noTransaction, 'lockstep: not in that transaction')
       return one({ check_transaction: 'bool' }, { check_transaction: 't' })
     },
   ],
@@ -227,7 +228,7 @@ const STATEMENTS: [RegExp, Twin][] = [
   [
     /check_transaction\(\$1::xid8\).*select lockstep\.(assert_held|release_held)\(\$2, \$3\)/s,
     function* (s, [xid, name = '', token = ''], [, verb]) {
-      if (s.trx.xid !== xid) throw new PgError('LS008', 'lockstep: not in that transaction')
+      if (s.trx.xid !== xid) throw new PgError(SQLSTATE.noTransaction, 'lockstep: not in that transaction')
       yield* verb === 'assert_held' ? twin.assertHeld(s, name, BigInt(token)) : twin.releaseHeld(s, name, BigInt(token))
       return one({ row: 'text' }, { row: '{}' })
     },
