@@ -25,7 +25,7 @@ import {
 import type { Database, SessionPool } from '../database/index.ts'
 import { ELECTIONS, type Grant, Leases, listHeld, Renewer } from '../lease/index.ts'
 import type { Candidacy } from './campaign.ts'
-import { type Elected, Elections } from './election.ts'
+import { Elections } from './election.ts'
 import { type LeadWork, lead } from './lead-loop.ts'
 import { ElectionObservers } from './observe.ts'
 import { type CampaignOptions, candidacyOf, type LeadOptions, OPTIONS, type TryCampaignOptions } from './options.ts'
@@ -70,9 +70,9 @@ export class Leaders {
     const candidacy = candidacyOf(name, options, OPTIONS.campaign)
     const { waitMs = Infinity, signal } = options
     checkMs('waitMs', waitMs, WAIT)
-    const elected = await this.#elections.campaign(candidacy, waitMs, signal)
-    if (!elected) throw new LeaseHeldError(name, waitMs)
-    return this.#term(elected, candidacy)
+    const term = await this.#elect(candidacy, waitMs, signal)
+    if (!term) throw new LeaseHeldError(name, waitMs)
+    return term
   }
 
   /**
@@ -83,8 +83,7 @@ export class Leaders {
   async tryCampaign(name: string, options: TryCampaignOptions = {}): Promise<Term | null> {
     this.#closing.check()
     const candidacy = candidacyOf(name, options, OPTIONS.tryCampaign)
-    const elected = await this.#elections.campaign(candidacy, 0, undefined)
-    return elected && this.#term(elected, candidacy)
+    return this.#elect(candidacy, 0, undefined)
   }
 
   /**
@@ -268,8 +267,13 @@ export class Leaders {
     await Promise.all([this.#elections.close(late), this.#renewer.close(late)])
   }
 
-  #term({ grant, attempted, session }: Elected, { ttlMs }: Candidacy): Term {
-    const term = new TermHold(this.#parts, grant, ttlMs, attempted, session)
+  async #elect(candidacy: Candidacy, waitMs: number, signal: AbortSignal | undefined): Promise<Term | null> {
+    const elected = await this.#elections.campaign(candidacy, waitMs, signal)
+    if (!elected) return null
+    const { grant, attempted, session } = elected
+    const lead = () => new TermHold(this.#parts, grant, candidacy.ttlMs, attempted, session)
+    const term = await this.#leases.held(grant, lead)
+    if (!term) return this.#elect(candidacy, waitMs, signal) // it was this holder's already, which has just resigned
     if (!this.#closing.closed) return term
     void term.release().catch(() => {})
     throw this.#closing.signal.reason

@@ -107,9 +107,16 @@ export class Leases {
     return this.#grant(ask)
   }
 
-  /** Whether this process has asked to revoke what it was granted again (revocations.ts); undefined: it has not. */
-  revoked({ token, renewed }: Grant): Promise<boolean> | undefined {
-    return renewed ? this.#revocations.outcome(token) : undefined
+  /**
+   * The hold of a grant, unless this process has asked to revoke what it was granted again (revocations.ts); null: it has. The hold is made
+   * in the very turn in which nothing was revoked: from then on, a release ends it too.
+   */
+  async held<H>({ token, renewed }: Grant, hold: () => H): Promise<H | null> {
+    for (;;) {
+      const revoked = renewed ? this.#revocations.outcome(token) : undefined
+      if (revoked === undefined) return hold()
+      if (await revoked) return null
+    }
   }
 
   /**

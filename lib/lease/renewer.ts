@@ -37,7 +37,6 @@ export class LeaseHold extends AbstractHold {
     this.#pauseMs = ttlMs / 3
     if (grant.renewed) this.#share(renewer)
     renewer.add(this)
-    if (leases.revoked(grant)) this.lose('its holder has released it') // in the moment since its caller looked
   }
 
   // The holder has it already; where it was granted here, both learn at once when one of them is released.

@@ -110,10 +110,10 @@ export class Locks {
 
   async #acquireLease(request: GrantRequest, options: AcquireOptions, wait: WaitOptions): Promise<Hold> {
     const { grant, attempted } = await this.#lease(request, options.holder !== undefined, wait)
-    if (await this.#leases.revoked(grant)) return this.#acquireLease(request, options, wait)
-    const hold = new LeaseHold(this.#database, this.#leases, this.#renewer, grant, request.ttlMs, attempted)
-    if (!this.#closing.closed) return hold
-    await hold.release().catch(() => {})
+    const make = () => new LeaseHold(this.#database, this.#leases, this.#renewer, grant, request.ttlMs, attempted)
+    const hold = await this.#leases.held(grant, make)
+    if (!this.#closing.closed) return hold ?? this.#acquireLease(request, options, wait)
+    await hold?.release().catch(() => {})
     throw this.#closing.signal.reason
   }
 

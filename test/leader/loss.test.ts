@@ -6,6 +6,7 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
+import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { SQLSTATE } from '../../lib/base/errors.ts'
 import { createLockstep, LeaseLostError, type Lockstep, type Term } from '../../lib/index.ts'
@@ -55,6 +56,39 @@ function member(name: string, ...how: string[]): Promise<{ child: ChildProcess; 
     return { child, line }
   })
 }
+
+describe('a holder that resigns while another of its campaigns is answered with the same term', () => {
+  test('is elected anew: what was answered before the resignation reached the server counts no more', async () => {
+    await using a = createLockstep({ connectionString: db.url })
+    const name = fresh()
+    const options = { ttlMs: 60_000, holder: 'same' }
+    const first = await a.leaders.campaign(name, options)
+    // The next campaign is answered on the server, and its answer is kept back until the resignation has been answered too.
+    const query = pg.Client.prototype.query
+    const [answered, go] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
+    let kept = 0
+    pg.Client.prototype.query = async function (this: pg.Client, ...asked: unknown[]) {
+      const { text } = asked[0] as { text?: string }
+      const answer = await (query as (...all: unknown[]) => Promise<unknown>).apply(this, asked)
+      if (!/lockstep\.campaign/.test(text ?? '') || kept++ > 0) return answer
+      answered.resolve()
+      await go.promise
+      return answer
+    } as typeof query
+    try {
+      const asking = a.leaders.campaign(name, options)
+      await answered.promise
+      await first.resign()
+      go.resolve()
+      await using second = await asking
+      expect(second.token).toBeGreaterThan(first.token)
+      expect(second.isTrusted()).toBe(true)
+      expect(await b.leaders.tryCampaign(name)).toBeNull()
+    } finally {
+      pg.Client.prototype.query = query
+    }
+  })
+})
 
 describe('a leader', () => {
   test('whose process is killed is succeeded when its lease expires', async () => {

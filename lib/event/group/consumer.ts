@@ -187,7 +187,9 @@ export class GroupConsumer implements Consumer {
       quota - this.#partitions.size,
     )
     for (const { partition, grant, attempted } of await groups.take(this.group, wanted, this.id, this.#ttlMs)) {
-      const hold = new LeaseHold(database, groups.leases, renewer, grant, this.#ttlMs, attempted)
+      const take = () => new LeaseHold(database, groups.leases, renewer, grant, this.#ttlMs, attempted)
+      const hold = await groups.leases.held(grant, take)
+      if (!hold) continue // given back by this consumer a moment ago: the next round tries again
       if (this.#stopping || this.#partitions.has(partition)) await hold.release().catch(() => {})
       else this.#begin(group, partition, hold, parts)
     }

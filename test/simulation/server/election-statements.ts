@@ -99,7 +99,7 @@ export const ELECTION_STATEMENTS: [RegExp, Twin][] = [
       server.locks.unlock(backend, key, 'share')
       return one(
         { pg_advisory_lock_shared: 'text', pg_advisory_unlock_shared: 'bool' },
-        { pg_advisory_unlock_shared: 't' },
+        { pg_advisory_lock_shared: '', pg_advisory_unlock_shared: 't' },
       )
     },
   ],

@@ -4,8 +4,19 @@
  */
 import type { QueryResult } from 'pg'
 
-/** A parameter of a statement: itself, the k-th token that was seen, the process id or the transaction of a session. */
-export type Value = string | number | boolean | null | { token: number } | { pid: number } | { xid: number } | Value[]
+/** A parameter of a statement: itself, the k-th token that was seen, the process id or the transaction of a session, or JSON of these. */
+export type Value =
+  | string
+  | number
+  | boolean
+  | null
+  | { token: number }
+  | { pid: number }
+  | { xid: number }
+  | { json: Json }
+  | Value[]
+/** JSON in which a token may stand. */
+type Json = string | number | boolean | null | undefined | Json[] | { [name: string]: Json }
 
 export interface Answered {
   session: number
@@ -17,9 +28,9 @@ export interface Answered {
   xid?: string
 }
 
-const TOKENS = new Set(['token', 'tokens', 'try_key', 'base', 'kept_tokens'])
+const TOKENS = new Set(['token', 'tokens', 'try_key', 'base', 'kept_tokens', 'place', 'over', 'revision'])
 const PIDS = new Set(['pid', 'gate_pid', 'waiting_pids'])
-const WAITS = new Set(['wait_ms', 'refused_for'])
+const WAITS = new Set(['wait_ms', 'refused_for', 'lives_ms'])
 /** They say how fast a clock goes, or how a client is called. */
 const IGNORED = new Set(['clock_us', 'clock_server', 'gate_application'])
 
@@ -53,12 +64,18 @@ export class Known {
       .sort((a, b) => ((this.tokens[a] as bigint) < (this.tokens[b] as bigint) ? -1 : 1))
   }
 
+  #inJson(value: unknown): unknown {
+    if (typeof value !== 'object' || value === null || !('token' in value)) return value
+    return String(this.tokens[value.token as number] ?? 1)
+  }
+
   resolved(values: Value[], pids: number[]): unknown[] {
     return values.map((value) => {
       if (value === null || typeof value !== 'object') return value
       if (Array.isArray(value)) return this.resolved(value, pids)
       if ('token' in value) return String(this.tokens[value.token] ?? 1)
       if ('pid' in value) return pids[value.pid]
+      if ('json' in value) return JSON.stringify(value.json, (_, each) => this.#inJson(each))
       return this.xids[value.xid] ?? '1'
     })
   }
@@ -101,5 +118,5 @@ function compared(name: string, value: unknown, known: Known, pids: number[]): u
   return Array.isArray(value) ? value.map(instant) : instant(value)
 }
 
-const wait = (ms: unknown) => (ms === null || ms === 20 ? ms : 'until a lease ends')
+const wait = (ms: unknown) => (ms === null || ms === 20 || ms === 100 ? ms : 'until a lease ends')
 const instant = (value: unknown) => (value instanceof Date ? 'an instant' : value)

@@ -12,14 +12,15 @@ import type { Step, TwinSide } from './side.ts'
 
 const ENTER = `select *, case when token is not null then pg_catalog.pg_current_xact_id()::text end as xid from lockstep.enter`
 const GRANT = 'select * from lockstep.grant_leases($1::text[], $2::text[], $3::integer[], $4::text[]::jsonb[])'
-const RENEW = 'select * from lockstep.renew_leases($1::text[], $2::bigint[], $3::integer[])'
+export const RENEW = 'select * from lockstep.renew_leases($1::text[], $2::bigint[], $3::integer[])'
 const REVOKE = `select revoked, busy, set_config('synchronous_commit', 'off', true) from lockstep.revoke_leases($1::text[], $2::bigint[])`
-const HELD = (verb: string) => `
+/** As lib/database/caller-transaction.ts guards a statement. */
+export const HELD = (verb: string) => `
   select q.row from (select lockstep.check_transaction($1::xid8) as open offset 0) c
    cross join lateral (select pg_catalog.to_jsonb(s)::pg_catalog.text as row from (select lockstep.${verb}($2, $3)) s where c.open offset 0) q`
-const HOUR_MS = 3_600_000
+export const HOUR_MS = 3_600_000
 
-type Made = [text: string, values: Value[]]
+export type Made = [text: string, values: Value[]]
 
 /** The next step of a script. */
 export function nextStep(random: Random, twin: TwinSide): Step {
@@ -47,8 +48,7 @@ export function nextStep(random: Random, twin: TwinSide): Step {
   const inside: (() => Made)[] = [
     () => ['commit', []],
     () => ['rollback', []],
-    () => ['select pg_catalog.pg_current_xact_id()::text as xid', []],
-    () => [`${ENTER}($1, null)`, [name()]],
+    ...[1, 2, 3].map(() => (): Made => [`${ENTER}($1, null)`, [name()]]),
   ]
   for (const verb of ['assert_held', 'release_held']) {
     const held = (): Made => {
@@ -95,6 +95,9 @@ export function nextStep(random: Random, twin: TwinSide): Step {
   ]
   if (mayWait) outside.push(() => ['select * from lockstep.queue($1, $2)', [name(), random() < 0.3]])
   const { status } = sessions[session] as (typeof sessions)[number]
+  if (status === 'T' && twin.transactionOf(session) === undefined) {
+    return { session, text: 'select pg_catalog.pg_current_xact_id()::text as xid', values: [] }
+  }
   if (status === 'E' && random() < 0.5) return { session, text: 'rollback', values: [] }
   const [text, values] = pick(random, status === 'I' ? outside : inside)()
   return { session, text, values }

@@ -11,10 +11,13 @@ import type { FreshDatabase } from '../../support/database.ts'
 import { until } from '../../support/until.ts'
 import { Process, World } from '../scheduler.ts'
 import type { Backend } from '../server/backend.ts'
-import { Transaction } from '../server/rows.ts'
+import { type LeaseRow, Transaction } from '../server/rows.ts'
 import { Server } from '../server/server.ts'
 import { Socket } from '../socket.ts'
 import { type Answered, answered, failed, Known, type Value } from './compared.ts'
+
+const HOUR_MS = 3_600_000
+const read = (json: string | null) => (json === null ? null : JSON.parse(json))
 
 /** What a script does in one step. */
 export type Step =
@@ -30,6 +33,7 @@ export interface State {
   /** Of each session: I, T or E, as ReadyForQuery says it; what it waits in; or that it has ended. */
   sessions: string[]
   rows: Record<string, unknown>[]
+  candidates: Record<string, unknown>[]
   /** Of each name that somebody has or waits for: the session that has it, and those that wait, in their order. */
   locks: Record<string, { holder: number; waiting: number[] }>
 }
@@ -49,7 +53,7 @@ export class Session {
     client.on('end', () => {
       this.ended = true
     })
-    client.on('notification', ({ channel }) => this.heard.push(channel))
+    client.on('notification', ({ channel, payload }) => this.heard.push(`${channel} ${said(payload)}`))
     const { connection } = client as unknown as { connection: NodeJS.EventEmitter }
     connection.on('readyForQuery', ({ status }: { status: string }) => {
       this.status = status
@@ -59,6 +63,13 @@ export class Session {
   get shown(): string {
     return this.ended ? 'ended' : this.pending ? 'waits' : this.status
   }
+}
+
+/** A notification, without its tokens and instants. */
+function said(payload = ''): string {
+  if (payload === '') return ''
+  const { name, deposed, leader, next } = JSON.parse(payload)
+  return JSON.stringify([name, deposed, leader && [leader.holder, leader.ttlMs, leader.meta], next])
 }
 
 export abstract class Side {
@@ -92,13 +103,22 @@ export abstract class Side {
     session.pending = false
     const { xid, ...compared } = answer
     if (xid !== undefined) this.known.xids[at] = xid
+    else if (session.status === 'I') delete this.known.xids[at]
     this.answers.push(compared)
   }
 
-  protected seen(rows: Record<string, unknown>[], locks: State['locks']): State {
+  protected seen(rows: Record<string, unknown>[], candidates: Record<string, unknown>[], locks: State['locks']): State {
+    for (const row of [...rows, ...candidates]) {
+      for (const name of ['token', 'revision', 'place']) if (name in row) row[name] = this.known.label(row[name])
+    }
     const answers = this.answers.sort((a, b) => a.session - b.session)
     this.answers = []
-    return { answers, sessions: this.sessions.map(({ shown }) => shown), rows, locks }
+    return { answers, sessions: this.sessions.map(({ shown }) => shown), rows, candidates, locks }
+  }
+
+  /** The transaction that a session is known to be in. */
+  transactionOf(at: number): string | undefined {
+    return this.known.xids[at]
   }
 
   /** The notifications that each session has been sent since it was opened. */
@@ -146,13 +166,19 @@ export class RealSide extends Side {
     })
     const locks = this.#locks()
     const { rows } = await pool.query(
-      `select name, holder, token, ttl_ms, meta, case when holder is null then 'free' when expires_at = 'infinity' then 'connection'
+      `select name, holder, token, ttl_ms, meta, witness, deposed, revision, over_at is not null as seen_over, case when holder is null then 'free' when expires_at = 'infinity' then 'connection'
           when expires_at > clock_timestamp() then 'live' else 'over' end as state from lockstep.lease order by name`,
     )
-    return this.seen(
-      rows.map((row) => ({ ...row, token: this.known.label(row.token) })),
-      await locks,
+    const { rows: candidates } = await pool.query(
+      `select name, holder, priority, place, meta, witness, expires_at = 'infinity' as stays from lockstep.candidate
+        order by name, priority desc, place`,
     )
+    const state = this.seen(rows, candidates, await locks)
+    await pool.query(
+      `update lockstep.lease set expires_at = clock_timestamp() - interval '1 hour'
+        where holder is null and starts_with(name, 'leader') and expires_at > clock_timestamp() - interval '30 minutes'`,
+    )
+    return state
   }
 
   // Whoever gives up a lock gives it to the next before its own answer. So after an answer, a session that still waits will wait on.
@@ -191,7 +217,7 @@ export class RealSide extends Side {
     const pids = this.sessions.map(({ pid }) => pid)
     await this.#database.pool.query('select pg_terminate_backend(pid, 10000) from unnest($1::integer[]) pid', [pids])
     await until('every session is gone', () => this.sessions.every(({ ended }) => ended))
-    await this.#database.pool.query('truncate lockstep.lease')
+    await this.#database.pool.query('truncate lockstep.lease, lockstep.candidate')
   }
 }
 
@@ -227,7 +253,8 @@ export class TwinSide extends Side {
   override async step(step: Step): Promise<State> {
     this.#do(() => {
       if ('text' in step) this.send(step.session, step.text, step.values)
-      if ('expire' in step) this.#expire(step.expire)
+      if ('expire' in step)
+        this.#set(step.expire, ({ holder, expiresAt }) => holder !== null && expiresAt < Infinity, -1)
       if ('cancel' in step) this.server.cancel(this.sessions[step.cancel]?.pid as number)
       if ('terminate' in step && !this.backends[step.terminate]?.ended)
         this.server.terminate(this.backends[step.terminate] as Backend)
@@ -236,18 +263,27 @@ export class TwinSide extends Side {
     await this.#run()
     const { leases, locks, now } = this.server
     const rows = leases.names.sort().map((name) => {
-      const { holder, token, ttlMs, meta, expiresAt } = leases.get(name) as NonNullable<ReturnType<typeof leases.get>>
+      const row = leases.get(name) as NonNullable<ReturnType<typeof leases.get>>
+      const { holder, token, ttlMs, expiresAt, meta, witness = null, deposed = false, revision = null } = row
       const state = holder === null ? 'free' : expiresAt === Infinity ? 'connection' : expiresAt > now ? 'live' : 'over'
-      const read = meta === null ? null : JSON.parse(meta)
-      return { name, holder, token: this.known.label(token), ttl_ms: ttlMs, meta: read, state }
+      const shown = { name, holder, token, ttl_ms: ttlMs, meta: read(meta), witness, deposed, revision, state }
+      return { ...shown, seen_over: row.overAt != null }
     })
+    const candidates = leases.names.sort().flatMap((of) =>
+      this.server.candidates.of(of).map(({ name, holder, priority, place, meta, witness, expiresAt }) => ({
+        ...{ name, holder, priority, place, meta: read(meta), witness, stays: expiresAt === Infinity },
+      })),
+    )
     const found: State['locks'] = {}
     for (const name of this.names) {
       const holder = locks.holder(keyOf(name))
       const waiting = locks.waiting(keyOf(name)).map((backend) => this.backends.indexOf(backend))
       if (holder || waiting.length > 0) found[name] = { holder: holder ? this.backends.indexOf(holder) : -1, waiting }
     }
-    return this.seen(rows, found)
+    const state = this.seen(rows, candidates, found)
+    for (const name of leases.names)
+      if (name.startsWith('leader')) this.#set(name, (row) => row.holder === null, -HOUR_MS)
+    return state
   }
 
   #do(what: () => void): void {
@@ -255,12 +291,12 @@ export class TwinSide extends Side {
   }
 
   // As a statement of another session would, if nobody has the row.
-  #expire(name: string): void {
+  #set(name: string, which: (row: LeaseRow) => boolean, ms: number): void {
     const { leases, now } = this.server
     const row = leases.get(name)
     const trx = new Transaction('1', this.backends[0] as Backend)
-    if (!row || row.holder === null || row.expiresAt === Infinity || !leases.tryLock(name, 'no key update', trx)) return
-    leases.write(name, { ...row, expiresAt: now - 1 }, trx)
+    if (!row || !which(row) || !leases.tryLock(name, 'no key update', trx)) return
+    leases.write(name, { ...row, expiresAt: now + ms }, trx)
     leases.end(trx, true)
   }
 
