@@ -51,9 +51,9 @@ export const LEASE: readonly Mutant[] = [
   },
   {
     bug: 'what a holder releases while it is granted to it again is trusted',
-    file: 'lib/lock/locks.ts',
-    from: 'if (await this.#leases.revoked(grant)) return this.#acquireLease(request, options, wait)',
-    to: '',
+    file: 'lib/lease/leases.ts',
+    from: 'if (await revoked) return null',
+    to: 'return hold()',
     files: ['lock/loss.test.ts'],
     tests: 'is granted anew',
   },
