@@ -3,6 +3,7 @@
  * all connections, ends those of others, takes all that a role may have, or takes a name by force while somebody works under it.
  */
 import { sql } from 'kysely'
+import pg from 'pg'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { createLockstep, type Lockstep } from '../../lib/index.ts'
 import { freshDatabase, type RoleDatabase } from '../support/database.ts'
@@ -46,6 +47,10 @@ test('a program that ends the transaction it was given is told so, and no fence 
     }
     const late = a.kysely.transaction().execute(async (trx) => trx)
     await expect(held.assertHeld(await late)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', field: 'trx' })
+    const client = new pg.Client(db.roleUrl)
+    await client.connect()
+    await expect(held.assertHeld(client)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', field: 'trx' })
+    await client.end()
     expect((await db.pool.query('select from written')).rows).toEqual([])
     expect(held.isTrusted()).toBe(true)
     await held.release()
@@ -77,21 +82,25 @@ test('a program that keeps all connections: a wait ends with its time limit or i
     expect(await waits).toBe('done')
   }))
 
-test('an operator that ends all connections, and a role that may have no more for a while: of many callers one opens the next session', () =>
+test('an operator that ends all connections: of many callers one opens the next session; and a role that may have none for a while', () =>
   process_(async (a, application) => {
-    const held = await a.locks.acquire(fresh())
-    await db.pool.query(`alter role ${db.role} connection limit 0`)
-    await db.pool.query('select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = $1', [
-      application,
-    ])
-    await until('it is told', () => held.signal.aborted)
-    await expect(a.locks.tryAcquire(fresh())).rejects.toMatchObject({ code: 'UNAVAILABLE' })
-    const waits = Array.from({ length: 50 }, () => a.locks.acquire(fresh()))
-    await db.pool.query(`alter role ${db.role} connection limit -1`)
-    const all = await Promise.all(waits)
-    expect((await backends(application)).length).toBeLessThanOrEqual(3) // one of holds, and those of statements
+    const ends = () =>
+      db.pool.query('select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = $1', [
+        application,
+      ])
+    const first = await a.locks.acquire(fresh())
+    await ends()
+    await until('it is told', () => first.signal.aborted)
+    const all = await Promise.all(Array.from({ length: 50 }, () => a.locks.acquire(fresh())))
+    expect(await backends(application)).toHaveLength(1)
     expect(all.every((each) => each.isTrusted())).toBe(true)
-    await Promise.all(all.map((each) => each.release()))
+    await db.pool.query(`alter role ${db.role} connection limit 0`)
+    await ends()
+    await until('all are told', () => all.every(({ signal }) => signal.aborted))
+    await expect(a.locks.tryAcquire(fresh())).rejects.toMatchObject({ code: 'UNAVAILABLE' })
+    const waits = a.locks.acquire(fresh())
+    await db.pool.query(`alter role ${db.role} connection limit -1`)
+    await (await waits).release()
   }))
 
 test('an operator that takes a name by force waits for a write that is under way under it, and takes nothing from the next holder', () =>
@@ -105,14 +114,10 @@ test('an operator that takes a name by force waits for a write that is under way
       await go.promise
     })
     await began.promise
-    let forced = false
-    const forcing = a.locks.forceRevoke(name).then((answer) => {
-      forced = true
-      return answer
-    })
-    await a.locks.get(name) // the force has asked, and was told to ask again
-    await a.locks.get(name)
-    expect([forced, held.isTrusted()]).toEqual([false, true])
+    const force = 'select lockstep.force_revoke($1) as outcome'
+    expect((await db.pool.query(force, [name])).rows).toEqual([{ outcome: 'busy' }])
+    expect(held.isTrusted()).toBe(true)
+    const forcing = a.locks.forceRevoke(name)
     go.resolve()
     await writing
     expect(await forcing).toBe(true)
