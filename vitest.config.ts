@@ -8,6 +8,7 @@ const LONGEST = [
   ...[
     'adapters/idle.long',
     'faults/locks.long',
+    'faults/verbs.long',
     'chaos/short.long',
     'database/pooler.long',
     'close/close',
@@ -18,6 +19,7 @@ const LONGEST = [
     'docs/samples',
     'setup/exclusive-migration.long',
     'faults/rooms.long',
+    'faults/server.long',
     'http/bounds',
     'adapters/deadline.long',
     'http/followers.long',

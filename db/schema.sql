@@ -991,6 +991,8 @@ end $function$;
 
 -- Notifies everybody of the present state of an election. `next` is the first candidate in the queue: of all candidates
 -- that receive this, only that one has to ask. A payload has at most 8,000 bytes; a receiver looks up what did not fit.
+-- Since then: on a channel with a secret name, since any role could forge a leader, or hear its token. Processes of 0.6 listen on
+-- the open one: they are told nothing there, and so read.
 CREATE OR REPLACE FUNCTION lockstep.tell(election text)
  RETURNS void
  LANGUAGE plpgsql
@@ -1010,7 +1012,8 @@ begin
   if octet_length(news::text) > 7900 then
     news := jsonb_build_object('name', place);
   end if;
-  perform pg_notify('lockstep_leader', news::text);
+  perform pg_notify(lockstep.secret_channel('leader'), news::text);
+  perform pg_notify('lockstep_leader', '');
 end $function$;
 
 -- Ends a term, whose row the caller has locked.
@@ -1094,24 +1097,42 @@ begin
   return alive;
 end $function$;
 
--- Ends attempts, [{ id, attempt, output }, …], each with an output. Returns the ids of those that this call has ended.
--- One JSON text instead of three arrays: a client then need not write each text once more as an element.
+-- As in 0004_task.sql.
 CREATE OR REPLACE FUNCTION lockstep.complete_jobs(queue text, ended json)
  RETURNS uuid[]
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'pg_temp'
+ SET enable_seqscan TO 'off'
+ SET enable_hashjoin TO 'off'
+ SET enable_mergejoin TO 'off'
+ SET random_page_cost TO '0'
+ SET plan_cache_mode TO 'force_generic_plan'
 AS $function$
 declare
-  done uuid[];
+  ids uuid[];
+  attempts integer[];
+  outputs jsonb[];
+  done uuid[] := '{}';
+  batch uuid[];
+  running bigint;
 begin
-  with ended as (
-    update lockstep_boss.job j
-       set state = 'completed', completed_on = lockstep_boss.job_now(), output = a.output
-      from json_to_recordset(ended) a(id uuid, attempt integer, output jsonb)
-     where j.name = complete_jobs.queue and j.id = a.id and j.state = 'active' and j.retry_count = a.attempt
-    returning j.id
-  )
-  select coalesce(array_agg(e.id), '{}') into done from ended e;
+  select array_agg(a.id), array_agg(a.attempt), array_agg(a.output) into ids, attempts, outputs
+    from json_to_recordset(ended) a(id uuid, attempt integer, output jsonb);
+  loop
+    with f as materialized (
+      select * from lockstep.running_jobs(queue, ids, attempts, done)
+    ), ended as (
+      update lockstep_boss.job j
+         set state = 'completed', completed_on = lockstep_boss.job_now(), output = outputs[f.n]
+        from f
+       where j.name = f.name and j.tableoid = f.part and j.ctid = f.place
+         and j.state::text = 'active' and j.retry_count = attempts[f.n]
+      returning j.id
+    )
+    select (select count(*) from f), coalesce(array_agg(e.id), '{}') into running, batch from ended e;
+    done := done || batch;
+    exit when cardinality(batch) = running;
+  end loop;
   return done;
 end $function$;
 
@@ -1141,63 +1162,87 @@ begin
   select array_agg(w.id) into dead from lockstep.worker w where w.seen_at < clock_timestamp() - interval '1 minute';
 end $function$;
 
--- Gives jobs back, ready at once, because the worker ends and not the job. That costs none of the job's retries (as in
--- pg-boss's own retry(), it allows one more), and the next attempt has another number. Notifies waiting workers on
--- pg-boss's channel.
+-- As in 0004_task.sql.
 CREATE OR REPLACE FUNCTION lockstep.hand_back_jobs(queue text, ids uuid[], attempts integer[])
  RETURNS uuid[]
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'pg_temp'
+ SET enable_seqscan TO 'off'
+ SET enable_hashjoin TO 'off'
+ SET enable_mergejoin TO 'off'
+ SET random_page_cost TO '0'
+ SET plan_cache_mode TO 'force_generic_plan'
 AS $function$
 declare
-  done uuid[];
+  done uuid[] := '{}';
+  batch uuid[];
+  running bigint;
 begin
-  with back as (
-    update lockstep_boss.job j
-       set state = 'retry', retry_limit = j.retry_limit + 1, start_after = lockstep_boss.job_now(), heartbeat_on = null
-      from unnest(ids, attempts) a(id, attempt)
-     where j.name = hand_back_jobs.queue and j.id = a.id and j.state = 'active' and j.retry_count = a.attempt
-    returning j.id
-  )
-  select coalesce(array_agg(b.id), '{}') into done from back b;
+  loop
+    with f as materialized (
+      select * from lockstep.running_jobs(queue, ids, attempts, done)
+    ), back as (
+      update lockstep_boss.job j
+         set state = 'retry', retry_limit = j.retry_limit + 1, start_after = lockstep_boss.job_now(), heartbeat_on = null
+        from f
+       where j.name = f.name and j.tableoid = f.part and j.ctid = f.place
+         and j.state::text = 'active' and j.retry_count = attempts[f.n]
+      returning j.id
+    )
+    select (select count(*) from f), coalesce(array_agg(b.id), '{}') into running, batch from back b;
+    done := done || batch;
+    exit when cardinality(batch) = running;
+  end loop;
   if done <> '{}' then
     perform pg_notify('pgboss_' || left(encode(sha224('lockstep_boss'::bytea), 'hex'), 24), queue);
   end if;
   return done;
 end $function$;
 
--- Gives attempts a lease, by pg-boss's heartbeat, whose upkeep ends attempts that miss it. Returns until when; nothing for
--- an attempt that is over.
+-- As in 0004_task.sql.
 CREATE OR REPLACE FUNCTION lockstep.lease_jobs(
   queue text, ids uuid[], attempts integer[], lease_ms integer, holder text
 )
  RETURNS TABLE(id uuid, expires_at timestamp with time zone)
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'pg_temp'
+ SET enable_seqscan TO 'off'
+ SET enable_hashjoin TO 'off'
+ SET enable_mergejoin TO 'off'
+ SET random_page_cost TO '0'
+ SET plan_cache_mode TO 'force_generic_plan'
 AS $function$
 #variable_conflict use_column
+declare
+  done uuid[] := '{}';
+  batch uuid[];
+  running bigint;
 begin
-  return query
-  with named as (
-    insert into lockstep.attempt as x (queue, id, attempt, holder, at, leased, heartbeat)
-    select j.name, j.id, j.retry_count, lease_jobs.holder, clock_timestamp(), true, j.heartbeat_seconds
-      from unnest(ids, attempts) a(id, attempt)
-      join lockstep_boss.job j
-        on j.name = lease_jobs.queue and j.id = a.id and j.state = 'active' and j.retry_count = a.attempt
-    on conflict (queue, id) do update
-       set attempt = excluded.attempt, at = excluded.at, leased = true,
-           heartbeat = case when x.leased then x.heartbeat else excluded.heartbeat end,
-           holder = coalesce(excluded.holder, case when x.attempt = excluded.attempt then x.holder end),
-           fraction = case when x.attempt = excluded.attempt then x.fraction end,
-           note = case when x.attempt = excluded.attempt then x.note end
-  ), leased as (
-    update lockstep_boss.job j
-       set heartbeat_on = lockstep_boss.job_now(), heartbeat_seconds = ceil(lease_ms / 1000.0)
-      from unnest(ids, attempts) a(id, attempt)
-     where j.name = lease_jobs.queue and j.id = a.id and j.state = 'active' and j.retry_count = a.attempt
-    returning j.id, j.heartbeat_on + j.heartbeat_seconds * interval '1 s' as expires_at
-  )
-  select l.id, l.expires_at from leased l;
+  loop
+    with f as materialized (
+      select * from lockstep.running_jobs(queue, ids, attempts, done)
+    ), leased as (
+      update lockstep_boss.job j
+         set heartbeat_on = lockstep_boss.job_now(), heartbeat_seconds = ceil(lease_ms / 1000.0)
+        from f
+       where j.name = f.name and j.tableoid = f.part and j.ctid = f.place
+         and j.state::text = 'active' and j.retry_count = attempts[f.n]
+      returning j.id, j.retry_count, f.heartbeat
+    ), named as (
+      insert into lockstep.attempt as x (queue, id, attempt, holder, at, leased, heartbeat)
+      select lease_jobs.queue, l.id, l.retry_count, lease_jobs.holder, clock_timestamp(), true, l.heartbeat from leased l
+      on conflict (queue, id) do update
+         set attempt = excluded.attempt, at = excluded.at, leased = true,
+             heartbeat = case when x.leased then x.heartbeat else excluded.heartbeat end,
+             holder = coalesce(excluded.holder, case when x.attempt = excluded.attempt then x.holder end),
+             fraction = case when x.attempt = excluded.attempt then x.fraction end,
+             note = case when x.attempt = excluded.attempt then x.note end
+    )
+    select (select count(*) from f), coalesce(array_agg(l.id), '{}') into running, batch from leased l;
+    done := done || batch;
+    exit when cardinality(batch) = running;
+  end loop;
+  return query select d.id, lockstep_boss.job_now() + ceil(lease_ms / 1000.0) * interval '1 s' from unnest(done) d(id);
 end $function$;
 
 CREATE OR REPLACE FUNCTION lockstep.progress_job(
@@ -1221,11 +1266,15 @@ begin
 end $function$;
 
 -- Milliseconds until the next job of each queue may be fetched. 0: now; null: no job is waiting.
+-- Since then: By the order of the index that has no other jobs: without statistics Postgres reads the whole queue.
 CREATE OR REPLACE FUNCTION lockstep.ready_jobs(queues text[])
  RETURNS TABLE(queue text, in_ms double precision)
  LANGUAGE plpgsql
  STABLE
  SET search_path TO 'pg_catalog', 'pg_temp'
+ SET enable_seqscan TO 'off'
+ SET enable_sort TO 'off'
+ SET plan_cache_mode TO 'force_generic_plan'
 AS $function$
 declare
   each text;
@@ -1233,8 +1282,10 @@ declare
 begin
   foreach each in array queues loop
     due := least(
-      (select min(j.start_after) from lockstep_boss.job j where j.name = each and j.state = 'created' and not j.blocked),
-      (select min(j.start_after) from lockstep_boss.job j where j.name = each and j.state = 'retry' and not j.blocked));
+      (select j.start_after from lockstep_boss.job j
+        where j.name = each and j.state = 'created' and not j.blocked order by j.name, j.state, j.blocked, j.start_after limit 1),
+      (select j.start_after from lockstep_boss.job j
+        where j.name = each and j.state = 'retry' and not j.blocked order by j.name, j.state, j.blocked, j.start_after limit 1));
     queue := each;
     in_ms := case when due is not null
                   then greatest(extract(epoch from due - clock_timestamp()), 0) * 1000 end;
@@ -3129,6 +3180,15 @@ create unlogged table lockstep.hold (
   constraint hold_pkey PRIMARY KEY (pid, key)
 );
 
+-- Channels whose messages are believed. Every role that may connect to the database may LISTEN and NOTIFY on any channel whose
+-- name it knows, and no role is shown the channels of others. So the name of such a channel is a secret of the roles that may
+-- write leases. It never changes: a process that listens has asked for it once.
+create table lockstep.secret (
+  channel text collate "C" not null,
+  secret uuid not null default gen_random_uuid(),
+  constraint secret_pkey PRIMARY KEY (channel)
+);
+
 -- The advisory locks of this database that have a key of 64 bits: who has them, and who waits for them. Some are the application's.
 CREATE OR REPLACE FUNCTION lockstep.advisory_locks()
  RETURNS TABLE(key bigint, pid integer, granted boolean)
@@ -3143,11 +3203,14 @@ $function$;
 -- Runs pg-boss's fetch, if what it fetches fits into `room` bytes as it is sent: then jobs, an array of [id, retry count,
 -- data], and fits, how many these are. Else nothing is fetched, jobs is null, and so many fit: fetch these, which one job
 -- always can. `statement`: the text of pg-boss's statement, with metadata and without parameters. It runs with the rights of the
--- caller, who can send it as well himself. So no job is claimed, and no attempt of it spent, that its claimer cannot be sent.
+-- caller, who can send it as well himself. So no job is claimed, and no attempt of it spent, that its claimer cannot be sent. The
+-- settings: see fetch_jobs in 0016_growth.sql.
 CREATE OR REPLACE FUNCTION lockstep.fetch_within(statement text, room bigint, OUT jobs json, OUT fits integer)
  RETURNS record
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'pg_temp'
+ SET enable_seqscan TO 'off'
+ SET enable_sort TO 'off'
 AS $function$
 declare
   job record;
@@ -3405,6 +3468,16 @@ begin
   end if;
 end $function$;
 
+-- The name of such a channel.
+CREATE OR REPLACE FUNCTION lockstep.secret_channel(kind text)
+ RETURNS text
+ LANGUAGE sql
+ STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+  select 'lockstep_' || s.channel || '_' || replace(s.secret::text, '-', '') from lockstep.secret s where s.channel = secret_channel.kind
+$function$;
+
 -- Enters holds, and deletes those that are over: each is known by backend, K and token. held_ms: for how long it has been held.
 -- clean: deletes also what dead processes have left. It waits for nobody.
 CREATE OR REPLACE FUNCTION lockstep.show_holds(
@@ -3640,7 +3713,8 @@ begin
 end $function$;
 
 -- As due_jobs, which processes of 0.6 call; and in how many milliseconds the next attempt runs out of its lease or its time, so
--- that a tick comes then: the job of a dead worker should not wait for the regular one. Null: no job is running.
+-- that a tick comes then: the job of a dead worker should not wait for the regular one. Null: no job is running. The orders, and no
+-- sorts, leave only the indexes that have no other jobs: without statistics Postgres reads every job of each queue.
 CREATE OR REPLACE FUNCTION lockstep.due_work(
   OUT late text[], OUT flows boolean, OUT upkeep boolean, OUT dead uuid[], OUT late_in_ms double precision
 )
@@ -3648,12 +3722,15 @@ CREATE OR REPLACE FUNCTION lockstep.due_work(
  LANGUAGE plpgsql
  STABLE
  SET search_path TO 'pg_catalog', 'pg_temp'
+ SET enable_seqscan TO 'off'
+ SET enable_sort TO 'off'
 AS $function$
 declare
   present timestamptz := clock_timestamp();
 begin
   select array_agg(q.name) filter (where a.late),
-         bool_or(exists (select from lockstep_boss.job j where j.name = q.name and j.blocking and j.state = 'completed')),
+         bool_or((select true from lockstep_boss.job j where j.name = q.name and j.blocking and j.state = 'completed'
+                  order by j.name, j.id limit 1)),
          bool_or((q.maintain_on is null or q.maintain_on < present - interval '10 minutes')
                  and not starts_with(q.name, 'lockstep.worker/')), -- those are deleted as a whole
          extract(epoch from min(a.next) - present) * 1000
@@ -3662,7 +3739,8 @@ begin
          lateral (
            select bool_or(x.ends < present) as late, min(x.ends) filter (where x.ends >= present) as next
              from (select least(j.started_on + j.expire_seconds * interval '1 s', j.heartbeat_on + j.heartbeat_seconds * interval '1 s') as ends
-                     from lockstep_boss.job j where j.name = q.name and j.state = 'active') x
+                     from lockstep_boss.job j where j.name = q.name and j.state = 'active'
+                    order by j.name, j.state, j.blocked, j.start_after) x
          ) a;
   select array_agg(w.id) into dead from lockstep.worker w where w.seen_at < present - interval '1 minute';
 end $function$;
@@ -3677,4 +3755,92 @@ AS $function$
 begin
   raise exception 'lockstep: the schedules of this schema are sent by ticks of Lockstep, and pg-boss would send them twice'
     using errcode = '55000', hint = 'Start pg-boss with { schedule: false }.';
+end $function$;
+
+-- ---- 0016_growth.sql -----------------------------------------------------------------------------------------------
+
+-- Claims jobs: fetches what fits into `room` bytes (fetch_within), and gives each a lease, in one statement. All leases of a claim
+-- end at once. jobs is null if too much was asked for: then nothing is claimed, and `fits` would be.
+CREATE OR REPLACE FUNCTION lockstep.claim_jobs(
+  statement text, room bigint, queue text, lease_ms integer, holder text, OUT jobs json, OUT fits integer,
+  OUT expires_at timestamp with time zone
+)
+ RETURNS record
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+  select f.jobs, f.fits into jobs, fits from lockstep.fetch_within(statement, room) f;
+  if jobs is null or fits = 0 then
+    return;
+  end if;
+  select min(l.expires_at) into expires_at
+    from (select array_agg((j ->> 0)::uuid) as ids, array_agg((j ->> 1)::integer) as attempts from json_array_elements(jobs) j) a,
+         lockstep.lease_jobs(queue, a.ids, a.attempts, lease_ms, holder) l;
+end $function$;
+
+-- Runs pg-boss's fetch, whose text lib/task/pgboss/fetch.ts has changed so that a job that was chosen is found again by its place
+-- in the table (ctid), which only that row has. `per_group`: its parameter, if it has one. It runs with the rights of the caller,
+-- who can send it as well himself. Without sorts there is one way to find the first jobs: the index in the order in which they are
+-- fetched. With them Postgres reads and sorts all that wait, where it expects one.
+CREATE OR REPLACE FUNCTION lockstep.fetch_jobs(statement text, per_group integer)
+ RETURNS TABLE(id uuid, name text, data jsonb, "retryCount" integer, "expireInSeconds" integer, "heartbeatSeconds" integer, "groupId" text, "groupTier" text)
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET enable_seqscan TO 'off'
+ SET enable_sort TO 'off'
+AS $function$
+begin
+  return query execute statement using per_group;
+end $function$;
+
+-- Notes that upkeep was done for the queues for which it is due and has nothing to do: they have no jobs, no jobs of flows wait for
+-- theirs, and their counts are zero. pg-boss takes several statements for each queue, 2 ms in all: with 10,000 queues 20 s. What
+-- others are changing is left to pg-boss. Returns how many these were.
+CREATE OR REPLACE FUNCTION lockstep.rest_queues()
+ RETURNS bigint
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET enable_sort TO 'off'
+ SET enable_hashjoin TO 'off'
+ SET enable_mergejoin TO 'off'
+AS $function$
+declare
+  rested bigint;
+begin
+  with due as materialized (
+    select q.name from lockstep_boss.queue q
+     where (q.maintain_on is null or q.maintain_on < clock_timestamp() - interval '10 minutes')
+       and q.queued_count = 0 and q.active_count = 0 and q.total_count = 0 and coalesce(q.retained_count, 0) = 0
+       and (select true from lockstep_boss.job j where j.name = q.name order by j.name, j.id limit 1) is null
+       and not exists (select from lockstep_boss.job_dependency d where d.parent_name = q.name)
+       and not exists (select from lockstep_boss.job_dependency d where d.child_name = q.name)
+       for no key update skip locked
+  )
+  update lockstep_boss.queue q set maintain_on = clock_timestamp() from due where q.name = due.name;
+  get diagnostics rested = row_count;
+  return rested;
+end $function$;
+
+-- The attempts among these that run: where they are. `but`: ids that are left out.
+CREATE OR REPLACE FUNCTION lockstep.running_jobs(queue text, ids uuid[], attempts integer[], but uuid[])
+ RETURNS TABLE(name text, id uuid, n integer, heartbeat integer, part oid, place tid)
+ LANGUAGE plpgsql
+ ROWS 1
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET enable_seqscan TO 'off'
+ SET enable_sort TO 'off'
+ SET enable_hashjoin TO 'off'
+ SET enable_mergejoin TO 'off'
+ SET plan_cache_mode TO 'force_generic_plan'
+AS $function$
+#variable_conflict use_column
+begin
+  return query
+  select x.name, x.id, a.n::integer, x.heartbeat_seconds, x.part, x.place
+    from unnest(ids, attempts) with ordinality a(id, attempt, n)
+   cross join lateral (
+     select j.name, j.id, j.state, j.retry_count, j.heartbeat_seconds, j.tableoid as part, j.ctid as place
+       from lockstep_boss.job j where j.name = running_jobs.queue and j.id >= a.id order by j.name, j.id limit 1) x
+   where x.id = a.id and x.state = 'active' and x.retry_count = a.attempt and a.id <> all (but);
 end $function$;

@@ -582,27 +582,6 @@ test('each promise of docs/guarantees.md is shown by `npm test`, and not only by
   expect(onlyLong).toEqual([])
 })
 
-test('each mutant changes a line that is there, and names tests that are there', () => {
-  const mutants = read('test/tools/mutants.ts').split('\n  {\n').slice(1)
-  expect(mutants.length).toBeGreaterThan(10)
-  for (const mutant of mutants) {
-    const files = /^ {4}files: \[(.*)\],$/m.exec(mutant)?.[1]?.match(/[\w./-]+/g) ?? []
-    const text = files.map((file) => suite(`test/${file}`)).join()
-    const titles = /^ {4}tests: '(.*)',$/m.exec(mutant)?.[1]?.split('|') ?? []
-    expect(files.length, mutant).toBeGreaterThan(0)
-    expect(
-      titles.filter((title) => !text.includes(title)),
-      mutant,
-    ).toEqual([])
-  }
-
-  /** A file of tests, and the suites that it imports. */
-  function suite(file: string): string {
-    const more = [...read(file).matchAll(/from '(\.[^']+\.suite\.ts)'/g)]
-    return [file, ...more.map(([, to = '']) => path.join(path.dirname(file), to))].map(read).join()
-  }
-})
-
 describe('words', () => {
   // The law of CONTRIBUTING.md: the field's standard terms, in sentences with a subject that a reader can see.
   const DIALECT = [

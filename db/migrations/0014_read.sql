@@ -423,10 +423,11 @@ end $$;
 -- Runs pg-boss's fetch, if what it fetches fits into `room` bytes as it is sent: then jobs, an array of [id, retry count,
 -- data], and fits, how many these are. Else nothing is fetched, jobs is null, and so many fit: fetch these, which one job
 -- always can. `statement`: the text of pg-boss's statement, with metadata and without parameters. It runs with the rights of the
--- caller, who can send it as well himself. So no job is claimed, and no attempt of it spent, that its claimer cannot be sent.
+-- caller, who can send it as well himself. So no job is claimed, and no attempt of it spent, that its claimer cannot be sent. The
+-- settings: see fetch_jobs in 0016_growth.sql.
 create function lockstep.fetch_within(statement text, room bigint, out jobs json, out fits integer)
 language plpgsql
-set search_path = pg_catalog, pg_temp as $$
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off as $$
 declare
   job record;
   texts json[] := '{}';
@@ -775,4 +776,60 @@ begin
     left join held h on h.name = p.name and h.pid = g.pid
     left join pg_stat_activity a on a.pid = g.pid
    order by p.name;
+end $$;
+
+
+-- -- What is heard of elections ------------------------------------------------------------------------------------
+
+-- Channels whose messages are believed. Every role that may connect to the database may LISTEN and NOTIFY on any channel whose
+-- name it knows, and no role is shown the channels of others. So the name of such a channel is a secret of the roles that may
+-- write leases. It never changes: a process that listens has asked for it once.
+create table lockstep.secret (
+  channel text collate "C" primary key,
+  secret uuid not null default gen_random_uuid()
+);
+insert into lockstep.secret (channel) values ('leader');
+
+-- The roles that may write leases until now go on without another grant.
+do $$
+declare
+  writer record;
+begin
+  for writer in
+    select distinct case when a.grantee = 0 then 'public' else a.grantee::regrole::text end as role
+      from pg_class c cross join aclexplode(c.relacl) a
+     where c.oid = 'lockstep.lease'::regclass and a.privilege_type = 'INSERT' and a.grantee <> c.relowner
+  loop
+    execute format('grant select on lockstep.secret to %s', writer.role);
+  end loop;
+end $$;
+
+-- The name of such a channel.
+create function lockstep.secret_channel(kind text) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select 'lockstep_' || s.channel || '_' || replace(s.secret::text, '-', '') from lockstep.secret s where s.channel = secret_channel.kind
+$$;
+
+-- Notifies everybody of the present state of an election. `next` is the first candidate in the queue: of all candidates
+-- that receive this, only that one has to ask. A payload has at most 8,000 bytes; a receiver looks up what did not fit.
+-- Since then: on a channel with a secret name, since any role could forge a leader, or hear its token. Processes of 0.6 listen on
+-- the open one: they are told nothing there, and so read.
+create or replace function lockstep.tell(election text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  news jsonb;
+  place text := substr(election, 1 + length(lockstep.election('')));
+begin
+  select jsonb_build_object('name', place, 'revision', l.revision::text, 'deposed', l.deposed,
+           'leader', case when l.holder is not null then jsonb_build_object(
+             'holder', l.holder, 'token', l.token::text, 'grantedAt', l.granted_at, 'expiresAt', l.expires_at,
+             'ttlMs', l.ttl_ms, 'meta', l.meta) end,
+           'next', (select c.holder from lockstep.candidate c where c.name = tell.election and lockstep.waits(c)
+                     order by c.priority desc, c.place limit 1))
+    into news from lockstep.lease l where l.name = tell.election;
+  if octet_length(news::text) > 7900 then
+    news := jsonb_build_object('name', place);
+  end if;
+  perform pg_notify(lockstep.secret_channel('leader'), news::text);
+  perform pg_notify('lockstep_leader', '');
 end $$;

@@ -29,7 +29,7 @@ import { type ServerFacts, whyReadOnly, whyUnsupported } from './server-facts.ts
 import { greet } from './settings.ts'
 
 /** The last migration that this code needs. */
-export const SCHEMA = '0015_cron'
+export const SCHEMA = '0016_growth'
 
 const CONTROL_CONNECTIONS = 2
 const CONNECT_TIMEOUT_MS = 5_000

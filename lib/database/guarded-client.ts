@@ -5,6 +5,7 @@
  * default_transaction_read_only that it was opened with, and stays with the server that has become a standby. So a new one is
  * opened, which can write as soon as the database can be written; a statement by itself is tried again on it ({@link metOldConnection}).
  * So it is after 57P05, the role's idle_session_timeout: the server had ended the connection before the statement came.
+ * And a client that is left in a transaction is not used again.
  */
 import pg from 'pg'
 import { isReadOnly, UnavailableError } from '../base/index.ts'
@@ -44,6 +45,10 @@ const OLD = new WeakSet<object>()
 /** Whether a statement had no effect because of a connection that was opened for an earlier use: it can only read, or has ended. */
 export const metOldConnection = (error: unknown): boolean =>
   typeof error === 'object' && error !== null && OLD.has(error)
+
+// A transaction that was begun on it and not ended, by whatever: the next user's writes would be in it, and be lost.
+const leftOpen = (client: pg.PoolClient): Error | undefined =>
+  client.getTransactionStatus() === 'I' ? undefined : new Error('It was left in a transaction')
 
 export function guarded(client: pg.PoolClient, guard: Guard): GuardedClient {
   const old = USED.has(client)
@@ -86,7 +91,7 @@ export function guarded(client: pg.PoolClient, guard: Guard): GuardedClient {
       }
     },
     status: () => client.getTransactionStatus(),
-    release: () => client.release(broken),
+    release: () => client.release(broken ?? leftOpen(client)),
     discard: (why) => client.release(broken ?? why),
     destroy() {
       broken ??= new Error('The transaction was abandoned')

@@ -1,5 +1,7 @@
 /**
- * NOTIFY messages of one channel, delivered to listeners in this process. Each kind of thing has its own channel. The shared session
+ * NOTIFY messages of one channel, delivered to listeners in this process. Each kind of thing has its own channel. Every role that may
+ * connect may notify on a channel whose name it knows: so a message is only a reason to look, unless the channel's name is a secret
+ * (lockstep.secret_channel). The shared session
  * does the LISTEN, as long as anybody in this process listens.
  *
  * Behind a pooler there is no LISTEN; there a caller has to poll. When the connection is made or lost, a message may have been
@@ -12,6 +14,8 @@ import type { SessionPool } from './session-pool.ts'
 
 type Listener<T> = (payload: T | null) => void
 type AnyListener<T> = (name: string | null, payload: T | null) => void
+/** The name of a channel; or a statement that answers it, for a channel whose name is a secret. */
+export type Channel = string | ((session: Session) => Promise<string>)
 /** Which names a message is about, and what it says of each; an empty array: perhaps about any. May throw. */
 type Parse<T> = (message: string) => { name: string; payload: T }[]
 
@@ -28,7 +32,7 @@ const LINGER_MS = 10_000
 
 export class Notifier<T> {
   readonly #sessions: SessionPool
-  readonly #channel: string
+  readonly #channel: Channel
   readonly #parse: Parse<T>
   readonly #hooks: ListenHooks | undefined
   readonly #listeners = new Map<string, Set<Listener<T>>>()
@@ -39,7 +43,8 @@ export class Notifier<T> {
   readonly #closed = new AbortController()
   #endIfUnneeded = () => {}
 
-  constructor(sessions: SessionPool, channel: string, parse: Parse<T>, hooks?: ListenHooks) {
+  /** @param channel  its name, or how to ask for it. */
+  constructor(sessions: SessionPool, channel: Channel, parse: Parse<T>, hooks?: ListenHooks) {
     this.#sessions = sessions
     this.#channel = channel
     this.#parse = parse
@@ -110,7 +115,8 @@ export class Notifier<T> {
       try {
         const session = await this.#sessions.shared()
         if (session === null) break // behind a pooler, which does not change
-        await session.subscribe(this.#channel, (message) => this.#deliver(message))
+        const channel = typeof this.#channel === 'string' ? this.#channel : await this.#channel(session)
+        await session.subscribe(channel, (message) => this.#deliver(message))
         await this.#hooks?.afterListen(session)
         this.#session = session
         this.#notifyAll()
@@ -120,7 +126,7 @@ export class Notifier<T> {
         delays.reset()
         if (session.lost) continue
         await this.#hooks?.beforeUnlisten(session)
-        await session.unsubscribe(this.#channel)
+        await session.unsubscribe(channel)
       } catch {
         // The timer does not keep the process alive: callers that poll have timers of their own.
         await sleep(delays.next(), undefined, { ref: false, signal }).catch(() => {})

@@ -24,6 +24,7 @@ usage on schema lockstep, lockstep_boss
 select (name) on lockstep.migration
 select, insert, update, delete on lockstep.lease, lockstep.candidate, lockstep.attempt, lockstep.schedule, lockstep.stuck
 select, insert, update, delete on lockstep.hold
+select on lockstep.secret
 usage on sequence lockstep.token
 select, update on lockstep.time_anchor
 select, update on sequence lockstep.tick_sequence
@@ -45,7 +46,7 @@ execute on function lockstep.try_key, lockstep.turn_keys, lockstep.keys_of, lock
 execute on function lockstep.force, lockstep.sweep, lockstep.take, lockstep.check_backend, lockstep.try, lockstep.turn
 execute on function lockstep.queue, lockstep.register, lockstep.enter, lockstep.assert_held, lockstep.look
 execute on function lockstep.show_holds, lockstep.advisory_locks, lockstep.list_locks
-execute on function lockstep.election, lockstep.waits, lockstep.tell, lockstep.vacate, lockstep.campaign
+execute on function lockstep.secret_channel, lockstep.election, lockstep.waits, lockstep.tell, lockstep.vacate, lockstep.campaign
 execute on function lockstep.withdraw, lockstep.resign, lockstep.resign_held, lockstep.proclaim, lockstep.step_down
 execute on function lockstep.leaders, lockstep.candidates, lockstep.assert_leader, lockstep.check_hold
 execute on function lockstep.complete_jobs, lockstep.hand_back_jobs, lockstep.beat_jobs, lockstep.lease_jobs
@@ -62,7 +63,7 @@ execute on function lockstep.fail_event, lockstep.redeliver, lockstep.truncate_s
 execute on function lockstep.misaligned, lockstep.engine, lockstep.oldest_code
 execute on function lockstep.check_transaction, lockstep.exhaust_job
 execute on function lockstep.try_read_stream, lockstep.try_read_all, lockstep.read_share, lockstep.read_partitions
-execute on function lockstep.fitting_events, lockstep.fetch_within
+execute on function lockstep.fitting_events, lockstep.fetch_within, lockstep.fetch_jobs, lockstep.claim_jobs, lockstep.running_jobs, lockstep.rest_queues
 execute on function lockstep_boss.job_now, lockstep_boss.create_queue, lockstep_boss.delete_queue
 `
 /** The rights on the table of a queue that has its own table. */

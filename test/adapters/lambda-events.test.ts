@@ -53,6 +53,14 @@ const withMethod = (method: unknown) => {
   return { ...event, requestContext: { ...event.requestContext, http: { ...event.requestContext.http, method } } }
 }
 
+test.each(['.', '..', '%2e', '%2E.'])(
+  'a path whose last segment is %j is refused, and taken for no other',
+  async (dots) => {
+    const { status, body } = await whole(its, urlEvent(`/v1/locks/${dots}`, { method: 'POST', body: '{}' }))
+    expect([status, JSON.parse(body)]).toMatchObject([400, { code: 'INVALID_ARGUMENT', errors: [{ field: 'path' }] }])
+  },
+)
+
 describe('is answered as on Node', () => {
   test.each<[string, event: unknown, bytes: [head: string, body?: string]]>([
     ['a GET with a body', urlEvent('/v1/locks/a', { body: '{}' }), ['GET /v1/locks/a', '{}']],

@@ -8,12 +8,14 @@
  *   leases and jobs. Its server is one thread of C on the same cores as the clients and the Postgres backends.
  * - etcd with its defaults, for leaders: every change is on the disk before the answer. It is one node; three would wait for each
  *   other, so this favours etcd.
+ * - ZooKeeper, one node, for `npm run prove`: with ticks of 500 ms, since a session lasts at least two ticks.
  *
  * All of them end with this process, however it ends (lib/setup/guarded-process.ts), and their data is removed.
  */
 
 import { spawnSync } from 'node:child_process'
 import * as fs from 'node:fs'
+import * as net from 'node:net'
 import * as path from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Etcd3 } from 'etcd3'
@@ -32,6 +34,8 @@ export interface Servers extends AsyncDisposable {
   redisPort: number | undefined
   /** undefined: etcd is not installed. */
   etcdPort: number | undefined
+  /** undefined: ZooKeeper, or Java, is not installed. */
+  zookeeperPort: number | undefined
   /** The versions, and anything unusual about the machine. */
   about: string
 }
@@ -43,7 +47,7 @@ export const NO_REDIS = 'not measured: redis-server not found (Debian: redis-ser
 export const NO_ETCD = 'not measured: etcd not found (Debian: etcd-server)'
 
 /** Starts PostgreSQL and the given peers. */
-export async function startServers(peers: ('redis' | 'etcd')[]): Promise<Servers> {
+export async function startServers(peers: ('redis' | 'etcd' | 'zookeeper')[]): Promise<Servers> {
   await using stack = new AsyncDisposableStack()
   const postgres = await startPostgres({ durable: true })
   stack.defer(() => postgres.stop())
@@ -60,11 +64,17 @@ export async function startServers(peers: ('redis' | 'etcd')[]): Promise<Servers
     stack.defer(etcd.stop)
     about.push(`etcd ${etcd.version} (one node)`)
   }
+  const zookeeper = peers.includes('zookeeper') ? await startZookeeper() : undefined
+  if (zookeeper) {
+    stack.defer(zookeeper.stop)
+    about.push(`ZooKeeper ${zookeeper.version} (one node)`)
+  }
   const started = stack.move()
   return {
     databaseUrl: postgres.url,
     redisPort: redis?.port,
     etcdPort: etcd?.port,
+    zookeeperPort: zookeeper?.port,
     about: about.join(', '),
     [Symbol.asyncDispose]: () => started.disposeAsync(),
   }
@@ -135,6 +145,52 @@ async function startEtcd() {
   }
   died.catch(() => {}) // stopped
   return { port, version: /Version: (\S+)/.exec(found.stdout)?.[1] ?? '?', stop }
+}
+
+/** Debian's package has the classes here. */
+const ZOOKEEPER = '/usr/share/java/zookeeper.jar'
+
+async function startZookeeper() {
+  if (!fs.existsSync(ZOOKEEPER) || spawnSync('java', ['-version']).error) return undefined
+  const port = await freePort()
+  const dir = fs.mkdtempSync(path.join(temporaryFolder(undefined), 'lockstep-bench-zookeeper-'))
+  const config = path.join(dir, 'zoo.cfg')
+  const settings = { tickTime: 500, dataDir: dir, clientPort: port, clientPortAddress: '127.0.0.1', maxClientCnxns: 0 }
+  const more = { 'admin.enableServer': 'false', '4lw.commands.whitelist': 'ruok,srvr' }
+  const lines = Object.entries({ ...settings, ...more }).map(([name, value]) => `${name}=${value}`)
+  fs.writeFileSync(config, `${lines.join('\n')}\n`)
+  const main = 'org.apache.zookeeper.server.ZooKeeperServerMain'
+  const server = guarded(['java', '-Xmx128m', '-cp', `/usr/share/java/*`, main, config], {
+    ...{ user: undefined, stopWith: 'INT', remove: dir },
+  })
+  server.unref()
+  const stop = async () => {
+    server.end()
+    await server.exited
+  }
+  const died = server.exited.then(() => Promise.reject(new Error(`ZooKeeper did not start: ${server.log()}`)))
+  try {
+    const version = await Promise.race([zookeeperVersion(port), died])
+    died.catch(() => {}) // stopped
+    return { port, version, stop }
+  } catch (error) {
+    await stop()
+    throw error
+  }
+}
+
+/** Asks ZooKeeper until it answers. */
+async function zookeeperVersion(port: number): Promise<string> {
+  for (const until = performance.now() + 30_000; ; await delay(100)) {
+    try {
+      const socket = net.connect(port, '127.0.0.1')
+      socket.end('srvr')
+      const answer = String(Buffer.concat(await socket.toArray()))
+      const version = /version: ([\d.]+)/.exec(answer)?.[1]
+      if (version) return version
+    } catch {}
+    if (performance.now() > until) throw new Error('ZooKeeper does not answer')
+  }
 }
 
 /** Asks etcd until it answers. */

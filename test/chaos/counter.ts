@@ -1,12 +1,14 @@
 /**
  * The counter under faults: many processes, one lock, one number. Then the history in the database is checked: no increment is
- * lost or doubled, every acknowledged increment exists, and the tokens never go down at the resource.
+ * lost or doubled, every acknowledged increment exists, and the tokens never go down at the resource. And what every process
+ * asked and was answered is judged as one history: it must be linearizable (linear/lock-model.ts).
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
+import { History, judge, lockModel, withSeen } from '../linear/index.ts'
 import { ask } from '../support/query-once.ts'
 import { Nemesis, type Victim } from './nemesis.ts'
 import type { ChaosServer } from './server.ts'
@@ -22,6 +24,8 @@ export interface CounterPlan {
   seed: number
 }
 
+/** The name of the lock. */
+const COUNTER = 'the counter'
 const WORKER = fileURLToPath(new URL('worker.ts', import.meta.url))
 
 export async function runCounter({ server, kind, workers, seconds, seed }: CounterPlan) {
@@ -33,6 +37,7 @@ export async function runCounter({ server, kind, workers, seconds, seed }: Count
 
   const violations: string[] = []
   const acknowledged = new Set<number>()
+  const asked = new History()
   const alive = new Map<Victim, Promise<unknown>>()
   let [spawned, errors] = [0, 0]
   let last: Victim | undefined
@@ -42,6 +47,7 @@ export async function runCounter({ server, kind, workers, seconds, seed }: Count
     awayMs: (chance) => 1_200 + chance * 1_000, // past the ttl of 1,000
     victims: () => [...alive.keys()],
     favourite: () => last,
+    serverDown: () => asked.open('nemesis', COUNTER, { do: 'crash' }),
     killed(victim) {
       alive.delete(victim)
       void start()
@@ -50,7 +56,7 @@ export async function runCounter({ server, kind, workers, seconds, seed }: Count
 
   function start(): Promise<unknown> {
     const number = spawned++
-    const child = spawn(process.execPath, [WORKER, nemesis.network(number), kind, String(number)], {
+    const child = spawn(process.execPath, [WORKER, nemesis.network(number), kind, String(number), COUNTER], {
       stdio: ['ignore', 'pipe', 'inherit'],
       env: { ...process.env, ...nemesis.clock(number) },
     })
@@ -59,6 +65,7 @@ export async function runCounter({ server, kind, workers, seconds, seed }: Count
     alive.set(victim, gone)
     const ready = Promise.withResolvers<void>()
     createInterface({ input: child.stdout as NodeJS.ReadableStream }).on('line', (line) => {
+      if (asked.take(victim.name, line)) return
       const [what, detail] = line.split(' ', 2)
       if (what === 'ready') ready.resolve()
       else if (what === 'done') {
@@ -92,14 +99,19 @@ export async function runCounter({ server, kind, workers, seconds, seed }: Count
     if (BigInt(row.token) < token) violations.push(`the token went down from ${token} to ${row.token} at ${row.n}`)
     token = BigInt(row.token)
   })
+  asked.open('the end', COUNTER, { do: 'read' })({ n: increments })
+  const judged = judge(asked.byObject(), () => lockModel, withSeen)
+  violations.push(...judged.violations)
   return {
     ...{ increments, acknowledged: acknowledged.size },
+    /** Verbs whose history was judged, and is linearizable. */
+    linear: judged.operations,
     /** How often a holder got an error: its lease was lost, or the database was unreachable. */
     errors,
     ...nemesis.summary(),
     /** The violations; must be empty. */
     violations,
     /** The data for finding the cause of a violation. */
-    evidence: { struck: nemesis.struck, history },
+    evidence: { struck: nemesis.struck, history, asked: asked.byObject() },
   }
 }

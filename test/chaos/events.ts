@@ -5,7 +5,8 @@
  *
  * Then the whole history is checked (history.ts): streams have no gaps; appends are stored as a whole, once, at their
  * acknowledged positions, with the rows of their transactions; each event was applied once, in the order of its stream; and
- * two readers of all events, one that follows and one that pages, saw each event once, in the order of cursors.
+ * two readers of all events, one that follows and one that pages, saw each event once, in the order of cursors. And the appends
+ * and reads of each stream, as its writers made them and were answered, are linearizable (linear/stream-model.ts).
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -19,6 +20,7 @@ import { type Kysely, sql } from 'kysely'
 import { type ConsumeOptions, createEvents, type Events } from '../../lib/event/index.ts'
 import { createLockstep } from '../../lib/index.ts'
 import { freePort } from '../../lib/setup/guarded-process.ts'
+import { History, judge, streamModel } from '../linear/index.ts'
 import { observer } from '../support/observer.ts'
 import { textsOf } from '../support/samples.ts'
 import { check, type Reports, type Stored, storedEvents, storedRest } from './history.ts'
@@ -119,11 +121,15 @@ export async function runEvents(plan: EventsPlan) {
 
   const stored: Stored = { events: everything, ...(await storedRest(observed, file)) }
   violations.push(...check(stored, reports, PREFIX))
+  const judged = judge(processes.asked.byObject(), streamModel)
+  violations.push(...judged.violations)
   fs.rmSync(folder, { recursive: true })
   const appends: Record<string, number> = {}
   for (const { kind } of reports.done) appends[kind] = (appends[kind] ?? 0) + 1
   return {
     events: everything.length,
+    /** Appends and reads whose histories were judged, each stream by itself, and are linearizable. */
+    linear: judged.operations,
     /** Appends that were acknowledged, by kind. */
     appends,
     /** Appends that were rolled back; that were refused, because the stream had another position; and those without an answer. */
@@ -136,7 +142,7 @@ export async function runEvents(plan: EventsPlan) {
     /** The violations; must be empty. */
     violations,
     /** The data for finding the cause of a violation. */
-    evidence: { struck: nemesis.struck, history: { stored, reports } },
+    evidence: { struck: nemesis.struck, history: { stored, reports }, asked: processes.asked.byObject() },
   }
 }
 
@@ -158,6 +164,8 @@ class Processes {
     ...{ done: [], back: new Set(), conflicts: new Set(), unknown: new Set() },
     seen: { follower: [], pager: [] },
   }
+  /** What writers asked of the streams, and were answered. */
+  readonly asked = new History()
   readonly counts = { retries: 0, parked: 0, lost: 0 }
   readonly violations: string[] = []
   /** The names of the processes that were killed. */
@@ -199,6 +207,7 @@ class Processes {
       resolve()
     })
     createInterface({ input: child.stdout as NodeJS.ReadableStream }).on('line', (line) => {
+      if (this.asked.take(it.name, line)) return
       if (line === 'ready') {
         it.open = true
         resolve()

@@ -1,6 +1,7 @@
 /**
  * The nemesis (Jepsen's word for the source of faults): it strikes the processes of a run with one fault after another, chosen by
- * a seed. The same seed gives the same faults in the same order; the exact times depend on the machine.
+ * a seed. The same seed gives the same faults in the same order; the exact times depend on the machine. It strikes the processes of
+ * `npm run prove` too, which hold by other systems and by ours.
  *
  * - kill, pause: SIGKILL; SIGSTOP, and SIGCONT after its holds have expired.
  * - cut, hold, swallow: faults of a network, which some processes share. Its connections are reset; or every byte is held back and
@@ -33,7 +34,10 @@ export interface Victim {
 }
 
 export interface Scene {
-  server: ChaosServer
+  /** The PostgreSQL, which is struck too. Absent: no server is struck. */
+  server?: ChaosServer
+  /** Connection strings of all servers that the processes reach; each network leads to all of them. @default that of `server` */
+  targets?: string[]
   seed: number
   /** How long there are faults. */
   seconds: number
@@ -45,6 +49,8 @@ export interface Scene {
   victims(): Victim[]
   /** The preferred victim: the process that was the last holder. */
   favourite?(): Victim | undefined
+  /** The server is about to be struck; what is returned is called when it is back. */
+  serverDown?(): (answer: Record<string, unknown>) => void
   /** A victim was killed. */
   killed(victim: Victim): void
   /** Additional faults of this run. */
@@ -66,7 +72,7 @@ const MOST_FULL_MS = 3_000 // there is no other fault in the meantime
 export class Nemesis implements AsyncDisposable {
   readonly struck: Struck[] = []
   readonly #scene: Scene
-  readonly #networks: TcpProxy[]
+  readonly #networks: TcpProxy[][]
   readonly #clock: WrongClock | undefined
   readonly #random: () => number
   readonly #since = performance.now()
@@ -75,22 +81,22 @@ export class Nemesis implements AsyncDisposable {
   #open: Struck[] = []
 
   static async of(scene: Scene): Promise<Nemesis> {
-    return new Nemesis(
-      scene,
-      await Promise.all(Array.from({ length: scene.networks }, () => tcpProxy(scene.server.url))),
-    )
+    const { targets = scene.server ? [scene.server.url] : [] } = scene
+    const network = () => Promise.all(targets.map((target) => tcpProxy(target)))
+    return new Nemesis(scene, await Promise.all(Array.from({ length: scene.networks }, network)))
   }
 
-  private constructor(scene: Scene, networks: TcpProxy[]) {
+  private constructor(scene: Scene, networks: TcpProxy[][]) {
     this.#scene = scene
     this.#networks = networks
     this.#random = seeded(scene.seed)
     this.#clock = faketimeAvailable() ? wrongClock('+0') : undefined
   }
 
-  /** The connection string of the server for the n-th process. */
-  network(n: number): string {
-    return (this.#networks[n % this.#networks.length] as TcpProxy).url
+  /** The connection string of a server for the n-th process. @param target  its place in `targets`. */
+  network(n: number, target = 0): string {
+    const proxies = this.#networks[n % this.#networks.length] as TcpProxy[]
+    return (proxies[target] as TcpProxy).url
   }
 
   /** The environment of the n-th process: one in three runs under the false clock. */
@@ -110,11 +116,11 @@ export class Nemesis implements AsyncDisposable {
       // Always the same number of draws, whatever victims are left, so that the next faults stay the same.
       const [which = 0, whom = 0, place = 0, how = 0, away = 0] = Array.from({ length: 5 }, this.#random)
       const awayMs = this.#scene.awayMs(away)
-      if (performance.now() < next) {
+      if (!this.#scene.server || performance.now() < next) {
         await this.#strike(which, this.#choose(whom, place), { place, how, awayMs })
         continue
       }
-      await this.#strikeServer(nth++, awayMs)
+      await this.#strikeServer(this.#scene.server, nth++, awayMs)
       next = performance.now() + every
     }
     await Promise.all(this.#under)
@@ -135,7 +141,7 @@ export class Nemesis implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await Promise.all(this.#under)
-    await Promise.all(this.#networks.map((network) => network.close()))
+    await Promise.all(this.#networks.flat().map((proxy) => proxy.close()))
     this.#clock?.[Symbol.dispose]()
   }
 
@@ -148,8 +154,8 @@ export class Nemesis implements AsyncDisposable {
   }
 
   async #strike(which: number, victim: Victim | undefined, by: { place: number; how: number; awayMs: number }) {
-    const { also = {} } = this.#scene
-    const all = [...FAULTS, ...Object.keys(also)]
+    const { also = {}, server } = this.#scene
+    const all = [...FAULTS, ...Object.keys(also)].filter((each) => server || each !== 'terminate')
     const fault = all[Math.floor(which * all.length)] as string
     const network = Math.floor(by.place * this.#networks.length)
     if (fault === 'cut' || fault === 'hold' || fault === 'swallow') this.#break(fault, network, by.awayMs)
@@ -157,7 +163,7 @@ export class Nemesis implements AsyncDisposable {
     else if (fault in also) {
       this.#note(fault, '')
       also[fault]?.()
-    } else if (victim && fault === 'terminate') await this.#terminate(victim, by.how)
+    } else if (victim && server && fault === 'terminate') await this.#terminate(server, victim, by.how)
     else if (victim && !victim.witness && fault === 'pause') this.#pause(victim, by.awayMs)
     else if (victim && !victim.witness && fault === 'kill') {
       this.#note(fault, victim.name)
@@ -166,13 +172,14 @@ export class Nemesis implements AsyncDisposable {
     }
   }
 
-  async #strikeServer(nth: number, awayMs: number): Promise<void> {
-    const { server } = this.#scene
+  async #strikeServer(server: ChaosServer, nth: number, awayMs: number): Promise<void> {
     const fault = OF_THE_SERVER[nth % OF_THE_SERVER.length] as (typeof OF_THE_SERVER)[number]
     if (fault === 'full' && !server.fill) return
     this.#note(fault, 'server')
+    const back = this.#scene.serverDown?.()
     if (fault === 'full') await server.fill?.(Math.min(awayMs, MOST_FULL_MS))
     else await server.restart(fault)
+    back?.({})
   }
 
   #note(fault: string, whom: string): void {
@@ -200,23 +207,26 @@ export class Nemesis implements AsyncDisposable {
   }
 
   // Ends one of its backends, half of them, or all.
-  async #terminate({ name }: Victim, how: number): Promise<void> {
+  async #terminate({ url }: ChaosServer, { name }: Victim, how: number): Promise<void> {
     this.#note('terminate', name)
     const which = how < 0.4 ? 'order by random() limit 1' : how < 0.7 ? 'and random() < 0.5' : ''
     const theirs = `select pid from pg_stat_activity where application_name = $1 ${which}`
     // A server whose lock table is full accepts no connection: then the fault has no effect.
-    await ask(this.#scene.server.url, `select pg_terminate_backend(pid) from (${theirs}) those`, [name]).catch(() => {})
+    await ask(url, `select pg_terminate_backend(pid) from (${theirs}) those`, [name]).catch(() => {})
   }
 
   #break(fault: 'cut' | 'hold' | 'swallow', which: number, ms: number): void {
-    const network = this.#networks[which] as TcpProxy
+    const network = this.#networks[which] ?? []
     this.#note(fault, `network ${which}`)
-    if (fault === 'cut') network.cut()
-    else {
-      if (fault === 'hold') network.hold()
-      else network.blackhole()
-      this.#for(ms, () => network.resume())
+    for (const proxy of network) {
+      if (fault === 'cut') proxy.cut()
+      else if (fault === 'hold') proxy.hold()
+      else proxy.blackhole()
     }
+    if (fault === 'cut') return
+    this.#for(ms, () => {
+      for (const proxy of network) proxy.resume()
+    })
   }
 
   #setClock(how: number): void {

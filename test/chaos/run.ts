@@ -12,18 +12,21 @@
 import * as fs from 'node:fs'
 import * as path from 'node:path'
 import { parseArgs } from 'node:util'
+import { leftInProcess, leftOnServer, ofProcess } from '../support/resources.ts'
 import { runCounter } from './counter.ts'
 import { runCrowd } from './crowd.ts'
 import { runElection } from './election.ts'
 import { runEvents } from './events.ts'
 import { runJobs } from './jobs.ts'
-import { chaosServer } from './server.ts'
+import { type ChaosServer, chaosServer } from './server.ts'
 
 const COUNTERS = ['connection', 'lease', 'transaction', 'mixed'] as const
 const KINDS = [...COUNTERS, 'crowd', 'election', 'election-connection', 'jobs', 'events', 'events-http'] as const
 type Kind = (typeof KINDS)[number]
 const WRITERS = 8 // of events; the workers consume them
 const JOBS_A_SECOND = 160
+/** How many bytes the history of a run takes that is checked at its end, and code that is compiled for it. */
+const KEEPS = 256 * 2 ** 20
 
 const { values } = parseArgs({
   options: {
@@ -43,7 +46,7 @@ if (kinds.length === 0) throw new Error(`--kind is one of ${KINDS.join(', ')}`)
 const seconds = values.minutes ? (Number(values.minutes) * 60) / kinds.length : Number(values.seconds)
 
 /** The counts that are summed. Each increment is a hold; each row of a leader is a fenced write. */
-const COUNTED = ['increments', 'holds', 'terms', 'rows', 'jobs', 'slots', 'events']
+const COUNTED = ['increments', 'holds', 'terms', 'rows', 'jobs', 'slots', 'events', 'linear']
 
 const sum = { seconds: 0, violations: 0, counts: {} as Record<string, number>, faults: {} as Record<string, number> }
 const recovered: number[] = []
@@ -72,9 +75,17 @@ async function run(plan: { kind: Kind; workers: number; seconds: number; seed: n
   const processes = rest.workers + (kind.startsWith('events') ? 2 * (rest.workers + WRITERS) : 0)
   if (kind === 'crowd') {
     await using small = await chaosServer(100, Number(values.locks) / 100)
-    return await runCrowd({ server: small, ...rest })
+    return await clean(small, () => runCrowd({ server: small, ...rest }))
   }
   await using server = await chaosServer(processes * 8 + 100)
+  return await clean(server, () => runOn(server, kind, rest))
+}
+
+async function runOn(
+  server: ChaosServer,
+  kind: Exclude<Kind, 'crowd'>,
+  rest: { workers: number; seconds: number; seed: number },
+) {
   if (kind === 'election') return await runElection({ server, failover: 'lease', ...rest })
   if (kind === 'election-connection') return await runElection({ server, failover: 'connection', ...rest })
   if (kind === 'jobs') {
@@ -86,6 +97,14 @@ async function run(plan: { kind: Kind; workers: number; seconds: number; seed: n
     return await runEvents({ server, door, writers: WRITERS, consumers, streams: 200, ...when })
   }
   return await runCounter({ server, kind, ...rest })
+}
+
+/** A run after which nothing is left, on its server or in this process: what is left is a violation. */
+async function clean<T extends { violations: string[] }>(server: ChaosServer, work: () => Promise<T>): Promise<T> {
+  const before = await ofProcess()
+  const report = await work()
+  const left = [...(await leftOnServer(server.url)), ...(await leftInProcess(before, KEEPS))]
+  return { ...report, violations: [...report.violations, ...left.map((each) => `left behind: ${each}`)] }
 }
 
 function usual(kind: Kind): number {

@@ -2,6 +2,7 @@
 import { execFileSync } from 'node:child_process'
 import { test as base, describe, expect } from 'vitest'
 import { faketimeAvailable } from '../support/faketime.ts'
+import { leftOnServer } from '../support/resources.ts'
 import { runCounter } from './counter.ts'
 import { runElection } from './election.ts'
 import { runEvents } from './events.ts'
@@ -13,6 +14,7 @@ const test = base.extend<{ server: ChaosServer }>({
   server: async ({}, use) => {
     await using server = await chaosServer(400)
     await use(server)
+    expect(await leftOnServer(server.url)).toEqual([])
   },
 })
 
@@ -25,7 +27,7 @@ describe('holds and jobs', () => {
     'no increment is lost, through faults of holders, networks, backends, clocks and the server',
     LIMIT,
     async ({ server }) => {
-      const { violations, increments, faults } = await runCounter({
+      const { violations, increments, linear, faults } = await runCounter({
         server,
         kind: 'mixed',
         workers: 6,
@@ -34,6 +36,7 @@ describe('holds and jobs', () => {
       })
       expect(violations).toEqual([])
       expect(increments).toBeGreaterThan(0)
+      expect(linear).toBeGreaterThan(increments)
       const struck = ['kill', 'pause', 'cut', 'hold', 'swallow', 'terminate']
       if (faketimeAvailable()) struck.push('clock')
       expect(Object.keys(faults)).toEqual(expect.arrayContaining(struck))
@@ -96,9 +99,10 @@ describe('events', () => {
     async (how, { server, skip }) => {
       skip(how.door === 'http' && !python(), 'it needs python3')
       const sizes = { writers: 2, consumers: 3, streams: 40, seconds: 5 }
-      const { violations, events, back, faults } = await runEvents({ server, ...how, ...sizes })
+      const { violations, events, linear, back, faults } = await runEvents({ server, ...how, ...sizes })
       expect(violations).toEqual([])
       expect(events).toBeGreaterThan(0)
+      expect(linear).toBeGreaterThan(0)
       expect(back).toBeGreaterThan(0)
       expect(restarts(faults)).toBeGreaterThan(0)
     },

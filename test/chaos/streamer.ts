@@ -7,8 +7,15 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { sql } from 'kysely'
 import { fromDatabase, PositionConflictError, UnavailableError } from '../../lib/base/errors.ts'
-import { type Appended, type AppendOptions, createEvents, type NewEvent } from '../../lib/event/index.ts'
+import {
+  type Appended,
+  type AppendOptions,
+  createEvents,
+  type NewEvent,
+  type StoredEvent,
+} from '../../lib/event/index.ts'
 import { createLockstep } from '../../lib/index.ts'
+import { type Input, Recorder } from '../linear/index.ts'
 import { CONSUMER, GROUP, NOISE, PREFIX, type Role } from './events.ts'
 import { seeded } from './random.ts'
 
@@ -18,6 +25,7 @@ const lockstep = createLockstep({ connectionString: url, applicationName: `${rol
 const events = createEvents(lockstep, { onError: failed })
 const stopping = new AbortController()
 const report = (...words: unknown[]) => console.log(words.join(' ').replaceAll('\n', ' '))
+const recorder = new Recorder() // of appends and reads: linear/record.ts
 const upTo = (n: number) => Math.floor(random() * n)
 
 // Expected errors: the database is unreachable, or slow, or an event was parked. Any other error is a fault.
@@ -58,14 +66,20 @@ function some(count: number, { ids = false, row = false } = {}): { tag: string; 
   return { tag, those }
 }
 
+const appending = (stream: string, tag: string, those: NewEvent[], { expected = 'any' }: AppendOptions = {}) =>
+  recorder.open(stream, { do: 'append', tag, count: those.length, expected } satisfies Input)
+
 async function write(kind: string, stream: string, count: number, options: AppendOptions = {}) {
   const { tag, those } = some(count)
+  const answered = appending(stream, tag, those, options)
   try {
     const { first, last } = await append(stream, those, options)
+    answered({ first, last })
     known.set(stream, last)
     report('done', kind, tag, stream, first, last)
   } catch (error) {
     if (error instanceof PositionConflictError) {
+      answered({ actual: error.actual })
       known.set(stream, error.actual)
       return report('conflict', tag)
     }
@@ -77,11 +91,13 @@ async function write(kind: string, stream: string, count: number, options: Appen
 // Appends, ignores the answer, and appends again until it knows the position.
 async function writeAgain(stream: string) {
   const { tag, those } = some(1 + upTo(3), { ids: true })
+  const answered = appending(stream, tag, those) // all attempts are one append
   const lost = append(stream, those).catch(() => {})
   if (random() < 0.5) await lost
   for (;;) {
     try {
       const { first, last } = await append(stream, those)
+      answered({ first, last })
       await lost
       return report('done', 'again', tag, stream, first, last)
     } catch (error) {
@@ -93,14 +109,14 @@ async function writeAgain(stream: string) {
 // Appends and writes rows in one transaction: to one stream or a few, in any order.
 async function writeWithin(kind: 'within' | 'late' | 'back' | 'savepoint') {
   const made: { tag: string; stream: string; first: bigint; last: bigint }[] = []
-  const begun: string[] = []
+  const begun = new Map<string, ReturnType<typeof appending>>()
   let committing = false
   try {
     await lockstep.kysely.transaction().execute(async (trx) => {
       for (let left = 1 + upTo(3); left > 0; left--) {
         const stream = someStream()
         const { tag, those } = some(1 + upTo(4), { row: true })
-        begun.push(tag)
+        begun.set(tag, appending(stream, tag, those))
         if (kind === 'savepoint') {
           const undone = some(2)
           report('back', undone.tag)
@@ -116,9 +132,15 @@ async function writeWithin(kind: 'within' | 'late' | 'back' | 'savepoint') {
       if (kind === 'back') throw new Rollback()
       committing = true
     })
-    for (const { tag, stream, first, last } of made) report('done', kind, tag, stream, first, last)
+    for (const { tag, stream, first, last } of made) {
+      begun.get(tag)?.({ first, last })
+      report('done', kind, tag, stream, first, last)
+    }
   } catch (error) {
-    for (const tag of begun) report(committing ? 'unknown' : 'back', tag)
+    for (const [tag, answered] of begun) {
+      if (!committing) answered('none')
+      report(committing ? 'unknown' : 'back', tag)
+    }
     const { code } = error as { code?: string }
     if (!(error instanceof Rollback) && code !== '40P01') await pauseAfter(error) // a deadlock of two writers is expected
   }
@@ -145,10 +167,37 @@ async function overHttp(
   return { first: BigInt(first ?? 0), last: BigInt(last ?? 0), repeated: answer.status === 200 }
 }
 
+// Reads the end of a stream, as far as this process knows of it.
+async function readSome(stream: string) {
+  const from = (known.get(stream) ?? 0n) - BigInt(upTo(20))
+  const page = { from: from > 1n ? from : 1n, limit: 1 + upTo(100) }
+  try {
+    await recorder.do(stream, { do: 'read', ...page }, () => read(stream, page), eventsOf)
+  } catch (error) {
+    await pauseAfter(error)
+  }
+}
+const eventsOf = (found: Found[]) => ({
+  events: found.map(({ position, data }) => [Number(position), data.tag, data.i]),
+})
+
+interface Found {
+  position: string | bigint
+  data: { tag: string; i: number }
+}
+
+async function read(stream: string, page: { from: bigint; limit: number }): Promise<Found[]> {
+  if (door === '') return (await events.read(stream, page)).events as (StoredEvent & Found)[]
+  const query = new URLSearchParams({ from: String(page.from), limit: String(page.limit) })
+  const answer = await asked(`/v1/streams/${encodeURIComponent(stream)}?${query}`)
+  return (await jsonOf<{ events: Found[] }>(answer)).events
+}
+
 async function writeLoop() {
   while (!stopping.signal.aborted) {
     await sleep(random() * 80)
     const stream = someStream()
+    if (random() < 0.15) await readSome(stream)
     const at = known.get(stream)
     const dice = random()
     if (dice < 0.35) await write('single', stream, 1)

@@ -642,3 +642,17 @@ test('a connection that the server ended while it was idle (idle_session_timeout
     expect(await run()).toEqual([{ n: 1 }])
   }
 })
+
+test('a connection on which a transaction was begun and not ended is not used again: the next write is not lost in it', async () => {
+  await using db = await freshDatabase()
+  await db.pool.query('create table effect (what text)')
+  await using lockstep = createLockstep({ connectionString: db.url, max: 1 })
+  for (const begins of ['begin', 'start transaction']) {
+    await sql.raw(begins).execute(lockstep.kysely)
+    await sql`insert into effect values (${begins})`.execute(lockstep.kysely)
+  }
+  expect((await db.pool.query('select what from effect')).rows).toEqual([
+    { what: 'begin' },
+    { what: 'start transaction' },
+  ])
+})

@@ -7,26 +7,32 @@
  * - a hold that is trusted is held in the database, and the signal of a hold that is not held any more has aborted;
  * - when all holds are released nothing is locked any more, and another process is granted the name;
  * - the token of an earlier hold fences nothing then;
- * - the same Lockstep goes on working, and leaves nothing behind when it is closed.
+ * - the same Lockstep goes on working, and leaves nothing behind on the server when it is closed;
+ * - when all are over, this process has the timers, handles and heap that it had before.
  */
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { SQLSTATE } from '../../lib/base/errors.ts'
 import { createLockstep, type Hold, type Lockstep, type Term } from '../../lib/index.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
 import { FAULTS, type Fault, type Wire, wire } from '../support/faulty-wire.ts'
+import { leftInProcess, leftOnServer, ofProcess, type ProcessResources } from '../support/resources.ts'
 import { until } from '../support/until.ts'
-import { noBackend, SETTLES_MS, settles } from './settles.ts'
+import { SETTLES_MS, settles } from './settles.ts'
 
 let db: FreshDatabase
 /** Another process, on a separate wire without faults. */
 let b: Lockstep
+/** Of this process. */
+let before: ProcessResources
 beforeAll(async () => {
+  before = await ofProcess()
   db = await freshDatabase()
   b = createLockstep({ connectionString: db.url })
 })
 afterAll(async () => {
   await b?.close()
   await db?.close()
+  expect(await leftInProcess(before)).toEqual([])
 })
 
 /** The SQLSTATEs of a server without memory, disk or time, or with an internal error. */
@@ -121,6 +127,15 @@ const SCENARIOS: Record<string, Scenario> = {
   'a release inside a transaction': async ({ a, name, keep, letGoWithin }) => {
     const held = keep(await a.locks.acquire(name('x')))
     return () => a.kysely.transaction().execute((trx) => letGoWithin(held).release({ trx }))
+  },
+  'an assertion in a transaction of the user': async ({ a, name, keep }) => {
+    const held = keep(await a.locks.acquire(name('x')))
+    const term = keep(await a.leaders.campaign(name('y'), { ttlMs: TTL_MS }))
+    return () =>
+      a.kysely.transaction().execute(async (trx) => {
+        await held.assertHeld(trx)
+        await term.assertHeld(trx)
+      })
   },
   'a grant of a lease': async ({ a, name, keep }) => {
     return async () => keep(await a.locks.acquire(name('x'), { ttlMs: TTL_MS }))
@@ -306,7 +321,7 @@ async function run(scenario: Scenario, fault?: { nth: number; fault: Fault; sqlS
     return { length, hit }
   } finally {
     await settles('close', a.close())
-    await settles('no backend of ours', noBackend(db.pool, application))
+    expect(await leftOnServer(db.url, application)).toEqual([])
   }
 }
 
@@ -352,6 +367,7 @@ const SHORT = [
   'a release',
   'a fenced transaction of a lease, and its release',
   'a campaign',
+  'releases, and behind them tries of the same names by others',
 ]
 
 /** Registers the tests of the scenarios that `npm test` runs, or those of all others. */

@@ -10,16 +10,21 @@ import { createLockstep, type Lockstep } from '../../lib/index.ts'
 import { createTasks, type Tasks } from '../../lib/task/index.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
 import { FAULTS as ALL, type Fault, wire } from '../support/faulty-wire.ts'
+import { leftInProcess, leftOnServer, ofProcess, type ProcessResources } from '../support/resources.ts'
 import { until } from '../support/until.ts'
-import { noBackend, settles } from './settles.ts'
+import { settles } from './settles.ts'
 
 let db: FreshDatabase
+/** Of this process. */
+let before: ProcessResources
 beforeAll(async () => {
+  before = await ofProcess()
   db = await freshDatabase()
   await db.pool.query('create table effect (run text, what text)')
 })
 afterAll(async () => {
   await db?.close()
+  expect(await leftInProcess(before)).toEqual([])
 })
 
 const STATES = ['53200', '57014', '40001', 'XX000', '53100', '40P01', '55P03', '08006']
@@ -292,7 +297,7 @@ async function run(scenario: Scenario, fault?: { nth: number; fault: Fault; sqlS
     return length
   } finally {
     await settles('close', a.close())
-    await settles('no backend of ours', noBackend(db.pool, application))
+    expect(await leftOnServer(db.url, application)).toEqual([])
   }
 }
 

@@ -19,6 +19,7 @@ import pg from 'pg'
 import { startPostgres } from '../../lib/setup/embedded-postgres.ts'
 import { serverUser, temporaryFolder } from '../../lib/setup/guarded-process.ts'
 import { migrate } from '../../lib/setup/migrate.ts'
+import { leftOnServer } from '../support/resources.ts'
 import { type Answered, wrong } from './answer.ts'
 import type { Sample } from './door.ts'
 import { type Ask, curl, type Document, Memory, requests } from './request.ts'
@@ -81,11 +82,12 @@ await sample()
 const open = await stillOpen()
 if (open.length > 0) faults.push(`transactions are left open: ${JSON.stringify(open)}`)
 faults.push(...grown())
-console.log(JSON.stringify({ sent, perMinute: Math.round(sent / minutes), statuses, faults: faults.length }))
-for (const fault of faults.slice(0, 20)) console.error(fault)
 child.disconnect()
 await once(child, 'exit')
 await pool.end()
+faults.push(...(await leftOnServer(postgres.url)).map((each) => `left behind: ${each}`))
+console.log(JSON.stringify({ sent, perMinute: Math.round(sent / minutes), statuses, faults: faults.length }))
+for (const fault of faults.slice(0, 20)) console.error(fault)
 await postgres.stop()
 fs.rmSync(dir, { recursive: true, force: true })
 process.exit(faults.length > 0 ? 1 : 0)

@@ -20,6 +20,7 @@ import { outcome } from '../fuzz/outcome.ts'
 import { rawRequest } from '../fuzz/raw.ts'
 import { type Ask, curl, type Document, KEYS, Memory, requests } from '../fuzz/request.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
+import { leftOnServer } from '../support/resources.ts'
 import { until } from '../support/until.ts'
 
 const SEED = Number(process.env.FUZZ_SEED ?? 20_261_127)
@@ -49,6 +50,7 @@ beforeAll(async () => {
 afterAll(async () => {
   process.off('unhandledRejection', onStray)
   await lockstep?.close()
+  expect(await leftOnServer(database.url, 'fuzzed')).toEqual([])
   await database?.close()
 })
 

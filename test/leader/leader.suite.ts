@@ -284,7 +284,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
       await until('the first', () => observer.seen.length === 1)
       const probe = JSON.stringify({ name, revision: '1', leader: null, next: null })
       await until('the notification', async () => {
-        await db.pool.query(`select pg_notify('lockstep_leader', $1)`, [probe])
+        await db.pool.query(`select pg_notify(lockstep.secret_channel('leader'), $1)`, [probe])
         return observer.seen.length === 2
       })
       const expected: unknown[] = [null, null]
@@ -313,7 +313,7 @@ export function leaderSuite({ pooled }: { pooled: boolean }) {
         JSON.stringify(notification({ revision: 'x' })),
         JSON.stringify(notification({ revision: {} })),
       ]) {
-        await db.pool.query(`select pg_notify('lockstep_leader', $1)`, [message])
+        await db.pool.query(`select pg_notify(lockstep.secret_channel('leader'), $1)`, [message])
       }
       await term.proclaim('still here')
       await until('the proclamation', () => observer.latest()?.leader?.meta === 'still here')

@@ -332,7 +332,7 @@ describe("when the database's clock is set", () => {
     const set = (ahead: string) => database.pool.query('update fake.clock set ahead = $1', [ahead])
     /** Makes every candidate ask now. */
     const notify = (name: string) =>
-      database.pool.query(`select pg_notify('lockstep_leader', $1)`, [JSON.stringify({ name })])
+      database.pool.query(`select pg_notify(lockstep.secret_channel('leader'), $1)`, [JSON.stringify({ name })])
     return { database, set, notify }
   }
 

@@ -1,7 +1,7 @@
 /**
  * A process of Lockstep 0.6 (fixtures/lockstep-0.6.mjs) that runs commands. A command is one line, the JSON array `[id, verb,
  * …arguments]`; an answer is one line, `[id, value]` or `[id, null, { code, message }]`. For tests that migrate the database while it
- * runs (exclusive-migration.test.ts).
+ * runs (exclusive-migration.suite.ts).
  *
  * `contend` tries the names again and again, until `rest`. While it has a hold it keeps a row in the table `inside`: two at once are a
  * unique violation. The test's own process does the same, with the present code (`contend`, exported).

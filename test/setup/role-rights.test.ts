@@ -148,6 +148,7 @@ describe('a role with the granted rights cannot', () => {
     ['realign', 'select lockstep.realign()'],
     ['read another schema', 'select * from elsewhere.secret'],
     ['read a table of yours', 'select * from guarded'],
+    ['change the secret of a channel', 'update lockstep.secret set secret = gen_random_uuid()'],
     ['read the dead letters of another system', 'select * from lockstep_boss.warning'],
     ['end a connection of another role', `select pg_terminate_backend($1)`],
   ])('%s', async (_what, statement) => {

@@ -32,12 +32,15 @@ test('a claim of one second whose worker died is had again in some seconds, thou
   expect(errors).toEqual([])
 }, 60_000)
 
-test('3,000 new queues: the upkeep of all takes several ticks, and none of them fails', async () => {
+test('3,000 new queues with a job each: the upkeep of all takes several ticks, and none of them fails', async () => {
   await tasks.declare('first')
   await db.pool.query(
     `insert into lockstep_boss.queue
      select (jsonb_populate_record(q, jsonb_build_object('name', 'new/' || i))).*
        from lockstep_boss.queue q, generate_series(1, 3000) i where q.name = 'first'`,
+  )
+  await db.pool.query(
+    `insert into lockstep_boss.job_common (name) select name from lockstep_boss.queue where name like 'new/%'`,
   )
   const waiting = async () => {
     const { rows } = await db.pool.query(

@@ -1,10 +1,11 @@
 /**
  * Writes the generated facts anew, which tests of test/facts compare with what they are made from: `npm run facts`.
  *
- *     npm run facts -- [schema] [api]
+ *     npm run facts -- [schema] [api] [mutants]
  *
  * schema   db/schema.sql, from the migrations
  * api      docs/api.txt, from what the package exports
+ * mutants  a table of docs/guarantees.md, from test/tools/mutants
  */
 import * as fs from 'node:fs'
 import * as path from 'node:path'
@@ -12,6 +13,7 @@ import pg from 'pg'
 import { startPostgres } from '../../lib/setup/embedded-postgres.ts'
 import { migrate } from '../../lib/setup/migrate.ts'
 import { apiText } from '../facts/api.ts'
+import { guaranteesText } from '../facts/mutants.ts'
 import { schemaText } from '../facts/schema.ts'
 import { BINARIES } from '../support/postgres-majors.ts'
 
@@ -20,6 +22,7 @@ const ROOT = path.resolve(import.meta.dirname, '../..')
 const FACTS: Record<string, { file: string; text: () => Promise<string> }> = {
   schema: { file: 'db/schema.sql', text: schema },
   api: { file: 'docs/api.txt', text: async () => apiText() },
+  mutants: { file: 'docs/guarantees.md', text: async () => guaranteesText() },
 }
 
 const asked = process.argv.slice(2)

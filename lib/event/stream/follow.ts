@@ -6,14 +6,16 @@
  * JSON of an event is not parsed before its turn. All followers of this process share 32 MiB; a follower that finds
  * none free waits. A follower that has a page and does not ask for more keeps that page only as long as no other
  * follower needs the memory (byte-budget.ts), and reads it again later: an event does not change. It may have been
- * removed meanwhile; if the follower had taken a part of it, it gets an error.
+ * removed meanwhile; if the follower had taken a part of it, it gets an error. Followers that ask for the same page share it
+ * (shared-reads.ts).
  */
 
 import type { Closing } from '../../base/index.ts'
 import { abortable, BackoffDelays, combineSignals, exact, onAbort, UnavailableError } from '../../base/index.ts'
-import { ByteBudget, type Reservation } from './byte-budget.ts'
+import { ByteBudget } from './byte-budget.ts'
 import type { StreamFilter, StreamNotifier } from './notifier.ts'
-import { type EventText, type StoredEvent, storedOf, type TextPage } from './read.ts'
+import { type EventText, type StoredEvent, storedOf } from './read.ts'
+import { type Share, SharedReads, type TextSource } from './shared-reads.ts'
 
 /** A piece of the JSON of an event, as `subscribe({ as: 'json' })` gives it. */
 export interface EventPiece {
@@ -26,9 +28,7 @@ export interface EventPiece {
 }
 
 /** What is followed: how it is read, and which notifications concern it. */
-export interface Source {
-  /** @param maxBytes  bytes of JSON at most; an event that is larger is not returned. */
-  texts(from: bigint, maxBytes: number): Promise<TextPage>
+export interface Source extends TextSource {
   end(): Promise<bigint>
   filter: StreamFilter
 }
@@ -44,7 +44,7 @@ type Make<T> = (text: { position: bigint; json: string }, from: number) => { val
 export class Follow {
   readonly #notifier: StreamNotifier
   readonly #closing: Closing
-  readonly #budget = new ByteBudget(ALL_BYTES)
+  readonly #reads = new SharedReads(new ByteBudget(ALL_BYTES))
 
   constructor(notifier: StreamNotifier, closing: Closing) {
     this.#notifier = notifier
@@ -69,7 +69,7 @@ export class Follow {
     stop.signal.throwIfAborted()
     const watch = this.#notifier.watch(source.filter)
     const off = onAbort(stop.signal, () => watch.end())
-    const reading = new Reading(source, this.#budget, stop.signal)
+    const reading = new Reading(source, this.#reads, stop.signal)
     const delays = new BackoffDelays(OUTAGE_MS)
     try {
       reading.position = from === 'end' ? await abortable(stop.signal, source.end()) : from
@@ -114,18 +114,18 @@ class Reading {
   /** An append to these streams is in an open transaction, and may still commit. */
   undecided = false
   readonly #source: Source
-  readonly #budget: ByteBudget
+  readonly #reads: SharedReads
   readonly #stop: AbortSignal
   #texts: EventText[] = []
   #next = 1n
-  #reservation: Reservation | undefined
+  #share: Share | undefined
   #maxBytes = PAGE_BYTES
   /** Characters of the event at `position` that were taken. */
   #taken = 0
 
-  constructor(source: Source, budget: ByteBudget, stop: AbortSignal) {
+  constructor(source: Source, reads: SharedReads, stop: AbortSignal) {
     this.#source = source
-    this.#budget = budget
+    this.#reads = reads
     this.#stop = stop
   }
 
@@ -136,30 +136,23 @@ class Reading {
 
   /** Reads the next page. @throws {UnavailableError} */
   async read(): Promise<void> {
-    const reservation = await this.#budget.reserve(this.#maxBytes, this.#stop)
-    try {
-      // When the follower stops waiting for the answer, the memory stays reserved until the answer has come.
-      const reading = this.#source.texts(this.position, this.#maxBytes)
-      reading.finally(() => this.#stop.aborted && reservation.release()).catch(() => {})
-      const { events, next, more, undecided, neededBytes } = await abortable(this.#stop, reading)
-      const [first] = events
-      if (this.#taken > 0 && first?.position !== this.position && neededBytes === undefined) {
-        throw new Error('The event was removed while it was read')
-      }
-      const bytes = events.reduce((sum, each) => sum + each.bytes, 0)
-      this.#maxBytes = Math.max(PAGE_BYTES, neededBytes ?? (bytes > PAGE_BYTES ? this.#maxBytes : 0))
-      this.#texts = events
-      this.#next = next
-      this.more = more
-      this.undecided = undecided
-      this.#reservation = reservation
-      reservation.shrink(bytes)
-      if (first) this.position = first.position
-      else if (this.#taken === 0) this.position = next
-    } catch (error) {
-      if (!this.#stop.aborted) reservation.release()
-      throw error
+    const share = await this.#reads.read(this.#source, this.position, this.#maxBytes, this.#stop)
+    const { events, next, more, undecided, neededBytes } = share.page
+    const [first] = events
+    if (this.#taken > 0 && first?.position !== this.position && neededBytes === undefined) {
+      share.release()
+      throw new Error('The event was removed while it was read')
     }
+    const bytes = events.reduce((sum, each) => sum + each.bytes, 0)
+    this.#maxBytes = Math.max(PAGE_BYTES, neededBytes ?? (bytes > PAGE_BYTES ? this.#maxBytes : 0))
+    this.#texts = [...events]
+    this.#next = next
+    this.more = more
+    this.undecided = undecided
+    this.#share = share
+    share.shrink(bytes)
+    if (first) this.position = first.position
+    else if (this.#taken === 0) this.position = next
   }
 
   /** The next piece. The rest of the page may be dropped until `resume` is called. */
@@ -171,19 +164,19 @@ class Reading {
       this.#texts.shift()
       this.#taken = 0
       this.position = this.#texts[0]?.position ?? this.#next
-      this.#reservation?.shrink(this.#texts.reduce((sum, { bytes }) => sum + bytes, 0))
+      this.#share?.shrink(this.#texts.reduce((sum, { bytes }) => sum + bytes, 0))
     }
-    if (this.hasText) this.#reservation?.idle(() => this.#drop())
+    if (this.hasText) this.#share?.idle(() => this.#drop())
     return value
   }
 
   resume(): void {
-    this.#reservation?.resume()
+    this.#share?.resume()
   }
 
   close(): void {
     this.#texts = []
-    this.#reservation?.release()
+    this.#share?.release()
   }
 
   #drop(): void {

@@ -6,7 +6,7 @@
  * listener holds an advisory lock in shared mode for as long as it listens.
  *
  * A watch also polls. The first polls come soon, since a process that appended just before we began to listen may have
- * found no listener; then less and less often.
+ * found no listener; then less and less often. Watches poll at the same instants, so that those of one stream share a read.
  */
 import { sql } from 'kysely'
 import { Stopwatch, Waker } from '../../base/index.ts'
@@ -90,9 +90,9 @@ export class StreamWatch {
     this.#waker.wake()
   }
 
-  /** Events were found: polls begin with short pauses again. */
+  /** Events were found: without notifications, polls begin with short pauses again. */
   reset(): void {
-    this.#pauseMs = FIRST_MS
+    if (this.#mostMs() === POLL_MS.alone) this.#pauseMs = FIRST_MS
     this.#undecidedMs = UNDECIDED_MS.first
   }
 
@@ -109,7 +109,9 @@ export class StreamWatch {
    */
   async wait(undecided: boolean, atMost = Infinity): Promise<void> {
     const pauseMs = undecided ? this.#undecidedMs : Math.min(this.#pauseMs, this.#mostMs())
-    if (await this.#waker.wait(Math.min(pauseMs, atMost))) return
+    // After half the pause to all of it: all watches at the same instants, so that those of one stream share a read.
+    const sharedMs = pauseMs - (performance.now() % (pauseMs / 2))
+    if (await this.#waker.wait(Math.min(sharedMs, atMost))) return
     if (undecided) this.#undecidedMs = Math.min(this.#undecidedMs * 1.5, UNDECIDED_MS.most)
     else this.#pauseMs = Math.min(this.#pauseMs * 2, this.#mostMs())
   }

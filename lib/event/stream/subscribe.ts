@@ -166,6 +166,7 @@ export class Followers {
 
   #stream(stream: string): PagedSource {
     return {
+      key: `stream\t${stream}`,
       texts: (from, maxBytes) => this.#reader.streamTexts(stream, from, maxBytes),
       read: (from, limit) => this.#reader.stream(stream, from, limit),
       end: async () => ((await this.#reader.state(stream))?.position ?? 0n) + 1n,
@@ -175,6 +176,7 @@ export class Followers {
 
   #all(prefix: string): PagedSource {
     return {
+      key: `prefix\t${prefix}`,
       texts: (from, maxBytes) => this.#reader.allTexts(prefix, from, maxBytes),
       read: (from, limit) => this.#reader.all(prefix, from, limit),
       end: () => this.#reader.end(),

@@ -13,9 +13,8 @@
  * - Completing many jobs with an output each in one statement. pg-boss's `complete` has one output for all its jobs, and stores
  *   what is not an object as `{ value }`. Only `work({ perJobResults })` has an output for each, when the whole batch has ended: a
  *   quick job waits for the slowest one. 64 callers at once complete 5 to 18 times as many jobs a second as with `complete` for
- *   each job (medians of two runs on a busy machine, `npm run bench -- tasks --only complete`). A caller alone completes 0.3 to 0.4
- *   times as many: Postgres expects 100 rows of complete_jobs' JSON, and scans the table while that has only some thousand jobs
- *   (0.9 ms for 4,000).
+ *   each job (medians of two runs on a busy machine, `npm run bench -- tasks --only complete`). It finds each job by
+ *   its id, whatever the planner knows of the queue (0016_growth.sql).
  * - Handing a job back without a retry. pg-boss's `stop` fails the jobs that run, and `cancel` with `resume` counts as an attempt
  *   too.
  * - A transaction that its handler cannot end (worker/attempt.ts). In a transactional worker of pg-boss a handler that sends COMMIT

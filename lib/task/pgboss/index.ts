@@ -2,3 +2,4 @@
 
 export { fromBoss, inside, isQueueMissing, makeBoss, noQueue } from './adapter.ts'
 export { keepBoss } from './boss-of.ts'
+export { byPlace, fetching } from './fetch.ts'

@@ -1,7 +1,7 @@
 /**
  * Claims: attempts of workers that run elsewhere, over HTTP and in any language. Nothing is remembered here between two calls.
  *
- * A claim is a fetch and a lease. The claimer extends the lease in time (`extend`). If it does not, upkeep finds that the lease has
+ * A claim is a fetch and a lease, in one statement. The claimer extends the lease in time (`extend`). If it does not, upkeep finds that the lease has
  * run out, and the job goes to another; before that the claimer may still complete it. Ticks that sleep are told of a lease that
  * ends before their next look. If the answer to a claim is lost, the jobs wait until their leases run out. If the answer to a completion or a failure is lost, the call can be made again. An answer that is
  * too large for what carries it would be lost each time, until the jobs have failed; so what would not fit into it is not fetched.
@@ -26,7 +26,7 @@ import type { Notifier } from '../../database/index.ts'
 import { column, list, type Pool } from '../../database/index.ts'
 import type { Engine, EngineDb } from '../engine.ts'
 import { type AttemptKey, type AttemptStore, leaseLost, TICKS, tokenOf } from '../job/index.ts'
-import { fromBoss } from '../pgboss/index.ts'
+import { byPlace, fromBoss } from '../pgboss/index.ts'
 import type { Queues } from '../queue/index.ts'
 import { checkId, checkQueue } from '../queue/index.ts'
 import type { ReadyJobs } from './ready-jobs.ts'
@@ -68,8 +68,8 @@ const POLL_MS = { withNotifications: 5_000, without: 250 }
 const TICK_MS = 30_000
 type Leased = { id: string; expires_at: Date }
 type FetchedRow = [id: string, attempt: number, data: unknown]
-/** `jobs` is undefined if they did not fit, and so many do. */
-type FetchAnswer = { jobs: FetchedRow[] | undefined; fits: number }
+/** `jobs` is the text of FetchedRow[]; null if they did not fit, and so many do. All leases end at once. */
+type ClaimRow = { jobs: string | null; fits: number; expires_at: Date | null }
 
 export interface ClaimParts {
   pool: Pool
@@ -164,48 +164,42 @@ export class Claims {
     return rows.length > 0
   }
 
-  async #fetch(queue: string, limit: number, leaseMs: number, holder: string | null): Promise<Claimed[]> {
-    const jobs = await this.#fetchWithin(queue, limit)
-    if (jobs.length === 0) return []
-    const attempts = jobs.map(([id, attempt]) => ({ queue, id, attempt }))
-    const leased = await this.#lease(queue, attempts, leaseMs, holder).catch((error) => {
-      // The caller does not get these jobs. If the hand-back fails too, their heartbeats run out.
-      for (const attempt of attempts) this.#parts.attempts.handBack(attempt).catch(() => {})
-      throw error
-    })
-    const leases = new Map(leased.map((row) => [row.id, row.expires_at]))
-    return jobs.flatMap(([id, attempt, data]) => {
-      const expiresAt = leases.get(id) // undefined: it was cancelled meanwhile
-      return expiresAt ? [exact({ id, data, token: tokenOf(attempt), attempt: attempt + 1, expiresAt })] : []
-    })
-  }
-
-  // Fetches as many jobs, the first ones, as one answer may carry. If there are more, the database says how many that is and has
+  // Claims as many jobs, the first ones, as one answer may carry. If there are more, the database says how many that is and has
   // fetched none; if others have taken those meanwhile, even fewer may fit, and a single job always does.
-  async #fetchWithin(queue: string, limit: number): Promise<FetchedRow[]> {
+  async #fetch(queue: string, limit: number, leaseMs: number, holder: string | null): Promise<Claimed[]> {
     for (let most = limit; ; ) {
-      const asked: FetchAnswer = { jobs: [], fits: 0 }
+      let claim: ClaimRow = { jobs: '[]', fits: 0, expires_at: null }
+      const db = this.#claiming(queue, leaseMs, holder, (row) => {
+        claim = row
+      })
       await this.#parts
         .boss()
-        .fetch(queue, { batchSize: most, includeMetadata: true, db: this.#bounded(asked) })
+        .fetch(queue, { batchSize: most, includeMetadata: true, db })
         .catch((error) => {
           throw fromBoss(error, queue)
         })
-      if (asked.jobs) return asked.jobs
-      most = asked.fits
+      const { jobs, fits, expires_at: expiresAt } = claim
+      if (fits === 0 || (jobs !== null && expiresAt === null)) return []
+      if (jobs !== null) {
+        this.#leased(leaseMs)
+        return (JSON.parse(jobs) as FetchedRow[]).map(([id, attempt, data]) =>
+          exact({ id, data, token: tokenOf(attempt), attempt: attempt + 1, expiresAt: expiresAt as Date }),
+        )
+      }
+      most = fits
     }
   }
 
-  // Gets pg-boss's statement instead of the database, and returns no rows to pg-boss: `asked` has them.
-  #bounded(asked: FetchAnswer): EngineDb {
+  // Gets pg-boss's statement instead of the database, and returns no rows to pg-boss: `answered` has them.
+  #claiming(queue: string, leaseMs: number, holder: string | null, answered: (row: ClaimRow) => void): EngineDb {
     return {
       executeSql: async (text, values = []) => {
         if (values.length > 0) throw new Error('The statement of a fetch has parameters, which it never had')
-        const [row] = await this.#parts.pool.run<{ jobs: string | null; fits: number }>(
-          sql`select jobs::text, fits from lockstep.fetch_within(${text}, ${LIMITS.answerBytes})`,
+        const [row] = await this.#parts.pool.run<ClaimRow>(
+          sql`select jobs::text, fits, expires_at
+                from lockstep.claim_jobs(${byPlace(text)}, ${LIMITS.answerBytes}, ${queue}, ${leaseMs}, ${holder})`,
         )
-        asked.fits = row?.fits ?? 0
-        asked.jobs = asked.fits === 0 ? [] : row?.jobs ? JSON.parse(row.jobs) : undefined
+        if (row) answered(row)
         return { rows: [] }
       },
     }
@@ -217,12 +211,17 @@ export class Claims {
     const leased = await this.#parts.pool.run<Leased>(
       sql`select * from lockstep.lease_jobs(${queue}, ${ids}, ${numbers}, ${leaseMs}, ${holder})`,
     )
+    this.#leased(leaseMs)
+    return leased
+  }
+
+  // Notifies the ticks of a lease that ends before they look again.
+  #leased(leaseMs: number): void {
     const now = performance.now()
     if (leaseMs < TICK_MS && (this.#ticksAt <= now || now + leaseMs < this.#ticksAt)) {
       this.#ticksAt = now + leaseMs
       void this.#parts.attempts.notify(TICKS) // lost: the regular tick finds it
     }
-    return leased
   }
 
   // Waits as a worker does (fetch-loop.ts), until the first jobs come.

@@ -17,7 +17,7 @@ import { BackoffDelays, NotFoundError, Stopwatch, Waker } from '../../base/index
 import type { Notifier } from '../../database/index.ts'
 import { column, type Pool } from '../../database/index.ts'
 import type { Engine, FetchedJob } from '../engine.ts'
-import { fromBoss } from '../pgboss/index.ts'
+import { fetching, fromBoss } from '../pgboss/index.ts'
 import type { Definition, Queues } from '../queue/index.ts'
 import { type AttemptParts, type AttemptResult, RunningAttempt } from './attempt.ts'
 import type { ReadyJobs } from './ready-jobs.ts'
@@ -174,10 +174,14 @@ export class FetchLoop {
 
   async #fetchSome(slots: number): Promise<number> {
     const { groupConcurrency } = this.#definition.options
-    const { attempts, boss, onError, queues } = this.#parts
+    const { attempts, boss, onError, pool, queues } = this.#parts
     await queues.ensure(this.#queue)
     const sent = new Stopwatch()
-    const options = { batchSize: slots, ...(groupConcurrency !== undefined && { groupConcurrency }) }
+    const options = {
+      batchSize: slots,
+      ...(groupConcurrency !== undefined && { groupConcurrency }),
+      db: fetching(pool),
+    }
     const jobs: FetchedJob[] = await boss()
       .fetch(this.#queue, options)
       .catch((error) => {

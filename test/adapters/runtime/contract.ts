@@ -6,14 +6,14 @@
  * that are invalid for every route are generated from the OpenAPI document, so that new routes are tested too.
  */
 import { createHash } from 'node:crypto'
-import type { Runtime } from './runtimes.ts'
+import type { Asked, Runtime } from './runtimes.ts'
 
 export interface Case {
   method: string
   path: string
   /** The expected status, in every runtime. */
   status: number
-  body?: object | string
+  body?: object | string | undefined
   headers?: Record<string, string>
   /** The key that is sent; `none`: no key. @default 'all' */
   key?: keyof typeof SECRETS | 'none' | 'wrong'
@@ -41,7 +41,7 @@ type Shorthand = [
   more?: Partial<Case>,
 ]
 
-const GOOD: Shorthand[] = [
+const WRITTEN: Shorthand[] = [
   ['GET', '/', 200, undefined, { key: 'none' }],
   ['GET', '/healthz', 200, undefined, { key: 'none' }],
   ['GET', '/readyz', 200],
@@ -267,15 +267,19 @@ const BAD: Shorthand[] = [
   ['PUT', '/v1/groups/g', 400, { partitions: 257 }],
 ]
 
+const caseOf = ([method, path, status, body, more]: Shorthand): Case => ({
+  ...{ method, path, status },
+  ...(body !== undefined && { body }),
+  ...more,
+})
+
+/** Every route with valid requests, in order. */
+export const GOOD: Case[] = WRITTEN.map(caseOf)
+
 /** The table, and the generated invalid requests for each operation of the OpenAPI document. */
 // biome-ignore lint/suspicious/noExplicitAny: a document
 export function contract(document: any): Case[] {
-  const written = [...GOOD, ...LARGE, ...BAD].map(([method, path, status, body, more]) => ({
-    ...{ method, path, status },
-    ...(body !== undefined && { body }),
-    ...more,
-  }))
-  return [...written, ...operations(document).flatMap(wrong)]
+  return [...GOOD, ...[...LARGE, ...BAD].map(caseOf), ...operations(document).flatMap(wrong)]
 }
 
 /** The operations of the document, such as `GET /v1/locks/{name}`. */
@@ -314,15 +318,15 @@ export interface Answered {
   body: string
 }
 
-/** Sends all requests, in order. Values that always differ are masked in the responses. */
-export async function transcript(runtime: Runtime, cases: Case[]): Promise<Answered[]> {
-  const kept = new Map<string, string>()
+/** The request of a case, with the values that were kept of earlier responses. */
+export function requestOf(each: Case, kept: ReadonlyMap<string, string>): { path: string; init: Asked } {
   const filled = (text: string) => text.replaceAll(/\$([a-z]+\d?)/g, (all, name) => kept.get(name) ?? all)
-  const answers: Answered[] = []
-  for (const { method, path, body, headers, key = 'all', keep = {}, unlike } of cases) {
-    const text = body === undefined ? undefined : filled(typeof body === 'string' ? body : JSON.stringify(body))
-    const secret = key === 'wrong' ? 'all.wrong' : key === 'none' ? undefined : `${key}.${SECRETS[key]}`
-    const response = await runtime.fetch(filled(path), {
+  const { method, path, body, headers, key = 'all' } = each
+  const text = body === undefined ? undefined : filled(typeof body === 'string' ? body : JSON.stringify(body))
+  const secret = key === 'wrong' ? 'all.wrong' : key === 'none' ? undefined : `${key}.${SECRETS[key]}`
+  return {
+    path: filled(path),
+    init: {
       method,
       headers: {
         ...(text !== undefined && { 'Content-Type': 'application/json' }),
@@ -330,15 +334,26 @@ export async function transcript(runtime: Runtime, cases: Case[]): Promise<Answe
         ...headers,
       },
       ...(text !== undefined && { body: text }),
-    })
+    },
+  }
+}
+
+/** Sends all requests, in order. Values that always differ are masked in the responses. */
+export async function transcript(runtime: Runtime, cases: Case[]): Promise<Answered[]> {
+  const kept = new Map<string, string>()
+  const answers: Answered[] = []
+  for (const each of cases) {
+    const { path, init } = requestOf(each, kept)
+    const response = await runtime.fetch(path, init)
     const answer = await response.text()
-    for (const [name, at] of Object.entries(keep)) kept.set(name, String(valueAt(JSON.parse(answer), at)))
-    answers.push({ status: response.status, headers: comparable(response.headers), body: unlike ? '' : masked(answer) })
+    for (const [name, at] of Object.entries(each.keep ?? {})) kept.set(name, String(valueAt(JSON.parse(answer), at)))
+    const body = each.unlike ? '' : masked(answer)
+    answers.push({ status: response.status, headers: comparable(response.headers), body })
   }
   return answers
 }
 
-const valueAt = (json: unknown, at: string): unknown =>
+export const valueAt = (json: unknown, at: string): unknown =>
   // biome-ignore lint/suspicious/noExplicitAny: a path into JSON
   at.split('.').reduce((value: any, step) => value?.[step], json)
 
