@@ -90,8 +90,12 @@ export const ELECTION_STATEMENTS: [RegExp, Twin][] = [
     function* (s, [xid, name = '', token = '']) {
       if (s.trx.xid !== xid) throw new PgError(SQLSTATE.noTransaction, 'lockstep: not in that transaction')
       yield* twin.resignHeld(s, name, BigInt(token))
-      return one({ row: 'text' }, { row: '{}' })
+      return one({ row: 'text' }, { row: '{"resign_held": ""}' })
     },
+  ],
+  [
+    /^select lockstep\.secret_channel\('leader'\) as channel$/,
+    () => one({ channel: 'text' }, { channel: twin.SECRET_CHANNEL }),
   ],
   [
     /^listen (\w+)$/,
