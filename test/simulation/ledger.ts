@@ -4,6 +4,8 @@
  * 1. A hold that is trusted is held: its row is live under its token, or its process has K by one of its connections. A connection that the
  *    server has ended by itself, or a name that was taken by force, is something that the holder has to learn: so such a hold is
  *    excused for as long as its trust may last.
+ *    If the server's clock was set, its leases may end too early: a lock by lease is excused, a term is not, for nobody else is elected
+ *    before its leader has stopped.
  * 2. No two holds of a name are trusted at the same time, unless they are the same holder's under one token.
  * 3. A grant has a larger token than every earlier grant of the name.
  * 4. The fenced writes of a name commit in the order of their tokens.
@@ -19,6 +21,8 @@ const TRUST_MS = 8_100
 
 /** The ttl of a hold that wanted none, behind a pooler. */
 const POOLED_TTL_MS = 15_000
+
+const isTerm = ({ name }: Hold) => name.startsWith('leader\t')
 
 export class Violation extends Error {}
 
@@ -104,16 +108,17 @@ export class Ledger {
     const { leases, locks, now } = this.#server
     if (hold.kind === 'connection') return locks.holder(keyOf(hold.name))?.line?.process === process
     const row = leases.get(hold.name)
-    return row !== undefined && row.token === hold.token && row.holder !== null && row.expiresAt > now
+    if (row === undefined || row.token !== hold.token || row.holder === null) return false
+    return row.expiresAt > now || isTerm(hold) // a term that a clock has ended too early is nobody else's
   }
 
   #excused({ hold, process, ttlMs }: Entry): boolean {
     const since = this.#world.now - (hold.kind === 'lease' ? Math.max(ttlMs, POOLED_TTL_MS) : TRUST_MS)
-    const { takenAway, forced } = this.#server
+    const { takenAway, forced, clockSetAt } = this.#server
     while (takenAway[0] && takenAway[0].at < this.#world.now - 60_000) takenAway.shift()
     const { name } = hold
     if (forced.some((each) => each.name === name && each.at >= since)) return true
-    if (hold.kind !== 'connection') return false
+    if (hold.kind !== 'connection') return clockSetAt >= since && !isTerm(hold)
     const key = keyOf(name)
     return takenAway.some((each) => each.key === key && each.process === process && each.at >= since)
   }

@@ -103,6 +103,19 @@ export async function simulate(
     )
   }
 
+  // In some worlds the clock of the server is set now and then: mostly forward.
+  function setClocks(random: Random): void {
+    if (calm || random() < 0.5) return
+    const set = () => {
+      if (over) return
+      const byMs = random() < 0.7 ? random() * 30_000 : -random() * 5_000
+      told?.(`the clock of the server is set by ${Math.round(byMs)} ms`)
+      server.setClock(byMs)
+      world.after(1_000 + random() * 10_000, set, undefined)
+    }
+    world.after(random() * 10_000, set, undefined)
+  }
+
   const unhandled = (error: unknown) =>
     world.fail(new Violation(`Nobody handles this error: ${(error as Error)?.stack ?? error}`))
   process.on('unhandledRejection', unhandled)
@@ -110,6 +123,7 @@ export async function simulate(
     for (const at of shape.keys()) start(at)
     const revive = (dead: Process) => start(processes.indexOf(dead))
     torment({ world, server, processes, sockets, revive }, faults, plan, stream(seed, 'torment'))
+    if (leads) setClocks(stream(seed, 'clock'))
     const sweep = () => {
       if (planted) server.forget(planted.forgets)
       server.sweep()

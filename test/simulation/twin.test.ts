@@ -3,10 +3,12 @@ import { afterAll, beforeAll, expect, test } from 'vitest'
 import { seeded } from '../chaos/random.ts'
 import { type FreshDatabase, freshDatabase } from '../support/database.ts'
 import { nextElectionStep } from './twin/election-script.ts'
+import { RealSide } from './twin/real-side.ts'
 import { nextStep } from './twin/script.ts'
-import { RealSide, type Side, type State, type Step, TwinSide } from './twin/side.ts'
+import type { Side, State, Step } from './twin/side.ts'
+import { TwinSide } from './twin/twin-side.ts'
 
-const SCRIPTS = process.env.TEST_LONG ? 500 : 10
+const SCRIPTS = process.env.TEST_LONG ? 300 : 5
 const FIRST = Number(process.env.TWIN_SEED ?? 1)
 const STEPS = 30
 const SESSIONS = 3

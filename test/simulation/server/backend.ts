@@ -56,18 +56,18 @@ export class Backend implements Peer {
   constructor(server: Server, pid: number) {
     this.server = server
     this.pid = pid
-    this.heardAt = server.now
+    this.heardAt = server.world.now
   }
 
   connected(line: Line): void {
     if (this.ended) return // the connection broke while it was made
     this.line = line
-    this.heardAt = this.server.now
+    this.heardAt = this.server.world.now
     this.server.backends.add(this)
   }
 
   heard(data: Buffer): void {
-    this.heardAt = this.server.now
+    this.heardAt = this.server.world.now
     for (const asked of this.#reader.read(data)) this.#asked.push(asked)
     this.#goOn()
   }

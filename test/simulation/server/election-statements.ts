@@ -15,7 +15,22 @@ const LEADERS = {
 }
 const CANDIDATES = { holder: 'text', priority: 'int4', since: 'timestamptz', meta: 'jsonb' }
 
+const SAMPLE = {
+  ...{ nonce_: 'text', us: 'int8', server: 'int8', revision: 'int8', at_us: 'int8', lo_us: 'int8', hi_us: 'int8' },
+  ...{ guess_us: 'int8', rival_at_us: 'int8', rival_lo_us: 'int8', rival_hi_us: 'int8', falsetickers: 'text[]' },
+  ...{ claimed: 'bool', trusted: 'text' },
+  ...CLOCKED,
+}
+
 export const ELECTION_STATEMENTS: [RegExp, Twin][] = [
+  [
+    // A reading of the server's clock, after it was set. Nobody asks NTP servers here: nothing is anchored.
+    /from lockstep\.sample_time\(/,
+    (s, [nonce = '']) => {
+      const { clock_us: us = null, clock_server: server = null } = clock(s)
+      return one(SAMPLE, { nonce_: nonce, us, server, claimed: 'f', ...clock(s) })
+    },
+  ],
   [
     /from lockstep\.campaign\(/,
     (s, [asks = '']) => {
@@ -75,8 +90,12 @@ export const ELECTION_STATEMENTS: [RegExp, Twin][] = [
     function* (s, [xid, name = '', token = '']) {
       if (s.trx.xid !== xid) throw new PgError(SQLSTATE.noTransaction, 'lockstep: not in that transaction')
       yield* twin.resignHeld(s, name, BigInt(token))
-      return one({ row: 'text' }, { row: '{}' })
+      return one({ row: 'text' }, { row: '{"resign_held": ""}' })
     },
+  ],
+  [
+    /^select lockstep\.secret_channel\('leader'\) as channel$/,
+    () => one({ channel: 'text' }, { channel: twin.SECRET_CHANNEL }),
   ],
   [
     /^listen (\w+)$/,

@@ -10,6 +10,8 @@ const PREFIX = 'leader\t'
 const GRACE_MS = 1_000
 /** For how long a candidate without a connection waits unless it asks again. */
 const ASKS_AGAIN_MS = 15_000
+/** The channel on which elections are told: on a real server nobody can guess its name. */
+export const SECRET_CHANNEL = 'lockstep_leader_secret'
 const LAST = 9_223_372_036_854_775_807n
 
 export interface Candidate {
@@ -188,7 +190,8 @@ function tell(s: Session, election: string): void {
   }
   const news = { name: election.slice(PREFIX.length), revision: text(l.revision), deposed: l.deposed ?? false }
   const payload = JSON.stringify({ ...news, leader: leader || null, next })
-  s.trx.notifies.set(`lockstep_leader ${payload}`, { channel: 'lockstep_leader', payload })
+  s.trx.notifies.set(`leader ${payload}`, { channel: SECRET_CHANNEL, payload })
+  s.trx.notifies.set('leader', { channel: 'lockstep_leader', payload: '' })
 }
 const text = (value: bigint | null | undefined) => (value == null ? null : String(value))
 

@@ -33,6 +33,9 @@ export class Server {
   readonly takenAway: { key: string; process: Process | undefined; at: number }[] = []
   /** The names that were taken by force. */
   readonly forced: { name: string; at: number }[] = []
+  /** When its clock was last set. */
+  clockSetAt = -Infinity
+  #aheadMs = 0
   readonly #faults: Faults
   #token = 0n
   #xid = 700
@@ -46,7 +49,13 @@ export class Server {
 
   /** clock_timestamp(), in ms since 1970. */
   get now(): number {
-    return EPOCH_MS + this.world.now
+    return EPOCH_MS + this.world.now + this.#aheadMs
+  }
+
+  /** Its clock is set. */
+  setClock(byMs: number): void {
+    this.#aheadMs += byMs
+    this.clockSetAt = this.world.now
   }
 
   nextToken(): bigint {
@@ -110,7 +119,7 @@ export class Server {
   /** Ends the connections that have been silent for too long; called once in a while. */
   sweep(): void {
     for (const backend of [...this.backends]) {
-      const silent = this.now - backend.heardAt
+      const silent = this.world.now - backend.heardAt
       const limit = backend.silentMs ?? (backend.line?.swallowed ? VANISHED_MS : Infinity)
       const vanished = backend.line?.swallowed === true && silent >= VANISHED_MS
       if (vanished || (!backend.waits && silent >= limit)) backend.end('57P05')

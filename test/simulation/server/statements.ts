@@ -230,7 +230,7 @@ const STATEMENTS: [RegExp, Twin][] = [
     function* (s, [xid, name = '', token = ''], [, verb]) {
       if (s.trx.xid !== xid) throw new PgError(SQLSTATE.noTransaction, 'lockstep: not in that transaction')
       yield* verb === 'assert_held' ? twin.assertHeld(s, name, BigInt(token)) : twin.releaseHeld(s, name, BigInt(token))
-      return one({ row: 'text' }, { row: '{}' })
+      return one({ row: 'text' }, { row: `{"${verb}": ""}` })
     },
   ],
   [

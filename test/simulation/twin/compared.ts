@@ -31,8 +31,8 @@ export interface Answered {
 const TOKENS = new Set(['token', 'tokens', 'try_key', 'base', 'kept_tokens', 'place', 'over', 'revision'])
 const PIDS = new Set(['pid', 'gate_pid', 'waiting_pids'])
 const WAITS = new Set(['wait_ms', 'refused_for', 'lives_ms'])
-/** They say how fast a clock goes, or how a client is called. */
-const IGNORED = new Set(['clock_us', 'clock_server', 'gate_application'])
+/** They say how fast a clock goes, how a client is called, or a secret. */
+const IGNORED = new Set(['clock_us', 'clock_server', 'gate_application', 'channel'])
 
 /** Arrays in no promised order, and those that are in the same order. */
 const TOGETHER = [

@@ -1,8 +1,10 @@
 /** The same as script.ts, for elections: campaigns of several candidates, terms that end in every way, connections that end. */
 import { pick, type Random } from '../faults.ts'
+import { SECRET_CHANNEL } from '../server/elections.ts'
 import type { Value } from './compared.ts'
 import { HELD, HOUR_MS, type Made, RENEW } from './script.ts'
-import type { Step, TwinSide } from './side.ts'
+import type { Step } from './side.ts'
+import type { TwinSide } from './twin-side.ts'
 
 const RESIGN = `select revoked, busy, set_config('synchronous_commit', 'off', true) from lockstep.resign($1::text[], $2::bigint[])`
 const END = 'select pg_advisory_lock_shared($1), pg_advisory_unlock_shared($1)'
@@ -66,6 +68,8 @@ export function nextElectionStep(random: Random, twin: TwinSide): Step {
     () => ['select * from lockstep.leaders($1::text[])', [names]],
     () => ['select lockstep.step_down($1) as outcome', [name()]],
     () => ['listen lockstep_leader', []],
+    () => [`listen ${SECRET_CHANNEL}`, []],
+    () => [`select lockstep.secret_channel('leader') as channel`, []],
   ]
   if (mayWait) {
     outside.push(() => ['select pg_advisory_lock($1)', [witnessOf(session)]])

@@ -8,7 +8,8 @@
 import { keyOf } from '../../../lib/database/lock-key.ts'
 import { pick, type Random } from '../faults.ts'
 import type { Value } from './compared.ts'
-import type { Step, TwinSide } from './side.ts'
+import type { Step } from './side.ts'
+import type { TwinSide } from './twin-side.ts'
 
 const ENTER = `select *, case when token is not null then pg_catalog.pg_current_xact_id()::text end as xid from lockstep.enter`
 const GRANT = 'select * from lockstep.grant_leases($1::text[], $2::text[], $3::integer[], $4::text[]::jsonb[])'
