@@ -69,6 +69,7 @@ export async function simulate(
   const told = tell && ((line: string) => tell(`${world.now.toFixed(1).padStart(9)} ms  ${line}`))
   const faults = new WorldFaults(plan, stream(seed, 'faults'), told)
   const server = new Server(world, stream(seed, 'server'), faults)
+  server.pooled = pooled
   const ledger = new Ledger(world, server, told)
   const sockets = new Set<Socket>()
   const processes: Process[] = []

@@ -30,8 +30,10 @@ export interface Fate {
 type Work = Generator<Blocked, void>
 
 export class Backend implements Peer {
-  readonly pid: number
+  /** Its own; behind a pooler, that of the backend that the transaction was given. */
+  pid: number
   readonly server: Server
+  readonly #number: number
   line: Line | undefined
   ended = false
   /** What it listens to. */
@@ -56,6 +58,7 @@ export class Backend implements Peer {
   constructor(server: Server, pid: number) {
     this.server = server
     this.pid = pid
+    this.#number = pid
     this.heardAt = server.world.now
   }
 
@@ -83,6 +86,7 @@ export class Backend implements Peer {
   }
 
   listensTo(channel: string): void {
+    if (this.server.pooled) this.server.world.fail(new Error('A session listens through a pooler'))
     this.channels.add(channel)
   }
 
@@ -231,8 +235,14 @@ export class Backend implements Peer {
   }
 
   *#statement(text: string, values: (string | null)[]): Generator<Blocked, Answer> {
-    this.trx ??= new Transaction(this.server.nextXid(), this)
+    this.trx ??= this.#begin()
     return yield* statement({ server: this.server, backend: this, trx: this.trx }, text, values)
+  }
+
+  // A pooler gives each transaction another backend.
+  #begin(): Transaction {
+    if (this.server.pooled) this.pid = 10 * this.#number + Math.floor(this.server.random() * 10)
+    return new Transaction(this.server.nextXid(), this)
   }
 
   #breaks(fatal: boolean): Answer {
@@ -244,7 +254,7 @@ export class Backend implements Peer {
   #control(control: string): Answer {
     if (control === 'begin' || control === 'start transaction') {
       this.#explicit = true
-      this.trx ??= new Transaction(this.server.nextXid(), this)
+      this.trx ??= this.#begin()
     } else {
       const commit = control === 'commit' && !this.#failed
       this.#explicit = false
@@ -259,6 +269,8 @@ export class Backend implements Peer {
     this.trx = undefined
     if (trx) this.server.endTransaction(trx, commit)
     this.server.locks.endTransaction(this)
+    const left = this.server.pooled && this.server.locks.keysOf(this).length > 0
+    if (left) this.server.world.fail(new Error('A lock of a session was taken through a pooler'))
   }
 
   get #status(): 'I' | 'T' | 'E' {

@@ -98,6 +98,12 @@ export const ELECTION_STATEMENTS: [RegExp, Twin][] = [
     () => one({ channel: 'text' }, { channel: twin.SECRET_CHANNEL }),
   ],
   [
+    /^show pool_version$/, // Pgpool-II would answer
+    () => {
+      throw new PgError('42704', 'unrecognized configuration parameter "pool_version"')
+    },
+  ],
+  [
     /^listen (\w+)$/,
     ({ backend }, _, [, channel = '']) => {
       backend.listensTo(channel)

@@ -36,6 +36,8 @@ export class Server {
   /** When its clock was last set. */
   clockSetAt = -Infinity
   #aheadMs = 0
+  /** Whether a transaction pooler stands before it: each transaction has another backend, and nothing of a session stays. */
+  pooled = false
   readonly #faults: Faults
   #token = 0n
   #xid = 700
@@ -72,8 +74,9 @@ export class Server {
     return new Backend(this, ++this.#pid)
   }
 
+  /** The process id in the greeting of a connection: a pooler makes one up. */
   announced(backend: Backend): number {
-    return backend.pid
+    return this.pooled ? 1_000_000 + backend.pid : backend.pid
   }
 
   fate(backend: Backend, text: string): Fate {
