@@ -93,10 +93,14 @@ export function* enter(s: Session, name: string, waits: boolean): Generator<Bloc
   const key = keyOf(name)
   if (waits) yield* server.locks.lock(backend, key, 'exclusive', 'transaction')
   else if (!server.locks.try(backend, key, 'exclusive', 'transaction'))
-    return { gated: false, token: null, waitMs: null }
-  return { gated: true, ...take(s, name) }
+    return { gated: false, token: null, waitMs: null, idleTimeout: null }
+  const taken = take(s, name)
+  if (taken.token !== null) return { gated: true, ...taken, idleTimeout: null }
+  const { idleTimeout } = s.trx
+  s.trx.idleTimeout = '15s'
+  return { gated: true, ...taken, idleTimeout }
 }
-type Entered = { gated: boolean } & ReturnType<typeof take>
+type Entered = { gated: boolean; idleTimeout: string | null } & ReturnType<typeof take>
 
 export function register(
   s: Session,

@@ -37,6 +37,8 @@ export class Transaction {
   readonly notifies = new Map<string, { channel: string; payload: string }>()
   /** The writes to a fenced table: the name and the token under which they were made. */
   readonly effects: { name: string; token: bigint }[] = []
+  /** idle_in_transaction_session_timeout, as a gated candidate that waits for a lease sets it. */
+  idleTimeout = '0'
   /** What takes back its changes of other tables. */
   readonly undo: (() => void)[] = []
 

@@ -199,10 +199,10 @@ const STATEMENTS: [RegExp, Twin][] = [
   [
     /^select \*, case when token is not null.* from lockstep\.enter\(\$1, (null|\$2::integer)\)/s,
     function* (s, [name = ''], [, wait]) {
-      const { gated, token, waitMs } = yield* twin.enter(s, name, wait !== 'null')
+      const { gated, token, waitMs, idleTimeout } = yield* twin.enter(s, name, wait !== 'null')
       return one(ENTERED, {
         ...{ gated: bool(gated), token: text(token), wait_ms: text(waitMs), pid: String(s.backend.pid) },
-        ...{ idle_timeout: gated && token === null ? '0' : null, xid: token === null ? null : s.trx.xid },
+        ...{ idle_timeout: idleTimeout, xid: token === null ? null : s.trx.xid },
       })
     },
   ],

@@ -72,7 +72,8 @@ export class RealSide extends Side {
     return this.sessions.every((session) => {
       const found = rows.find(({ pid }) => pid === session.pid)
       if (session.ended) return found === undefined
-      return found !== undefined && (!session.pending || (found.waits && session !== cancelled))
+      if (!session.pending) return found !== undefined && session.ready === session.sent
+      return found?.waits === true && session !== cancelled
     })
   }
 

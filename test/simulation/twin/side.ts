@@ -33,6 +33,9 @@ export class Session {
   pending = false
   ended = false
   status = 'I'
+  /** How many statements were sent, and after how many of them the server was ready for the next: after an error it says so separately. */
+  sent = 0
+  ready = 0
   pid = 0
   readonly heard: string[] = []
 
@@ -49,6 +52,7 @@ export class Session {
     const { connection } = client as unknown as { connection: NodeJS.EventEmitter }
     connection.on('readyForQuery', ({ status }: { status: string }) => {
       this.status = status
+      this.ready++
     })
   }
 
@@ -86,6 +90,7 @@ export abstract class Side {
   protected send(at: number, text: string, values: Value[]): void {
     const session = this.sessions[at] as Session
     session.pending = true
+    session.sent++
     const pids = this.sessions.map(({ pid }) => pid)
     session.client.query(text.replace(SECRET_CHANNEL, this.secret), this.known.resolved(values, pids)).then(
       (result) => this.#note(at, session, answered(at, result, this.known, pids)),
