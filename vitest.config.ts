@@ -6,10 +6,13 @@ import { BaseSequencer } from 'vitest/node'
 /** Those that last longest begin first: begun last, one of them is waited for by a worker that has nothing to do. */
 const LONGEST = [
   ...[
+    'faults/verbs.long',
     'adapters/idle.long',
+    'faults/server.long',
     'faults/locks.long',
     'faults/verbs.long',
     'chaos/short.long',
+    'simulation/simulation.long',
     'database/pooler.long',
     'close/close',
     'close/growth.long',
