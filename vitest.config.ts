@@ -6,10 +6,12 @@ import { BaseSequencer } from 'vitest/node'
 /** Those that last longest begin first: begun last, one of them is waited for by a worker that has nothing to do. */
 const LONGEST = [
   ...[
-    'adapters/idle.long',
-    'faults/locks.long',
     'faults/verbs.long',
+    'adapters/idle.long',
+    'faults/server.long',
+    'faults/locks.long',
     'chaos/short.long',
+    'simulation/simulation.long',
     'database/pooler.long',
     'close/close',
     'close/growth.long',
@@ -19,7 +21,6 @@ const LONGEST = [
     'docs/samples',
     'setup/exclusive-migration.long',
     'faults/rooms.long',
-    'faults/server.long',
     'http/bounds',
     'adapters/deadline.long',
     'http/followers.long',

@@ -146,4 +146,20 @@ export const DATABASE: readonly Mutant[] = [
     files: ['database/prepared.test.ts'],
     tests: 'that a migration has made unfit',
   },
+  {
+    bug: 'a session is trusted from an answer on, and not from its question',
+    file: 'lib/database/session.ts',
+    from: 'this.#answered = asked',
+    to: 'this.#answered = new Stopwatch()',
+    files: ['simulation/simulation.test.ts'],
+    tests: 'every promise of locks is kept',
+  },
+  {
+    bug: 'a session is trusted for longer than the server waits for it',
+    file: 'lib/database/session.ts',
+    from: 'const TRUST_MS = 8_000',
+    to: 'const TRUST_MS = 25_000',
+    files: ['simulation/simulation.test.ts'],
+    tests: 'every promise of locks is kept',
+  },
 ]

@@ -88,4 +88,12 @@ export const LOCK: readonly Mutant[] = [
     files: ['neighbours/neighbours.test.ts', 'database/session.test.ts'],
     tests: 'never held twice, and granted when it is free|cannot end the connection of another role',
   },
+  {
+    bug: 'a name that nobody holds or wants any more is kept',
+    file: 'lib/lock/wait-queue.ts',
+    from: 'return this.#gate.giveUp()',
+    to: 'return done',
+    files: ['simulation/simulation.test.ts'],
+    tests: 'every promise of locks is kept',
+  },
 ]
