@@ -161,7 +161,7 @@ async function startZookeeper() {
   fs.writeFileSync(config, `${lines.join('\n')}\n`)
   const main = 'org.apache.zookeeper.server.ZooKeeperServerMain'
   const server = guarded(['java', '-Xmx128m', '-cp', `/usr/share/java/*`, main, config], {
-    ...{ user: undefined, stopWith: 'INT', remove: dir },
+    ...{ user: undefined, stopWith: 'KILL', remove: dir }, // in the background a JVM ignores SIGINT
   })
   server.unref()
   const stop = async () => {

@@ -15,7 +15,7 @@ export interface Scene {
   argumentsOf(network: (target: 0 | 1) => string, name: string): string[]
   restMs(chance: number): number
   awayMs(chance: number): number
-  /** A process was killed. @param names  what it has reported as `named`. */
+  /** A process was killed, or has ended by itself. @param names  what it has reported as `named`. */
   killed?(names: string[]): void
 }
 
@@ -101,6 +101,7 @@ export class Cast implements AsyncDisposable {
   #ended(member: Member): void {
     if (this.#over || !this.#alive.delete(member)) return
     this.#counts.set('crashed', (this.#counts.get('crashed') ?? 0) + 1)
+    this.#scene.killed?.(member.names)
     setTimeout(() => this.#over || void this.#start(member.slot), 100)
   }
 }

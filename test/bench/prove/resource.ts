@@ -19,7 +19,7 @@ export const SCHEMA = `
   create unique index on job_effect (form, job) where form like '%idempotent';
   select lockstep.fence_table('fenced', name => 'prove/fenced')`
 
-export class Resource {
+export class Resource implements AsyncDisposable {
   readonly #pool: pg.Pool
 
   constructor(url: string) {
@@ -77,6 +77,10 @@ export class Resource {
       'insert into job_effect values ($1, $2::integer, $3) on conflict (form, job) where form like $4 do nothing'
     const { rowCount } = await this.#pool.query(text.replace('$4', IDEMPOTENT), values)
     return rowCount === 1
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#pool.end()
   }
 }
 
