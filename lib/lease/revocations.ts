@@ -12,29 +12,30 @@ import { LeaseLostError } from '../base/index.ts'
 const MOST = 2_048
 
 export class Revocations {
-  // Two generations: an entry is never deleted by itself, which would cost more than it.
-  #recent = new Map<bigint, Promise<unknown>>()
-  #older = new Map<bigint, Promise<unknown>>()
+  // Two generations: an entry is not deleted by itself, which would cost more than it. One that is decided is no object any more.
+  #recent = new Map<bigint, Promise<boolean> | true>()
+  #older = new Map<bigint, Promise<boolean> | true>()
 
   /** A revocation was asked for. @param outcome  of the call. */
   note(token: bigint, outcome: Promise<unknown>): void {
-    outcome.catch((error) => {
-      if (error instanceof LeaseLostError) return
-      this.#recent.delete(token) // only the database knows
-      this.#older.delete(token)
-    })
     if (this.#recent.size >= MOST) {
       this.#older = this.#recent
       this.#recent = new Map()
     }
-    this.#recent.set(token, outcome)
-  }
-
-  /** Whether a token is revoked; undefined: this process has not asked for it, or does not know. */
-  outcome(token: bigint): Promise<boolean> | undefined {
-    return (this.#recent.get(token) ?? this.#older.get(token))?.then(
+    const generation = this.#recent
+    const revoked = outcome.then(
       () => true,
       (error) => error instanceof LeaseLostError,
     )
+    generation.set(token, revoked)
+    void revoked.then((known) => {
+      if (known) generation.set(token, true)
+      else generation.delete(token) // only the database knows
+    })
+  }
+
+  /** Whether a token is revoked; undefined: this process has not asked for it, or does not know. */
+  outcome(token: bigint): Promise<boolean> | true | undefined {
+    return this.#recent.get(token) ?? this.#older.get(token)
   }
 }
