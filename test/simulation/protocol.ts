@@ -117,6 +117,16 @@ const OIDS: Record<string, number> = {
   jsonb: 3802,
 }
 
+const COLUMNS = new WeakMap<object, Buffer>()
+const columns = (types: Record<string, string>): Buffer =>
+  framed(
+    'T',
+    int16(Object.keys(types).length),
+    ...Object.entries(types).flatMap(([name, type]) => [
+      ...[text(name), int32(0), int16(0), int32(OIDS[type] ?? 25), int16(-1), int32(-1), int16(0)],
+    ]),
+  )
+
 export const SAYS = {
   authenticated: framed('R', int32(0)),
   parameter: (name: string, value: string) => framed('S', text(name), text(value)),
@@ -126,14 +136,11 @@ export const SAYS = {
   bound: framed('2'),
   closed: framed('3'),
   noData: framed('n'),
-  columns: (types: Record<string, string>) =>
-    framed(
-      'T',
-      int16(Object.keys(types).length),
-      ...Object.entries(types).flatMap(([name, type]) => [
-        ...[text(name), int32(0), int16(0), int32(OIDS[type] ?? 25), int16(-1), int32(-1), int16(0)],
-      ]),
-    ),
+  columns: (types: Record<string, string>) => {
+    const known = COLUMNS.get(types) ?? columns(types)
+    COLUMNS.set(types, known)
+    return known
+  },
   row: (row: Row, types: Record<string, string>) =>
     framed(
       'D',

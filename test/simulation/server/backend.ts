@@ -4,7 +4,6 @@
  *
  * What may fail is decided at each statement by the world (faults.ts): before its effect, after it, or with the connection.
  */
-
 import { type Asked, Reader, type Row, SAYS } from '../protocol.ts'
 import type { Line, Peer } from '../socket.ts'
 import type { Blocked } from './locks.ts'
@@ -52,6 +51,8 @@ export class Backend implements Peer {
   #bound: { text: string; values: (string | null)[] } | undefined
   #answer: Answer | undefined
   #work: Work | undefined
+  /** What its statement waits for. */
+  waitsFor: Blocked | undefined
   #cancelled = false
   #inWork = false
 
@@ -79,10 +80,6 @@ export class Backend implements Peer {
   left(): void {
     if (this.#work) this.server.world.after(this.server.random() * 2_000, () => this.end(), undefined)
     else this.end()
-  }
-
-  get waits(): boolean {
-    return this.#work !== undefined
   }
 
   listensTo(channel: string): void {
@@ -124,21 +121,19 @@ export class Backend implements Peer {
         this.#work = this.#do(asked)
       }
       this.#inWork = true
-      let done = true
+      this.waitsFor = undefined
       try {
         const cancelled = this.#cancelled
         this.#cancelled = false
-        done = (
-          cancelled
-            ? this.#work.throw(new PgError('57014', 'canceling statement due to user request'))
-            : this.#work.next()
-        ).done as boolean
+        const why = 'canceling statement due to user request'
+        const { value } = cancelled ? this.#work.throw(new PgError('57014', why)) : this.#work.next()
+        this.waitsFor = value ?? undefined
       } catch (error) {
         this.#fail(error)
       } finally {
         this.#inWork = false
       }
-      if (!done) return
+      if (this.waitsFor !== undefined) return
       this.#work = undefined
     }
   }

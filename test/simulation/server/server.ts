@@ -125,7 +125,7 @@ export class Server {
       const silent = this.world.now - backend.heardAt
       const limit = backend.silentMs ?? (backend.line?.swallowed ? VANISHED_MS : Infinity)
       const vanished = backend.line?.swallowed === true && silent >= VANISHED_MS
-      if (vanished || (!backend.waits && silent >= limit)) backend.end('57P05')
+      if (vanished || (backend.waitsFor === undefined && silent >= limit)) backend.end('57P05')
     }
   }
 
@@ -142,7 +142,7 @@ export class Server {
       this.effects.push(...trx.effects)
       for (const { channel, payload } of trx.notifies.values()) this.#notify(channel, payload)
     }
-    for (const backend of this.backends) if (backend.waits) backend.wake() // for a row
+    for (const backend of this.backends) if (backend.waitsFor === 'row') backend.wake()
   }
 
   #notify(channel: string, payload: string): void {

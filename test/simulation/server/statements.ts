@@ -283,13 +283,23 @@ const STATEMENTS: [RegExp, Twin][] = [
   ],
 ]
 
-export function* statement(s: Session, asked: string, values: Values): Generator<Blocked, Answer> {
-  const trimmed = asked.trim()
-  for (const [pattern, run] of [...STATEMENTS, ...ELECTION_STATEMENTS]) {
-    const found = pattern.exec(trimmed)
-    if (!found) continue
-    const answer = run(s, values as string[], found)
-    return 'rows' in answer ? answer : yield* answer
+const ALL = [...STATEMENTS, ...ELECTION_STATEMENTS]
+/** The twins of the texts that were asked: most are asked thousands of times. */
+const known = new Map<string, { run: Twin; found: RegExpExecArray }>()
+
+function twinOf(asked: string): { run: Twin; found: RegExpExecArray } {
+  const text = asked.trim()
+  for (const [pattern, run] of ALL) {
+    const found = pattern.exec(text)
+    if (found) return { run, found }
   }
-  throw new Error(`The simulated server does not know this statement: ${trimmed}`)
+  throw new Error(`The simulated server does not know this statement: ${text}`)
+}
+
+export function* statement(s: Session, asked: string, values: Values): Generator<Blocked, Answer> {
+  const twin = known.get(asked) ?? twinOf(asked)
+  if (known.size > 1_000) known.clear()
+  known.set(asked, twin)
+  const answer = twin.run(s, values as string[], twin.found)
+  return 'rows' in answer ? answer : yield* answer
 }
