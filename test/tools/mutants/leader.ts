@@ -45,4 +45,20 @@ export const LEADER: readonly Mutant[] = [
     to: 'void term',
     files: ['leader/lead-loop.test.ts'],
   },
+  {
+    bug: 'an expired term is taken by a candidate that has not watched the clock',
+    file: 'lib/leader/clock-step.ts',
+    from: 'if (!(this.#high - this.#low <= ttlMs * PRECISION)) return ttlMs',
+    to: 'if (ttlMs > 0) return 0',
+    files: ['simulation/simulation.test.ts'],
+    tests: 'every promise of leaders is kept',
+  },
+  {
+    bug: 'an observer is shown an older change after a newer one',
+    file: 'lib/leader/observe.ts',
+    from: 'if (last && state.revision < last.revision) return\n',
+    to: 'if (last && state.revision < 0n) return\n',
+    files: ['simulation/simulation.test.ts'],
+    tests: 'every promise of leaders is kept',
+  },
 ]
