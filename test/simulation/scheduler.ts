@@ -118,7 +118,12 @@ export class World {
 
   /** Plans an event, of `process`, in `ms` milliseconds. */
   after(ms: number, run: () => void, process: Process | undefined): void {
-    const event = { at: this.now + ms, nth: this.#nth++, process, run }
+    this.at(this.now + ms, run, process)
+  }
+
+  /** Plans an event at a time of this world. What must keep an order is planned so: a sum of differences is rounded. */
+  at(time: number, run: () => void, process: Process | undefined): void {
+    const event = { at: time, nth: this.#nth++, process, run }
     let at = this.#events.length
     this.#events.push(event)
     while (at > 0) {

@@ -142,13 +142,13 @@ export class Socket extends EventEmitter implements Line {
 
   #toServer(arrives: () => void): void {
     this.#there = Math.max(this.#there, this.#world.now + this.#delay())
-    this.#world.after(this.#there - this.#world.now, () => this.swallowed || arrives(), undefined)
+    this.#world.at(this.#there, () => this.swallowed || arrives(), undefined)
   }
 
   #toClient(arrives: () => void): void {
     this.#back = Math.max(this.#back, this.#world.now + this.#delay())
     const late = () => this.swallowed || this.#closed || arrives()
-    this.#world.after(this.#back - this.#world.now, late, this.process)
+    this.#world.at(this.#back, late, this.process)
   }
 
   // What pg calls too, and what means nothing here.
